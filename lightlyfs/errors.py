@@ -1,0 +1,222 @@
+"""The error tree of lightlyfs.
+
+    LightlyFsError
+    +-- SettingsError            an argument, option or environment variable is wrong
+    +-- StartError               the mount cannot start on this machine
+    +-- RequestError             a request to the API or to storage failed
+    |   +-- BadRequest           400: the server does not understand the request
+    |   +-- Unauthorized         401: no token, or one the server does not know
+    |   +-- Forbidden            403: the token may not do this
+    |   +-- NotFound             404: no such dataset, sample or object
+    |   +-- Conflict             409, 412: it exists already, or it changed
+    |   +-- TooLarge             413: the body or the answer is over the server's limit
+    |   +-- QuotaExceeded        402, 507 and the quota codes: the account is full
+    |   +-- Refused              any other 4xx
+    |   +-- MalformedAnswer      a 2xx answer that is not what the API promises
+    |   +-- UnsafeUrl            an address that is not http or https
+    |   +-- TlsFailed            the certificate or the handshake was refused
+    |   +-- Cancelled            the caller gave up
+    |   +-- Retryable            the same request may succeed later
+    |       +-- Throttled        429: too many requests
+    |       +-- ServerFault      408, 5xx: the server failed
+    |       +-- TimedOut         no answer, or no byte, within the limit
+    |       +-- Unreachable      no connection, or it broke
+    |       +-- ShortBody        the body ended before its announced length
+    +-- ContentError             the bytes of a sample cannot be had
+    |   +-- NoContent            the sample has no stored object
+    |   +-- ContentChanged       the object changed while it was being read
+    |   +-- SizeUnknown          the size can be neither found nor fetched now
+    +-- FileError                what was asked makes no sense for this path
+        +-- NoSuchFile           no such path
+        +-- NotADirectory        a file stands where a directory is needed
+        +-- IsADirectory         a directory stands where a file is needed
+        +-- FileExists           the path exists
+        +-- NotPermitted         lightlyfs or the API does not allow it
+        +-- ReadOnly             the mount is read-only
+        +-- BadHandle            the file handle is not open
+        +-- NoAttribute          no such extended attribute
+        +-- UnknownNamespace     extended attributes of this namespace are not kept
+        +-- InvalidArgument      the arguments make no sense together
+        +-- Interrupted          the caller was interrupted by a signal
+        +-- DeadlineExceeded     the answer did not come within the limit of one call
+
+An error carries what a person needs; the errno is chosen in `kernel.errno_table` alone.
+"""
+
+from __future__ import annotations
+
+
+class LightlyFsError(Exception):
+    """Base of every error lightlyfs raises on purpose."""
+
+
+class SettingsError(LightlyFsError):
+    """An argument, option or environment variable is wrong; the text names it and the way out."""
+
+
+class StartError(LightlyFsError):
+    """The mount cannot start on this machine; the text names the reason and the way out."""
+
+
+class RequestError(LightlyFsError):
+    """A request to the API or to storage failed.
+
+    `status` is the HTTP status or None, `code` the API's error code (`SAMPLE_UNKNOWN`) or "",
+    `request_id` what the server calls the request or "", `retry_after_s` what the server asked for.
+    The text never holds a token or a signed query.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        status: int | None = None,
+        code: str = "",
+        request_id: str = "",
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.status = status
+        self.code = code
+        self.request_id = request_id
+        self.retry_after_s = retry_after_s
+
+
+class BadRequest(RequestError):
+    """The server does not understand the request (400)."""
+
+
+class Unauthorized(RequestError):
+    """No token, or one the server does not know (401)."""
+
+
+class Forbidden(RequestError):
+    """The token may not do this (403)."""
+
+
+class NotFound(RequestError):
+    """There is no such dataset, sample or object (404)."""
+
+
+class Conflict(RequestError):
+    """It exists already, or it changed meanwhile (409, 412)."""
+
+
+class TooLarge(RequestError):
+    """The body or the answer is over the server's limit (413)."""
+
+
+class QuotaExceeded(RequestError):
+    """The account or the dataset is full (402, 507, or an API code that says so)."""
+
+
+class Refused(RequestError):
+    """The server refused the request for another reason (any other 4xx)."""
+
+
+class MalformedAnswer(RequestError):
+    """A successful answer that is not what the API promises; the text names the bad field."""
+
+
+class UnsafeUrl(RequestError):
+    """An address that is not http or https, and is therefore not followed."""
+
+
+class TlsFailed(RequestError):
+    """The server's certificate or the TLS handshake was refused."""
+
+
+class Cancelled(RequestError):
+    """The caller gave up on the request."""
+
+
+class Retryable(RequestError):
+    """A failure after which the same request may succeed."""
+
+
+class Throttled(Retryable):
+    """Too many requests (429)."""
+
+
+class ServerFault(Retryable):
+    """The server failed (408 and 5xx)."""
+
+
+class TimedOut(Retryable):
+    """No answer, or no further byte, came within the limit."""
+
+
+class Unreachable(Retryable):
+    """No connection could be made, or it broke."""
+
+
+class ShortBody(Retryable):
+    """The body ended before its announced length."""
+
+
+class ContentError(LightlyFsError):
+    """The bytes of a sample cannot be had."""
+
+
+class NoContent(ContentError):
+    """The sample has no stored object."""
+
+
+class ContentChanged(ContentError):
+    """The stored object changed while it was being read."""
+
+
+class SizeUnknown(ContentError):
+    """The size of a sample can be neither found in the metadata nor fetched now."""
+
+
+class FileError(LightlyFsError):
+    """What was asked makes no sense for this path."""
+
+
+class NoSuchFile(FileError):
+    """No such path."""
+
+
+class NotADirectory(FileError):
+    """A file stands where a directory is needed."""
+
+
+class IsADirectory(FileError):
+    """A directory stands where a file is needed."""
+
+
+class FileExists(FileError):
+    """The path exists."""
+
+
+class NotPermitted(FileError):
+    """lightlyfs or the API does not allow it."""
+
+
+class ReadOnly(FileError):
+    """The mount is read-only."""
+
+
+class BadHandle(FileError):
+    """The file handle is not open."""
+
+
+class NoAttribute(FileError):
+    """The file has no such extended attribute."""
+
+
+class UnknownNamespace(FileError):
+    """Extended attributes of this namespace are not kept."""
+
+
+class InvalidArgument(FileError):
+    """The arguments make no sense together."""
+
+
+class Interrupted(FileError):
+    """The calling process was interrupted by a signal."""
+
+
+class DeadlineExceeded(FileError):
+    """The answer did not come within the limit of one call."""
