@@ -63,6 +63,8 @@ class RequestError(LightlyFsError):
 
     `status` is the HTTP status or None, `code` the API's error code (`SAMPLE_UNKNOWN`) or "",
     `request_id` what the server calls the request or "", `retry_after_s` what the server asked for.
+    `request_sent` is False only where surely no byte of the request left this machine, so that even a
+    create may be tried again.
     The text never holds a token or a signed query.
     """
 
@@ -74,12 +76,14 @@ class RequestError(LightlyFsError):
         code: str = "",
         request_id: str = "",
         retry_after_s: float | None = None,
+        request_sent: bool = True,
     ) -> None:
         super().__init__(text)
         self.status = status
         self.code = code
         self.request_id = request_id
         self.retry_after_s = retry_after_s
+        self.request_sent = request_sent
 
 
 class BadRequest(RequestError):

@@ -1,0 +1,341 @@
+"""The transport contract: what goes into a send and what comes out, whatever library carries it.
+
+Everything both forms must do alike lives here: the check of a URL, the headers that are always sent,
+what becomes of the bytes of a body. Imports no HTTP library.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Protocol
+from urllib.parse import quote, urlsplit
+
+from lightlyfs import errors
+from lightlyfs.api.proxies import Proxies
+from lightlyfs.api.redaction import shown_url
+
+MIB = 1 << 20
+# The longest error page that is read: enough for any message, small enough never to matter.
+ERROR_BODY_BYTES = 64 * 1024
+
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NEEDS_QUOTING = re.compile(r"[^\x21-\x7e]")
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Limits of one send in seconds: to connect, between two bytes either way, and for all of it.
+
+    The forms notice within one second; resolving a name counts as connecting only in the pycurl form.
+    """
+
+    connect_s: float = 5.0  # a TCP and TLS handshake across the world takes well under one
+    idle_s: float = 20.0  # longer than a slow first byte from storage, shorter than patience
+    total_s: float = 60.0  # the longest any call on the mount may take
+
+
+class StopTransfer(Exception):
+    """Raised by an observer that has all it wants: the transfer ends early, without an error."""
+
+
+class BodyObserver(Protocol):
+    """Takes an answer as it arrives, in the thread that called `send`.
+
+    `headers` is called once, before any body byte, with lower-case keys. `write` gets each chunk of a
+    2xx body; the chunk may be a memoryview that is valid only during the call. `StopTransfer` from
+    either ends the transfer without error; any other exception ends it and leaves `send`.
+    """
+
+    def headers(self, status: int, headers: Mapping[str, str]) -> None:
+        """Note the status and the headers of the final answer."""
+
+    def write(self, chunk: bytes | memoryview) -> None:
+        """Take the next bytes of a 2xx body."""
+
+
+@dataclass(frozen=True, slots=True)
+class BodyFile:
+    """A request body on disk: `length` bytes of a path or an open descriptor, from `offset`.
+
+    Each attempt reads it anew from `offset` (with pread, so a shared descriptor keeps its position). The
+    length is sent as Content-Length, never chunked. Reading raises `errors.ContentError` when the
+    file ends early or cannot be read.
+    """
+
+    source: str | os.PathLike[str] | int
+    length: int
+    offset: int = 0
+
+    def open(self) -> BodyReader:
+        """Return a fresh reader at the start of the body; the caller closes it."""
+        return BodyReader(self)
+
+
+class BodyReader:
+    """Reads one `BodyFile` or bytes body for one attempt; used by one thread."""
+
+    def __init__(self, body: BodyFile) -> None:
+        self._body = body
+        self._position = 0
+        self._owned = not isinstance(body.source, int)
+        try:
+            self._fd = body.source if isinstance(body.source, int) else os.open(body.source, os.O_RDONLY)
+        except OSError as exc:
+            raise errors.ContentError(f"the file to send cannot be opened: {exc.strerror}") from exc
+
+    def __len__(self) -> int:
+        return self._body.length
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to `size` bytes, b"" at the end of the body."""
+        left = self._body.length - self._position
+        if left <= 0 or size == 0:
+            return b""
+        wanted = left if size < 0 else min(size, left)
+        try:
+            data = os.pread(self._fd, wanted, self._body.offset + self._position)
+        except OSError as exc:
+            raise errors.ContentError(f"the file to send cannot be read: {exc.strerror}") from exc
+        if not data:
+            raise errors.ContentError(
+                f"the file to send ended after {self._position} of {self._body.length} bytes"
+            )
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to `offset` within the body; only from its start (`os.SEEK_SET`)."""
+        if whence != os.SEEK_SET:
+            raise ValueError("a request body is sought from its start only")
+        self._position = offset
+        return offset
+
+    def tell(self) -> int:
+        """Return the position within the body."""
+        return self._position
+
+    def close(self) -> None:
+        """Close the file if this reader opened it."""
+        if self._owned:
+            os.close(self._fd)
+            self._owned = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One HTTP request.
+
+    `url` is sent byte for byte; only blanks and non-ASCII characters, which no request line may hold,
+    are percent-encoded, and a fragment is left out. A 2xx body longer than `max_body_bytes` raises
+    `errors.TooLarge` unless an observer takes it. `cancelled` is asked at least once a second, from the
+    sending thread.
+    """
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
+    body: bytes | BodyFile | None = None
+    timeouts: Timeouts = Timeouts()
+    max_body_bytes: int = 64 * MIB  # twice the API's largest answer
+    observer: BodyObserver | None = None
+    cancelled: Callable[[], bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One HTTP answer: any status, lower-case header names, the raw body.
+
+    `body` is empty when an observer took it; the body of a status other than 2xx is kept up to 64 KiB.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = b""
+
+
+class Transport(Protocol):
+    """Sends requests; any number of threads may share one."""
+
+    def send(self, request: Request) -> Response:
+        """Send `request` and return the answer, whatever its status.
+
+        Never follows a redirect, never decodes Content-Encoding, keeps no cookies. Raises only
+        `errors.Unreachable`, `TimedOut`, `ShortBody`, `TlsFailed`, `UnsafeUrl`, `TooLarge`, `Cancelled`,
+        `BadRequest` (a header that cannot be sent), `ContentError` (a `BodyFile` that cannot be
+        read), and what the observer raises. Sends once, except that a GET or
+        HEAD on a kept connection which the server has closed meanwhile goes out again on a fresh one.
+        """
+
+    def close(self) -> None:
+        """End transfers under way with `errors.Cancelled` and close all connections; idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransportConfig:
+    """What all requests of one transport share.
+
+    `connections` bounds the requests under way; further ones wait, within their own total limit.
+    `ca_bundle` is a PEM file, None means certifi's. Nothing is read from the environment here: pass
+    `Proxies.from_environ(os.environ)`.
+    """
+
+    connections: int = 64
+    ca_bundle: str | None = None
+    proxies: Proxies = field(default_factory=Proxies)
+    user_agent: str = "lightlyfs/0.1"
+
+
+def wire_url(url: str) -> str:
+    """Return `url` as it goes out, or raise `errors.UnsafeUrl`.
+
+    Refused: a scheme other than http and https, no host, a user name, control characters (they would
+    split the request line), a port that is none. The fragment is dropped.
+    """
+    try:
+        parts = urlsplit(url)
+        scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
+    except ValueError as exc:
+        raise _unsafe("the address cannot be parsed") from exc
+    if scheme not in ("http", "https"):
+        raise _unsafe(f"only http and https are followed, not {scheme or 'an address without a scheme'}")
+    if not host or port == 0 or _CONTROL.search(url) or "\\" in parts.netloc:
+        raise _unsafe("the address has no usable host or holds control characters")
+    if "@" in parts.netloc:
+        raise _unsafe(f"an address with a user name is not followed: {shown_url(url)}")
+    url = url.partition("#")[0]
+    if _NEEDS_QUOTING.search(url):
+        url = _NEEDS_QUOTING.sub(lambda match: quote(match[0], errors="surrogatepass"), url)
+    return url
+
+
+def wire_target(url: str, proxy: str | None) -> str:
+    """Return the request target: the whole URL for a plain request through a proxy, else from the path on."""
+    scheme, _, rest = url.partition("://")
+    if proxy and scheme.lower() == "http" and not proxy.lower().startswith("socks"):
+        return url
+    cut = min((at for at in (rest.find("/"), rest.find("?")) if at >= 0), default=len(rest))
+    path = rest[cut:]
+    return path if path.startswith("/") else f"/{path}"
+
+
+def _unsafe(text: str) -> errors.UnsafeUrl:
+    return errors.UnsafeUrl(text, request_sent=False)
+
+
+def wire_headers(request: Request, user_agent: str) -> dict[str, str]:
+    """Return the headers to send: the request's own, then what every request carries.
+
+    A body, even an empty one of a PUT or POST, gets Content-Length.
+    """
+    headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": user_agent}
+    own = {name.lower() for name in request.headers}
+    headers = {name: value for name, value in headers.items() if name.lower() not in own}
+    for name, value in request.headers.items():
+        if not name.isascii() or not value.isascii() or _CONTROL.search(name + value):
+            raise errors.BadRequest(f"the header {name!r} holds what no header may hold", request_sent=False)
+        headers[name] = value
+    length = body_length(request)
+    if length is not None and "content-length" not in own:
+        headers["Content-Length"] = str(length)
+    return headers
+
+
+def body_length(request: Request) -> int | None:
+    """Return the bytes of the request's body, None where it has none and needs no Content-Length."""
+    body = request.body
+    if isinstance(body, BodyFile):
+        return body.length
+    if body is not None:
+        return len(body)
+    return 0 if request.method in ("POST", "PUT", "PATCH") else None
+
+
+class BodySink:
+    """Takes one answer for one request: observer, memory limit, cut error pages.
+
+    Used by one thread. `start` and `write` never raise: they return False when the transfer is to end, the
+    transport then closes the connection and calls `response`, which raises what made it end, if
+    that was an error.
+    """
+
+    __slots__ = ("_chunks", "_failure", "_observer", "_request", "_size", "_to_observer", "headers", "status")
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._observer = request.observer
+        self._to_observer = False
+        self._failure: BaseException | None = None
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self.status = 0
+        self.headers: Mapping[str, str] = _NO_HEADERS
+
+    @property
+    def started(self) -> bool:
+        """True once the headers of the final answer were given."""
+        return self.status != 0
+
+    def start(self, status: int, headers: Mapping[str, str]) -> bool:
+        """Note the headers of the final answer and show them to the observer."""
+        self.status, self.headers = status, headers
+        if self._observer is not None:
+            self._to_observer = 200 <= status < 300
+            return self._told(lambda observer: observer.headers(status, headers))
+        announced = headers.get("content-length", "")
+        if not 200 <= status < 300 or self._request.method == "HEAD" or not announced.isdigit():
+            return True
+        return self._fits(int(announced))
+
+    def write(self, chunk: bytes | memoryview) -> bool:
+        """Take the next bytes of the body."""
+        self._size += len(chunk)
+        if self._to_observer:
+            return self._told(lambda observer: observer.write(chunk))
+        self._chunks.append(bytes(chunk))
+        if 200 <= self.status < 300:
+            return self._fits(self._size)
+        return self._size < ERROR_BODY_BYTES
+
+    def _told(self, tell: Callable[[BodyObserver], None]) -> bool:
+        assert self._observer is not None
+        try:
+            tell(self._observer)
+        except StopTransfer:
+            return False
+        except BaseException as exc:
+            # A callback of libcurl must not raise, and no library may take an observer's OSError for its own.
+            self._failure = exc
+            return False
+        return True
+
+    def _fits(self, size: int) -> bool:
+        limit = self._request.max_body_bytes
+        if size <= limit:
+            return True
+        where = shown_url(self._request.url)
+        self._failure = errors.TooLarge(
+            f"the answer is longer than {limit} bytes: {where}", status=self.status
+        )
+        return False
+
+    def missing(self) -> str:
+        """Return what is missing of a body that ended ("3 of 9 bytes came"), "" when nothing is."""
+        announced = self.headers.get("content-length", "")
+        bodiless = self._request.method == "HEAD" or self.status in (204, 304)
+        if bodiless or not announced.isdigit() or "transfer-encoding" in self.headers:
+            return ""
+        return f"{self._size} of {announced} bytes came" if self._size < int(announced) else ""
+
+    def response(self) -> Response:
+        """Return the answer, complete as far as it was read, or raise what ended it."""
+        if self._failure is not None:
+            raise self._failure
+        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        if not 200 <= self.status < 300:
+            body = body[:ERROR_BODY_BYTES]
+        return Response(self.status, self.headers, body)

@@ -1,0 +1,154 @@
+"""From a status and an error body to an error class; the only place that knows what statuses mean."""
+
+from __future__ import annotations
+
+import email.utils
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from lightlyfs import errors
+from lightlyfs.api.contract import Response
+from lightlyfs.api.redaction import HIDDEN, redact
+
+_TEXT_CHARS = 300  # one readable line of a log
+
+_BY_STATUS: Mapping[int, type[errors.RequestError]] = {
+    400: errors.BadRequest,
+    401: errors.Unauthorized,
+    402: errors.QuotaExceeded,
+    403: errors.Forbidden,
+    404: errors.NotFound,
+    408: errors.ServerFault,
+    409: errors.Conflict,
+    410: errors.NotFound,
+    412: errors.Conflict,
+    413: errors.TooLarge,
+    422: errors.BadRequest,
+    429: errors.Throttled,
+    507: errors.QuotaExceeded,
+}
+
+# The API does not publish which status a code comes with, so the code decides where it says more.
+_BY_CODE: Mapping[str, type[errors.RequestError]] = {
+    "CUSTOM_METADATA_AT_MAX_SIZE": errors.TooLarge,
+    "DATASET_DATASOURCE_FILE_TOO_LARGE": errors.TooLarge,
+    "PAYLOAD_TOO_LARGE": errors.TooLarge,
+    "DATASET_AT_MAX_CAPACITY": errors.QuotaExceeded,
+    "TEAM_ACCOUNT_PLAN_INSUFFICIENT": errors.QuotaExceeded,
+    "CONFLICT": errors.Conflict,
+    "DATASET_UNKNOWN": errors.NotFound,
+    "SAMPLE_UNKNOWN": errors.NotFound,
+    "TAG_UNKNOWN": errors.NotFound,
+}
+# What storage says in XML about requests that would succeed later.
+_BY_STORAGE_CODE: Mapping[str, type[errors.RequestError]] = {
+    "SlowDown": errors.Throttled,
+    "RequestTimeout": errors.ServerFault,
+    "ServerBusy": errors.Throttled,
+    "EntityTooLarge": errors.TooLarge,
+    "QuotaExceeded": errors.QuotaExceeded,
+}
+
+_XML_CODE = re.compile(r"<Code>\s*([^<]{1,100}?)\s*</Code>", re.IGNORECASE)
+_XML_TEXT = re.compile(r"<Message>\s*([^<]*?)\s*</Message>", re.IGNORECASE)
+_XML_REQUEST = re.compile(r"<RequestId>\s*([^<]{1,200}?)\s*</RequestId>", re.IGNORECASE)
+_TITLE = re.compile(r"<title[^>]*>\s*([^<]*?)\s*</title>", re.IGNORECASE)
+_REQUEST_ID_HEADERS = ("x-request-id", "x-amz-request-id", "x-ms-request-id", "x-guploader-uploadid")
+
+
+def raise_for_status(
+    response: Response,
+    *,
+    what: str,
+    storage: bool = False,
+    secrets: Sequence[str] = (),
+    now: Callable[[], float] = time.time,
+) -> None:
+    """Raise the error class that the status and the body of `response` stand for; return on a 2xx.
+
+    `what` names the request in the text ("listing the dataset 5f..."). With `storage` the answer is
+    from S3, GCS or Azure, whose codes come as XML. `secrets` are also hidden where they stand alone.
+    A redirect counts as refused. `now` (unix seconds) is for a Retry-After that is a date.
+    API: ApiErrorResponse `{code, error, requestId}`, before 2023 `{code, message}`.
+    """
+    status = response.status
+    if 200 <= status < 300:
+        return
+    code, text, request_id = _said(response)
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN) if secret else text
+    for name in _REQUEST_ID_HEADERS:
+        request_id = request_id or response.headers.get(name, "")
+    line = f"{what}: {status}" + (f" {code}" if code else "") + (f": {text}" if text else "")
+    raise _error_class(status, code, storage)(
+        redact(line),
+        status=status,
+        code=code,
+        request_id=request_id,
+        retry_after_s=retry_after_s(response.headers, now),
+    )
+
+
+def _error_class(status: int, code: str, storage: bool) -> type[errors.RequestError]:
+    named = (_BY_STORAGE_CODE if storage else _BY_CODE).get(code)
+    if not storage and code.endswith("_SUBSCRIPTION_INSUFFICIENT"):
+        named = errors.QuotaExceeded
+    if named is not None:
+        return named
+    if status in _BY_STATUS:
+        return _BY_STATUS[status]
+    return errors.ServerFault if status >= 500 else errors.Refused
+
+
+def retry_after_s(headers: Mapping[str, str], now: Callable[[], float] = time.time) -> float | None:
+    """Return the seconds of a Retry-After header (a number or an HTTP date), None without a usable one."""
+    value = headers.get("retry-after", "").strip()
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - now()
+        except (ValueError, OverflowError):
+            return None
+    return max(0.0, seconds) if seconds < float("inf") else None
+
+
+def _said(response: Response) -> tuple[str, str, str]:
+    """Return code, text and request id of an error body, each "" where it does not say."""
+    body = response.body.strip()
+    if body[:1] in (b"{", b'"'):
+        try:
+            parsed: Any = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            parsed = None
+        if isinstance(parsed, dict):
+            return (
+                _trimmed(parsed.get("code"), 100),
+                _trimmed(parsed.get("error") or parsed.get("message")),
+                _trimmed(parsed.get("requestId"), 200),
+            )
+        if isinstance(parsed, str):
+            return "", _trimmed(parsed), ""
+    text = body.decode("utf-8", "replace")
+    code = _XML_CODE.search(text)
+    if code:
+        message, request = _XML_TEXT.search(text), _XML_REQUEST.search(text)
+        return code[1], _trimmed(message and message[1]), _trimmed(request and request[1], 200)
+    if text.startswith("<"):
+        title = _TITLE.search(text)
+        return "", _trimmed(title[1]) if title else "an HTML or XML page", ""
+    return "", _trimmed(text), ""
+
+
+def _trimmed(value: object, limit: int = _TEXT_CHARS) -> str:
+    if not isinstance(value, (str, int)) or isinstance(value, bool):
+        return ""
+    text = " ".join(str(value)[: 4 * limit].split())
+    text = "".join(char if char.isprintable() else "?" for char in redact(text))
+    return text if len(text) <= limit else text[: limit - 3] + "..."
