@@ -76,6 +76,13 @@ def _fields(model: type[Struct]) -> tuple[tuple[str, str, Any, bool, type[Struct
 def _object(value: Any, model: type[M], where: str) -> M:
     if not isinstance(value, dict):
         raise errors.MalformedAnswer(f"{where} is not an object: {shown(value)}")
+    try:
+        return msgspec.convert(value, model)
+    except msgspec.ValidationError:
+        return _object_by_field(value, model, where)
+
+
+def _object_by_field(value: dict[str, Any], model: type[M], where: str) -> M:
     kept: dict[str, Any] = {}
     for name, json_name, kind, required, nested in _fields(model):
         if json_name not in value:

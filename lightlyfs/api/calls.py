@@ -1,0 +1,160 @@
+"""One call of the API: URL and credentials, the transport that carries it, retries, the status checked.
+
+Owns where credentials go: to the API host alone, the token as the last query parameter, the bearer
+token as a header, the public token only to the redirect endpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from urllib.parse import quote
+
+from lightlyfs import errors
+from lightlyfs.api.contract import Request, Response, Timeouts, Transport, wire_url
+from lightlyfs.api.lenient import parse, shown
+from lightlyfs.api.retry import RetryPolicy, call_with_retries
+from lightlyfs.api.status import raise_for_status
+
+Query = Sequence[tuple[str, str | int | bool]]
+MayRetry = Callable[[errors.Retryable], bool]
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What opens the API; at least `token` or `bearer` for all but the redirect. Its repr shows nothing."""
+
+    token: str | None = field(default=None, repr=False)
+    bearer: str | None = field(default=None, repr=False)
+    public_token: str | None = field(default=None, repr=False)
+
+    def secrets(self) -> tuple[str, ...]:
+        """Return every credential that is set: what no text may hold."""
+        return tuple(secret for secret in (self.token, self.bearer, self.public_token) if secret)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request to the API, before credentials. `operation` names it in errors and counters."""
+
+    operation: str
+    method: str
+    path: str
+    query: Query = ()
+    body: bytes | None = None
+    redirect: bool = False
+    """The answer is a redirect, which is returned, and the public token opens it."""
+
+
+def surely_unsent(exc: errors.Retryable) -> bool:
+    """True where the server has not acted on the request: what is not idempotent may go out again."""
+    return isinstance(exc, errors.Throttled) or not exc.request_sent
+
+
+class Caller:
+    """Sends calls to one server; any number of threads may share one."""
+
+    def __init__(
+        self,
+        server: str,
+        credentials: Credentials,
+        transport: Transport,
+        hot_transport: Transport,
+        *,
+        policy: RetryPolicy,
+        timeouts: Timeouts,
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
+        random: Callable[[], float],
+        on_request: Callable[[str, str, float], None] | None,
+    ) -> None:
+        self.server = server.strip().rstrip("/")
+        wire_url(self.server)
+        self._credentials = credentials
+        self._transport = transport
+        self._hot = hot_transport
+        self._policy = policy
+        self._timeouts = timeouts
+        self._clock = clock
+        self._sleep = sleep
+        self._random = random
+        self._on_request = on_request
+
+    def send(
+        self, call: Call, policy: RetryPolicy | None = None, may_retry: MayRetry | None = None
+    ) -> Response:
+        """Send `call`, again where policy and `may_retry` allow, and return the successful answer.
+
+        All attempts together end within the policy's budget.
+        """
+        policy = policy or self._policy
+        deadline_s = self._clock() + policy.budget_s
+        return call_with_retries(
+            policy,
+            lambda: self._once(call, deadline_s),
+            clock=self._clock,
+            sleep=self._sleep,
+            random=self._random,
+            may_retry=may_retry,
+        )
+
+    def _once(self, call: Call, deadline_s: float) -> Response:
+        left_s = max(0.001, deadline_s - self._clock())
+        timeouts = replace(self._timeouts, total_s=min(self._timeouts.total_s, left_s))
+        request = self._request(call, timeouts)
+        transport = self._hot if call.method == "GET" else self._transport
+        started_s = self._clock()
+        try:
+            answer = transport.send(request)
+        finally:
+            if self._on_request is not None:
+                self._on_request(call.method, call.operation, self._clock() - started_s)
+        if call.redirect and answer.status in _REDIRECTS:
+            return answer
+        what = f"{call.operation} {call.path}"
+        raise_for_status(answer, what=what, secrets=self._credentials.secrets())
+        if call.redirect:
+            raise errors.MalformedAnswer(
+                f"{what}: {answer.status} instead of a redirect", status=answer.status
+            )
+        return answer
+
+    def _request(self, call: Call, timeouts: Timeouts) -> Request:
+        headers = {"Accept": "application/json"}
+        query = [*call.query]
+        credentials = self._credentials
+        if call.redirect:
+            if credentials.public_token:
+                query.append(("publicToken", credentials.public_token))
+        else:
+            if credentials.bearer:
+                headers["Authorization"] = f"Bearer {credentials.bearer}"
+            if credentials.token:
+                query.append(("token", credentials.token))
+        if call.body is not None:
+            headers["Content-Type"] = "application/json"
+        return Request(call.method, self.server + call.path + _encoded(query), headers, call.body, timeouts)
+
+
+def _encoded(pairs: Query) -> str:
+    if not pairs:
+        return ""
+    # Booleans go as True and False, blanks as %20, `/` as it is: as the official client sends them.
+    return "?" + "&".join(f"{name}={quote(str(value), errors='surrogatepass')}" for name, value in pairs)
+
+
+def address_in(body: bytes, where: str) -> str:
+    """Return the address of an answer that is a JSON string or, from older servers, raw text."""
+    text = body.strip()
+    found = parse(text, where) if text[:1] == b'"' else text.decode("utf-8", "replace")
+    if not isinstance(found, str) or "://" not in found or found[:1] in "<{[":
+        raise errors.MalformedAnswer(f"{where} is not an address: {shown(str(found)[:40])}")
+    return checked_url(found)
+
+
+def checked_url(url: str) -> str:
+    """Return `url`, or raise `errors.UnsafeUrl` when it is not one to follow."""
+    wire_url(url)
+    return url
