@@ -1,0 +1,171 @@
+"""The little of HTTP that the API needs above ASGI: a call, a reply, and a routing table.
+
+Handlers are plain coroutines from `Call` to `Reply`. A general framework costs more per request than the
+whole handler of `readurl`, and a server used for benchmarks has to be cheaper than the client it measures.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+from .errors import ApiError, malformed
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+JSON = b"application/json"
+TEXT = b"text/plain; charset=utf-8"
+BODY_MAX_BYTES = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One whole answer; `Content-Length` is added when it is sent."""
+
+    status: int
+    body: bytes = b""
+    content_type: bytes = JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def json_reply(value: Any, status: int = 200) -> Reply:
+    """Return `value` as JSON; lone surrogates leave as `\\udXXX` escapes, as they came."""
+    return Reply(status, json.dumps(value, separators=(",", ":")).encode("ascii"))
+
+
+class Call:
+    """One request as a handler sees it. Not shared between tasks."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self.scope = scope
+        self.path: dict[str, str] = scope["path_params"]
+        self.query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+        self._receive = receive
+
+    def header(self, name: bytes) -> str | None:
+        """Return the first header called `name` (lower case), or None."""
+        return find_header(self.scope["headers"], name)
+
+    async def json(self) -> Any:
+        """Return the body parsed as JSON; lone surrogates and NUL in strings pass through."""
+        body = await read_body(self._receive)
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise malformed(f"request body is not JSON: {error}") from error
+
+
+Handler = Callable[[Call], Awaitable[Reply]]
+
+
+def find_header(headers: Any, name: bytes) -> str | None:
+    """Return the first value of header `name` (lower case), or None."""
+    for key, value in headers:
+        if key == name:
+            return str(value, "latin-1")
+    return None
+
+
+async def read_body(receive: Receive) -> bytes:
+    """Return the whole request body, up to `BODY_MAX_BYTES`."""
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ApiError(400, "BAD_REQUEST", "the request ended early")
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > BODY_MAX_BYTES:
+            raise ApiError(413, "PAYLOAD_TOO_LARGE", f"request bodies end at {BODY_MAX_BYTES} bytes")
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+async def send_reply(send: Send, reply: Reply, *, head: bool = False) -> None:
+    """Send `reply` in one piece; with `head`, its headers only."""
+    headers = [(b"content-length", b"%d" % len(reply.body)), *reply.headers]
+    if reply.body:
+        headers.append((b"content-type", reply.content_type))
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if head else reply.body})
+
+
+def endpoint(handler: Handler, authorize: Callable[[Call], None]) -> App:
+    """Return the ASGI form of `handler`: authorized first, refusals turned into error bodies."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            call = Call(scope, receive)
+            authorize(call)
+            reply = await handler(call)
+        except ApiError as error:
+            reply = Reply(error.status, error.body())
+        await send_reply(send, reply, head=scope["method"] == "HEAD")
+
+    return app
+
+
+class Router:
+    """A table of path templates, searched segment by segment; literal segments win over `{named}` ones.
+
+    Built once, then read-only, so any task may resolve.
+    """
+
+    def __init__(self) -> None:
+        self._root: dict[str, Any] = {}
+
+    def add(self, method: str, template: str, app: App) -> None:
+        """Register `app`; `{*name}` as the last segment takes the rest of the path."""
+        node = self._root
+        names = []
+        for segment in template.strip("/").split("/"):
+            if segment.startswith("{"):
+                names.append(segment.strip("{*}"))
+                segment = "{*}" if segment.startswith("{*") else "{}"
+            node = node.setdefault(segment, {})
+        node[f" {method}"] = (app, names)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            app = self._resolve(scope)
+        except ApiError as error:
+            await send_reply(send, Reply(error.status, error.body()), head=scope["method"] == "HEAD")
+            return
+        await app(scope, receive, send)
+
+    def _resolve(self, scope: Scope) -> App:
+        raw = scope["raw_path"].decode("latin-1").lstrip("/")
+        node, values = self._walk(raw)
+        if node is None:
+            raise ApiError(404, "NOT_FOUND", f"no such endpoint: {scope['path']}")
+        method = scope["method"]
+        found = node.get(f" {method}") or (node.get(" GET") if method == "HEAD" else None)
+        if found is None:
+            raise ApiError(405, "BAD_REQUEST", f"{method} is not possible on {scope['path']}")
+        app: App = found[0]
+        scope["path_params"] = dict(zip(found[1], values, strict=True))
+        return app
+
+    def _walk(self, raw: str) -> tuple[dict[str, Any] | None, list[str]]:
+        node = self._root
+        values: list[str] = []
+        segments = raw.split("/")
+        for position, segment in enumerate(segments):
+            if segment in node:
+                node = node[segment]
+            elif "{}" in node:
+                values.append(unquote(segment))
+                node = node["{}"]
+            elif "{*}" in node:
+                values.append("/".join(segments[position:]))
+                return node["{*}"], values
+            else:
+                return None, values
+        return (node if any(key.startswith(" ") for key in node) else None), values

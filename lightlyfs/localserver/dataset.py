@@ -1,0 +1,93 @@
+"""The dataset being served: samples and their objects together, whoever asks (the API or a test)."""
+
+import json
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from .catalog import Catalog, Row, Window, derived_id
+from .keys import object_key, plain_key, thumbnail_key
+from .options import SizeReport
+from .storage import Storage
+
+
+def now_ms() -> int:
+    """Return the time as the API writes it."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What does not change while the server runs."""
+
+    id: str
+    name: str
+    created_ms: int
+
+
+class Dataset:
+    """Samples plus storage. Any thread may call it."""
+
+    def __init__(self, facts: DatasetFacts, catalog: Catalog, storage: Storage) -> None:
+        self.facts = facts
+        self.catalog = catalog
+        self.storage = storage
+        self._adding = threading.Lock()
+
+    def import_objects(self, sizes: SizeReport) -> None:
+        """Add a sample for each stored object that has none."""
+        for found in self.storage.scan():
+            if self.catalog.owns(found.key):
+                continue
+            fields: dict[str, Any] = {"fileName": found.name}
+            if sizes != "omitted":
+                wrong = 1 if sizes == "wrong" else 0
+                fields["metaData"] = {"sizeInBytes": found.size + wrong}
+            sample_id = derived_id(found.key.encode("utf-8", "surrogateescape"))
+            if self.catalog.key_of(sample_id) is not None:
+                sample_id = self.catalog.new_id(found.name)
+            self.catalog.add(fields, sample_id, found.key, found.size, found.modified_ms)
+
+    def create(self, fields: dict[str, Any]) -> Row:
+        """Append a sample; its object gets its name as key where that is safe and free."""
+        fields = {name: value for name, value in fields.items() if value is not None}
+        size = (fields.get("metaData") or {}).get("sizeInBytes", 0)
+        with self._adding:
+            sample_id = self.catalog.new_id(fields["fileName"])
+            key = self._key_for(sample_id, fields["fileName"])
+            return self.catalog.add(fields, sample_id, key, size, now_ms())
+
+    def read_url(self, sample_id: str, thumbnail: bool) -> str | None:
+        """Return a signed GET URL, or None if there is no such sample.
+
+        A thumbnail that was never uploaded is the full image, as on a datasource without a thumbnail suffix.
+        """
+        key = self.catalog.key_of(sample_id)
+        if key is None:
+            return None
+        if thumbnail and self.storage.exists(thumbnail_key(sample_id)):
+            key = thumbnail_key(sample_id)
+        return self.storage.read_url(key)
+
+    def write_url(self, sample_id: str, thumbnail: bool) -> str | None:
+        """Return a signed PUT URL, or None if there is no such sample."""
+        key = self.catalog.key_of(sample_id)
+        if key is None:
+            return None
+        return self.storage.write_url(thumbnail_key(sample_id) if thumbnail else key)
+
+    def documents(self) -> list[dict[str, Any]]:
+        """Return all samples in order."""
+        return [json.loads(text) for text in self.catalog.page("full", Window())]
+
+    def object_bytes(self, sample_id: str, thumbnail: bool) -> bytes | None:
+        """Return the stored bytes of a sample, or None."""
+        key = thumbnail_key(sample_id) if thumbnail else self.catalog.key_of(sample_id)
+        return None if key is None else self.storage.read_bytes(key)
+
+    def _key_for(self, sample_id: str, name: str) -> str:
+        key = plain_key(name)
+        if key is not None and self.catalog.is_free(key) and self.storage.accepts(key):
+            return key
+        return object_key(sample_id)

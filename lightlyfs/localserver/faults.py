@@ -1,0 +1,115 @@
+"""Faults on demand: each is a wrapper around an endpoint, chosen per request while it is armed.
+
+    Latency     answer later                    Status             answer 429, 500, 503... instead
+    Stall       accept, then hang               Truncate           announce everything, send less
+    IgnoreRange answer 200 to a range           WrongContentRange  name other bytes than are sent
+    Gzip        encode the body unasked         Chunked            send no Content-Length
+    Expired     treat a signed URL as expired   ChangedEtag        be another version
+    Html        a login page with status 200    BrokenJson         half a document
+    DropReply   do the work, then hang up
+
+Handlers know nothing of this module, and nothing here knows what an endpoint does.
+"""
+
+import random
+import threading
+import time
+from dataclasses import dataclass
+
+import msgspec
+
+from .asgi import App
+from .fault_kinds import (
+    BrokenJson,
+    ChangedEtag,
+    Chunked,
+    DropReply,
+    Expired,
+    Fault,
+    Gzip,
+    Html,
+    IgnoreRange,
+    Latency,
+    Stall,
+    Status,
+    Truncate,
+    WrongContentRange,
+)
+from .transport import Connections
+
+AnyFault = (
+    Latency
+    | Status
+    | Stall
+    | Truncate
+    | IgnoreRange
+    | WrongContentRange
+    | Gzip
+    | Chunked
+    | Expired
+    | ChangedEtag
+    | Html
+    | BrokenJson
+    | DropReply
+)
+
+
+@dataclass
+class _Armed:
+    fault: Fault
+    left: int | None
+    until: float | None
+
+
+class Faults:
+    """The faults that are armed. Any thread may arm and clear; requests already wrapped keep their faults."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._lock = threading.Lock()
+        self._armed: list[_Armed] = []
+        self._connections = connections
+        self._random = random.Random(7)
+
+    def add(self, *faults: AnyFault) -> None:
+        """Arm faults, after those already armed; the first one armed is the outermost wrapper."""
+        now = time.monotonic()
+        with self._lock:
+            for fault in faults:
+                until = None if fault.seconds is None else now + fault.seconds
+                self._armed.append(_Armed(fault, fault.count, until))
+
+    def add_json(self, document: bytes) -> None:
+        """Arm faults from `[{"kind": "status", "status": 503, "count": 2}, ...]`."""
+        self.add(*msgspec.json.decode(document, type=list[AnyFault]))
+
+    def clear(self) -> None:
+        """Disarm everything."""
+        with self._lock:
+            self._armed = []
+
+    def armed(self) -> list[Fault]:
+        """Return what is armed and not used up."""
+        with self._lock:
+            return [one.fault for one in self._armed if self._alive_locked(one)]
+
+    def wrap_request(self, area: str, name: str, app: App) -> App:
+        """Return `app` inside the faults that hit this request, each counted as used."""
+        if not self._armed:
+            return app
+        for fault in reversed(self._take(area, name)):
+            app = fault.wrap(app, self._connections)
+        return app
+
+    def _take(self, area: str, name: str) -> list[Fault]:
+        taken = []
+        with self._lock:
+            for one in self._armed:
+                hit = one.fault.target in ("any", area, name) and self._alive_locked(one)
+                if hit and self._random.random() < one.fault.probability:
+                    taken.append(one.fault)
+                    one.left = None if one.left is None else one.left - 1
+            self._armed = [one for one in self._armed if self._alive_locked(one)]
+        return taken
+
+    def _alive_locked(self, one: _Armed) -> bool:
+        return one.left != 0 and (one.until is None or time.monotonic() < one.until)
