@@ -28,6 +28,8 @@ from lightlyfs.api.watch import Slots, Watch
 
 # Connections one handle keeps: the API, a bucket or two, a proxy.
 _KEPT_PER_HANDLE = 5
+# A usual image in one callback: each one takes the interpreter lock.
+_BUFFER_BYTES = 128 * 1024
 _SEEK_OK, _SEEK_FAIL = 0, 1
 
 _Failure = type[errors.RequestError]
@@ -145,6 +147,7 @@ class _Exchange:
         setopt(pycurl.PATH_AS_IS, 1)
         setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
         setopt(pycurl.NOSIGNAL, 1)
+        setopt(pycurl.BUFFERSIZE, _BUFFER_BYTES)
         setopt(pycurl.FOLLOWLOCATION, 0)
         setopt(pycurl.CONNECTTIMEOUT_MS, _milliseconds(request.timeouts.connect_s))
         setopt(pycurl.TIMEOUT_MS, _milliseconds(request.timeouts.total_s))
@@ -181,6 +184,8 @@ class _Exchange:
             curl.perform()
         except pycurl.error as exc:
             if self._failure is not None:
+                if isinstance(self._failure, errors.RequestError):
+                    self._failure.request_sent = curl.getinfo(pycurl.REQUEST_SIZE) > 0
                 raise self._failure from exc
             if self._ended:
                 return
@@ -195,7 +200,7 @@ class _Exchange:
     def _translated(self, exc: pycurl.error, curl: pycurl.Curl) -> errors.RequestError:
         code, text = int(exc.args[0]), str(exc.args[1] if len(exc.args) > 1 else "")
         failure = FAILURES.get(code, errors.Unreachable)
-        if self.sink.started and self.sink.status and failure is errors.Unreachable:
+        if self.sink.started and failure is errors.Unreachable:
             failure = errors.ShortBody
         sent = curl.getinfo(pycurl.REQUEST_SIZE) > 0
         return failure(f"{self._watch.where()}: {redact(text) or f'libcurl error {code}'}", request_sent=sent)

@@ -71,6 +71,7 @@ _Failure = type[errors.RequestError]
 FAILURES: Mapping[type[BaseException], _Failure] = {
     requests.exceptions.SSLError: errors.TlsFailed,
     requests.exceptions.Timeout: errors.TimedOut,
+    requests.exceptions.ConnectTimeout: errors.TimedOut,
     requests.exceptions.ChunkedEncodingError: errors.ShortBody,
     requests.exceptions.ContentDecodingError: errors.ShortBody,
     requests.exceptions.ConnectionError: errors.Unreachable,
@@ -86,7 +87,9 @@ FAILURES: Mapping[type[BaseException], _Failure] = {
     urllib3.exceptions.LocationValueError: errors.UnsafeUrl,
     urllib3.exceptions.InvalidHeader: errors.BadRequest,
     urllib3.exceptions.HTTPError: errors.Unreachable,
-    OSError: errors.Unreachable,
+    # Nothing else comes unwrapped: requests raises it for a CA bundle that is not there.
+    OSError: errors.TlsFailed,
+    ConnectionError: errors.Unreachable,
     ValueError: errors.Unreachable,
 }
 
@@ -207,7 +210,7 @@ class RequestsTransport:
             OSError,
             ValueError,
         ) as exc:
-            raise _translated(exc, watch) from exc
+            raise _translated(exc, watch, sink) from exc
         finally:
             if reader is not None:
                 reader.close()
@@ -239,7 +242,7 @@ class RequestsTransport:
 
 def _read(raw: Any, sink: BodySink) -> None:
     """Read the body of `raw` into `sink`; leaves the connection reusable only after a complete body."""
-    more = sink.start(raw.status, {name.lower(): value for name, value in raw.headers.items()})
+    more = sink.start(raw.status, {name.lower(): raw.headers[name] for name in raw.headers})
     while more:
         chunk = raw.read(_CHUNK_BYTES, decode_content=False)
         if not chunk:
@@ -268,12 +271,11 @@ def _was_dropped(exc: BaseException) -> bool:
     return any(isinstance(item, (ConnectionResetError, BrokenPipeError)) for item in _chain(exc))
 
 
-def _translated(exc: BaseException, watch: Watch) -> errors.RequestError:
+def _translated(exc: BaseException, watch: Watch, sink: BodySink) -> errors.RequestError:
     """Return the error of our tree that `exc` stands for."""
     found = _chain(exc)
     failure = next((FAILURES[cls] for cls in type(exc).__mro__ if cls in FAILURES), errors.Unreachable)
-    for item in found:
-        if isinstance(item, urllib3.exceptions.IncompleteRead):
-            failure = errors.ShortBody
+    if failure is errors.Unreachable and sink.started:
+        failure = errors.ShortBody
     reason = redact(str(found[-1]) or type(found[-1]).__name__)
     return failure(f"{watch.where()}: {reason}", request_sent=watch.sent)
