@@ -54,7 +54,9 @@ class Around:
                     sent += len(message.get("body", b""))
                 await send(message)
 
-            self.stats.begin(unquote(scope["path_params"]["key"]) if area == "storage" else None)
+            self.stats.begin(
+                unquote(scope["path_params"]["key"], errors="surrogateescape") if area == "storage" else None
+            )
             started = time.perf_counter()
             try:
                 await self.faults.wrap_request(area, name, app)(scope, receive, count)

@@ -5,12 +5,14 @@ whole handler of `readurl`, and a server used for benchmarks has to be cheaper t
 """
 
 import json
+import sys
+import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from .errors import ApiError, malformed
+from .errors import ApiError, error_body, malformed
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -56,9 +58,13 @@ class Call:
         """Return the body parsed as JSON; lone surrogates and NUL in strings pass through."""
         body = await read_body(self._receive)
         try:
-            return json.loads(body)
+            return json.loads(body, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise malformed(f"request body is not JSON: {error}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 Handler = Callable[[Call], Awaitable[Reply]]
@@ -107,6 +113,10 @@ def endpoint(handler: Handler, authorize: Callable[[Call], None]) -> App:
             reply = await handler(call)
         except ApiError as error:
             reply = Reply(error.status, error.body())
+        except Exception as error:
+            # uvicorn is silent here, so a mistake of the server's own must show itself.
+            traceback.print_exc(file=sys.stderr)
+            reply = Reply(500, error_body("BAD_REQUEST", f"the local server failed: {type(error).__name__}"))
         await send_reply(send, reply, head=scope["method"] == "HEAD")
 
     return app

@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal
 
 from .database import Database
@@ -102,33 +101,31 @@ class Catalog:
 
     def page_named(self, column: Column, name: str, prefix: bool, window: Window) -> list[str]:
         """Return the samples called `name`, or whose names start with it."""
-        if self._generated is not None:
-            return self._named_with_generated(column, name, prefix, window)
-        where = "substr(name, 1, length(?1)) = ?1" if prefix else "name = ?1"
-        return self._select(column, f"{where} ORDER BY seq", (bytes_of(name),), window)
+        indices = self._indices_named(name, prefix)
+        stop = None if window.limit is None else window.offset + window.limit
+        texts = []
+        for index in indices[window.offset : stop]:
+            texts += self.page(column, Window(index, 1))
+        return texts
 
     def name_and_id(self, indices: Sequence[int]) -> list[tuple[str, str]]:
-        """Return (file name, id) of the samples at these places."""
+        """Return (file name, id) of the samples at these places, which are in ascending order."""
+        if not indices:
+            return []
+        sql = "SELECT seq, name, id FROM samples WHERE seq > ? AND seq <= ?"
+        rows = {row[0]: row for row in self._db.rows(sql, indices[0], indices[-1] + 1)}
         pairs = []
         for index in indices:
-            row = self._db.row("SELECT name, id FROM samples WHERE seq = ?", index + 1)
+            row = rows.get(index + 1)
             if row is not None:
-                pairs.append((row[0].decode("utf-8", "surrogatepass"), row[1]))
-            elif self._generated is not None and index < self._base:
+                pairs.append((row[1].decode("utf-8", "surrogatepass"), row[2]))
+            elif self._generated is not None:
                 pairs.append((self._generated.name_of(index), self._generated.id_of(index)))
         return pairs
 
     def indices_of_names(self, names: Sequence[str]) -> list[int]:
         """Return the places of all samples with these names."""
-        found = []
-        for name in names:
-            found += [
-                seq - 1 for seq in self._db.column("SELECT seq FROM samples WHERE name = ?", bytes_of(name))
-            ]
-            index = self._generated.index_of_name(name) if self._generated else None
-            if index is not None:
-                found.append(index)
-        return found
+        return [index for name in names for index in self._indices_named(name, False)]
 
     def add(self, fields: dict[str, Any], sample_id: str, key: str, size: int, now_ms: int) -> Row:
         """Append a sample; `fields` are those of a create request."""
@@ -216,14 +213,14 @@ class Catalog:
             texts[seq - 1 - start] = text
         return texts
 
-    def _named_with_generated(self, column: Column, name: str, prefix: bool, window: Window) -> list[str]:
-        pairs = self.name_and_id(range(self.count()))
-        hits = (i for i, (one, _) in enumerate(pairs) if (one.startswith(name) if prefix else one == name))
-        stop = None if window.limit is None else window.offset + window.limit
-        texts = []
-        for index in islice(hits, window.offset, stop):
-            texts += self.page(column, Window(index, 1))
-        return texts
+    def _indices_named(self, name: str, prefix: bool) -> list[int]:
+        where = "substr(name, 1, length(?1)) = ?1" if prefix else "name = ?1"
+        stored = self._db.column(f"SELECT seq - 1 FROM samples WHERE {where} ORDER BY seq", bytes_of(name))
+        if self._generated is None:
+            return stored
+        renamed = set(self._db.column("SELECT seq - 1 FROM samples WHERE seq <= ?", self._base))
+        computed = set(self._generated.indices_named(name, prefix)) - renamed
+        return sorted(computed.union(stored))
 
     def _generated_row(self, index: int) -> Row:
         assert self._generated is not None

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from .catalog import Catalog, Row, Window, derived_id
+from .catalog import Catalog, Row, Window
 from .keys import object_key, plain_key, thumbnail_key
 from .options import SizeReport
 from .storage import Storage
@@ -44,10 +44,9 @@ class Dataset:
             if sizes != "omitted":
                 wrong = 1 if sizes == "wrong" else 0
                 fields["metaData"] = {"sizeInBytes": found.size + wrong}
-            sample_id = derived_id(found.key.encode("utf-8", "surrogateescape"))
-            if self.catalog.key_of(sample_id) is not None:
-                sample_id = self.catalog.new_id(found.name)
-            self.catalog.add(fields, sample_id, found.key, found.size, found.modified_ms)
+            self.catalog.add(
+                fields, self.catalog.new_id(found.name), found.key, found.size, found.modified_ms
+            )
 
     def create(self, fields: dict[str, Any]) -> Row:
         """Append a sample; its object gets its name as key where that is safe and free."""

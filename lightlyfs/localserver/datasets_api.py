@@ -1,7 +1,6 @@
 """The endpoints around samples: datasets, mappings, datasource, quota, versions."""
 
 from typing import Any
-from urllib.parse import unquote
 
 from .asgi import Call, Reply, json_reply
 from .dataset import Dataset
@@ -33,7 +32,7 @@ class DatasetsApi:
 
     async def by_name(self, call: Call) -> Reply:
         """GET by name: equal with `exact`, else by prefix."""
-        asked, name = unquote(call.path["name"]), self._dataset.facts.name
+        asked, name = call.path["name"], self._dataset.facts.name
         exact = boolean(call.query, "exact", False)
         return json_reply(self._visible(call, name == asked if exact else name.startswith(asked)))
 

@@ -52,7 +52,7 @@ class Status(Fault, tag="status", frozen=True, kw_only=True):
 
     status: int
     retry_after_s: int | None = None
-    code: str = "INTERNAL_SERVER_ERROR"
+    code: str = "BAD_REQUEST"
 
     def wrap(self, app: App, connections: Connections) -> App:
         """Replace the application."""

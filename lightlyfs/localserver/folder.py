@@ -85,7 +85,7 @@ class FolderStorage:
                 if os.path.isfile(path):
                     facts = os.stat(path)
                     key = os.path.relpath(path, self._root)
-                    found.append(Found(key, key, facts.st_size, facts.st_mtime_ns // 1_000_000))
+                    found.append(Found(key, key, facts.st_size, max(0, facts.st_mtime_ns) // 1_000_000))
         found.sort(key=lambda one: os.fsencode(one.key))
         yield from found
 

@@ -5,6 +5,7 @@ to its number without a table.
 """
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,12 +49,16 @@ class GeneratedSamples:
 
     def index_of_name(self, name: str) -> int | None:
         """Return the index of a file name, or None."""
-        digits = name[-11:-4]
-        if not (digits.isascii() and digits.isdigit()):
-            return None
-        start = name.rfind("img_") + 4
-        index = int(name[start:-4]) if name[start:-4].isdigit() else self.count
+        match = re.fullmatch(r".*/img_(\d{7,15})\.jpg", name, re.ASCII | re.DOTALL)
+        index = int(match[1]) if match else self.count
         return index if index < self.count and self.name_of(index) == name else None
+
+    def indices_named(self, name: str, prefix: bool) -> list[int]:
+        """Return the places of the samples called `name`, or whose names start with it."""
+        if prefix:
+            return [index for index in range(self.count) if self.name_of(index).startswith(name)]
+        index = self.index_of_name(name)
+        return [] if index is None else [index]
 
     def document(self, index: int) -> dict[str, Any]:
         """Return the full SampleData of a sample."""

@@ -24,7 +24,7 @@ def integer(query: Mapping[str, str], name: str, least: int) -> int | None:
     text = query.get(name)
     if text is None:
         return None
-    if not text.isascii() or not text.isdigit() or int(text) < least:
+    if not text.isascii() or not text.isdigit() or len(text) > 15 or int(text) < least:
         raise malformed(f"{name} must be an integer of at least {least}")
     return int(text)
 

@@ -55,15 +55,17 @@ class S3Storage:
         """Ask the bucket."""
         try:
             self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
-        except self._client.exceptions.ClientError:
-            return False
+        except self._client.exceptions.ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return False
+            raise
         return True
 
     def read_bytes(self, key: str) -> bytes | None:
         """Return the object, or None."""
         try:
             answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
-        except self._client.exceptions.ClientError:
+        except self._client.exceptions.NoSuchKey:
             return None
         body: bytes = answer["Body"].read()
         return body

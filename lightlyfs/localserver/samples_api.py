@@ -110,7 +110,8 @@ class SamplesApi:
 
     async def _created(self, call: Call) -> Row:
         fields = present_fields(parse(await call.json(), SampleCreate, INVALID_SAMPLE))
-        return self._dataset.create(fields)
+        # Finding a free key can be a request to S3.
+        return await asyncio.to_thread(self._dataset.create, fields)
 
     async def _read_url(self, call: Call, image_type: str) -> str:
         sample_id = self._sample_id(call)
