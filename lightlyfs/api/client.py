@@ -243,7 +243,12 @@ class LightlyClient:
         path = f"/v1/datasets/query/name/{quote(name, safe='')}"
         pages = []
         for scope in _SCOPES:
-            body = self._get("find_datasets", path, [("exact", True), scope], policy)
+            try:
+                body = self._get("find_datasets", path, [("exact", True), scope], policy)
+            except errors.NotFound as exc:
+                if exc.code != "DATASET_UNKNOWN":
+                    raise
+                continue
             pages += models.decode_many(body, Dataset, "datasets")
         return [dataset for dataset in _distinct(pages) if dataset.name == name]
 

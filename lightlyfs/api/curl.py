@@ -32,29 +32,61 @@ _KEPT_PER_HANDLE = 5
 _BUFFER_BYTES = 128 * 1024
 _SEEK_OK, _SEEK_FAIL = 0, 1
 
-_Failure = type[errors.RequestError]
-# Every code that is not listed means that no usable answer came: `errors.Unreachable`.
-FAILURES: Mapping[int, _Failure] = {
-    pycurl.E_UNSUPPORTED_PROTOCOL: errors.Unreachable,
+_TLS = (
+    pycurl.E_SSL_CONNECT_ERROR,
+    pycurl.E_PEER_FAILED_VERIFICATION,
+    pycurl.E_SSL_CERTPROBLEM,
+    pycurl.E_SSL_CIPHER,
+    pycurl.E_SSL_CACERT_BADFILE,
+    pycurl.E_SSL_ISSUER_ERROR,
+    pycurl.E_SSL_INVALIDCERTSTATUS,
+    pycurl.E_SSL_PINNEDPUBKEYNOTMATCH,
+    pycurl.E_SSL_CRL_BADFILE,
+    pycurl.E_SSL_ENGINE_NOTFOUND,
+    pycurl.E_SSL_ENGINE_SETFAILED,
+    pycurl.E_SSL_ENGINE_INITFAILED,
+    pycurl.E_USE_SSL_FAILED,
+)
+# No connection, or it broke, or what came was not HTTP; a body that had begun is then short.
+_BROKEN = (
+    pycurl.E_UNSUPPORTED_PROTOCOL,
+    pycurl.E_FAILED_INIT,
+    pycurl.E_COULDNT_RESOLVE_PROXY,
+    pycurl.E_COULDNT_RESOLVE_HOST,
+    pycurl.E_COULDNT_CONNECT,
+    pycurl.E_FTP_WEIRD_SERVER_REPLY,  # the old name of "weird server reply", HTTP too
+    pycurl.E_HTTP2,
+    pycurl.E_HTTP_POST_ERROR,
+    pycurl.E_HTTP_RANGE_ERROR,
+    pycurl.E_HTTP_RETURNED_ERROR,
+    pycurl.E_INTERFACE_FAILED,
+    pycurl.E_OUT_OF_MEMORY,
+    pycurl.E_GOT_NOTHING,
+    pycurl.E_SEND_ERROR,
+    pycurl.E_RECV_ERROR,
+    pycurl.E_READ_ERROR,
+    pycurl.E_WRITE_ERROR,
+    pycurl.E_SEND_FAIL_REWIND,
+    pycurl.E_ABORTED_BY_CALLBACK,
+    pycurl.E_AGAIN,
+    pycurl.E_LOGIN_DENIED,
+    pycurl.E_SSL_SHUTDOWN_FAILED,
+    pycurl.E_NO_CONNECTION_AVAILABLE,
+    pycurl.E_TOO_MANY_REDIRECTS,
+    pycurl.E_UPLOAD_FAILED,
+    pycurl.E_BAD_FUNCTION_ARGUMENT,
+    pycurl.E_UNKNOWN_OPTION,
+    pycurl.E_NOT_BUILT_IN,
+)
+# A code that is missing here is of another protocol, and then `errors.Unreachable`.
+FAILURES: Mapping[int, type[errors.RequestError]] = {
+    **dict.fromkeys(_TLS, errors.TlsFailed),
+    **dict.fromkeys(_BROKEN, errors.Unreachable),
     pycurl.E_URL_MALFORMAT: errors.UnsafeUrl,
-    pycurl.E_COULDNT_RESOLVE_PROXY: errors.Unreachable,
-    pycurl.E_COULDNT_RESOLVE_HOST: errors.Unreachable,
-    pycurl.E_COULDNT_CONNECT: errors.Unreachable,
     pycurl.E_PARTIAL_FILE: errors.ShortBody,
+    pycurl.E_BAD_CONTENT_ENCODING: errors.ShortBody,
+    pycurl.E_CHUNK_FAILED: errors.ShortBody,
     pycurl.E_OPERATION_TIMEDOUT: errors.TimedOut,
-    pycurl.E_SSL_CONNECT_ERROR: errors.TlsFailed,
-    pycurl.E_PEER_FAILED_VERIFICATION: errors.TlsFailed,
-    pycurl.E_SSL_CERTPROBLEM: errors.TlsFailed,
-    pycurl.E_SSL_CIPHER: errors.TlsFailed,
-    pycurl.E_SSL_CACERT_BADFILE: errors.TlsFailed,
-    pycurl.E_SSL_ISSUER_ERROR: errors.TlsFailed,
-    pycurl.E_SSL_INVALIDCERTSTATUS: errors.TlsFailed,
-    pycurl.E_SSL_PINNEDPUBKEYNOTMATCH: errors.TlsFailed,
-    pycurl.E_SSL_SHUTDOWN_FAILED: errors.TlsFailed,
-    pycurl.E_SSL_CRL_BADFILE: errors.TlsFailed,
-    pycurl.E_SSL_ENGINE_NOTFOUND: errors.TlsFailed,
-    pycurl.E_SSL_ENGINE_SETFAILED: errors.TlsFailed,
-    pycurl.E_SSL_ENGINE_INITFAILED: errors.TlsFailed,
     pycurl.E_FILESIZE_EXCEEDED: errors.TooLarge,
 }
 

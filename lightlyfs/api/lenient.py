@@ -19,6 +19,8 @@ from lightlyfs.api.redaction import redact
 M = TypeVar("M", bound=Struct)
 
 _SHOWN_CHARS = 60
+# What msgspec raises for bytes it refuses: the cue to come here.
+STRICT_REFUSALS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 # Optional to the API, but not to be dropped silently: it becomes a path.
 _NEVER_DROPPED = frozenset({"fileName"})
 
@@ -27,7 +29,7 @@ def parse(body: bytes, where: str) -> Any:
     """Return the JSON in `body`; NaN and infinities become None. Raises `errors.MalformedAnswer`."""
     try:
         return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except STRICT_REFUSALS:
         pass
     try:
         return json.loads(body, parse_constant=lambda _name: None)

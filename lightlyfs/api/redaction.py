@@ -9,11 +9,11 @@ HIDDEN = "***"
 
 # Anything that grants access, by its name in a query, a header, JSON or `key=value` text.
 _LONG_KEYS = (
-    r"[\w-]*token|[\w-]*secret[\w-]*|signature|password|passwd|api[_-]?key|account[_-]?key|credential|"
+    r"[\w-]*token|[\w-]*secret[\w-]*|sig|signature|password|passwd|api[_-]?key|account[_-]?key|credential|"
     r"x-amz-[\w-]+|x-goog-[\w-]+|x-ms-[\w-]+|x-obs-[\w-]+|awsaccesskeyid|googleaccessid|accesskeyid"
 )
 # The parameters of an Azure SAS are too short to be hidden outside a query.
-_SAS_KEYS = r"sig|se|sp|sv|st|sr|spr|ss|srt|sip|skoid|sktid|skt|ske|sks|skv|saoid|suoid|scid|sdd"
+_SAS_KEYS = r"se|sp|sv|st|sr|spr|ss|srt|sip|skoid|sktid|skt|ske|sks|skv|saoid|suoid|scid|sdd"
 
 _JWT = re.compile(r"\beyJ[\w-]{4,}\.[\w-]+(?:\.[\w-]*)?")
 _AUTH_HEADER = re.compile(r"(?i)((?:proxy-)?authorization[\"']?\s*[:=]\s*)[^\r\n]*")

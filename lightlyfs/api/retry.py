@@ -31,7 +31,7 @@ class RetryPolicy:
 
     def delay_s(self, retry: int, random: Callable[[], float]) -> float:
         """Return the wait before retry number `retry`, from 0."""
-        cap = min(self.max_delay_s, self.first_delay_s * 2.0**retry)
+        cap = min(self.max_delay_s, self.first_delay_s * 2.0 ** min(retry, 60))
         return cap * (1.0 - self.jitter * random())
 
 

@@ -66,32 +66,41 @@ _CHUNK_BYTES = 64 * 1024
 # Pools kept, one per host: the API, a few buckets, proxies.
 _HOSTS = 16
 
-_Failure = type[errors.RequestError]
-# Looked up along the method resolution order, so a subclass has its parent's row.
-FAILURES: Mapping[type[BaseException], _Failure] = {
-    requests.exceptions.SSLError: errors.TlsFailed,
-    requests.exceptions.Timeout: errors.TimedOut,
-    requests.exceptions.ConnectTimeout: errors.TimedOut,
-    requests.exceptions.ChunkedEncodingError: errors.ShortBody,
-    requests.exceptions.ContentDecodingError: errors.ShortBody,
-    requests.exceptions.ConnectionError: errors.Unreachable,
-    requests.exceptions.InvalidURL: errors.UnsafeUrl,
-    requests.exceptions.MissingSchema: errors.UnsafeUrl,
-    requests.exceptions.InvalidSchema: errors.UnsafeUrl,
-    requests.exceptions.InvalidHeader: errors.BadRequest,
-    requests.exceptions.RequestException: errors.Unreachable,
-    urllib3.exceptions.SSLError: errors.TlsFailed,
-    urllib3.exceptions.IncompleteRead: errors.ShortBody,
-    urllib3.exceptions.InvalidChunkLength: errors.ShortBody,
-    urllib3.exceptions.TimeoutError: errors.TimedOut,
-    urllib3.exceptions.LocationValueError: errors.UnsafeUrl,
-    urllib3.exceptions.InvalidHeader: errors.BadRequest,
-    urllib3.exceptions.HTTPError: errors.Unreachable,
+_REQUESTS = requests.exceptions
+_URLLIB3 = urllib3.exceptions
+# Looked up along the method resolution order: a class that is missing has the row of its parent.
+FAILURES: Mapping[type[BaseException], type[errors.RequestError]] = {
+    _REQUESTS.SSLError: errors.TlsFailed,
+    _REQUESTS.ConnectTimeout: errors.TimedOut,
+    _REQUESTS.Timeout: errors.TimedOut,
+    _REQUESTS.ChunkedEncodingError: errors.ShortBody,
+    _REQUESTS.ContentDecodingError: errors.ShortBody,
+    _REQUESTS.URLRequired: errors.UnsafeUrl,
+    _REQUESTS.InvalidURL: errors.UnsafeUrl,
+    _REQUESTS.MissingSchema: errors.UnsafeUrl,
+    _REQUESTS.InvalidSchema: errors.UnsafeUrl,
+    _REQUESTS.InvalidHeader: errors.BadRequest,
+    _REQUESTS.ConnectionError: errors.Unreachable,
+    _REQUESTS.RequestException: errors.Unreachable,
+    _URLLIB3.SSLError: errors.TlsFailed,
+    _URLLIB3.IncompleteRead: errors.ShortBody,
+    _URLLIB3.InvalidChunkLength: errors.ShortBody,
+    _URLLIB3.DecodeError: errors.ShortBody,
+    _URLLIB3.TimeoutError: errors.TimedOut,
+    _URLLIB3.NewConnectionError: errors.Unreachable,
+    _URLLIB3.LocationValueError: errors.UnsafeUrl,
+    _URLLIB3.InvalidHeader: errors.BadRequest,
+    _URLLIB3.HTTPError: errors.Unreachable,
     # Nothing else comes unwrapped: requests raises it for a CA bundle that is not there.
     OSError: errors.TlsFailed,
     ConnectionError: errors.Unreachable,
     ValueError: errors.Unreachable,
 }
+
+
+def failure_class(kind: type[BaseException]) -> type[errors.RequestError]:
+    """Return the class of our tree for an exception of `requests` or urllib3."""
+    return next((FAILURES[cls] for cls in kind.__mro__ if cls in FAILURES), errors.Unreachable)
 
 
 class _Call(threading.local):
@@ -274,7 +283,7 @@ def _was_dropped(exc: BaseException) -> bool:
 def _translated(exc: BaseException, watch: Watch, sink: BodySink) -> errors.RequestError:
     """Return the error of our tree that `exc` stands for."""
     found = _chain(exc)
-    failure = next((FAILURES[cls] for cls in type(exc).__mro__ if cls in FAILURES), errors.Unreachable)
+    failure = failure_class(type(exc))
     if failure is errors.Unreachable and sink.started:
         failure = errors.ShortBody
     reason = redact(str(found[-1]) or type(found[-1]).__name__)
