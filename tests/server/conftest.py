@@ -1,0 +1,42 @@
+"""Servers for the tests of this folder, each on a port of its own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from serverkit import Api, fill
+
+from lightlyfs.localserver import LocalServer, ServerOptions
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with the known files."""
+    root = tmp_path / "images"
+    root.mkdir()
+    return fill(root)
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[LocalServer]:
+    """Return a running server over the folder."""
+    with LocalServer(ServerOptions(source=folder)) as running:
+        yield running
+
+
+@pytest.fixture
+def api(server: LocalServer) -> Iterator[Api]:
+    """Return a client of the server."""
+    client = Api(server)
+    yield client
+    client.session.close()
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """Return a client of a server that all read-only tests share."""
+    root = fill(tmp_path_factory.mktemp("shared"))
+    with LocalServer(ServerOptions(source=root)) as running:
+        client = Api(running)
+        yield client
+        client.session.close()
