@@ -1,0 +1,46 @@
+# `make demo` and `make test` need nothing but Python 3.11 and, for mounting, libfuse (fetched by apt).
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install fuse demo unit test test-long check format bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## make .venv with the package and what its tests need
+
+$(STAMP): pyproject.toml
+	python3 -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+fuse: ## see to libfuse 3, by apt and sudo where it is missing
+	@sh tests/install-fuse.sh
+
+demo: $(STAMP) fuse ## serve sample images, mount them, show them, unmount
+	$(BIN)/lightlyfs demo
+
+unit: $(STAMP) ## the tests without threads, sockets or mounts: seconds
+	$(BIN)/pytest -q tests/unit
+
+test: $(STAMP) fuse ## all tests but the long ones
+	$(BIN)/pytest -q -m 'not long'
+
+test-long: $(STAMP) fuse ## the tests that take minutes
+	$(BIN)/pytest -q -m long
+
+check: $(STAMP) fuse ## format, lint, types, tests, docs
+	$(BIN)/ruff format --check lightlyfs tests
+	$(BIN)/ruff check lightlyfs tests
+	$(BIN)/mypy -p lightlyfs
+	$(BIN)/pytest -q -m 'not long'
+
+format: $(STAMP) ## put the code into shape
+	$(BIN)/ruff format lightlyfs tests
+	$(BIN)/ruff check --fix lightlyfs tests
+
+clean: ## remove what was made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

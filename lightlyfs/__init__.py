@@ -1,0 +1,1 @@
+"""Mount a Lightly dataset as a folder of images."""

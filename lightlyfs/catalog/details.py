@@ -1,0 +1,47 @@
+"""Whole samples, asked for one at a time and kept for the TTL: what the listing is too short to hold."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+
+from cachetools import TTLCache
+
+from lightlyfs.api.models import Sample
+from lightlyfs.catalog.remote import Remote
+
+MAX_DETAILS = 10_000
+# with a TTL of zero the several attributes of one `getfattr -d` still come of one request
+_MIN_TTL_S = 1.0
+
+
+class Details:
+    """Samples by id; ten threads that miss one cause one request."""
+
+    def __init__(self, remote: Remote, executor: Executor, *, ttl_s: float, clock: Callable[[], float]) -> None:
+        self._remote = remote
+        self._executor = executor
+        self._lock = threading.RLock()  # a future that is done already calls back at once
+        # guarded by _lock
+        self._samples: TTLCache[str, Future[Sample]] = TTLCache(MAX_DETAILS, max(ttl_s, _MIN_TTL_S), timer=clock)
+
+    def get(self, sample_id: str) -> Future[Sample]:
+        """The sample, now or soon; the future raises what the API raised."""
+        with self._lock:
+            future = self._samples.get(sample_id)
+            if future is None:
+                future = self._samples[sample_id] = self._executor.submit(self._remote.sample, sample_id)
+                future.add_done_callback(lambda done: self._forget_failure(sample_id, done))
+        return future
+
+    def forget_all(self) -> None:
+        """Ask again for whatever is asked for next."""
+        with self._lock:
+            self._samples.clear()
+
+    def _forget_failure(self, sample_id: str, done: Future[Sample]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            with self._lock:
+                if self._samples.get(sample_id) is done:
+                    del self._samples[sample_id]

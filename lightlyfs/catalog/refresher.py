@@ -1,0 +1,292 @@
+"""Keeping the catalogue true: the first listing, cheap checks after the TTL, re-listing behind.
+
+Owns when the API is asked and what its answers do to the store. One check or listing runs at a time;
+whoever comes meanwhile gets the old answers. No lock is held while the API is asked.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lightlyfs.catalog.listing import DEFAULT_PAGE_SIZE, Pager
+from lightlyfs.catalog.remote import DatasetState, Remote
+from lightlyfs.catalog.staging import Changes, Row
+from lightlyfs.catalog.store import CatalogStore, ListingWriter
+from lightlyfs.errors import Forbidden, LightlyFsError, NotFound, Unauthorized
+
+log = logging.getLogger(__name__)
+
+# a listing is taken again when the dataset moved meanwhile, but not for ever
+_MAX_LISTINGS = 3
+# after a failed check the API is left alone this long, or the TTL where that is shorter
+_RETRY_AFTER_S = 5.0
+# an unchanged record proves little (a rename may not move it), so a full listing runs now and then,
+# taking at most a twentieth of the time
+_LISTINGS_SHARE = 20
+
+
+@dataclass(frozen=True)
+class FreshnessConfig:
+    """How often to ask, and in what portions; times in seconds, `ttl_s` may be infinite."""
+
+    ttl_s: float = 60.0
+    page_size: int = DEFAULT_PAGE_SIZE
+    parallel_pages: int = 8
+
+
+class Progress(NamedTuple):
+    """How far the listing under way is; `expected` is 0 where unknown."""
+
+    listed: int
+    expected: int
+
+
+class Refresher:
+    """Decides and does every refresh of one store; any thread may call."""
+
+    def __init__(
+        self,
+        store: CatalogStore,
+        remote: Remote,
+        config: FreshnessConfig,
+        *,
+        executor: Executor,
+        page_executor: Executor,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+        on_changes: Callable[[Changes], None],
+    ) -> None:
+        self._store = store
+        self._remote = remote
+        self._config = config
+        self._executor = executor
+        self._page_executor = page_executor
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._on_changes = on_changes
+        self._work_lock = threading.Lock()  # held by the one check or listing under way
+        self._state = threading.Condition()
+        # guarded by _state
+        self._check_queued = False
+        self._complete = store.get_meta("listed_at") is not None
+        self._checked_at = float("-inf")
+        self._retry_at = float("-inf")
+        self._full_at = float("-inf")
+        self._listing_s = float(store.get_meta("listing_s") or 0)
+        self._progress = Progress(0, 0)
+        self._error: LightlyFsError | None = None
+        self._stopped = False
+        self._writer: ListingWriter | None = None
+
+    # what others see
+
+    @property
+    def complete(self) -> bool:
+        """Whether the store holds a complete listing, new or from an earlier mount."""
+        return self._complete
+
+    @property
+    def error(self) -> LightlyFsError | None:
+        """What the last check or listing failed with, or None."""
+        return self._error
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the API refused us for good (401, 403, 404), so that only the store answers."""
+        return self._stopped
+
+    @property
+    def progress(self) -> Progress:
+        """How far the listing under way is."""
+        return self._progress
+
+    def age_s(self) -> float | None:
+        """Seconds since the catalogue was last known to be true, over mounts; None if never."""
+        checked = self._store.get_meta("checked_at")
+        return None if checked is None else max(0.0, self._wall_clock() - float(checked))
+
+    def listing_has_directory(self, path: str) -> bool:
+        """Whether the listing under way has met this directory already."""
+        writer = self._writer
+        return writer is not None and writer.has_directory(path)
+
+    # asking for freshness
+
+    def touch(self) -> None:
+        """Queue a check if the TTL is over; costs a comparison otherwise and never waits."""
+        if self._clock() - self._checked_at >= self._config.ttl_s:
+            self._queue_check()
+
+    def start_listing(self) -> None:
+        """Queue the first listing."""
+        self._queue_check()
+
+    @property
+    def active(self) -> bool:
+        """Whether a check or listing is queued or under way."""
+        return self._check_queued
+
+    def wait_for_progress(self, seconds: float) -> bool:
+        """Wait at most that long for the listing to move or end; True if it did."""
+        with self._state:
+            seen = self._progress
+            return self._state.wait_for(
+                lambda: self._complete or not self._check_queued or self._progress is not seen, seconds
+            )
+
+    def check_now(self) -> None:
+        """Check, and re-list where that finds a change, in this thread; raises what the API raised."""
+        with self._work_lock:
+            self._guarded(self._check)
+
+    def list_now(self) -> Changes:
+        """List everything in this thread; raises what the API raised."""
+        changes: list[Changes] = []
+        with self._work_lock:
+            self._guarded(lambda: changes.append(self._list(self._remote.dataset())))
+        return changes[0]
+
+    # the work
+
+    def _queue_check(self) -> None:
+        with self._state:
+            if self._check_queued or self._stopped or self._clock() < self._retry_at:
+                return
+            self._check_queued = True
+        self._executor.submit(self._check_in_background)
+
+    def _check_in_background(self) -> None:
+        try:
+            self.check_now()
+        except LightlyFsError as error:
+            log.warning("the catalogue could not be refreshed: %s", error)
+        except Exception:
+            log.exception("the catalogue could not be refreshed")
+        finally:
+            with self._state:
+                self._check_queued = False
+                self._state.notify_all()
+
+    def _guarded(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except (Unauthorized, Forbidden, NotFound) as error:
+            self._note_failure(error, stop=self._complete)
+            raise
+        except LightlyFsError as error:
+            self._note_failure(error, stop=False)
+            raise
+        with self._state:
+            self._error = None
+
+    def _note_failure(self, error: LightlyFsError, *, stop: bool) -> None:
+        with self._state:
+            self._error = error
+            self._stopped = self._stopped or stop
+            self._retry_at = self._clock() + min(_RETRY_AFTER_S, self._config.ttl_s)
+
+    def _check(self) -> None:
+        record = self._remote.dataset()
+        full_due = self._clock() - self._full_at >= max(self._config.ttl_s, _LISTINGS_SHARE * self._listing_s)
+        if full_due or not self._complete or self._changed(record) or not self._tail_holds():
+            self._list(record)
+        else:
+            self._note_checked()
+
+    def _changed(self, record: DatasetState) -> bool:
+        return self._store.get_meta("dataset") != json.dumps(record)
+
+    def _tail_holds(self) -> bool:
+        """Whether the list still ends with the sample the last listing ended with."""
+        listed = int(self._store.get_meta("listed") or 0)
+        rows = self._remote.page(max(0, listed - 1), 2)
+        tail = rows[-1].id.hex() if rows else ""
+        return len(rows) == min(listed, 1) and tail == self._store.get_meta("tail")
+
+    def _list(self, record: DatasetState) -> Changes:
+        started = self._clock()
+        for attempt in range(1, _MAX_LISTINGS + 1):
+            changes, after, settled = self._list_once(record, last=attempt == _MAX_LISTINGS)
+            if settled:
+                break
+            record = after
+        with self._state:
+            self._listing_s = self._clock() - started
+            self._full_at = self._clock()
+            self._complete = True
+            self._state.notify_all()
+        self._note_checked()
+        assert changes is not None
+        if changes:
+            self._on_changes(changes)
+        return changes
+
+    def _list_once(self, record: DatasetState, *, last: bool) -> tuple[Changes | None, DatasetState, bool]:
+        """One pass over all pages; kept if the dataset stood still meanwhile, or as the last try."""
+        tail = b""
+        rows_listed = 0
+
+        with self._store.listing() as writer:
+            self._writer = writer
+
+            def take(rows: Sequence[Row]) -> None:
+                nonlocal tail, rows_listed
+                writer.add(rows)
+                tail = rows[-1].id
+                rows_listed += len(rows)
+                self._note_progress(rows_listed, record.samples)
+
+            self._note_progress(0, record.samples)
+            pager = Pager(
+                self._remote.page,
+                executor=self._page_executor,
+                page_size=self._config.page_size,
+                parallel=self._config.parallel_pages,
+            )
+            try:
+                pager.read_all(record.samples, take)
+                after = self._remote.dataset()
+                distinct = writer.count()
+                moved = after != record or distinct != rows_listed
+                if moved and not last:
+                    log.info("the dataset changed while it was listed; listing again")
+                    return None, after, False
+                meta = self._meta(after, tail.hex(), distinct)
+                return writer.commit(meta), after, True
+            finally:
+                self._writer = None
+
+    def _meta(self, record: DatasetState, tail: str, listed: int) -> dict[str, str]:
+        now = str(self._wall_clock())
+        return {
+            "dataset": json.dumps(record),
+            "tail": tail,
+            "listed": str(listed),
+            "listed_at": now,
+            "listing_s": str(self._listing_s),
+        }
+
+    def _note_progress(self, listed: int, expected: int) -> None:
+        with self._state:
+            self._progress = Progress(listed, expected)
+            self._state.notify_all()
+
+    def _note_checked(self) -> None:
+        with self._state:
+            self._checked_at = self._clock()
+        self._store.set_meta({"checked_at": str(self._wall_clock())})
+
+
+def stored_dataset(store: CatalogStore) -> DatasetState | None:
+    """The dataset's record as of the last listing, or None."""
+    text = store.get_meta("dataset")
+    return None if text is None else DatasetState(*json.loads(text))
+
+
+

@@ -1,0 +1,104 @@
+"""What the catalogue asks of the API: the dataset's record, pages of its samples, one sample.
+
+Turns API samples into catalogue rows; holds the choice between the partial list and the plain one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from lightlyfs.api.client import LightlyClient
+from lightlyfs.api.models import ListedSample, Sample
+from lightlyfs.catalog.staging import Row, make_row
+from lightlyfs.errors import BadRequest, NotFound, Refused, ServerFault
+
+
+class DatasetState(NamedTuple):
+    """The part of the dataset's record that moves when its samples do; the times in milliseconds."""
+
+    name: str
+    samples: int
+    bytes: int
+    created_at: int
+    last_modified_at: int
+
+
+class Remote(Protocol):
+    """The API as the catalogue sees it; any thread may call."""
+
+    def dataset(self) -> DatasetState:
+        """The dataset's record."""
+        ...
+
+    def page(self, offset: int, size: int) -> Sequence[Row]:
+        """At most `size` samples from `offset` on; empty past the end, perhaps shorter before it."""
+        ...
+
+    def find(self, file_name: str) -> list[Row]:
+        """The samples of this name, lowest id first."""
+        ...
+
+    def sample(self, sample_id: str) -> Sample:
+        """One sample, whole."""
+        ...
+
+
+class ApiRemote:
+    """`Remote` over the Samples API, for one dataset."""
+
+    def __init__(self, client: LightlyClient, dataset_id: str) -> None:
+        self._client = client
+        self._dataset_id = dataset_id
+        self._fallback_time_s = 0  # written with every record; a lost race shows the older time
+        self._partial = True  # only ever turns False
+
+    def dataset(self) -> DatasetState:
+        """API: GET /v1/datasets/{id}."""
+        record = self._client.get_dataset(self._dataset_id)
+        created = record.created_at or 0
+        modified = record.last_modified_at or created
+        self._fallback_time_s = modified // 1000
+        return DatasetState(record.name or self._dataset_id, record.n_samples or 0, record.size_in_bytes or 0, created, modified)
+
+    def page(self, offset: int, size: int) -> Sequence[Row]:
+        """API: GET samples/partial with mode full; GET samples where that does not exist."""
+        return [self._row(sample) for sample in self._page(offset, size)]
+
+    def find(self, file_name: str) -> list[Row]:
+        """API: GET samples/partial with fileName, whose meaning is not documented: names are compared again."""
+        listed = self._client.list_samples_partial(
+            self._dataset_id, mode="full", offset=0, size=100, file_name=file_name
+        )
+        found = [sample for sample in listed if sample.file_name == file_name]
+        return [self._row_of_sample(sample) for sample in sorted(found, key=lambda sample: sample.id)]
+
+    def sample(self, sample_id: str) -> Sample:
+        """API: GET samples/{id}."""
+        return self._client.get_sample(self._dataset_id, sample_id)
+
+    def _page(self, offset: int, size: int) -> Sequence[ListedSample]:
+        if self._partial:
+            try:
+                return self._client.list_page(self._dataset_id, offset, size, partial=True)
+            except (NotFound, Refused, BadRequest, ServerFault) as error:
+                # servers before August 2022 have no partial list; 405 and 501 are other ways to say so
+                if error.status not in (400, 404, 405, 501):
+                    raise
+            rows = self._client.list_page(self._dataset_id, offset, size, partial=False)
+            self._partial = False
+            return rows
+        return self._client.list_page(self._dataset_id, offset, size, partial=False)
+
+    def _row(self, sample: ListedSample) -> Row:
+        created = sample.created_at or 0
+        modified_s = (sample.last_modified_at or created) // 1000 or self._fallback_time_s
+        # a name the server does not give (no mode of ours allows it) still has to be reachable
+        name = sample.id if sample.file_name is None else sample.file_name
+        return make_row(sample.id, name, sample.size_in_bytes, modified_s, created // 1000)
+
+    def _row_of_sample(self, sample: Sample) -> Row:
+        size = sample.meta_data.size_in_bytes if sample.meta_data else None
+        return self._row(
+            ListedSample(sample.id, sample.file_name, sample.created_at, sample.last_modified_at, size)
+        )

@@ -1,0 +1,302 @@
+"""The SQLite catalogue: the samples and directories of one dataset, on disk, read by many threads.
+
+Owns the file, its schema and its transactions; knows no network and no clock. Rows are clustered by
+(directory, name), because listing one directory and looking up one path are all that happens often.
+Inode numbers are digests (of the sample id, of the directory's path), so they are the same on every
+mount, and the number of a directory is known from its path without a query.
+
+Threads: reads may come from any number of threads, each borrows a connection; writes are serialised by
+one lock, which is held for the length of one transaction and never while calling out. WAL lets readers
+see the last commit meanwhile, so a re-listing shows all at once or not at all.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from lightlyfs.catalog.inodes import ROOT_INO, directory_ino
+from lightlyfs.catalog.staging import Changes, Row, Staging
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE directory (
+    ino INTEGER PRIMARY KEY, parent INTEGER NOT NULL, name TEXT NOT NULL, mtime INTEGER NOT NULL DEFAULT 0);
+CREATE UNIQUE INDEX directory_by_name ON directory (parent, name);
+CREATE TABLE sample (
+    dir INTEGER NOT NULL, name TEXT NOT NULL, ino INTEGER NOT NULL, id BLOB NOT NULL,
+    file_name BLOB,      -- only where the path does not spell it
+    hint INTEGER,        -- metaData.sizeInBytes
+    mtime INTEGER NOT NULL, created INTEGER NOT NULL,
+    size INTEGER, etag TEXT,  -- what storage last reported; NULL until it did
+    verified INTEGER NOT NULL DEFAULT 0,  -- and whether that still counts
+    PRIMARY KEY (dir, name)) WITHOUT ROWID;
+CREATE UNIQUE INDEX sample_by_ino ON sample (ino);
+"""
+_COLUMNS = "name, ino, id, file_name, hint, mtime, size, etag, verified"
+# one connection's page cache; the operating system caches the file once for all of them
+_READER_CACHE_KIB = 512
+_WRITER_CACHE_KIB = 32 * 1024
+_IDLE_READERS = 8
+
+
+class SampleEntry(NamedTuple):
+    """A sample as a directory entry.
+
+    `size` (bytes) and `etag` are what storage last reported, None until it did; they count as true while
+    `verified` is set, and are a better guess than `size_hint` otherwise.
+    """
+
+    name: str
+    ino: int
+    id: bytes
+    file_name_raw: bytes | None
+    size_hint: int | None
+    mtime: int
+    size: int | None
+    etag: str | None
+    verified: bool
+
+    @property
+    def published_size(self) -> int | None:
+        """The size to show, in bytes; None where nothing is known."""
+        return self.size_hint if self.size is None else self.size
+
+    @property
+    def sample_id(self) -> str:
+        """The id as the API spells it, 24 hex digits."""
+        return self.id.hex()
+
+
+class DirectoryEntry(NamedTuple):
+    """A directory; `mtime` is that of the newest sample below it, in seconds."""
+
+    name: str
+    ino: int
+    mtime: int
+
+
+Entry = SampleEntry | DirectoryEntry
+
+
+class Facts(NamedTuple):
+    """What storage reported of a sample: its true size in bytes and its version tag."""
+
+    size: int
+    etag: str
+
+
+class Totals(NamedTuple):
+    """Sums over the catalogue; `unverified` counts the samples storage has not reported yet."""
+
+    samples: int
+    directories: int
+    bytes: int
+    unverified: int
+
+
+class CatalogStore:
+    """The catalogue file of one dataset; see the module for the rules of its threads."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the file; one of another schema, or a damaged one, is made anew."""
+        self._path = path
+        self._write_lock = threading.Lock()
+        self._idle: list[sqlite3.Connection] = []
+        self._closed = False
+        try:
+            self._writer = self._open_writer()
+        except sqlite3.DatabaseError:
+            # the catalogue is a copy of what the API knows: losing it costs one listing
+            self._remove()
+            self._writer = self._open_writer()
+
+    def close(self) -> None:
+        """Close every connection; reads and writes after it fail."""
+        with self._write_lock:
+            self._closed = True
+            while self._idle:
+                self._idle.pop().close()
+            self._writer.close()
+
+    # reading
+
+    def get_meta(self, key: str) -> str | None:
+        """A remembered value, or None."""
+        with self._reader() as db:
+            row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def lookup(self, path: str) -> Entry | None:
+        """The entry of a path without a leading slash, or None; "" is the root."""
+        parent, _, name = path.rpartition("/")
+        try:
+            ino = directory_ino(path)
+            with self._reader() as db:
+                row = db.execute(
+                    f"SELECT {_COLUMNS} FROM sample WHERE dir = ? AND name = ?", (directory_ino(parent), name)
+                ).fetchone()
+                if row is not None:
+                    return SampleEntry._make(row)
+                row = db.execute("SELECT name, ino, mtime FROM directory WHERE ino = ?", (ino,)).fetchone()
+        except UnicodeEncodeError:
+            return None  # not UTF-8, so no sample can have it
+        return None if row is None else DirectoryEntry._make(row)
+
+    def list_samples(self, path: str) -> list[SampleEntry]:
+        """The samples directly in a directory, in the byte order of their names."""
+        query = f"SELECT {_COLUMNS} FROM sample WHERE dir = ? ORDER BY name"
+        with self._reader() as db:
+            return [SampleEntry._make(row) for row in db.execute(query, (directory_ino(path),))]
+
+    def list_directories(self, path: str) -> list[DirectoryEntry]:
+        """The directories directly in a directory, in the byte order of their names."""
+        query = "SELECT name, ino, mtime FROM directory WHERE parent = ? AND ino != ? ORDER BY name"
+        with self._reader() as db:
+            rows = db.execute(query, (directory_ino(path), ROOT_INO))
+            return [DirectoryEntry._make(row) for row in rows]
+
+    def by_ino(self, ino: int) -> tuple[str, SampleEntry] | None:
+        """The path and entry of the sample with this inode number, or None."""
+        with self._reader() as db:
+            row = db.execute(f"SELECT dir, {_COLUMNS} FROM sample WHERE ino = ?", (ino,)).fetchone()
+            if row is None:
+                return None
+            entry = SampleEntry._make(row[1:])
+            return "/".join([*_directory_path(db, row[0]), entry.name]), entry
+
+    def totals(self) -> Totals:
+        """Sums over all samples; scans the table, so not for a hot path."""
+        query = "SELECT count(*), coalesce(sum(coalesce(size, hint)), 0), coalesce(sum(1 - verified), 0) FROM sample"
+        with self._reader() as db:
+            samples, total, unverified = db.execute(query).fetchone()
+            (directories,) = db.execute("SELECT count(*) FROM directory").fetchone()
+        return Totals(samples, directories, total, unverified)
+
+    # writing
+
+    def set_meta(self, values: dict[str, str]) -> None:
+        """Remember values, replacing those of the same keys."""
+        with self._transaction() as db:
+            db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
+
+    def record_facts(self, facts: dict[int, Facts]) -> None:
+        """Keep what storage reported, by inode number."""
+        rows = [(fact.size, fact.etag, ino) for ino, fact in facts.items()]
+        with self._transaction() as db:
+            db.executemany("UPDATE sample SET size = ?, etag = ?, verified = 1 WHERE ino = ?", rows)
+
+    def forget_facts(self) -> None:
+        """Make every size and version unverified; they stay as the best guess."""
+        with self._transaction() as db:
+            db.execute("UPDATE sample SET verified = 0 WHERE verified")
+
+    @contextmanager
+    def listing(self) -> Iterator[ListingWriter]:
+        """Collect a complete listing; nothing is visible before `commit`, nothing kept without it."""
+        with closing(self._connect(_WRITER_CACHE_KIB)) as db:
+            db.execute("PRAGMA temp_store = FILE")
+            db.execute(f"PRAGMA temp.cache_size = -{_WRITER_CACHE_KIB}")
+            staging = Staging(db)
+            staging.create()
+            yield ListingWriter(staging, self._write_lock)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._write_lock:
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._writer
+            except BaseException:
+                self._writer.execute("ROLLBACK")
+                raise
+            self._writer.execute("COMMIT")
+
+    @contextmanager
+    def _reader(self) -> Iterator[sqlite3.Connection]:
+        try:
+            db = self._idle.pop()
+        except IndexError:
+            db = self._connect(_READER_CACHE_KIB)
+        try:
+            yield db
+        finally:
+            if self._closed or len(self._idle) >= _IDLE_READERS:
+                db.close()
+            else:
+                self._idle.append(db)
+
+    def _connect(self, cache_kib: int) -> sqlite3.Connection:
+        # autocommit: transactions are begun and ended by hand, where they are seen
+        db = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
+        db.execute(f"PRAGMA cache_size = -{cache_kib}")
+        return db
+
+    def _open_writer(self) -> sqlite3.Connection:
+        db = self._connect(_WRITER_CACHE_KIB)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")  # a lost last commit is one more listing
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version not in (0, SCHEMA_VERSION):
+                raise sqlite3.DatabaseError(f"catalogue schema {version}")
+            if version == 0:
+                _create_schema(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _remove(self) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+
+
+class ListingWriter:
+    """A listing being collected; used by one thread."""
+
+    def __init__(self, staging: Staging, write_lock: threading.Lock) -> None:
+        self._staging = staging
+        self._write_lock = write_lock
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Add a page of samples; a sample seen before is replaced."""
+        self._staging.add(rows)
+
+    def count(self) -> int:
+        """How many different samples were added so far."""
+        return self._staging.count()
+
+    def has_directory(self, path: str) -> bool:
+        """Whether a sample in or below this directory was added; may be asked by any thread."""
+        return self._staging.has_directory(path)
+
+    def commit(self, meta: dict[str, str], keep: frozenset[int] = frozenset()) -> Changes:
+        """Make this listing the catalogue, in one step, and say what differs from the last one.
+
+        What storage reported stays verified where neither the sample's time nor its size hint moved.
+        Samples whose inode number is in `keep` stay although the listing does not hold them.
+        """
+        self._staging.settle_names()
+        with self._write_lock:
+            return self._staging.commit(meta, keep)
+
+
+def _create_schema(db: sqlite3.Connection) -> None:
+    db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    db.execute("INSERT INTO directory VALUES (?, ?, '', 0)", (ROOT_INO, ROOT_INO))
+
+
+def _directory_path(db: sqlite3.Connection, ino: int) -> list[str]:
+    parts: list[str] = []
+    while ino != ROOT_INO:
+        name, ino = db.execute("SELECT name, parent FROM directory WHERE ino = ?", (ino,)).fetchone()
+        parts.append(name)
+    return parts[::-1]
+

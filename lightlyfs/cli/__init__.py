@@ -1,0 +1,53 @@
+"""The command line: commands, exit codes and every line a person reads.
+
+0 is success, 1 a failure that is told in one line, 2 a wrong argument, 130 an interruption.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from lightlyfs.cli.commands import refresh, status, umount
+from lightlyfs.cli.demo import demo
+from lightlyfs.cli.doctor import doctor
+from lightlyfs.cli.mount import mount
+from lightlyfs.cli.serve import serve
+from lightlyfs.cli.topics import help_topic
+from lightlyfs.errors import LightlyFsError, SettingsError
+
+__all__ = ["main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lightlyfs", message="%(prog)s %(version)s")
+def commands() -> None:
+    """Mount a Lightly dataset as a folder of images.
+
+    `lightlyfs DATASET DIR -o OPTIONS`, the form of /etc/fstab, is the same as `lightlyfs mount`.
+    """
+
+
+for command in (mount, umount, status, refresh, serve, demo, doctor, help_topic):
+    commands.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # the form that mount(8) uses has no command word
+    if len(words) >= 2 and not words[0].startswith("-") and words[0] not in commands.commands:
+        words.insert(0, "mount")
+    try:
+        code = commands.main(words, prog_name="lightlyfs", standalone_mode=False)
+    except click.UsageError as error:
+        error.show()
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except LightlyFsError as error:
+        click.echo(f"lightlyfs: {error}", err=True)
+        code = 2 if isinstance(error, SettingsError) else 1
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,70 @@
+"""`lightlyfs doctor`: what is missing on this machine, and the command that mends it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+
+import click
+
+from lightlyfs import places, wiring
+from lightlyfs.errors import LightlyFsError, NotFound, Retryable, Unauthorized
+from lightlyfs.kernel import binding
+from lightlyfs.settings import read_secrets, resolve
+
+
+@click.command()
+@click.pass_context
+def doctor(context: click.Context) -> None:
+    """Check this machine, the token and the network; exit 1 if something is missing."""
+    settings = resolve({}, os.environ)
+
+    def api() -> str:
+        client, _ = wiring.make_client(settings, read_secrets(os.environ, None), os.environ)
+        try:
+            count = len(client.list_datasets(policy=wiring.quick_policy()))
+        except Unauthorized:
+            raise NotFound(f"{settings.server} does not accept the token; check LIGHTLY_TOKEN") from None
+        except Retryable as error:
+            raise NotFound(f"{settings.server} cannot be reached ({error}); check the network and proxies") from None
+        return f"{settings.server} answers, {count} datasets"
+
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("Python", lambda: ".".join(map(str, sys.version_info[:3]))),
+        ("libfuse", lambda: str(binding.find_library())),
+        ("/dev/fuse", _device),
+        ("fusermount", _helper),
+        ("cache", lambda: str(places.cache_root(None))),
+        ("token", lambda: _token()),
+        ("API", api),
+    ]
+    failed = [name for name, check in checks if not _report(name, check)]
+    context.exit(1 if failed else 0)
+
+
+def _report(name: str, check: Callable[[], str]) -> bool:
+    try:
+        click.echo(f"ok       {name:<11}{check()}")
+    except LightlyFsError as error:
+        click.echo(f"missing  {name:<11}{error}")
+        return False
+    return True
+
+
+def _device() -> str:
+    binding.check_device()
+    return "can be opened"
+
+
+def _helper() -> str:
+    found = shutil.which("fusermount3") or shutil.which("fusermount")
+    if found is None and os.getuid() != 0:
+        raise NotFound("not installed; install it with: apt-get install fuse3")
+    return found or "not needed by root"
+
+
+def _token() -> str:
+    read_secrets(os.environ, None)
+    return "set"

@@ -1,0 +1,83 @@
+"""`lightlyfs mount`: the checks, the first listing, the mount, and the way into the background.
+
+In the background form the command runs itself again in the foreground, in a session of its own, and waits
+until that says the mount is usable. So nothing forks after threads exist, and every failure at start
+reaches the terminal before the command returns.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lightlyfs.cli.options import merge, setting_options, split_fstab_options
+from lightlyfs.cli.serving import READY_VARIABLE, serve_mount
+from lightlyfs.errors import StartError
+from lightlyfs.kernel import binding, mounts
+from lightlyfs.settings import read_secrets, resolve
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("dataset")
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option("--foreground", "-f", is_flag=True, help="Stay, and log to the terminal.")
+@click.option("-o", "fstab", metavar="OPT[,OPT]", multiple=True, help="Options as in /etc/fstab, such as ro.")
+@setting_options
+def mount(dataset: str, mountpoint: Path, foreground: bool, fstab: tuple[str, ...], **flags: Any) -> None:
+    """Mount DATASET (its id or its name) on the empty directory MOUNTPOINT.
+
+    Returns once the mount is usable and goes on in the background. The API token is read from
+    LIGHTLY_TOKEN or --token-file.
+    """
+    from_fstab, kernel_options = split_fstab_options(fstab)
+    texts = merge(flags, from_fstab)
+    settings = resolve(texts, os.environ)
+    secrets = read_secrets(os.environ, settings.token_file)
+    mountpoint = mounts.resolve_mountpoint(mountpoint)
+    # what can be told without the network is told first
+    binding.check_device()
+    library = binding.find_library(settings.fuse)  # type: ignore[arg-type]
+    mounts.prepare_mountpoint(mountpoint)
+    _refuse_cache_inside(settings.cache_dir, mountpoint)
+    if foreground or READY_VARIABLE in os.environ:
+        serve_mount(dataset, mountpoint, settings, secrets, library, kernel_options)
+    else:
+        _mount_in_background(dataset, mountpoint, texts, kernel_options)
+
+
+def _mount_in_background(
+    dataset: str, mountpoint: Path, texts: dict[str, str | None], kernel_options: tuple[str, ...]
+) -> None:
+    options = [f"{name}={text}" for name, text in texts.items() if text is not None] + list(kernel_options)
+    # one -o each, because a value may hold a comma; never a token, which the environment carries
+    words = [word for option in options for word in ("--setting", option)]
+    ready, told = os.pipe()
+    command = [sys.executable, "-m", "lightlyfs.cli.background", dataset, str(mountpoint), *words]
+    environ = {**os.environ, READY_VARIABLE: str(told)}
+    child = subprocess.Popen(
+        command, pass_fds=(told,), env=environ, stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    os.close(told)
+    try:
+        answer = os.read(ready, 16)
+    except KeyboardInterrupt:
+        child.send_signal(signal.SIGTERM)
+        child.wait()
+        raise
+    if not answer:
+        sys.exit(child.wait() or 1)
+    try:
+        os.statvfs(mountpoint)
+    except OSError as error:
+        raise StartError(f"{mountpoint} was mounted but does not answer: {error.strerror}") from None
+
+
+def _refuse_cache_inside(cache_dir: Path | None, mountpoint: Path) -> None:
+    if cache_dir is not None and cache_dir.resolve().is_relative_to(mountpoint):
+        raise StartError(f"the cache directory {cache_dir} lies inside {mountpoint}; choose one outside")

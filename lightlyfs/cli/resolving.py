@@ -1,0 +1,128 @@
+"""Which dataset is meant: by id or by name, from the API or, without a network, from an earlier mount."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from lightlyfs import places, wiring
+from lightlyfs.api.client import LightlyClient
+from lightlyfs.api.models import Dataset
+from lightlyfs.api.retry import RetryPolicy
+from lightlyfs.errors import (
+    Forbidden,
+    LightlyFsError,
+    MalformedAnswer,
+    NotFound,
+    Refused,
+    Retryable,
+    StartError,
+    TlsFailed,
+    Unauthorized,
+)
+from lightlyfs.settings import Secrets, Settings
+
+_ID = re.compile(r"[a-f0-9]{24}")
+# with a stored catalogue the network need not answer first
+_STORED_WAIT_S = 0.5
+
+
+@dataclass(frozen=True)
+class FoundDataset:
+    """The dataset to mount; `offline` where only an earlier mount knows it."""
+
+    id: str
+    name: str
+    offline: bool = False
+
+
+def find_dataset(client: LightlyClient, settings: Settings, secrets: Secrets, wanted: str) -> FoundDataset:
+    """The dataset of this id or name; StartError says in one line why there is none."""
+    root = places.server_directory(places.cache_root(settings.cache_dir), settings.server)
+    names = _Names(root / "names.json", secrets)
+    stored = names.id_of(wanted)
+    has_catalogue = stored is not None and (root / stored / "catalog.db").exists() and not settings.no_cache
+    policy = RetryPolicy(attempts=1, budget_s=_STORED_WAIT_S) if has_catalogue else wiring.quick_policy()
+    try:
+        found = _ask(client, wanted, policy)
+    except LightlyFsError as error:
+        if has_catalogue and isinstance(error, Retryable):
+            click.echo(f"lightlyfs: {_reason(error, settings)}; the names of an earlier mount are shown", err=True)
+            assert stored is not None
+            return FoundDataset(stored, wanted, offline=True)
+        raise StartError(_start_text(error, settings, wanted)) from error
+    names.remember(wanted, found.id)
+    return found
+
+
+def _ask(client: LightlyClient, wanted: str, policy: RetryPolicy) -> FoundDataset:
+    by_id = _ID.fullmatch(wanted) is not None
+    if by_id:
+        try:
+            return _found(client.get_dataset(wanted, policy=policy))
+        except NotFound as error:
+            if error.status != 404:
+                raise
+    found = client.find_datasets(wanted, policy=policy)
+    if len(found) > 1:
+        ids = ", ".join(dataset.id for dataset in found)
+        raise StartError(f"{len(found)} datasets are called {wanted!r}; mount one by its id: {ids}")
+    if not found:
+        kind = "id or name" if by_id else "name"
+        raise StartError(f"no dataset of {kind} {wanted!r} can be seen with this token")
+    return _found(found[0])
+
+
+def _found(dataset: Dataset) -> FoundDataset:
+    return FoundDataset(dataset.id, dataset.name or dataset.id)
+
+
+def _reason(error: LightlyFsError, settings: Settings) -> str:
+    return f"{settings.server} cannot be reached ({error})" if isinstance(error, Retryable) else str(error)
+
+
+def _start_text(error: LightlyFsError, settings: Settings, wanted: str) -> str:
+    if isinstance(error, StartError):
+        return str(error)
+    if isinstance(error, Unauthorized):
+        return f"{settings.server} does not accept the token; check LIGHTLY_TOKEN (or --token-file)"
+    if isinstance(error, Forbidden):
+        return f"the token may not read dataset {wanted!r}; ask its owner to share it, or use another token"
+    if isinstance(error, TlsFailed):
+        return f"the certificate of {settings.server} is not trusted ({error}); name your CA with --ca-certs"
+    if isinstance(error, (MalformedAnswer, NotFound, Refused)):
+        return f"{settings.server} does not answer like the Lightly API ({error}); check LIGHTLY_SERVER_LOCATION"
+    if isinstance(error, Retryable):
+        return f"{_reason(error, settings)}; check the network, the proxy variables and LIGHTLY_SERVER_LOCATION"
+    return str(error)
+
+
+class _Names:
+    """Names of datasets met before; each counts only for the token it was found with."""
+
+    def __init__(self, path: Path, secrets: Secrets) -> None:
+        self._path = path
+        token = secrets.token or secrets.bearer or ""
+        self._fingerprint = hashlib.sha256(b"lightlyfs names\0" + token.encode()).hexdigest()[:16]
+        try:
+            self._known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self._known = {}
+
+    def id_of(self, wanted: str) -> str | None:
+        found = self._known.get(f"{self._fingerprint}/{wanted}")
+        return found if isinstance(found, str) and _ID.fullmatch(found) else None
+
+    def remember(self, wanted: str, dataset_id: str) -> None:
+        if self.id_of(wanted) == dataset_id:
+            return
+        self._known[f"{self._fingerprint}/{wanted}"] = dataset_id
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self._known), encoding="utf-8")
+        temporary.chmod(0o600)
+        temporary.replace(self._path)

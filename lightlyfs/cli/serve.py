@@ -1,0 +1,71 @@
+"""`lightlyfs serve`: a Lightly API of one's own, over a folder or a bucket."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from lightlyfs.errors import SettingsError, StartError
+
+
+@click.command()
+@click.argument("source", required=False)
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port; 0 takes any that is free.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--token", help="The API token to ask for [a new one].")
+@click.option("--dataset-name", help="What the dataset is called [after the folder].")
+@click.option("--state", type=click.Path(path_type=Path), help="Directory that remembers samples and tags.")
+@click.option("--s3-endpoint", help="Address of the S3 service of an s3:// source.")
+@click.option("--url-lifetime", type=float, help="Seconds for which signed URLs are good.")
+@click.option("--latency", type=float, default=0.0, help="Seconds to add to every answer.")
+@click.option("--fake", type=click.IntRange(1), metavar="N", help="Make up N samples instead of a source.")
+@click.option("--fake-size", type=click.IntRange(0), default=100_000, help="Bytes of each made-up sample.")
+@click.option("--fake-per-dir", type=click.IntRange(0), default=1000, help="Files a directory; 0 for one directory.")
+@click.option("--verbose", is_flag=True, help="Log each request, without its secrets.")
+def serve(
+    source: str | None,
+    port: int,
+    host: str,
+    token: str | None,
+    dataset_name: str | None,
+    state: Path | None,
+    s3_endpoint: str | None,
+    url_lifetime: float | None,
+    latency: float,
+    fake: int | None,
+    fake_size: int,
+    fake_per_dir: int,
+    verbose: bool,
+) -> None:
+    """Serve SOURCE, a folder or s3://BUCKET/PREFIX, as a Lightly API until interrupted.
+
+    Once ready, prints four lines that set the environment of `lightlyfs mount`.
+    """
+    # imported here: the server is heavy, and no other command needs it
+    from lightlyfs.localserver import LocalServerError, ServerOptions, run
+
+    if (source is None) == (fake is None):
+        raise SettingsError("name one source: a folder, s3://BUCKET/PREFIX, or --fake N")
+    options = ServerOptions(
+        source=source,
+        port=port,
+        host=host,
+        token=token,
+        dataset_name=dataset_name,
+        state=state,
+        s3_endpoint=s3_endpoint,
+        api_latency_s=latency,
+        storage_latency_s=latency,
+        fake_samples=fake,
+        fake_bytes=fake_size,
+        fake_per_directory=fake_per_dir or None,
+        verbose=verbose,
+    )
+    if url_lifetime is not None:
+        options = replace(options, url_lifetime_s=url_lifetime)
+    try:
+        run(options)
+    except LocalServerError as error:
+        raise StartError(str(error)) from None

@@ -1,0 +1,160 @@
+"""The foreground half of `lightlyfs mount`: from settings to a mount that has ended again."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from lightlyfs import wiring
+from lightlyfs.api.client import LightlyClient
+from lightlyfs.api.curl import CurlTransport
+from lightlyfs.cli.listing import wait_for_listing
+from lightlyfs.cli.resolving import find_dataset
+from lightlyfs.control import ControlServer
+from lightlyfs.errors import LightlyFsError
+from lightlyfs.fs.attributes import Ownership
+from lightlyfs.kernel import mounts
+from lightlyfs.kernel.binding import READ_AHEAD_BYTES, Library, MountOptions
+from lightlyfs.kernel.mount import Mount, block_signals
+from lightlyfs.places import DatasetPlace, socket_path
+from lightlyfs.settings import Secrets, Settings
+
+log = logging.getLogger("lightlyfs")
+
+# the descriptor on which the foreground half tells the other one that the mount is usable
+READY_VARIABLE = "LIGHTLYFS_READY_FD"
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+_LOG_BYTES = 10 << 20
+
+
+def serve_mount(
+    dataset: str,
+    mountpoint: Path,
+    settings: Settings,
+    secrets: Secrets,
+    library: Library,
+    kernel_options: tuple[str, ...],
+) -> NoReturn:
+    """Mount and serve until the end; exits the process, with the code of how it went."""
+    block_signals()
+    told = int(os.environ.pop(READY_VARIABLE, "-1"))
+    logging.basicConfig(level=settings.log_level.upper(), format=_LOG_FORMAT, stream=sys.stderr)
+    if told >= 0:
+        # until it is usable, whoever waits reads one line, not a log
+        logging.getLogger().handlers[0].setLevel(logging.CRITICAL)
+    code = 0
+    try:
+        _serve(dataset, mountpoint, settings, secrets, library, kernel_options, told)
+    except LightlyFsError as error:
+        log.error("%s", error)
+        click.echo(f"lightlyfs: {error}", err=True)
+        code = 1
+    except Exception:
+        log.exception("the mount failed")
+        click.echo("lightlyfs: the mount failed, and this is a fault of lightlyfs; its log says where", err=True)
+        code = 1
+    logging.shutdown()
+    sys.stderr.flush()
+    # threads may sit in a request for up to a minute; everything that counts is written down by now
+    os._exit(code)
+
+
+def _serve(
+    dataset: str,
+    mountpoint: Path,
+    settings: Settings,
+    secrets: Secrets,
+    library: Library,
+    kernel_options: tuple[str, ...],
+    told: int,
+) -> None:
+    counter = wiring.RequestCounter()
+    client, storage = wiring.make_client(settings, secrets, os.environ, counter)
+    found = find_dataset(client, settings, secrets, dataset)
+    ownership = Ownership(settings.uid, settings.gid, settings.umask, read_only=True)
+    options = MountOptions(
+        mountpoint,
+        _source(found.name),
+        timeout_s=settings.metadata_ttl_s,
+        read_only=True,
+        allow_other=settings.allow_other,
+        fuse_options=kernel_options,
+    )
+    with wiring.open_place(settings, found.id) as place:
+        mount = Mount(library, options, ownership, program_of=wiring.program_of)
+        parts = _make_parts(settings, client, storage, found.id, place, mount, counter)
+        try:
+            wait_for_listing(parts, found, no_wait=settings.no_wait)
+            _run(parts, mount, mountpoint, told)
+        finally:
+            parts.close()
+
+
+def _make_parts(
+    settings: Settings,
+    client: LightlyClient,
+    storage: CurlTransport,
+    dataset_id: str,
+    place: DatasetPlace,
+    mount: Mount,
+    counter: wiring.RequestCounter,
+) -> wiring.Parts:
+    if place.in_use_elsewhere:
+        click.echo("lightlyfs: another mount uses this dataset's cache; this one keeps a cache of its own", err=True)
+    parts = wiring.Parts(settings, client, storage, dataset_id, place, kernel=mount, requests=counter)
+    parts.start()
+    return parts
+
+
+def _run(parts: wiring.Parts, mount: Mount, mountpoint: Path, told: int) -> None:
+    control = ControlServer(socket_path(mountpoint), _commands(parts))
+
+    def on_mounted() -> None:
+        control.start()
+        if told >= 0:
+            _go_quiet(parts)
+            os.write(told, b"ready")
+            os.close(told)
+        log.info("mounted on %s", mountpoint)
+        mounts.set_read_ahead(mountpoint, READ_AHEAD_BYTES >> 10)
+
+    try:
+        mount.run(parts.filesystem, on_mounted, parts.stop_waiting)
+    finally:
+        control.close()
+    log.info("unmounted from %s", mountpoint)
+
+
+def _commands(parts: wiring.Parts) -> Mapping[str, Any]:
+    def refresh() -> Mapping[str, Any]:
+        changes = parts.refresh()
+        return {"added": changes.added, "changed": changes.changed, "gone": changes.gone}
+
+    return {"status": lambda: wiring.status_of(parts), "refresh": refresh}
+
+
+def _go_quiet(parts: wiring.Parts) -> None:
+    """Leave the terminal: from here on only the log file is written."""
+    path = parts.settings.log_file or parts.place.path / "mount.log"
+    root = logging.getLogger()
+    handler = logging.handlers.RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+    root.handlers[:] = [handler]
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+    os.chdir("/")
+
+
+def _source(name: str) -> str:
+    """What `mount` and `df` show as the source: no blanks or commas, which their readers split at."""
+    return "lightly:" + re.sub(r"[\s,\\]", "_", name)

@@ -1,0 +1,47 @@
+"""Which bytes are meant: a sample in one version. Pure.
+
+The version is what storage says (ETag, else Last-Modified, and always the size), so bytes of two versions
+can never share a cache key or a file handle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+# the etag of a sample that has no stored object: a version like any other, with no bytes
+NO_OBJECT = "none"
+
+_SAMPLE_ID = re.compile(r"[a-f0-9]{24}")
+
+
+class ContentId(NamedTuple):
+    """A sample in one version; `size` in bytes, `etag` as `etag_of` made it."""
+
+    sample_id: str
+    etag: str
+    size: int
+
+    @property
+    def has_object(self) -> bool:
+        """Whether the sample has bytes at all."""
+        return self.etag != NO_OBJECT
+
+    def key(self) -> str:
+        """A file name for this content: the id and 16 hex digits of the version."""
+        if not _SAMPLE_ID.fullmatch(self.sample_id):
+            raise ValueError(f"not a sample id: {self.sample_id!r}")
+        version = hashlib.blake2b(f"{self.size}\0{self.etag}".encode(), digest_size=8).hexdigest()
+        return f"{self.sample_id}.{version}"
+
+
+def etag_of(headers: Mapping[str, str]) -> str:
+    """The version a storage answer names, with its lower-case headers; "" where it names none."""
+    etag = headers.get("etag", "").strip()
+    if etag:
+        # a weak tag still changes with the bytes for every storage we know of
+        return "e" + etag.removeprefix("W/").strip('"')
+    modified = headers.get("last-modified", "").strip()
+    return "m" + modified if modified else ""

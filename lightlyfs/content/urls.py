@@ -1,0 +1,101 @@
+"""Signed read URLs: asked for once, kept until shortly before they expire.
+
+A URL is a secret. It is held in memory, handed to the transport and nowhere else.
+"""
+
+from __future__ import annotations
+
+import threading
+from calendar import timegm
+from collections.abc import Callable
+from concurrent.futures import Future
+from time import strptime
+from urllib.parse import parse_qs, urlsplit
+
+from cachetools import TLRUCache
+
+# a URL is not handed out in the last moments of its life: a transfer has to begin before it ends
+EXPIRY_MARGIN_S = 30.0
+# for a URL that does not say when it expires; a refusal renews it earlier
+UNKNOWN_LIFETIME_S = 600.0
+MAX_URLS = 100_000
+
+
+def expiry_of(url: str) -> float | None:
+    """When a signed URL expires, in unix seconds; None where it does not say.
+
+    Knows SigV4 (`X-Amz-Date` + `X-Amz-Expires`), GCS V4 (`X-Goog-*`), Azure (`se`) and the plain
+    `Expires` of S3 V2, CloudFront and others.
+    """
+    query = {name.lower(): values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
+    try:
+        for vendor in ("x-amz", "x-goog"):
+            if f"{vendor}-date" in query:
+                signed = timegm(strptime(query[f"{vendor}-date"], "%Y%m%dT%H%M%SZ"))
+                return signed + float(query[f"{vendor}-expires"])
+        if "se" in query:
+            return float(timegm(strptime(query["se"][:19], "%Y-%m-%dT%H:%M:%S")))
+        return float(query["expires"]) if "expires" in query else None
+    except (KeyError, ValueError):
+        return None
+
+
+class ReadUrls:
+    """The read URLs of samples; ten threads that miss one URL cause one request.
+
+    `resolve(sample_id)` asks the API and may raise; it is called with no lock held. `wall_clock` is in
+    unix seconds, for that is what URLs speak of.
+    """
+
+    def __init__(
+        self,
+        resolve: Callable[[str], str],
+        *,
+        wall_clock: Callable[[], float],
+        max_urls: int = MAX_URLS,
+    ) -> None:
+        self._resolve = resolve
+        self._wall_clock = wall_clock
+        self._lock = threading.Lock()
+        # guarded by _lock
+        self._urls: TLRUCache[str, str] = TLRUCache(max_urls, ttu=_last_use, timer=wall_clock)
+        self._asking: dict[str, Future[str]] = {}
+
+    def get(self, sample_id: str) -> str:
+        """A URL that is good for some time yet; raises what the API raised."""
+        with self._lock:
+            url = self._urls.get(sample_id)
+            if url is not None:
+                return url
+            asking = self._asking.get(sample_id)
+            if asking is None:
+                mine = self._asking[sample_id] = Future()
+        if asking is not None:
+            return asking.result()
+        return self._ask(sample_id, mine)
+
+    def renew(self, sample_id: str, refused: str) -> str:
+        """Another URL than the refused one, from the API unless another thread has it already."""
+        with self._lock:
+            if self._urls.get(sample_id) == refused:
+                del self._urls[sample_id]
+        return self.get(sample_id)
+
+    def _ask(self, sample_id: str, mine: Future[str]) -> str:
+        try:
+            url = self._resolve(sample_id)
+        except BaseException as error:
+            with self._lock:
+                del self._asking[sample_id]
+            mine.set_exception(error)
+            raise
+        with self._lock:
+            self._urls[sample_id] = url
+            del self._asking[sample_id]
+        mine.set_result(url)
+        return url
+
+
+def _last_use(_sample_id: str, url: str, now: float) -> float:
+    expiry = expiry_of(url)
+    return now + UNKNOWN_LIFETIME_S if expiry is None else expiry - EXPIRY_MARGIN_S

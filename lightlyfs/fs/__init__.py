@@ -1,0 +1,1 @@
+"""What paths, handles and attributes mean; free of FUSE types and of HTTP."""

@@ -1,0 +1,52 @@
+"""The table of open files, and what is known of each."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from dataclasses import dataclass
+
+from lightlyfs.catalog.store import SampleEntry
+from lightlyfs.content.identity import ContentId
+from lightlyfs.errors import BadHandle
+
+
+@dataclass
+class ReadHandle:
+    """A file open for reading; `content` is None until the first read where opening cost no request."""
+
+    path: str
+    entry: SampleEntry
+    content: ContentId | None
+
+
+class HandleTable:
+    """Handles by number; any thread may call."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._handles: dict[int, ReadHandle] = {}
+
+    def add(self, handle: ReadHandle) -> int:
+        """Keep a handle; returns its number, never 0."""
+        with self._lock:
+            number = next(self._numbers)
+            self._handles[number] = handle
+        return number
+
+    def get(self, number: int) -> ReadHandle:
+        """The handle of this number; BadHandle if it is not open."""
+        try:
+            return self._handles[number]
+        except KeyError:
+            raise BadHandle(f"no open file has the handle {number}") from None
+
+    def remove(self, number: int) -> None:
+        """Forget a handle; BadHandle if it is not open."""
+        with self._lock:
+            if self._handles.pop(number, None) is None:
+                raise BadHandle(f"no open file has the handle {number}")
+
+    def __len__(self) -> int:
+        return len(self._handles)

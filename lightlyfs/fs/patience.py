@@ -1,0 +1,76 @@
+"""How long one call on the mount may wait: a deadline, the caller's signals, the end of the mount."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import TypeVar
+
+from lightlyfs.errors import Cancelled, DeadlineExceeded, Interrupted
+
+T = TypeVar("T")
+
+# the longest any call may take; programs and their users give up around then
+CALL_LIMIT_S = 60.0
+# how soon a Ctrl-C is noticed by a call that waits
+_POLL_S = 0.1
+
+
+class Patience:
+    """The waiting rules of one mount; a `Turn` of it serves one call."""
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float],
+        interrupted: Callable[[], bool],
+        closing: threading.Event,
+        limit_s: float = CALL_LIMIT_S,
+    ) -> None:
+        self._clock = clock
+        self._interrupted = interrupted
+        self._closing = closing
+        self._limit_s = limit_s
+
+    def turn(self) -> Turn:
+        """The waiting rules for a call that begins now; used by the calling thread alone."""
+        return Turn(self._clock, self._interrupted, self._closing, self._limit_s)
+
+
+class Turn:
+    """Waits for one call; every wait raises Interrupted, Cancelled or DeadlineExceeded when it must end."""
+
+    def __init__(
+        self, clock: Callable[[], float], interrupted: Callable[[], bool], closing: threading.Event, limit_s: float
+    ) -> None:
+        self._clock = clock
+        self._interrupted = interrupted
+        self._closing = closing
+        self._limit_s = limit_s
+        self._deadline = clock() + limit_s
+
+    def check(self) -> None:
+        """Raise what ends the wait, if something does."""
+        if self._closing.is_set():
+            raise Cancelled("the mount is being taken down")
+        if self._interrupted():
+            raise Interrupted("the caller was interrupted")
+        if self._clock() >= self._deadline:
+            raise DeadlineExceeded(f"no answer within {self._limit_s:.0f} s")
+
+    def restart(self) -> None:
+        """Something moved: the limit counts from now."""
+        self._deadline = self._clock() + self._limit_s
+
+    def result(self, future: Future[T]) -> T:
+        """The result of a future, or what it raised."""
+        while not future.done():
+            try:
+                return future.result(timeout=_POLL_S)
+            except FutureTimeout:
+                # what the future itself raised is told by the last line
+                if not future.done():
+                    self.check()
+        return future.result()

@@ -1,0 +1,84 @@
+"""The extended attributes of samples: what Lightly knows of an image, one `getfattr` away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import msgspec
+
+from lightlyfs.api.models import Sample
+from lightlyfs.catalog.catalog import true_name
+from lightlyfs.catalog.store import SampleEntry
+from lightlyfs.errors import NoAttribute, NotFound, UnknownNamespace
+from lightlyfs.fs.patience import Turn
+
+PREFIX = "user.lightly."
+# readable by name, not listed: `getfattr -d` and `cp -a` of a folder would fetch a picture for each file
+_UNLISTED = PREFIX + "thumbnail"
+
+
+class ExtendedAttributes:
+    """Names and values; the sample's details are asked for only where an attribute needs them.
+
+    `details(sample_id)` gives the whole sample, `thumbnail(sample_id)` a PNG; both as futures.
+    """
+
+    def __init__(
+        self,
+        details: Callable[[str], Future[Sample]],
+        thumbnail: Callable[[str], Future[bytes]],
+    ) -> None:
+        self._details = details
+        self._thumbnail = thumbnail
+
+    def names(self, entry: SampleEntry, turn: Turn) -> list[str]:
+        """The attributes a sample has and lists."""
+        sample = turn.result(self._details(entry.sample_id))
+        always = ["sample_id", "file_name", "upload"]
+        return [PREFIX + name for name in always + [key for key, value in _facts_of(sample).items() if value]]
+
+    def value(self, path: str, entry: SampleEntry | None, name: str, turn: Turn) -> bytes:
+        """The value of one attribute, text in UTF-8; NoAttribute where the sample has no such thing."""
+        if entry is None or not name.startswith(PREFIX):
+            raise NoAttribute(f"no attribute {name}: {path}")
+        key = name.removeprefix(PREFIX)
+        if key == "sample_id":
+            return entry.sample_id.encode()
+        if key == "file_name":
+            return true_name(path, entry).encode("utf-8", "surrogatepass")
+        if key == "upload":
+            return b"uploaded"
+        if name == _UNLISTED:
+            return self._thumbnail_of(path, entry, turn)
+        value = _facts_of(turn.result(self._details(entry.sample_id))).get(key)
+        if not value:
+            raise NoAttribute(f"no attribute {name}: {path}")
+        return value
+
+    @staticmethod
+    def check_name(name: str) -> None:
+        """UnknownNamespace for names outside `user.`: nothing is kept there, and nobody need be asked."""
+        if not name.startswith("user."):
+            raise UnknownNamespace(f"attributes of this namespace are not kept: {name}")
+
+    def _thumbnail_of(self, path: str, entry: SampleEntry, turn: Turn) -> bytes:
+        try:
+            return turn.result(self._thumbnail(entry.sample_id))
+        except NotFound as error:
+            raise NoAttribute(f"the sample has no thumbnail: {path}") from error
+
+
+def _facts_of(sample: Sample) -> dict[str, bytes]:
+    """The attributes that come of the sample's details; empty where it has no such thing."""
+    return {
+        "type": (sample.type or "").encode(),
+        "metadata": _json(sample.meta_data),
+        "custom_metadata": _json(sample.custom_meta_data),
+        "exif": _json(sample.exif),
+    }
+
+
+def _json(value: object) -> bytes:
+    text = b"" if value is None else msgspec.json.encode(value)
+    return b"" if text == b"{}" else text

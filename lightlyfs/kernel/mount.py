@@ -1,0 +1,115 @@
+"""One mount in this process: the session, the kernel's memory of it, and its end by signal."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import threading
+from collections.abc import Callable
+
+from lightlyfs.fs.attributes import Ownership
+from lightlyfs.fs.filesystem import Filesystem
+from lightlyfs.kernel.binding import Library, MountOptions, supports_noflush
+from lightlyfs.kernel.fuse2 import Fuse2Session
+from lightlyfs.kernel.fuse3 import Fuse3Session
+from lightlyfs.kernel.operations import Operations
+
+log = logging.getLogger(__name__)
+
+# libfuse would unmount on SIGHUP, so it is blocked and taken like the others
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# wakes the main thread, which sits in libfuse, to see that it has been stopped
+_WAKE_SIGNAL = signal.SIGUSR1
+# forgetting a path blocks while a read of it is in flight, so several do it and nobody waits for long
+_FORGETTERS = 4
+_FORGET_WAIT_S = 0.2
+
+
+def block_signals() -> None:
+    """Keep the stop signals for `Mount`; before any thread is started, for threads inherit it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+class Mount:
+    """Serves a file system at a mountpoint; `run` in the main thread, the rest from any."""
+
+    def __init__(
+        self, library: Library, options: MountOptions, ownership: Ownership, *, program_of: Callable[[int], str]
+    ) -> None:
+        kind = Fuse3Session if library.version[0] == 3 else Fuse2Session
+        self._session: Fuse3Session | Fuse2Session = kind(library, options, ownership)
+        self._library = library
+        self._ownership = ownership
+        self._program_of = program_of
+        self._forgets: queue.SimpleQueue[tuple[str | None, threading.Event]] = queue.SimpleQueue()
+
+    # for the parts below
+
+    def interrupted(self) -> bool:
+        """Whether the caller of the callback under way was interrupted."""
+        return self._session.interrupted()
+
+    def caller_name(self) -> str:
+        """The program that the callback under way serves."""
+        return self._program_of(self._session.caller_pid())
+
+    def forget(self, paths: tuple[str, ...] | None) -> bool:
+        """Drop what the kernel knows of paths (None: every name); whether that is done already.
+
+        libfuse 2 cannot; there the time-outs end it, and a single path is never reported as done.
+        """
+        if not isinstance(self._session, Fuse3Session):
+            return False
+        done = []
+        for path in paths or ():
+            event = threading.Event()
+            self._forgets.put((path, event))
+            done.append(event)
+        if paths is None or len(paths) > 1:
+            event = threading.Event()
+            self._forgets.put((None, event))
+            return False
+        return all(event.wait(_FORGET_WAIT_S) for event in done)
+
+    # running
+
+    def run(self, filesystem: Filesystem, on_mounted: Callable[[], None], on_stop: Callable[[], None]) -> None:
+        """Mount and serve until unmounted or stopped by a signal; StartError where it cannot be mounted.
+
+        `on_mounted` is called when the kernel has answered; `on_stop` when a signal asks for the end,
+        and the mount ends when it returns.
+        """
+        operations = Operations(filesystem, self._ownership, noflush=supports_noflush(self._library))
+        signal.signal(_WAKE_SIGNAL, lambda *_: None)
+        watcher = threading.Thread(target=self._watch_signals, args=(on_stop,), name="lightlyfs-signals", daemon=True)
+        watcher.start()
+        for number in range(_FORGETTERS):
+            threading.Thread(target=self._forget_loop, name=f"lightlyfs-forget-{number}", daemon=True).start()
+        self._session.run(operations, on_mounted)
+
+    def stop(self) -> None:
+        """Make `run` return."""
+        self._session.stop()
+        main = threading.main_thread().ident
+        if main is not None:
+            signal.pthread_kill(main, _WAKE_SIGNAL)
+
+    def _watch_signals(self, on_stop: Callable[[], None]) -> None:
+        number = signal.sigwait(STOP_SIGNALS)
+        log.info("%s: unmounting", signal.Signals(number).name)
+        try:
+            on_stop()
+        finally:
+            self.stop()
+
+    def _forget_loop(self) -> None:
+        assert isinstance(self._session, Fuse3Session) or self._library.version[0] == 2
+        while True:
+            path, done = self._forgets.get()
+            if isinstance(self._session, Fuse3Session):
+                if path is None:
+                    self._session.forget_names()
+                else:
+                    self._session.forget_path(path)
+            done.set()

@@ -1,0 +1,233 @@
+"""Every setting, once: its name, its default, where it can come from and what it means.
+
+A flag beats an environment variable beats the default. The rows of `SETTINGS` feed the command line, its
+help, the fstab form (`-o name=value`) and the README; a test compares them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from lightlyfs.errors import SettingsError
+
+DEFAULT_SERVER = "https://api.lightly.ai"
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row: `parse` turns the text of a flag or variable into the value."""
+
+    name: str
+    default: object
+    help: str
+    parse: Callable[[str], Any]
+    variable: str = ""
+    choices: tuple[str, ...] = ()
+
+    @property
+    def flag(self) -> str:
+        """The long option of the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is on or off, without a value."""
+        return self.parse is parse_switch
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one mount; see `SETTINGS` for what each means."""
+
+    server: str
+    metadata_ttl_s: float
+    cache_dir: Path | None
+    cache_size_bytes: int | None
+    no_cache: bool
+    read_mode: str
+    jobs: int
+    page_size: int
+    read_only: bool
+    no_wait: bool
+    uid: int
+    gid: int
+    umask: int
+    allow_other: bool
+    fuse: str
+    token_file: Path | None
+    ca_certs: Path | None
+    log_file: Path | None
+    log_level: str
+
+
+def parse_switch(text: str) -> bool:
+    """On or off, as in `-o no_cache=off`."""
+    if text.lower() in ("", "1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError("expected on or off")
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds, or `infinite`."""
+    if text.lower() in ("infinite", "inf"):
+        return float("inf")
+    value = float(text.removesuffix("s"))
+    if not value >= 0:
+        raise ValueError("expected a number of seconds from 0 on, or infinite")
+    return value
+
+
+def parse_bytes(text: str) -> int:
+    """A size such as 512M, 20G or 1.5T (units of 1,024)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip().upper().replace("IB", "B"))
+    if match is None:
+        raise ValueError("expected a size such as 512M or 20G")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def parse_count(text: str) -> int:
+    """A whole number from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise ValueError("expected a whole number from 1 on")
+    return value
+
+
+def parse_id(text: str) -> int:
+    """A user or group id."""
+    value = int(text)
+    if value < 0:
+        raise ValueError("expected a user or group id")
+    return value
+
+
+def parse_umask(text: str) -> int:
+    """Permission bits to take away, in octal."""
+    value = int(text, 8)
+    if not 0 <= value <= 0o777:
+        raise ValueError("expected octal digits up to 777")
+    return value
+
+
+def parse_path(text: str) -> Path:
+    """A path; made absolute, because the mount's working directory becomes `/`."""
+    if not text:
+        raise ValueError("expected a path")
+    return Path(text).expanduser().absolute()
+
+
+def parse_server(text: str) -> str:
+    """The address of the API, without a path's trailing slash."""
+    address = text.strip().rstrip("/")
+    if not re.match(r"https?://[^/]+", address):
+        raise ValueError("expected an address that starts with https:// or http://")
+    return address
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("server", DEFAULT_SERVER, "Address of the Lightly API.", parse_server, "LIGHTLY_SERVER_LOCATION"),
+    Setting(
+        "metadata_ttl",
+        "60",
+        "Seconds for which names and attributes are trusted; 0 asks always, infinite never.",
+        parse_seconds,
+    ),
+    Setting("cache_dir", None, "Directory for cached blocks and the catalogue.", parse_path),
+    Setting("cache_size", None, "Most bytes of cached blocks [20G, or half of the free disk].", parse_bytes),
+    Setting("no_cache", "off", "Keep nothing on disk after the mount ends.", parse_switch),
+    Setting(
+        "read_mode",
+        "url",
+        "How images are read: by signed URL, or by the redirect endpoint with LIGHTLY_PUBLIC_TOKEN.",
+        str,
+        choices=("url", "redirect"),
+    ),
+    Setting("jobs", "32", "Downloads at once.", parse_count),
+    Setting("page_size", "5000", "Samples asked for at once while listing.", parse_count),
+    Setting("read_only", "off", "Refuse every change.", parse_switch),
+    Setting("no_wait", "off", "Mount before the first listing is complete.", parse_switch),
+    Setting("uid", str(os.getuid()), "Owner of everything on the mount [the mounting user].", parse_id),
+    Setting("gid", str(os.getgid()), "Group of everything on the mount [the mounting user's].", parse_id),
+    Setting("umask", "022", "Permission bits to take away, octal.", parse_umask),
+    Setting("allow_other", "off", "Let other users in (needs user_allow_other in fuse.conf).", parse_switch),
+    Setting("fuse", "auto", "Which libfuse to use.", str, "LIGHTLYFS_FUSE", ("auto", "3", "2")),
+    Setting("token_file", None, "File that holds the API token, instead of LIGHTLY_TOKEN.", parse_path),
+    Setting("ca_certs", None, "PEM file of CAs to trust, for the API and storage.", parse_path, "LIGHTLY_CA_CERTS"),
+    Setting("log_file", None, "Where a mount in the background logs [the cache directory].", parse_path),
+    Setting(
+        "log_level", "info", "How much is logged.", str, choices=("debug", "info", "warning", "error")
+    ),
+)
+BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in SETTINGS}
+# what the settings are called where they carry their unit
+_FIELD_OF = {"metadata_ttl": "metadata_ttl_s", "cache_size": "cache_size_bytes"}
+
+
+def resolve(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Settings:
+    """The settings of a mount, from the texts of flags and the environment.
+
+    Raises SettingsError, which names the flag or the variable and what it may be.
+    """
+    unknown = sorted(set(flags) - set(BY_NAME))
+    if unknown:
+        raise SettingsError(f"unknown option {unknown[0]}; `lightlyfs mount --help` lists them")
+    values = {_FIELD_OF.get(row.name, row.name): _value(row, flags, environ) for row in SETTINGS}
+    assert set(values) == {field.name for field in fields(Settings)}
+    return Settings(**values)
+
+
+def _value(row: Setting, flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Any:
+    text, origin = flags.get(row.name), row.flag
+    if text is None and row.variable:
+        text, origin = environ.get(row.variable) or None, row.variable
+    if text is None:
+        text, origin = (None if row.default is None else str(row.default)), row.flag
+    if text is None:
+        return None
+    if row.choices and text not in row.choices:
+        raise SettingsError(f"{origin} is {text!r}; it may be {', '.join(row.choices)}")
+    try:
+        return row.parse(text)
+    except ValueError as error:
+        reason = str(error) if str(error).startswith("expected") else "expected a number"
+        raise SettingsError(f"{origin} is {text!r}; {reason}") from None
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """Tokens, from the environment or a file; never shown, never in an argument list."""
+
+    token: str | None
+    bearer: str | None
+    public_token: str | None
+
+    def __repr__(self) -> str:
+        held = [field.name for field in fields(self) if getattr(self, field.name)]
+        return f"Secrets({', '.join(held)})"
+
+
+def read_secrets(environ: Mapping[str, str], token_file: Path | None) -> Secrets:
+    """The tokens; SettingsError where there is none, or the token file cannot be read."""
+    token = environ.get("LIGHTLY_TOKEN") or None
+    if token_file is not None:
+        try:
+            token = token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise SettingsError(f"the token file {token_file} cannot be read: {reason}") from None
+        if not token:
+            raise SettingsError(f"the token file {token_file} is empty; put the API token into it")
+    bearer = environ.get("LIGHTLY_BEARER_TOKEN") or None
+    if token is None and bearer is None:
+        raise SettingsError(
+            "no API token; set LIGHTLY_TOKEN to the one from your preferences page, or use --token-file"
+        )
+    return Secrets(token, bearer, environ.get("LIGHTLY_PUBLIC_TOKEN") or None)
