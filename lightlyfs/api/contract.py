@@ -133,7 +133,7 @@ class Request:
     `url` is sent byte for byte; only blanks and non-ASCII characters, which no request line may hold,
     are percent-encoded, and a fragment is left out. A 2xx body longer than `max_body_bytes` raises
     `errors.TooLarge` unless an observer takes it. `cancelled` is asked at least once a second, from the
-    sending thread.
+    sending thread. Its repr shows no query and no header.
     """
 
     method: str
@@ -144,6 +144,9 @@ class Request:
     max_body_bytes: int = 64 * MIB  # twice the API's largest answer
     observer: BodyObserver | None = None
     cancelled: Callable[[], bool] | None = None
+
+    def __repr__(self) -> str:
+        return f"Request({self.method} {shown_url(self.url)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,10 @@ class Response:
     status: int
     headers: Mapping[str, str]
     body: bytes = b""
+
+    def __repr__(self) -> str:
+        # Neither is for eyes: a Location may be signed, and so may what a body says.
+        return f"Response({self.status}, {len(self.body)} bytes)"
 
 
 class Transport(Protocol):

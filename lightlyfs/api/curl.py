@@ -96,7 +96,8 @@ class CurlTransport:
 
     Any number of threads may send; up to `config.connections` requests are under way at once. A handle
     is used by one thread at a time and the handle used last goes first, so that few connections
-    stay warm however many threads there are.
+    stay warm however many threads there are. A PUT, too, goes out again by itself when its kept
+    connection turns out closed; a POST opens a fresh connection for that never to happen.
     """
 
     def __init__(self, config: TransportConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -128,7 +129,12 @@ class CurlTransport:
                 # Drops the callbacks, and with them the exchange; connections stay open.
                 curl.reset()
                 self._keep(curl)
+                watch.end()
         return exchange.sink.response()
+
+    def __repr__(self) -> str:
+        slots = self._slots
+        return f"CurlTransport(active={slots.active}, waiting={slots.waiting}, idle={len(self._idle)})"
 
     def _route(self, curl: pycurl.Curl, url: str, exchange: _Exchange) -> None:
         curl.setopt(pycurl.CAINFO, self._ca_bundle)
@@ -268,7 +274,10 @@ class _Exchange:
         if (down, up) != self._moved:
             self._moved = (down, up)
             self._watch.progress()
-        self._failure = self._watch.failure()
+        try:
+            self._failure = self._watch.failure()
+        except BaseException as exc:
+            self._failure = exc  # the caller's `cancelled`, or Ctrl-C: it arrives in a callback
         return 0 if self._failure is None else 1
 
     def _on_read(self, size: int) -> bytes | int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 
@@ -12,13 +12,14 @@ from urllib.parse import urlsplit
 class Proxies:
     """The proxies of one process, and the hosts that are reached without them.
 
-    `http` and `https` are proxy URLs or None, `no_proxy` the entries of NO_PROXY: a host, a domain
+    `http` and `https` are proxy URLs or None, kept out of the repr as they may hold a password;
+    `no_proxy` are the entries of NO_PROXY: a host, a domain
     (with or without a leading dot or `*.`), either with a port, an IP address, a network in CIDR form,
     or `*`.
     """
 
-    http: str | None = None
-    https: str | None = None
+    http: str | None = field(default=None, repr=False)
+    https: str | None = field(default=None, repr=False)
     no_proxy: tuple[str, ...] = ()
 
     @classmethod

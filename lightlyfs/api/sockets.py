@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import socket
+import ssl
 from typing import TYPE_CHECKING, Any
 
 from lightlyfs.api.watch import SLICE_S, Watch
@@ -45,6 +46,8 @@ class WatchedSocket:
             except TimeoutError:
                 self.watch.check()
                 continue
+            except ssl.SSLError as exc:
+                raise _broken(exc) from exc
             view = view[sent:]
             self.watch.progress()
             self.watch.check()
@@ -57,6 +60,8 @@ class WatchedSocket:
             except TimeoutError:
                 self.watch.check()
                 continue
+            except ssl.SSLError as exc:
+                raise _broken(exc) from exc
             self.watch.check()
             self.watch.progress()
             return count
@@ -65,6 +70,11 @@ class WatchedSocket:
         """Return the buffered reader `http.client` parses from."""
         # The inner file keeps the socket open until it is closed, as `http.client` expects.
         return io.BufferedReader(_WatchedFile(self, self._sock.makefile("rb", buffering=0)), 64 * 1024)
+
+
+def _broken(exc: ssl.SSLError) -> ConnectionResetError:
+    # The handshake is over: this is a connection that broke, not a server that is not trusted.
+    return ConnectionResetError(f"the TLS connection broke: {exc.reason or exc}")
 
 
 class _WatchedFile(io.RawIOBase):

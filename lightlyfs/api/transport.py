@@ -106,7 +106,7 @@ def failure_class(kind: type[BaseException]) -> type[errors.RequestError]:
 class _Call(threading.local):
     """The send under way in this thread; neither library can hand it down to its connections."""
 
-    watch: Watch
+    watch: Watch | None = None
     target: str = ""
 
 
@@ -115,6 +115,7 @@ _CALL = _Call()
 
 def _request_on(conn: Any, base: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     watch = _CALL.watch
+    assert watch is not None
     if conn.sock is None:
         conn.connect()
     if isinstance(conn.sock, WatchedSocket):
@@ -166,8 +167,9 @@ class _Adapter(HTTPAdapter):
 class RequestsTransport:
     """Sends over `requests` and its urllib3 pool; see `contract.Transport`.
 
-    Any number of threads may send; up to `config.connections` requests are under way at once. The
-    total limit does not cover the time the system takes to resolve a name.
+    Any number of threads may send; up to `config.connections` requests are under way at once. While it
+    connects (at most `connect_s` an address) it notices no cancellation, and no limit covers the time
+    the system takes to resolve a name.
     """
 
     def __init__(self, config: TransportConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -191,12 +193,17 @@ class RequestsTransport:
         watch.check()
         proxy = self._config.proxies.for_url(url)
         with self._slots.taken(watch):
-            _CALL.watch = watch
-            _CALL.target = wire_target(url, proxy)
+            # An observer may itself send in this thread.
+            outer = _CALL.watch, _CALL.target
+            _CALL.watch, _CALL.target = watch, wire_target(url, proxy)
             try:
                 return self._exchange(request, prepared, watch, proxy)
             finally:
-                del _CALL.watch
+                _CALL.watch, _CALL.target = outer
+                watch.end()
+
+    def __repr__(self) -> str:
+        return f"RequestsTransport(active={self._slots.active}, waiting={self._slots.waiting})"
 
     def _exchange(
         self, request: Request, prepared: requests.PreparedRequest, watch: Watch, proxy: str | None
@@ -229,7 +236,7 @@ class RequestsTransport:
         self, request: Request, prepared: requests.PreparedRequest, proxy: str | None
     ) -> requests.Response:
         proxies = {"http": proxy, "https": proxy} if proxy else {}
-        timeout = (request.timeouts.connect_s, None)
+        timeout = (min(request.timeouts.connect_s, request.timeouts.total_s), None)
 
         def attempt() -> requests.Response:
             return self._adapter.send(
@@ -271,7 +278,7 @@ def _chain(exc: BaseException) -> list[BaseException]:
         item = queue.pop(0)
         if isinstance(item, BaseException) and item not in found:
             found.append(item)
-            queue += [*item.args, getattr(item, "reason", None), item.__cause__]
+            queue += [*item.args, getattr(item, "reason", None), item.__cause__, item.__context__]
     return found
 
 
@@ -283,6 +290,9 @@ def _was_dropped(exc: BaseException) -> bool:
 def _translated(exc: BaseException, watch: Watch, sink: BodySink) -> errors.RequestError:
     """Return the error of our tree that `exc` stands for."""
     found = _chain(exc)
+    for item in found:
+        # The libraries put whole addresses into their texts, and a traceback shows the cause.
+        item.args = tuple(redact(arg) if isinstance(arg, str) else arg for arg in item.args)
     failure = failure_class(type(exc))
     if failure is errors.Unreachable and sink.started:
         failure = errors.ShortBody

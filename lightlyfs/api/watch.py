@@ -23,10 +23,23 @@ class Watch:
     `sent` is set by the transport once the first byte of the request may have left.
     """
 
-    __slots__ = ("_cancelled", "_clock", "_closed", "_last_byte_s", "_request", "_started_s", "sent")
+    __slots__ = (
+        "_cancelled",
+        "_clock",
+        "_closed",
+        "_last_byte_s",
+        "_limits",
+        "_method",
+        "_started_s",
+        "_url",
+        "sent",
+    )
 
     def __init__(self, request: Request, clock: Callable[[], float], closed: threading.Event) -> None:
-        self._request = request
+        # Not the request itself: a kept connection would hold its body and observer.
+        self._method = request.method
+        self._url = request.url
+        self._limits = request.timeouts
         self._cancelled = request.cancelled
         self._clock = clock
         self._closed = closed
@@ -36,6 +49,10 @@ class Watch:
     def progress(self) -> None:
         """Note that a byte went either way."""
         self._last_byte_s = self._clock()
+
+    def end(self) -> None:
+        """Let go of the caller's callable; the send is over."""
+        self._cancelled = None
 
     def check(self) -> None:
         """Raise `errors.Cancelled` or `errors.TimedOut` when this send should end."""
@@ -50,7 +67,7 @@ class Watch:
         if self._cancelled is not None and self._cancelled():
             return errors.Cancelled(f"given up: {self.where()}", request_sent=self.sent)
         now = self._clock()
-        limits = self._request.timeouts
+        limits = self._limits
         if now - self._started_s > limits.total_s:
             return errors.TimedOut(
                 f"no complete answer within {limits.total_s:g} s: {self.where()}", request_sent=self.sent
@@ -61,23 +78,46 @@ class Watch:
 
     def where(self) -> str:
         """Return the request as an error may show it."""
-        return f"{self._request.method} {shown_url(self._request.url)}"
+        return f"{self._method} {shown_url(self._url)}"
 
 
 class Slots:
-    """Bounds the requests under way; waiting for a slot honours the watch of the waiting send."""
+    """Bounds the requests under way; waiting for a slot honours the watch of the waiting send.
+
+    Any number of threads. `active` and `waiting` may be read at any time.
+    """
 
     def __init__(self, count: int) -> None:
-        self._semaphore = threading.BoundedSemaphore(count)
+        self._count = count
+        self._freed = threading.Condition()
+        # Guarded by _freed.
+        self.active = 0
+        self.waiting = 0
 
     @contextmanager
     def taken(self, watch: Watch) -> Iterator[None]:
         """Hold one slot; raises what `watch.check` raises while none is free."""
-        if not self._semaphore.acquire(blocking=False):
-            while not self._semaphore.acquire(timeout=SLICE_S):
-                watch.check()
-            watch.progress()
+        with self._freed:
+            if self.active >= self._count:
+                self._wait_locked(watch)
+            self.active += 1
         try:
             yield
         finally:
-            self._semaphore.release()
+            with self._freed:
+                self.active -= 1
+                self._freed.notify()
+
+    def _wait_locked(self, watch: Watch) -> None:
+        self.waiting += 1
+        try:
+            while self.active >= self._count:
+                self._freed.wait(SLICE_S)
+                watch.check()
+        except BaseException:
+            # The wake-up this thread may have got belongs to the next one.
+            self._freed.notify()
+            raise
+        finally:
+            self.waiting -= 1
+        watch.progress()

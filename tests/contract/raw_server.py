@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -75,6 +77,13 @@ class Connection:
                 continue
             except OSError:
                 return
+
+    def cut(self) -> None:
+        """Close the connection with a reset, without a word of TLS."""
+        linger = struct.pack("ii", 1, 0)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self._file.close()
+        os.close(self.sock.detach())
 
     def upgrade(self, context: ssl.SSLContext) -> Connection:
         """Speak TLS from here on, as a proxy's far end does."""

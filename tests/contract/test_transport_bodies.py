@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -310,3 +312,55 @@ def test_a_short_body_is_short_for_an_observer_too(transport: Transport, serve: 
     server = serve(saying(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc"))
     with pytest.raises(errors.ShortBody):
         transport.send(Request("GET", server.url, observer=Recorder()))
+
+
+def test_nothing_of_a_send_outlives_it(transport: Transport, serve: Serve) -> None:
+    """A kept connection holds neither observer nor body."""
+    server = serve(answering(lambda connection, _: connection.say("200 OK", b"x")))
+    observer = Recorder()
+    cancelled = Recorder().told.__len__
+    transport.send(Request("GET", server.url, observer=observer, cancelled=lambda: cancelled() > 0))
+    gone = weakref.ref(observer)
+    del observer
+    gc.collect()
+    assert gone() is None
+
+
+def test_an_observer_may_send_itself(transport: Transport, serve: Serve) -> None:
+    server = serve(answering(lambda connection, got: connection.say("200 OK", got.target.encode())))
+    inner: list[bytes] = []
+
+    class Asking(Recorder):
+        def headers(self, status: int, headers: Mapping[str, str]) -> None:
+            inner.append(transport.send(Request("GET", server.url + "/inner")).body)
+
+    observer = Asking()
+    transport.send(Request("GET", server.url + "/outer", observer=observer))
+    assert (inner, observer.data) == ([b"/inner"], b"/outer")
+
+
+def test_what_cancelled_raises_leaves_send(transport: Transport, serve: Serve) -> None:
+    server = serve(saying(b"HTTP/1.1 200 OK\r\n", then_wait=True))
+    calls = iter([False])
+
+    def cancelled() -> bool:
+        try:
+            return next(calls)
+        except StopIteration:
+            raise KeyError("mine") from None
+
+    with pytest.raises(KeyError, match="mine"):
+        transport.send(Request("GET", server.url, cancelled=cancelled))
+
+
+def test_a_transport_shows_its_state(transport: Transport, serve: Serve) -> None:
+    server = serve(answering(lambda connection, _: connection.say("200 OK")))
+    seen: list[str] = []
+
+    class Looking(Recorder):
+        def headers(self, status: int, headers: Mapping[str, str]) -> None:
+            seen.append(repr(transport))
+
+    transport.send(Request("GET", server.url, observer=Looking()))
+    assert "active=1" in seen[0]
+    assert "active=0" in repr(transport)

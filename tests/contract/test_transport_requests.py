@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,12 +137,14 @@ def test_netrc_is_not_read(
 def test_a_refused_connection_is_unreachable_and_nothing_was_sent(transport: Transport) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    token = "".join(["s", "ecret"])
     with pytest.raises(errors.Unreachable) as caught:
-        transport.send(Request("POST", f"http://127.0.0.1:{port}/x?token=secret", body=b"x"))
+        transport.send(Request("POST", f"http://127.0.0.1:{port}/x?token={token}", body=b"x"))
     assert not caught.value.request_sent
     assert caught.value.__cause__ is not None
     assert "secret" not in str(caught.value)
     assert f"http://127.0.0.1:{port}/x" in str(caught.value)
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_name_that_does_not_resolve_is_unreachable(transport: Transport) -> None:
@@ -224,6 +227,19 @@ def test_a_post_is_never_sent_twice(transport: Transport, serve: Serve) -> None:
     with contextlib.suppress(errors.Unreachable):
         transport.send(Request("POST", server.url + "/x", body=b"{}"))
     assert [received.method for received in server.received].count("POST") == 1
+
+
+def test_a_put_whose_kept_connection_dies_is_whole_or_unreachable(
+    transport: Transport, serve: Serve, big_file: Path
+) -> None:
+    """Where it goes out again, the file starts from its beginning."""
+    server = serve(closing_at_the_second)
+    transport.send(Request("GET", server.url + "/x"))
+    body = BodyFile(big_file, 300_000)
+    with contextlib.suppress(errors.Unreachable):
+        assert transport.send(Request("PUT", server.url + "/x", body=body)).status == 200
+    puts = [received.body for received in server.received if received.method == "PUT"]
+    assert puts in ([big_file.read_bytes()[:300_000]] * len(puts),)
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT"])
@@ -450,6 +466,32 @@ def test_a_stall_under_tls_ends_at_the_idle_limit(
     transport = make_transport(ca_bundle=authority.bundle)
     with pytest.raises(errors.TimedOut):
         transport.send(Request("GET", server.url, timeouts=SHORT))
+
+
+def test_a_kept_tls_connection_that_was_cut_is_replaced(
+    make_transport: Make, serve: Serve, authority: Authority
+) -> None:
+    """Cut without a farewell, as a load balancer does: that is no failure of TLS."""
+
+    def handler(connection: Connection) -> None:
+        closing_at_the_second(connection)
+        connection.cut()
+
+    server = serve(handler, authority.server)
+    transport = make_transport(ca_bundle=authority.bundle)
+    for _ in range(3):
+        assert transport.send(Request("GET", server.url + "/x")).body == b"/x"
+
+
+def test_a_tls_body_that_was_cut_is_short(make_transport: Make, serve: Serve, authority: Authority) -> None:
+    def handler(connection: Connection) -> None:
+        connection.read()
+        connection.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc")
+        connection.cut()
+
+    server = serve(handler, authority.server)
+    with pytest.raises(errors.ShortBody):
+        make_transport(ca_bundle=authority.bundle).send(Request("GET", server.url))
 
 
 def test_a_plain_request_through_a_proxy_keeps_its_address(make_transport: Make, serve: Serve) -> None:

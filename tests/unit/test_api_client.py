@@ -499,6 +499,22 @@ def test_no_repr_shows_a_credential() -> None:
     assert "s3cret" not in repr(credentials) + str(credentials) + repr(api) + repr(vars(api))
 
 
+def test_a_call_given_up_neither_waits_nor_tries_again() -> None:
+    gone = False
+
+    def give_up(_seconds: float) -> None:
+        nonlocal gone
+        gone = True
+
+    transport = Scripted(ok(b"", 503, **{"retry-after": "30"}))
+    api = LightlyClient(
+        SERVER, Credentials(), transport, clock=lambda: 0.0, sleep=give_up, cancelled=lambda: gone
+    )
+    with pytest.raises(errors.Cancelled):
+        api.get_dataset(D)
+    assert transport.requests[0].cancelled is not None
+
+
 def test_the_server_is_trimmed_and_checked() -> None:
     api = LightlyClient(" http://localhost:8000/ ", Credentials(), Scripted())
     assert api.server == "http://localhost:8000"
