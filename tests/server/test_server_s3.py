@@ -95,7 +95,8 @@ def test_read_urls_are_sigv4_path_style_and_lead_to_the_bucket(bucket: Api, endp
     assert "X-Amz-SignedHeaders=host" in url
     assert requests.get(url, timeout=5).content == b"second image"
     part = requests.get(url, headers={"Range": "bytes=0-2"}, timeout=5)
-    assert (part.status_code, part.content) == (206, b"sec")
+    assert part.status_code in (200, 206), "rclone says 200 where AWS says 206"
+    assert (part.content, part.headers["content-range"]) == (b"sec", "bytes 0-2/12")
     assert requests.head(url, timeout=5).status_code == 403
     assert requests.get(url.replace("Signature=", "Signature=0"), timeout=5).status_code == 403
     assert bucket.server.stats.count("storage.get") == 0, "no byte passes through this server"
