@@ -35,6 +35,7 @@ _SEEK_OK, _SEEK_FAIL = 0, 1
 _TLS = (
     pycurl.E_SSL_CONNECT_ERROR,
     pycurl.E_PEER_FAILED_VERIFICATION,
+    pycurl.E_SSL_CACERT,
     pycurl.E_SSL_CERTPROBLEM,
     pycurl.E_SSL_CIPHER,
     pycurl.E_SSL_CACERT_BADFILE,
@@ -184,6 +185,7 @@ class _Exchange:
         setopt(pycurl.URL, url)
         setopt(pycurl.PATH_AS_IS, 1)
         setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
+        setopt(pycurl.HTTP09_ALLOWED, 0)
         setopt(pycurl.NOSIGNAL, 1)
         setopt(pycurl.BUFFERSIZE, _BUFFER_BYTES)
         setopt(pycurl.FOLLOWLOCATION, 0)

@@ -13,9 +13,8 @@ class Proxies:
     """The proxies of one process, and the hosts that are reached without them.
 
     `http` and `https` are proxy URLs or None, kept out of the repr as they may hold a password;
-    `no_proxy` are the entries of NO_PROXY: a host, a domain
-    (with or without a leading dot or `*.`), either with a port, an IP address, a network in CIDR form,
-    or `*`.
+    `no_proxy` are the entries of NO_PROXY: a host, a domain (with or without a leading dot or `*.`),
+    either with a port, an IP address, a network in CIDR form, or `*`.
     """
 
     http: str | None = field(default=None, repr=False)

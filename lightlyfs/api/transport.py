@@ -246,7 +246,8 @@ class RequestsTransport:
         try:
             return attempt()
         except requests.exceptions.ConnectionError as exc:
-            if request.method not in ("GET", "HEAD") or not _was_dropped(exc):
+            repeatable = request.method in ("GET", "HEAD") and request.body is None
+            if not repeatable or not _was_dropped(exc):
                 raise
             return attempt()
 

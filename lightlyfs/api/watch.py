@@ -88,36 +88,33 @@ class Slots:
     """
 
     def __init__(self, count: int) -> None:
-        self._count = count
-        self._freed = threading.Condition()
-        # Guarded by _freed.
+        self._free = threading.BoundedSemaphore(count)
+        self._counts = threading.Lock()
+        # Guarded by _counts.
         self.active = 0
         self.waiting = 0
 
     @contextmanager
     def taken(self, watch: Watch) -> Iterator[None]:
         """Hold one slot; raises what `watch.check` raises while none is free."""
-        with self._freed:
-            if self.active >= self._count:
-                self._wait_locked(watch)
+        if not self._free.acquire(blocking=False):
+            self._wait(watch)
+        with self._counts:
             self.active += 1
         try:
             yield
         finally:
-            with self._freed:
+            with self._counts:
                 self.active -= 1
-                self._freed.notify()
+            self._free.release()
 
-    def _wait_locked(self, watch: Watch) -> None:
-        self.waiting += 1
+    def _wait(self, watch: Watch) -> None:
+        with self._counts:
+            self.waiting += 1
         try:
-            while self.active >= self._count:
-                self._freed.wait(SLICE_S)
+            while not self._free.acquire(timeout=SLICE_S):
                 watch.check()
-        except BaseException:
-            # The wake-up this thread may have got belongs to the next one.
-            self._freed.notify()
-            raise
         finally:
-            self.waiting -= 1
+            with self._counts:
+                self.waiting -= 1
         watch.progress()

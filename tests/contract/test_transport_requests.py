@@ -457,6 +457,14 @@ def test_tls_to_a_plain_server_fails_as_tls(transport: Transport, serve: Serve) 
     assert not caught.value.request_sent
 
 
+def test_a_tls_handshake_nobody_answers_ends_at_the_connect_limit(transport: Transport, serve: Serve) -> None:
+    server = serve(lambda connection: connection.wait_closed())
+    limits = Timeouts(connect_s=0.5, idle_s=5.0)
+    with pytest.raises(errors.TimedOut) as caught:
+        transport.send(Request("GET", server.url.replace("http:", "https:"), timeouts=limits))
+    assert not caught.value.request_sent
+
+
 def test_a_stall_under_tls_ends_at_the_idle_limit(
     make_transport: Make, serve: Serve, authority: Authority
 ) -> None:
