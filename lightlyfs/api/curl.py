@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import deque
@@ -31,6 +32,8 @@ _KEPT_PER_HANDLE = 5
 # A usual image in one callback: each one takes the interpreter lock.
 _BUFFER_BYTES = 128 * 1024
 _SEEK_OK, _SEEK_FAIL = 0, 1
+# How OpenSSL words a peer that goes away: libcurl has no code for it.
+_CUT = re.compile("eof|reset|syscall", re.IGNORECASE)
 
 _TLS = (
     pycurl.E_SSL_CONNECT_ERROR,
@@ -240,6 +243,8 @@ class _Exchange:
     def _translated(self, exc: pycurl.error, curl: pycurl.Curl) -> errors.RequestError:
         code, text = int(exc.args[0]), str(exc.args[1] if len(exc.args) > 1 else "")
         failure = FAILURES.get(code, errors.Unreachable)
+        if code == pycurl.E_SSL_CONNECT_ERROR and _CUT.search(text):
+            failure = errors.Unreachable  # cut in the handshake: nobody refused anything
         if self.sink.started and failure is errors.Unreachable:
             failure = errors.ShortBody
         sent = curl.getinfo(pycurl.REQUEST_SIZE) > 0

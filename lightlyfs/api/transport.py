@@ -7,6 +7,7 @@ and ask the watch of the send whenever they wait.
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -295,6 +296,8 @@ def _translated(exc: BaseException, watch: Watch, sink: BodySink) -> errors.Requ
         # The libraries put whole addresses into their texts, and a traceback shows the cause.
         item.args = tuple(redact(arg) if isinstance(arg, str) else arg for arg in item.args)
     failure = failure_class(type(exc))
+    if any(isinstance(item, ssl.SSLEOFError) for item in found):
+        failure = errors.Unreachable  # cut in the handshake: nobody refused anything
     if failure is errors.Unreachable and sink.started:
         failure = errors.ShortBody
     reason = redact(str(found[-1]) or type(found[-1]).__name__)

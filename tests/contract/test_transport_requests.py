@@ -457,6 +457,21 @@ def test_tls_to_a_plain_server_fails_as_tls(transport: Transport, serve: Serve) 
     assert not caught.value.request_sent
 
 
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_tls_handshake_that_breaks_is_unreachable(transport: Transport, serve: Serve, cut: bool) -> None:
+    """A server that is being restarted: worth another try, unlike a certificate that is not trusted."""
+
+    def handler(connection: Connection) -> None:
+        connection.sock.recv(100)
+        if cut:
+            connection.cut()
+
+    server = serve(handler)
+    with pytest.raises(errors.Unreachable) as caught:
+        transport.send(Request("GET", server.url.replace("http:", "https:")))
+    assert not caught.value.request_sent
+
+
 def test_a_tls_handshake_nobody_answers_ends_at_the_connect_limit(transport: Transport, serve: Serve) -> None:
     server = serve(lambda connection: connection.wait_closed())
     limits = Timeouts(connect_s=0.5, idle_s=5.0)
