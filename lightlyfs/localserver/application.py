@@ -2,6 +2,7 @@
 
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -60,6 +61,10 @@ class Around:
             started = time.perf_counter()
             try:
                 await self.faults.wrap_request(area, name, app)(scope, receive, count)
+            except Exception:
+                # uvicorn is silent here, so a mistake of the server's own must show itself.
+                traceback.print_exc(file=sys.stderr)
+                raise
             finally:
                 self.stats.end(name, status, sent)
                 if self.verbose:

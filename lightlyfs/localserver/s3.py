@@ -109,7 +109,7 @@ def s3_client(endpoint: str | None) -> Any:
     )
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     try:
-        # A session of its own: boto3's default one keeps the credentials of whoever came first in the process.
+        # A session of its own: boto3's default one keeps the credentials it saw first.
         return boto3.session.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
     except Exception as error:
         raise LocalServerError(f"cannot set up S3 access: {error}") from error

@@ -112,6 +112,13 @@ class LocalServer:
             self._parts.dataset.storage.write_bytes(row.key, data)
         return row.id
 
+    def replace_object(self, sample_id: str, data: bytes) -> None:
+        """Store other bytes for a sample, past the API: its record does not change."""
+        row = self._parts.dataset.catalog.get(sample_id)
+        if row is None:
+            raise KeyError(sample_id)
+        self._parts.dataset.storage.write_bytes(row.key, data)
+
     def add_tag(self, name: str, sample_ids: list[str]) -> str:
         """Add a tag of these samples and return its id."""
         catalog = self._parts.dataset.catalog
@@ -164,12 +171,11 @@ def bind(options: ServerOptions) -> socket.socket:
     try:
         listener.bind((options.host, options.port))
         listener.listen(_BACKLOG)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         listener.close()
+        reason = getattr(error, "strerror", None) or error
         where = f"{options.host}:{options.port}"
-        raise LocalServerError(
-            f"cannot listen on {where}: {error.strerror}; choose another --port"
-        ) from error
+        raise LocalServerError(f"cannot listen on {where}: {reason}; choose another --port") from error
     return listener
 
 

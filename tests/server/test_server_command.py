@@ -69,6 +69,7 @@ def test_a_taken_port_and_a_bad_folder_are_one_line_and_a_code(folder: Path) -> 
         for arguments, words in (
             ([str(folder), "--port", port], port),
             (["/nonexistent"], "/nonexistent"),
+            ([str(folder), "--port", "99999"], "99999"),
             ([], "folder"),
         ):
             done = subprocess.run(

@@ -1,7 +1,11 @@
 """Datasets, mappings and tags."""
 
+from pathlib import Path
+
 import pytest
 from serverkit import FILES, Api
+
+from lightlyfs.localserver import LocalServer, ServerOptions
 
 SORTED = sorted(FILES, key=str.encode)
 
@@ -52,6 +56,18 @@ def test_the_initial_tag_holds_what_was_there_at_the_start(api: Api) -> None:
         None,
     )
     assert api.json(f"{api.dataset}/tags/{tag['id']}") == tag
+
+
+def test_an_empty_dataset_has_no_tag_until_one_is_asked_for(tmp_path: Path) -> None:
+    with LocalServer(ServerOptions(source=tmp_path)) as server:
+        api = Api(server)
+        assert api.json(f"{api.dataset}/tags") == []
+        api.create("x")
+        api.create("y")
+        body = {"name": "initial-tag", "imgType": "full"}
+        assert api.call("POST", f"{api.dataset}/tags/initial", json=body).status_code == 201
+        assert api.json(f"{api.dataset}/tags")[0]["bitMaskData"] == "0x3"
+        api.refused(400, "TAG_INITIAL_EXISTS", "POST", f"{api.dataset}/tags/initial", json=body)
 
 
 def test_a_tag_comes_from_a_mask_or_from_names(api: Api) -> None:
