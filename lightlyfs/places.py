@@ -21,6 +21,7 @@ import platformdirs
 from lightlyfs.errors import SettingsError
 
 APP = "lightlyfs"
+_MAX_RUNTIME_BYTES = 70
 
 
 def cache_root(chosen: Path | None) -> Path:
@@ -31,13 +32,14 @@ def cache_root(chosen: Path | None) -> Path:
 def runtime_root() -> Path:
     """The directory for sockets; made if missing."""
     base = os.environ.get("XDG_RUNTIME_DIR")
-    if base and os.access(base, os.W_OK):
+    # the path of a socket may have 107 bytes, of which the socket's own name takes some thirty
+    if base and os.access(base, os.W_OK) and len(os.fsencode(base)) < _MAX_RUNTIME_BYTES:
         return _own_directory(Path(base) / APP)
     return _own_directory(Path(tempfile.gettempdir()) / f"{APP}-{os.getuid()}")
 
 
 def socket_path(mountpoint: Path) -> Path:
-    """The control socket of a mount; short, for a socket's path may have 107 bytes only."""
+    """The control socket of a mount."""
     digest = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
     return runtime_root() / f"{digest}.sock"
 

@@ -160,11 +160,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("allow_other", "off", "Let other users in (needs user_allow_other in fuse.conf).", parse_switch),
     Setting("fuse", "auto", "Which libfuse to use.", str, "LIGHTLYFS_FUSE", ("auto", "3", "2")),
     Setting("token_file", None, "File that holds the API token, instead of LIGHTLY_TOKEN.", parse_path),
-    Setting("ca_certs", None, "PEM file of CAs to trust, for the API and storage.", parse_path, "LIGHTLY_CA_CERTS"),
-    Setting("log_file", None, "Where a mount in the background logs [the cache directory].", parse_path),
     Setting(
-        "log_level", "info", "How much is logged.", str, choices=("debug", "info", "warning", "error")
+        "ca_certs", None, "PEM file of CAs to trust, for the API and storage.", parse_path, "LIGHTLY_CA_CERTS"
     ),
+    Setting("log_file", None, "Where a mount in the background logs [the cache directory].", parse_path),
+    Setting("log_level", "info", "How much is logged.", str, choices=("debug", "info", "warning", "error")),
 )
 BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in SETTINGS}
 # what the settings are called where they carry their unit

@@ -258,4 +258,3 @@ def _entry_of(row: Row) -> SampleEntry:
     return SampleEntry(
         row.wanted, sample_ino(row.id), row.id, row.file_name_raw, row.hint, row.mtime, None, None, False
     )
-

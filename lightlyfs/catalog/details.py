@@ -19,12 +19,16 @@ _MIN_TTL_S = 1.0
 class Details:
     """Samples by id; ten threads that miss one cause one request."""
 
-    def __init__(self, remote: Remote, executor: Executor, *, ttl_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, remote: Remote, executor: Executor, *, ttl_s: float, clock: Callable[[], float]
+    ) -> None:
         self._remote = remote
         self._executor = executor
         self._lock = threading.RLock()  # a future that is done already calls back at once
         # guarded by _lock
-        self._samples: TTLCache[str, Future[Sample]] = TTLCache(MAX_DETAILS, max(ttl_s, _MIN_TTL_S), timer=clock)
+        self._samples: TTLCache[str, Future[Sample]] = TTLCache(
+            MAX_DETAILS, max(ttl_s, _MIN_TTL_S), timer=clock
+        )
 
     def get(self, sample_id: str) -> Future[Sample]:
         """The sample, now or soon; the future raises what the API raised."""

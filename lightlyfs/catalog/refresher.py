@@ -287,6 +287,3 @@ def stored_dataset(store: CatalogStore) -> DatasetState | None:
     """The dataset's record as of the last listing, or None."""
     text = store.get_meta("dataset")
     return None if text is None else DatasetState(*json.loads(text))
-
-
-

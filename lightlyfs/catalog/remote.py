@@ -59,14 +59,20 @@ class ApiRemote:
         created = record.created_at or 0
         modified = record.last_modified_at or created
         self._fallback_time_s = modified // 1000
-        return DatasetState(record.name or self._dataset_id, record.n_samples or 0, record.size_in_bytes or 0, created, modified)
+        return DatasetState(
+            record.name or self._dataset_id,
+            record.n_samples or 0,
+            record.size_in_bytes or 0,
+            created,
+            modified,
+        )
 
     def page(self, offset: int, size: int) -> Sequence[Row]:
         """API: GET samples/partial with mode full; GET samples where that does not exist."""
         return [self._row(sample) for sample in self._page(offset, size)]
 
     def find(self, file_name: str) -> list[Row]:
-        """API: GET samples/partial with fileName, whose meaning is not documented: names are compared again."""
+        """API: GET samples/partial with fileName; what that matches is not documented, so names are compared."""
         listed = self._client.list_samples_partial(
             self._dataset_id, mode="full", offset=0, size=100, file_name=file_name
         )

@@ -143,7 +143,17 @@ class Staging:
             if directory is None:
                 directory = inos[row.directory] = self._stage_directory(row.directory)
             ino = sample_ino(row.id)
-            yield ino, row.id, directory, row.wanted, row.wanted, row.file_name_raw, row.hint, row.mtime, row.created
+            yield (
+                ino,
+                row.id,
+                directory,
+                row.wanted,
+                row.wanted,
+                row.file_name_raw,
+                row.hint,
+                row.mtime,
+                row.created,
+            )
 
     def _stage_directory(self, path: str) -> int:
         ino = directory_ino(path)
@@ -166,7 +176,9 @@ class Staging:
         for directory, wanted in dict.fromkeys((row[0], row[1]) for row in clashes):
             if directory != last_directory:
                 given, last_directory = set(), directory
-            rows = self._db.execute("SELECT id FROM temp.staged WHERE dir = ? AND wanted = ?", (directory, wanted))
+            rows = self._db.execute(
+                "SELECT id FROM temp.staged WHERE dir = ? AND wanted = ?", (directory, wanted)
+            )
             names = resolve_clashes(
                 wanted,
                 [row[0].hex() for row in rows],
@@ -174,10 +186,26 @@ class Staging:
                 is_directory=(directory, wanted) in directory_clashes,
             )
             given.update(names.values())
-            self._db.executemany(
-                "UPDATE temp.staged SET name = ? WHERE ino = ?",
-                [(name, sample_ino(bytes.fromhex(sample_id))) for sample_id, name in names.items()],
-            )
+            self._rename(directory, wanted, names)
+
+    def _rename(self, directory: int, wanted: str, names: dict[str, str]) -> None:
+        """Give samples their names; one whose path no longer spells its true name keeps that beside it."""
+        spelled = "/".join([*self._staged_path(directory), wanted]).encode()
+        self._db.executemany(
+            "UPDATE temp.staged SET name = ?1, file_name = coalesce(file_name, ?2) WHERE ino = ?3",
+            [
+                (name, None if name == wanted else spelled, sample_ino(bytes.fromhex(sample_id)))
+                for sample_id, name in names.items()
+            ],
+        )
+
+    def _staged_path(self, ino: int) -> list[str]:
+        parts: list[str] = []
+        while ino != ROOT_INO:
+            query = "SELECT name, parent FROM temp.staged_dir WHERE ino = ?"
+            name, ino = self._db.execute(query, (ino,)).fetchone()
+            parts.append(name)
+        return parts[::-1]
 
     def _settle_directory_times(self) -> None:
         newest = dict(self._db.execute("SELECT dir, max(mtime) FROM temp.staged GROUP BY dir"))
@@ -188,7 +216,9 @@ class Staging:
                 if ino == ROOT_INO:
                     break
                 ino = parents[ino]
-        self._db.executemany("UPDATE temp.staged_dir SET mtime = ? WHERE ino = ?", [(m, i) for i, m in newest.items()])
+        self._db.executemany(
+            "UPDATE temp.staged_dir SET mtime = ? WHERE ino = ?", [(m, i) for i, m in newest.items()]
+        )
 
     def _swap_in(self) -> Changes:
         db = self._db
@@ -214,7 +244,9 @@ class Staging:
 
     def _swap_directories(self) -> None:
         self._db.execute("DELETE FROM main.directory WHERE ino NOT IN (SELECT ino FROM temp.staged_dir)")
-        self._db.execute("INSERT OR REPLACE INTO main.directory SELECT ino, parent, name, mtime FROM temp.staged_dir")
+        self._db.execute(
+            "INSERT OR REPLACE INTO main.directory SELECT ino, parent, name, mtime FROM temp.staged_dir"
+        )
 
     def _changed_paths(self) -> list[str]:
         """Where the catalogue, as it is now, holds the samples that change, and their directories."""
@@ -228,7 +260,9 @@ class Staging:
 
     def _directory_path(self, ino: int, known: dict[int, str]) -> str:
         if ino not in known:
-            name, parent = self._db.execute("SELECT name, parent FROM main.directory WHERE ino = ?", (ino,)).fetchone()
+            name, parent = self._db.execute(
+                "SELECT name, parent FROM main.directory WHERE ino = ?", (ino,)
+            ).fetchone()
             prefix = self._directory_path(parent, known)
             known[ino] = f"{prefix}/{name}" if prefix else name
         return known[ino]

@@ -173,9 +173,9 @@ class CatalogStore:
 
     def totals(self) -> Totals:
         """Sums over all samples; scans the table, so not for a hot path."""
-        query = "SELECT count(*), coalesce(sum(coalesce(size, hint)), 0), coalesce(sum(1 - verified), 0) FROM sample"
+        sums = "count(*), coalesce(sum(coalesce(size, hint)), 0), coalesce(sum(1 - verified), 0)"
         with self._reader() as db:
-            samples, total, unverified = db.execute(query).fetchone()
+            samples, total, unverified = db.execute(f"SELECT {sums} FROM sample").fetchone()
             (directories,) = db.execute("SELECT count(*) FROM directory").fetchone()
         return Totals(samples, directories, total, unverified)
 
@@ -299,4 +299,3 @@ def _directory_path(db: sqlite3.Connection, ino: int) -> list[str]:
         name, ino = db.execute("SELECT name, parent FROM directory WHERE ino = ?", (ino,)).fetchone()
         parts.append(name)
     return parts[::-1]
-

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from lightlyfs.errors import StartError
 from lightlyfs.kernel import mounts
 from lightlyfs.places import socket_path
 
-# a mount that ends waits for callbacks under way; after this it is told once more, harder
+# a mount that ends waits for callbacks under way, and those end within a minute
 _END_WAIT_S = 70.0
 # a refresh lists the whole dataset
 _REFRESH_WAIT_S = 600.0
@@ -62,7 +61,9 @@ def refresh(mountpoint: Path) -> None:
 def _need_mount(mountpoint: Path) -> None:
     entry = mounts.mount_at(mountpoint)
     if entry is None or entry.type != mounts.MOUNT_TYPE:
-        raise StartError(f"no dataset is mounted on {mountpoint}; `mount -t {mounts.MOUNT_TYPE}` lists those that are")
+        raise StartError(
+            f"no dataset is mounted on {mountpoint}; `mount -t {mounts.MOUNT_TYPE}` lists those that are"
+        )
 
 
 def _ask(mountpoint: Path, command: str, timeout_s: float = 10.0) -> dict[str, Any]:
@@ -86,23 +87,33 @@ def _wait_for_end(pid: int) -> None:
         except OSError:
             return
         time.sleep(0.02)
-    os.kill(pid, signal.SIGKILL)
+    raise StartError(f"unmounted, but process {pid} has not ended yet; its log says what it waits for")
 
 
 def _status_text(answer: dict[str, Any]) -> str:
     names, cache, content = answer["catalogue"], answer["cache"], answer["content"]
-    lines = [
-        f"dataset    {answer['dataset']['name']} ({answer['dataset']['id']}) at {answer['server']}",
-        f"names      {names['samples']:,} samples in {names['directories']:,} directories, {_freshness(names)}",
-        f"sizes      {names['bytes'] / 1e9:,.2f} GB in all; {names['unverified']:,} files not yet confirmed by storage",
-        f"cache      {cache['bytes'] / 1e6:,.1f} of {cache['budget_bytes'] / 1e6:,.0f} MB in {cache['directory']}",
-        f"reads      {cache['hits']:,} from the cache, {content['fetched_bytes'] / 1e6:,.1f} MB fetched,"
-        f" {content['under_way']} under way, {content['failures']} failed",
-        f"open       {answer['open_files']} files",
-        "requests   " + (", ".join(f"{name} {count:,}" for name, count in answer["requests"].items()) or "none"),
-        f"uploads    {answer['uploads']['pending']} pending",
-    ]
-    return "\n".join(lines)
+    samples, directories, unverified = names["samples"], names["directories"], names["unverified"]
+    requests = ", ".join(f"{name} {count:,}" for name, count in answer["requests"].items())
+    rows = {
+        "dataset": f"{answer['dataset']['name']} ({answer['dataset']['id']}) at {answer['server']}",
+        "names": f"{samples:,} samples in {directories:,} directories, {_freshness(names)}",
+        "sizes": f"{_size(names['bytes'])} in all; {unverified:,} files not yet confirmed by storage",
+        "cache": f"{_size(cache['bytes'])} of {_size(cache['budget_bytes'])} in {cache['directory']}",
+        "reads": f"{cache['hits']:,} from the cache, {_size(content['fetched_bytes'])} fetched, "
+        f"{content['under_way']} under way, {content['failures']} failed",
+        "open": f"{answer['open_files']} files",
+        "requests": requests or "none",
+        "uploads": f"{answer['uploads']['pending']} pending",
+    }
+    return "\n".join(f"{name:<10} {text}" for name, text in rows.items())
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.1f} {unit}" if unit != "bytes" else f"{count:,.0f} bytes"
+        count /= 1000
+    return f"{count:,.1f} TB"
 
 
 def _freshness(names: dict[str, Any]) -> str:

@@ -100,7 +100,11 @@ def _serving(images: Path, root: Path) -> Iterator[dict[str, str]]:
             if not all(exports):
                 raise StartError("the local server did not start; its own line above says why")
             pairs = [line.removeprefix("export ").strip().split("=", 1) for line in exports]
-            yield {**os.environ, **{name: value for name, value in pairs}, "XDG_CACHE_HOME": str(root / "cache")}
+            yield {
+                **os.environ,
+                **dict(pairs),
+                "XDG_CACHE_HOME": str(root / "cache"),
+            }
         finally:
             server.terminate()
 

@@ -28,7 +28,9 @@ def doctor(context: click.Context) -> None:
         except Unauthorized:
             raise NotFound(f"{settings.server} does not accept the token; check LIGHTLY_TOKEN") from None
         except Retryable as error:
-            raise NotFound(f"{settings.server} cannot be reached ({error}); check the network and proxies") from None
+            raise NotFound(
+                f"{settings.server} cannot be reached ({error}); check the network and proxies"
+            ) from None
         return f"{settings.server} answers, {count} datasets"
 
     checks: list[tuple[str, Callable[[], str]]] = [

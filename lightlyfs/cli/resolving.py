@@ -52,7 +52,9 @@ def find_dataset(client: LightlyClient, settings: Settings, secrets: Secrets, wa
         found = _ask(client, wanted, policy)
     except LightlyFsError as error:
         if has_catalogue and isinstance(error, Retryable):
-            click.echo(f"lightlyfs: {_reason(error, settings)}; the names of an earlier mount are shown", err=True)
+            click.echo(
+                f"lightlyfs: {_reason(error, settings)}; the names of an earlier mount are shown", err=True
+            )
             assert stored is not None
             return FoundDataset(stored, wanted, offline=True)
         raise StartError(_start_text(error, settings, wanted)) from error
@@ -96,9 +98,13 @@ def _start_text(error: LightlyFsError, settings: Settings, wanted: str) -> str:
     if isinstance(error, TlsFailed):
         return f"the certificate of {settings.server} is not trusted ({error}); name your CA with --ca-certs"
     if isinstance(error, (MalformedAnswer, NotFound, Refused)):
-        return f"{settings.server} does not answer like the Lightly API ({error}); check LIGHTLY_SERVER_LOCATION"
+        return (
+            f"{settings.server} does not answer like the Lightly API ({error}); check LIGHTLY_SERVER_LOCATION"
+        )
     if isinstance(error, Retryable):
-        return f"{_reason(error, settings)}; check the network, the proxy variables and LIGHTLY_SERVER_LOCATION"
+        return (
+            f"{_reason(error, settings)}; check the network, the proxy variables and LIGHTLY_SERVER_LOCATION"
+        )
     return str(error)
 
 

@@ -22,7 +22,9 @@ from lightlyfs.errors import SettingsError, StartError
 @click.option("--latency", type=float, default=0.0, help="Seconds to add to every answer.")
 @click.option("--fake", type=click.IntRange(1), metavar="N", help="Make up N samples instead of a source.")
 @click.option("--fake-size", type=click.IntRange(0), default=100_000, help="Bytes of each made-up sample.")
-@click.option("--fake-per-dir", type=click.IntRange(0), default=1000, help="Files a directory; 0 for one directory.")
+@click.option(
+    "--fake-per-dir", type=click.IntRange(0), default=1000, help="Files a directory; 0 for one directory."
+)
 @click.option("--verbose", is_flag=True, help="Log each request, without its secrets.")
 def serve(
     source: str | None,

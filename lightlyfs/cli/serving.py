@@ -59,7 +59,9 @@ def serve_mount(
         code = 1
     except Exception:
         log.exception("the mount failed")
-        click.echo("lightlyfs: the mount failed, and this is a fault of lightlyfs; its log says where", err=True)
+        click.echo(
+            "lightlyfs: the mount failed, and this is a fault of lightlyfs; its log says where", err=True
+        )
         code = 1
     logging.shutdown()
     sys.stderr.flush()
@@ -108,7 +110,9 @@ def _make_parts(
     counter: wiring.RequestCounter,
 ) -> wiring.Parts:
     if place.in_use_elsewhere:
-        click.echo("lightlyfs: another mount uses this dataset's cache; this one keeps a cache of its own", err=True)
+        click.echo(
+            "lightlyfs: another mount uses this dataset's cache; this one keeps a cache of its own", err=True
+        )
     parts = wiring.Parts(settings, client, storage, dataset_id, place, kernel=mount, requests=counter)
     parts.start()
     return parts

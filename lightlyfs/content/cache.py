@@ -201,7 +201,9 @@ class BlockCache:
         length = block_length(block, content.size)
         data = os.pread(file.fd, length, block * BLOCK_BYTES)
         if len(data) != length or zlib.crc32(data) != expected:
-            log.warning("a block in the cache is damaged and is fetched again: %s, block %d", content.key(), block)
+            log.warning(
+                "a block in the cache is damaged and is fetched again: %s, block %d", content.key(), block
+            )
             self._errors += 1
             file.checksums.pop(block, None)
             return False

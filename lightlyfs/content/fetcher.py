@@ -27,7 +27,9 @@ class FetchConfig:
 
     timeouts: Timeouts = field(default_factory=lambda: Timeouts(connect_s=5.0, idle_s=20.0, total_s=300.0))
     # enough tries to sit out a storm of 429 and 503, within the time one call on the mount may take
-    policy: RetryPolicy = field(default_factory=lambda: RetryPolicy(attempts=20, max_delay_s=8.0, budget_s=55.0))
+    policy: RetryPolicy = field(
+        default_factory=lambda: RetryPolicy(attempts=20, max_delay_s=8.0, budget_s=55.0)
+    )
 
 
 class Fetcher:
@@ -133,5 +135,3 @@ class _Progress:
         self._taker.block(index, data)
         if index * BLOCK_BYTES == self.start:
             self.start += BLOCK_BYTES
-
-

@@ -54,7 +54,9 @@ class BlockIndex:
     def blocks(self, key: str) -> dict[int, int]:
         """The blocks of a content, with their checksums."""
         with self._lock:
-            rows = dict(self._db.execute("SELECT block, checksum FROM block WHERE key = ?", (key,)).fetchall())
+            rows = dict(
+                self._db.execute("SELECT block, checksum FROM block WHERE key = ?", (key,)).fetchall()
+            )
             rows.update({block: record[0] for block, record in self._waiting.get(key, {}).items()})
         return rows
 
@@ -80,7 +82,9 @@ class BlockIndex:
         while True:
             with self._lock:
                 self._write_locked()
-                rows = self._db.execute("SELECT key FROM content ORDER BY used LIMIT ?", (len(skip) + 100,)).fetchall()
+                rows = self._db.execute(
+                    "SELECT key FROM content ORDER BY used LIMIT ?", (len(skip) + 100,)
+                ).fetchall()
             keys = [key for (key,) in rows if key not in skip]
             if not keys:
                 return
@@ -91,7 +95,9 @@ class BlockIndex:
         """Forget a content; returns how many bytes its blocks had."""
         with self._lock:
             self._write_locked()
-            (freed,) = self._db.execute("SELECT coalesce(sum(bytes), 0) FROM block WHERE key = ?", (key,)).fetchone()
+            (freed,) = self._db.execute(
+                "SELECT coalesce(sum(bytes), 0) FROM block WHERE key = ?", (key,)
+            ).fetchone()
             self._db.execute("BEGIN")
             self._db.execute("DELETE FROM block WHERE key = ?", (key,))
             self._db.execute("DELETE FROM content WHERE key = ?", (key,))
@@ -105,7 +111,9 @@ class BlockIndex:
         records = [(key, b, *record) for key, blocks in self._waiting.items() for b, record in blocks.items()]
         self._db.execute("BEGIN")
         self._db.executemany("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?)", records)
-        self._db.executemany("INSERT OR REPLACE INTO content VALUES (?, ?)", [(key, now) for key in self._used])
+        self._db.executemany(
+            "INSERT OR REPLACE INTO content VALUES (?, ?)", [(key, now) for key in self._used]
+        )
         self._db.execute("COMMIT")
         self._waiting.clear()
         self._used.clear()

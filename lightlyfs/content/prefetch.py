@@ -38,5 +38,3 @@ class ReadAhead:
         self._streams[key] = (span.last + 1, window)
         last = min(span.last + window, block_count(size) - 1)
         return Span(span.last + 1, last) if window and last > span.last else None
-
-

@@ -258,4 +258,3 @@ class _Taker:
 
 def _head_length(size_hint: int | None) -> int:
     return SMALL_FILE_BYTES if size_hint is not None and size_hint <= SMALL_FILE_BYTES else BLOCK_BYTES
-

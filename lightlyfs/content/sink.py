@@ -82,14 +82,18 @@ class BlockSink:
             self._hand_out()
         assert self.actual is not None
         if self._end is not None and self._position < self._end:
-            raise ShortBody(f"storage sent {self._received} bytes and {self._end - self._position} are missing")
+            raise ShortBody(
+                f"storage sent {self._received} bytes and {self._end - self._position} are missing"
+            )
         return self.actual
 
     def _partial(self, answer: ContentRange | None, headers: Mapping[str, str]) -> None:
         if answer is None or answer.start is None or answer.end is None:
             raise MalformedAnswer("storage answered 206 without a valid Content-Range", status=206)
         if answer.start != self._start:
-            raise ServerFault(f"storage answered with another range: {answer.start}, not {self._start}", status=206)
+            raise ServerFault(
+                f"storage answered with another range: {answer.start}, not {self._start}", status=206
+            )
         if _encoding_of(headers):
             raise ServerFault("storage answered with a compressed range", status=206)
         total = answer.total if answer.total is not None else self._expected and self._expected.size

@@ -219,7 +219,9 @@ class Filesystem:
         future = self._reader.identify(entry.sample_id, size_hint=entry.published_size, for_reading=True)
         return turn.result(future)
 
-    def _opened(self, path: str, entry: SampleEntry, content: ContentId, *, direct_io: bool = False) -> Opened:
+    def _opened(
+        self, path: str, entry: SampleEntry, content: ContentId, *, direct_io: bool = False
+    ) -> Opened:
         _need_object(content, path)
         key = content.key()
         with self._lock:
@@ -256,5 +258,3 @@ def _content_of(entry: SampleEntry) -> ContentId:
 def _need_object(content: ContentId, path: str) -> None:
     if not content.has_object:
         raise NoContent(f"the sample has no image on the server: {path}")
-
-

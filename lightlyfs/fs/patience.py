@@ -43,7 +43,11 @@ class Turn:
     """Waits for one call; every wait raises Interrupted, Cancelled or DeadlineExceeded when it must end."""
 
     def __init__(
-        self, clock: Callable[[], float], interrupted: Callable[[], bool], closing: threading.Event, limit_s: float
+        self,
+        clock: Callable[[], float],
+        interrupted: Callable[[], bool],
+        closing: threading.Event,
+        limit_s: float,
     ) -> None:
         self._clock = clock
         self._interrupted = interrupted

@@ -27,6 +27,8 @@ READ_AHEAD_BYTES = 1 << 20
 # names the kernel was told do not exist; other mounts, and the web, may add them
 NEGATIVE_TIMEOUT_S = 2.0
 MAX_KERNEL_TIMEOUT_S = 60.0
+# libfuse 2 cannot tell the kernel that something changed, so the kernel asks again soon
+UNTOLD_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def check_device() -> None:
         os.close(os.open(device, os.O_RDWR))
     except FileNotFoundError:
         raise StartError(
-            f"{device} does not exist; load it with: modprobe fuse (in a container: --device {device} --cap-add SYS_ADMIN)"
+            f"{device} does not exist; load it with: modprobe fuse "
+            f"(in a container: --device {device} --cap-add SYS_ADMIN)"
         ) from None
     except OSError as error:
         raise StartError(f"{device} cannot be opened: {error.strerror}") from None
@@ -91,7 +94,7 @@ def load_fusepy(library: Library) -> Any:
 
 def option_list(options: MountOptions, library: Library) -> dict[str, str | bool | float | int]:
     """The mount options as keyword arguments of the binding's `FUSE` class."""
-    timeout = min(options.timeout_s, MAX_KERNEL_TIMEOUT_S)
+    timeout = min(options.timeout_s, MAX_KERNEL_TIMEOUT_S if library.version[0] == 3 else UNTOLD_TIMEOUT_S)
     result: dict[str, str | bool | float | int] = {
         "foreground": True,
         "fsname": _escape(options.source),

@@ -41,7 +41,7 @@ class Fuse2Session:
             self._handle = int(self._libfuse.fuse_get_context().contents.fuse)
             on_init()
 
-        session_class = _session_class(self._fuse)
+        session_class = type("Session", (_Callbacks, self._fuse.FUSE), {})
         try:
             session_class(
                 _Callable(operations, init),
@@ -88,27 +88,25 @@ class _Callable:
         self._on_init()
 
 
-def _session_class(fuse: Any) -> type[Any]:
-    """fusepy's class with a wrapper that answers every exception; its own one fails on some."""
-    kept = threading.local()
+class _Callbacks:
+    """What stands before fusepy's own methods: a wrapper that answers every exception; its own fails on some."""
 
-    class Session(fuse.FUSE):  # type: ignore[misc]
-        @staticmethod
-        def _wrapper(func: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
-            try:
-                if not hasattr(kept, "state"):
-                    kept.state = True
-                    binding.keep_thread_state()
-                return func(*args, **kwargs) or 0
-            except OSError as error:
-                return -(error.errno or errno.EIO)
-            except UnicodeError:
-                return -errno.EILSEQ
-            except BaseException:
-                log.exception("a callback failed")
-                return -errno.EIO
+    _kept = threading.local()
 
-        def _decode_optional_path(self, path: bytes | None) -> str | None:
-            return None if path is None else os.fsdecode(path)
+    @staticmethod
+    def _wrapper(func: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
+        try:
+            if not hasattr(_Callbacks._kept, "state"):
+                _Callbacks._kept.state = True
+                binding.keep_thread_state()
+            return func(*args, **kwargs) or 0
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        except UnicodeError:
+            return -errno.EILSEQ
+        except BaseException:
+            log.exception("a callback failed")
+            return -errno.EIO
 
-    return Session
+    def _decode_optional_path(self, path: bytes | None) -> str | None:
+        return None if path is None else os.fsdecode(path)

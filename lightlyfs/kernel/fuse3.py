@@ -55,29 +55,33 @@ class Fuse3Session:
 
     def run(self, operations: Operations, on_init: Callable[[], None]) -> None:
         """Mount and serve until unmounted; StartError where it cannot be mounted."""
-        packer = Packer(self._fuse.c_stat, self._ownership)
-        operations.use_packer(packer)
-        session_class = _session_class(self._fuse)
+        operations.use_packer(Packer(self._fuse.c_stat, self._ownership))
+        session_class = type("Session", (_Callbacks, self._fuse.FUSE), {})
         failure: list[BaseException] = []
 
         def init(connection: Any, config: Any) -> None:
             self._handle = int(self._libfuse.fuse_get_context().contents.fuse)
-            _configure(connection, config)
-            on_init()
+            try:
+                _configure(connection, config)
+                on_init()
+            except BaseException:
+                self.stop()
+                raise
 
         try:
             session_class(
                 operations,
                 str(self._options.mountpoint),
-                packer=packer,
-                init=init,
+                on_init=init,
                 failure=failure,
                 raw_fi=True,
                 **binding.option_list(self._options, self._library),
             )
         except RuntimeError as error:
             if not failure:
-                raise StartError(f"libfuse could not mount {self._options.mountpoint} (code {error})") from None
+                raise StartError(
+                    f"libfuse could not mount {self._options.mountpoint} (code {error})"
+                ) from None
         finally:
             self._handle = None
         if failure:
@@ -125,83 +129,85 @@ def _configure(connection: Any, config: Any) -> None:
     config.nullpath_ok = 1  # an open file may have lost its path
 
 
-def _session_class(fuse: Any) -> type[Any]:
-    """mfusepy's class with our callbacks; made here because the module is imported late."""
-
-    class Session(fuse.FUSE):  # type: ignore[misc]
-        def __init__(
-            self,
-            operations: Operations,
-            mountpoint: str,
-            *,
-            packer: Packer,
-            init: Callable[[Any, Any], None],
-            failure: list[BaseException],
-            **options: Any,
-        ) -> None:
-            self._packer = packer
-            self._on_init = init
-            self._failure = failure
-            self._thread = threading.local()
-            self._directories: dict[int, PackedListing] = {}
-            self._numbers = itertools.count(1)
-            super().__init__(operations, mountpoint, **options)
-
-        def _wrapper(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
-            try:
-                if not hasattr(self._thread, "kept"):
-                    self._thread.kept = True
-                    binding.keep_thread_state()
-                return func(*args, **kwargs) or 0
-            except OSError as error:
-                return -(error.errno or errno.EIO)
-            except BaseException:
-                log.exception("a callback failed")
-                return -errno.EIO
-
-        def init_fuse_3(self, connection: Any, config: Any) -> None:
-            try:
-                self._on_init(connection.contents, config.contents)
-            except BaseException as error:
-                self._failure.append(error)
-                fuse.fuse_exit()
-
-        def getattr_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> int:
-            name = None if path is None else path.decode("utf-8", "surrogateescape")
-            packed = self.operations.getattr_packed(name, fip.contents if fip else None)
-            ctypes.memmove(buf, packed, len(packed))
-            return 0
-
-        def opendir(self, path: bytes, fip: Any) -> int:
-            listing = self.operations.opendir_packed(path.decode("utf-8", "surrogateescape"))
-            number = next(self._numbers)
-            self._directories[number] = listing
-            fip.contents.fh = number
-            return 0
-
-        def readdir_fuse_3(
-            self, path: bytes | None, buf: Any, filler: Any, offset: int, fip: Any, flags: int
-        ) -> int:
-            listing = self._directories[fip.contents.fh]
-            fill = _FILLER(ctypes.cast(filler, ctypes.c_void_p).value or 0)
-            names, known, address, size = listing.names, listing.known, listing.address, listing.stat_bytes
-            for index in range(offset, len(names)):
-                plus = _FILL_DIR_PLUS * known[index]
-                if fill(buf, names[index], address + index * size, index + 1, plus):
-                    break
-            return 0
-
-        def releasedir(self, path: bytes | None, fip: Any) -> int:
-            del self._directories[fip.contents.fh]
-            return 0
-
-        def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> int:
-            return int(self.operations.rename(os.fsdecode(old), os.fsdecode(new), flags))
-
-    return Session
-
-
 # the binding's own prototype takes a structure; an address saves making one for each entry
 _FILLER = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int
 )
+
+
+class _Callbacks:
+    """What stands before mfusepy's own methods; `run` makes a class of the two when it is imported."""
+
+    def __init__(
+        self,
+        operations: Operations,
+        mountpoint: str,
+        *,
+        on_init: Callable[[Any, Any], None],
+        failure: list[BaseException],
+        **options: Any,
+    ) -> None:
+        self.operations = operations
+        self._on_init = on_init
+        self._failure = failure
+        self._thread = threading.local()
+        self._directories: dict[int, PackedListing] = {}
+        self._numbers = itertools.count(1)
+        super().__init__(operations, mountpoint, **options)  # type: ignore[call-arg]
+
+    def _wrapper(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
+        try:
+            if not hasattr(self._thread, "kept"):
+                self._thread.kept = True
+                binding.keep_thread_state()
+            return func(*args, **kwargs) or 0
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        except BaseException:
+            log.exception("a callback failed")
+            return -errno.EIO
+
+    def init_fuse_3(self, connection: Any, config: Any) -> None:
+        """Called once; an exception has no caller to reach, so it is kept and the mount ended."""
+        try:
+            self._on_init(connection.contents, config.contents)
+        except BaseException as error:
+            self._failure.append(error)
+
+    def getattr_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> int:
+        """Attributes from packed bytes."""
+        packed = self.operations.getattr_packed(_decode(path), fip.contents if fip else None)
+        ctypes.memmove(buf, packed, len(packed))
+        return 0
+
+    def opendir(self, path: bytes, fip: Any) -> int:
+        """Pin one packed listing for all pages of it."""
+        listing = self.operations.opendir_packed(os.fsdecode(path))
+        number = next(self._numbers)
+        self._directories[number] = listing
+        fip.contents.fh = number
+        return 0
+
+    def readdir_fuse_3(self, path: Any, buf: Any, filler: Any, offset: int, fip: Any, flags: int) -> int:
+        """One page, with attributes wherever they are known."""
+        listing = self._directories[fip.contents.fh]
+        fill = _FILLER(ctypes.cast(filler, ctypes.c_void_p).value or 0)
+        names, known, address, size = listing.names, listing.known, listing.address, listing.stat_bytes
+        for index in range(offset, len(names)):
+            plus = _FILL_DIR_PLUS * known[index]
+            if fill(buf, names[index], address + index * size, index + 1, plus):
+                break
+        return 0
+
+    def releasedir(self, path: Any, fip: Any) -> int:
+        """Let go of the listing."""
+        del self._directories[fip.contents.fh]
+        return 0
+
+    def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> int:
+        """With the flags, which mfusepy drops."""
+        return int(self.operations.rename(os.fsdecode(old), os.fsdecode(new), flags))
+
+
+def _decode(path: bytes | None) -> str | None:
+    return None if path is None else os.fsdecode(path)

@@ -35,7 +35,12 @@ class Mount:
     """Serves a file system at a mountpoint; `run` in the main thread, the rest from any."""
 
     def __init__(
-        self, library: Library, options: MountOptions, ownership: Ownership, *, program_of: Callable[[int], str]
+        self,
+        library: Library,
+        options: MountOptions,
+        ownership: Ownership,
+        *,
+        program_of: Callable[[int], str],
     ) -> None:
         kind = Fuse3Session if library.version[0] == 3 else Fuse2Session
         self._session: Fuse3Session | Fuse2Session = kind(library, options, ownership)
@@ -74,7 +79,9 @@ class Mount:
 
     # running
 
-    def run(self, filesystem: Filesystem, on_mounted: Callable[[], None], on_stop: Callable[[], None]) -> None:
+    def run(
+        self, filesystem: Filesystem, on_mounted: Callable[[], None], on_stop: Callable[[], None]
+    ) -> None:
         """Mount and serve until unmounted or stopped by a signal; StartError where it cannot be mounted.
 
         `on_mounted` is called when the kernel has answered; `on_stop` when a signal asks for the end,
@@ -82,7 +89,9 @@ class Mount:
         """
         operations = Operations(filesystem, self._ownership, noflush=supports_noflush(self._library))
         signal.signal(_WAKE_SIGNAL, lambda *_: None)
-        watcher = threading.Thread(target=self._watch_signals, args=(on_stop,), name="lightlyfs-signals", daemon=True)
+        watcher = threading.Thread(
+            target=self._watch_signals, args=(on_stop,), name="lightlyfs-signals", daemon=True
+        )
         watcher.start()
         for number in range(_FORGETTERS):
             threading.Thread(target=self._forget_loop, name=f"lightlyfs-forget-{number}", daemon=True).start()

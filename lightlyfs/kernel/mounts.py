@@ -66,7 +66,9 @@ def prepare_mountpoint(mountpoint: Path) -> None:
     if is_stale(mountpoint):
         entry = mount_at(mountpoint)
         if entry is not None and entry.type != MOUNT_TYPE:
-            raise StartError(f"a dead {entry.type} mount is at {mountpoint}; clear it with: umount -l {mountpoint}")
+            raise StartError(
+                f"a dead {entry.type} mount is at {mountpoint}; clear it with: umount -l {mountpoint}"
+            )
         unmount(mountpoint, lazy=True)
     entry = mount_at(mountpoint)
     if entry is not None and entry.type == MOUNT_TYPE:
@@ -82,7 +84,9 @@ def prepare_mountpoint(mountpoint: Path) -> None:
     except OSError as error:
         raise StartError(f"{mountpoint} cannot be used: {error.strerror}") from None
     if occupied:
-        raise StartError(f"{mountpoint} is not empty; a mount would hide its files: choose an empty directory")
+        raise StartError(
+            f"{mountpoint} is not empty; a mount would hide its files: choose an empty directory"
+        )
 
 
 def unmount(mountpoint: Path, *, lazy: bool = False) -> None:

@@ -104,7 +104,19 @@ class Packer:
             mode, links = stat.S_IFREG | owner.file_mode, 1
         size, mtime = max(attr.size, 0), attr.mtime
         blocks = -(-size // 512)
-        values = (attr.ino, mode, links, owner.uid, owner.gid, size, _BLOCK_BYTES, blocks, mtime, mtime, mtime)
+        values = (
+            attr.ino,
+            mode,
+            links,
+            owner.uid,
+            owner.gid,
+            size,
+            _BLOCK_BYTES,
+            blocks,
+            mtime,
+            mtime,
+            mtime,
+        )
         return [values[index] for index in self._order]
 
 

@@ -45,32 +45,55 @@ class Around:
         """Return `app` counted, logged if asked for, and open to faults."""
 
         async def counted(scope: Scope, receive: Receive, send: Send) -> None:
-            status = sent = 0
-
-            async def count(message: Message) -> None:
-                nonlocal status, sent
-                if message["type"] == "http.response.start":
-                    status = message["status"]
-                else:
-                    sent += len(message.get("body", b""))
-                await send(message)
-
-            self.stats.begin(
-                unquote(scope["path_params"]["key"], errors="surrogateescape") if area == "storage" else None
-            )
-            started = time.perf_counter()
+            answer = _Answer(send, self, name, scope)
+            self.stats.begin(storage_key(scope) if area == "storage" else None)
             try:
-                await self.faults.wrap_request(area, name, app)(scope, receive, count)
+                await self.faults.wrap_request(area, name, app)(scope, receive, answer.send)
             except Exception:
                 # uvicorn is silent here, so a mistake of the server's own must show itself.
                 traceback.print_exc(file=sys.stderr)
                 raise
             finally:
-                self.stats.end(name, status, sent)
-                if self.verbose:
-                    log_access(scope, status, sent, time.perf_counter() - started)
+                answer.finish()
 
         return counted
+
+
+class _Answer:
+    """Counts one answer on its way out, before its last byte: who has the answer finds it counted."""
+
+    def __init__(self, send: Send, around: Around, name: str, scope: Scope) -> None:
+        self._send = send
+        self._around = around
+        self._name = name
+        self._scope = scope
+        self._started = time.perf_counter()
+        self._status = self._sent = 0
+        self._finished = False
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on."""
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+        else:
+            self._sent += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                self.finish()
+        await self._send(message)
+
+    def finish(self) -> None:
+        """Count and log, once."""
+        if self._finished:
+            return
+        self._finished = True
+        self._around.stats.end(self._name, self._status, self._sent)
+        if self._around.verbose:
+            log_access(self._scope, self._status, self._sent, time.perf_counter() - self._started)
+
+
+def storage_key(scope: Scope) -> str:
+    """Return the object key of a storage request."""
+    return unquote(scope["path_params"]["key"], errors="surrogateescape")
 
 
 def log_access(scope: Scope, status: int, sent: int, took_s: float) -> None:

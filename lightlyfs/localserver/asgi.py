@@ -94,6 +94,17 @@ async def read_body(receive: Receive) -> bytes:
             return b"".join(chunks)
 
 
+async def drain(receive: Receive) -> None:
+    """Read the request body to its end and drop it.
+
+    A refusal sent while the client still writes can reach it as a broken connection instead of an answer.
+    """
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            return
+
+
 async def send_reply(send: Send, reply: Reply, *, head: bool = False) -> None:
     """Send `reply` in one piece; with `head`, its headers only."""
     headers = [(b"content-length", b"%d" % len(reply.body)), *reply.headers]

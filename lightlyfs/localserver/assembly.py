@@ -21,6 +21,7 @@ from .fault_kinds import Latency
 from .faults import Faults
 from .folder import FolderStorage
 from .generated import GeneratedSamples, GeneratedStorage
+from .keys import RESERVED
 from .objects import ObjectEndpoint
 from .options import ServerOptions
 from .params import OBJECT_ID
@@ -76,12 +77,22 @@ def check(options: ServerOptions) -> None:
     """Refuse options that contradict each other or the API's formats."""
     if (options.source is None) == (options.fake_samples is None):
         raise LocalServerError("name a folder or an s3:// URL, or ask for fake samples, not both")
+    if state_is_served(options):
+        raise LocalServerError(f"state in {options.state} would be served: keep it outside or in .lightly")
     if options.dataset_id is not None and OBJECT_ID.fullmatch(options.dataset_id) is None:
         raise LocalServerError(f"dataset id {options.dataset_id} is not 24 digits of 0-9 and a-f")
     if options.dataset_name is not None and name_from(options.dataset_name) != options.dataset_name:
         raise LocalServerError(
             f"dataset name {options.dataset_name!r}: use 3 or more letters, digits, blanks, _ and -"
         )
+
+
+def state_is_served(options: ServerOptions) -> bool:
+    """Say whether the state would itself be imported as a sample."""
+    if options.state is None or options.source is None or is_bucket(options):
+        return False
+    state, root = Path(os.path.realpath(options.state)), Path(os.path.realpath(options.source))
+    return state.is_relative_to(root) and not state.is_relative_to(root / RESERVED)
 
 
 def needs_scratch(options: ServerOptions) -> bool:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from .asgi import TEXT, App, Headers, Message, Receive, Reply, Scope, Send, find_header, send_reply
+from .asgi import TEXT, App, Headers, Message, Receive, Reply, Scope, Send, drain, find_header, send_reply
 from .errors import error_body
 from .objects import expired_reply, xml_error
 from .transport import Connections
@@ -58,6 +58,7 @@ class Status(Fault, tag="status", frozen=True, kw_only=True):
         """Replace the application."""
 
         async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+            await drain(receive)
             headers: Headers = []
             if self.retry_after_s is not None:
                 headers.append((b"retry-after", b"%d" % self.retry_after_s))
@@ -173,6 +174,7 @@ class Expired(Fault, tag="expired", frozen=True, kw_only=True):
         """Replace the application."""
 
         async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+            await drain(receive)
             await send_reply(send, expired_reply(), head=scope["method"] == "HEAD")
 
         return refuse
@@ -209,6 +211,7 @@ class Html(Fault, tag="html", frozen=True, kw_only=True):
         """Replace the application."""
 
         async def page(scope: Scope, receive: Receive, send: Send) -> None:
+            await drain(receive)
             body = b"<!DOCTYPE html><html><body><h1>Please sign in</h1></body></html>"
             reply = Reply(200, body, TEXT.replace(b"plain", b"html"))
             await send_reply(send, reply, head=scope["method"] == "HEAD")

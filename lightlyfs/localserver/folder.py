@@ -5,6 +5,7 @@ Serving only reads. Uploads appear by rename, so a reader sees the old object or
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,14 +81,19 @@ class FolderStorage:
         for folder, names, files in os.walk(self._root):
             if folder == self._root and RESERVED in names:
                 names.remove(RESERVED)
-            for file in files:
-                path = os.path.join(folder, file)
-                if os.path.isfile(path):
-                    facts = os.stat(path)
-                    key = os.path.relpath(path, self._root)
-                    found.append(Found(key, key, facts.st_size, max(0, facts.st_mtime_ns) // 1_000_000))
+            found += [one for file in files if (one := self._found(os.path.join(folder, file)))]
         found.sort(key=lambda one: os.fsencode(one.key))
         yield from found
+
+    def _found(self, path: str) -> Found | None:
+        try:
+            facts = os.stat(path)
+        except OSError:
+            return None  # a dangling link, or a file that is being removed
+        if not stat.S_ISREG(facts.st_mode):
+            return None
+        key = os.path.relpath(path, self._root)
+        return Found(key, key, facts.st_size, max(0, facts.st_mtime_ns) // 1_000_000)
 
     def accepts(self, key: str) -> bool:
         """Refuse a key whose path exists, runs through a file, or leaves the folder through a link."""

@@ -6,7 +6,7 @@ A URL is good for one method, one key and a limited time. Errors are S3's XML.
 from email.utils import formatdate, parsedate_to_datetime
 from urllib.parse import parse_qsl, unquote_to_bytes
 
-from .asgi import Headers, Receive, Reply, Scope, Send, find_header, send_reply
+from .asgi import Headers, Receive, Reply, Scope, Send, drain, find_header, send_reply
 from .ranges import ByteRange, Unsatisfiable, parse_range
 from .signing import UrlSigner
 from .storage import Blob, BlobStore, Upload
@@ -48,6 +48,11 @@ class ObjectEndpoint:
         method = scope["method"]
         try:
             key = self._authorized_key(scope)
+        except ObjectError as error:
+            await drain(receive)
+            await send_reply(send, error.reply, head=method == "HEAD")
+            return
+        try:
             if method == "PUT":
                 await self._put(key, receive, send)
             else:
@@ -82,6 +87,7 @@ class ObjectEndpoint:
         try:
             upload = self._store.begin_upload(key)
         except OSError as error:
+            await drain(receive)
             raise ObjectError(500, "InternalError", f"cannot store: {error.strerror}") from error
         try:
             if await received_whole(upload, receive):

@@ -1,0 +1,101 @@
+"""Datasets and the trees that show them: without a kernel, on libfuse 3, on libfuse 2."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from trees import InProcessTree, MountedTree, in_process, mounted
+
+from lightlyfs.kernel import mounts
+from lightlyfs.localserver import LocalServer, ServerOptions
+
+SUBJECTS = [
+    "in-process",
+    pytest.param("fuse3", marks=pytest.mark.fuse),
+    pytest.param("fuse2", marks=pytest.mark.fuse),
+]
+
+
+def content(seed: str, size: int) -> bytes:
+    """Bytes that no other seed has."""
+    return random.Random(seed).randbytes(size)
+
+
+FILES = {
+    "a.jpg": content("a", 100_000),
+    "empty.png": b"",
+    "one.bin": b"x",
+    "big.bin": content("big", 9_500_000),
+    "cars/green/frame0.png": content("f0", 3_000_000),
+    "cars/green/frame1.png": content("f1", 1 << 20),
+    "cars/red/é ü 汉字 %20.jpg": content("f2", 5_000),
+    "cars/x.jpg": content("x", 77),
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_mount_is_left() -> Iterator[None]:
+    """Whatever a test broke, its mounts do not outlive the run."""
+    before = {entry.mountpoint for entry in mounts.mount_table()}
+    yield
+    left = [e for e in mounts.mount_table() if e.type == mounts.MOUNT_TYPE and e.mountpoint not in before]
+    for entry in left:
+        mounts.unmount(entry.mountpoint, lazy=True)
+    assert left == []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FILES in a folder."""
+    root = tmp_path_factory.mktemp("images")
+    for name, data in FILES.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[LocalServer]:
+    """A server over FILES, shared by the tests of a module that change nothing."""
+    with LocalServer(ServerOptions(source=folder, dataset_name="files")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=SUBJECTS)
+def tree(
+    request: pytest.FixtureRequest, server: LocalServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[InProcessTree | MountedTree]:
+    """The dataset of `server`, as each of the subjects in turn."""
+    directory = tmp_path_factory.mktemp("tree")
+    if request.param == "in-process":
+        with in_process(server, directory) as subject:
+            yield subject
+    else:
+        with mounted(server, directory, request.param[-1]) as subject:
+            yield subject
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[LocalServer]:
+    """An empty dataset of the test's own, to be filled and changed."""
+    root = tmp_path / "own"
+    root.mkdir()
+    with LocalServer(ServerOptions(source=root, dataset_name="own")) as running:
+        yield running
+
+
+@pytest.fixture(params=SUBJECTS)
+def own_tree(
+    request: pytest.FixtureRequest, own_server: LocalServer, tmp_path: Path
+) -> Iterator[InProcessTree | MountedTree]:
+    """The dataset of `own_server`, as each of the subjects; fill the server in a fixture before this one."""
+    if request.param == "in-process":
+        with in_process(own_server, tmp_path / "tree") as subject:
+            yield subject
+    else:
+        with mounted(own_server, tmp_path / "tree", request.param[-1]) as subject:
+            yield subject

@@ -1,0 +1,253 @@
+"""The subjects of the behaviour suite: the same dataset as a file system object, and as real mounts."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from lightlyfs import wiring
+from lightlyfs.errors import StartError
+from lightlyfs.fs.attributes import Attr
+from lightlyfs.kernel import binding, mounts
+from lightlyfs.kernel.errno_table import errno_of
+from lightlyfs.localserver import LocalServer
+from lightlyfs.settings import read_secrets, resolve
+
+REQUIRE_FUSE = os.environ.get("LIGHTLYFS_REQUIRE_FUSE") == "1"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `stat` found."""
+
+    ino: int
+    is_directory: bool
+    size: int
+    mtime: int
+
+
+class Tree(Protocol):
+    """A dataset as a tree; errors are OSError, as a program sees them."""
+
+    def names(self, path: str = "") -> list[str]: ...
+    def stat(self, path: str) -> Found: ...
+    def read(self, path: str, offset: int = 0, size: int = -1) -> bytes: ...
+    def xattrs(self, path: str) -> list[str]: ...
+    def xattr(self, path: str, name: str) -> bytes: ...
+    def refresh(self) -> None: ...
+
+
+def environment(server: LocalServer, cache: Path) -> dict[str, str]:
+    """The environment of a command that uses this server and keeps its files apart."""
+    kept = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
+    for name in [name for name in kept if name.startswith("LIGHTLY_")]:
+        del kept[name]
+    runtime = cache / "run"
+    runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return kept | {
+        "LIGHTLY_SERVER_LOCATION": server.url,
+        "LIGHTLY_TOKEN": server.token,
+        "LIGHTLY_PUBLIC_TOKEN": server.public_token,
+        "XDG_CACHE_HOME": str(cache),
+        "XDG_RUNTIME_DIR": str(runtime),
+    }
+
+
+class InProcessTree:
+    """The file system object itself, without a kernel."""
+
+    def __init__(self, parts: wiring.Parts) -> None:
+        self.parts = parts
+        self._fs = parts.filesystem
+
+    def names(self, path: str = "") -> list[str]:
+        return [name for name, _ in self._call(self._fs.list_directory, path).entries]
+
+    def stat(self, path: str) -> Found:
+        attr: Attr = self._call(self._fs.getattr, path)
+        return Found(attr.ino, attr.is_directory, attr.size, attr.mtime)
+
+    def read(self, path: str, offset: int = 0, size: int = -1) -> bytes:
+        opened = self._call(self._fs.open, path, os.O_RDONLY)
+        try:
+            if size < 0:
+                size = self._call(self._fs.getattr_open, opened.handle).size
+            return bytes(self._call(self._fs.read, opened.handle, offset, size))
+        finally:
+            self._fs.release(opened.handle)
+
+    def xattrs(self, path: str) -> list[str]:
+        return list(self._call(self._fs.list_xattrs, path))
+
+    def xattr(self, path: str, name: str) -> bytes:
+        return bytes(self._call(self._fs.get_xattr, path, name))
+
+    def refresh(self) -> None:
+        self.parts.refresh()
+
+    @staticmethod
+    def _call(method: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return method(*args)
+        except Exception as error:
+            number, _ = errno_of(error)
+            raise OSError(number, os.strerror(number)) from error
+
+
+@dataclass
+class MountedTree:
+    """A real mount by the real command, in the foreground, of one libfuse."""
+
+    mountpoint: Path
+    environ: Mapping[str, str]
+    process: subprocess.Popen[str]
+    log: Path
+    ended: bool = field(default=False)
+
+    def names(self, path: str = "") -> list[str]:
+        return sorted(os.listdir(self.mountpoint / path), key=os.fsencode)
+
+    def stat(self, path: str) -> Found:
+        found = os.stat(self.mountpoint / path)
+        assert found.st_mtime_ns % 1_000_000_000 == 0
+        return Found(found.st_ino, stat.S_ISDIR(found.st_mode), found.st_size, int(found.st_mtime))
+
+    def read(self, path: str, offset: int = 0, size: int = -1) -> bytes:
+        with open(self.mountpoint / path, "rb", buffering=0) as file:
+            file.seek(offset)
+            return file.read() if size < 0 else read_exactly(file.fileno(), size)
+
+    def xattrs(self, path: str) -> list[str]:
+        return os.listxattr(self.mountpoint / path)
+
+    def xattr(self, path: str, name: str) -> bytes:
+        return os.getxattr(self.mountpoint / path, name)
+
+    def refresh(self) -> None:
+        self.run("refresh", str(self.mountpoint))
+
+    def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command of lightlyfs in this mount's environment."""
+        return lightlyfs(*words, environ=self.environ, check=check)
+
+    def end(self) -> None:
+        """Unmount, and see that the process ends well."""
+        if self.ended:
+            return
+        self.ended = True
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            code = self.process.wait(20)
+        finally:
+            if mounts.mount_at(self.mountpoint) is not None:
+                mounts.unmount(self.mountpoint, lazy=True)
+        assert code == 0, self.log.read_text()
+
+
+def lightlyfs(*words: str, environ: Mapping[str, str], check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run the command line and take what it prints."""
+    command = [sys.executable, "-m", "lightlyfs", *words]
+    done = subprocess.run(command, env=dict(environ), capture_output=True, text=True, timeout=100, check=False)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def read_exactly(descriptor: int, size: int) -> bytes:
+    """Read until `size` bytes or the end: one read may be short."""
+    parts = []
+    while size > 0 and (part := os.read(descriptor, size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def need_fuse(version: str) -> binding.Library:
+    """The library, or a skip that says exactly why not; a failure where CI wants no skip."""
+    try:
+        binding.check_device()
+        return binding.find_library(version)  # type: ignore[arg-type]
+    except StartError as error:
+        if REQUIRE_FUSE:
+            raise
+        pytest.skip(str(error))
+
+
+@contextlib.contextmanager
+def in_process(server: LocalServer, cache: Path, **flags: str) -> Iterator[InProcessTree]:
+    """The file system object over a server, listed."""
+    environ = environment(server, cache)
+    settings = resolve({"cache_dir": str(cache / "lightlyfs"), **flags}, environ)
+    client, storage = wiring.make_client(settings, read_secrets(environ, None), environ)
+    with wiring.open_place(settings, server.dataset_id) as place:
+        parts = wiring.Parts(settings, client, storage, server.dataset_id, place)
+        parts.start()
+        try:
+            yield InProcessTree(parts)
+        finally:
+            parts.close()
+
+
+@contextlib.contextmanager
+def mounted(server: LocalServer, directory: Path, version: str = "3", *options: str) -> Iterator[MountedTree]:
+    """A mount of a server's dataset; `directory` holds mountpoint, cache and log."""
+    need_fuse(version)
+    mountpoint = directory / "mnt"
+    mountpoint.mkdir(parents=True, exist_ok=True)
+    environ = environment(server, directory / "cache")
+    tree = start_mount(server.dataset_id, mountpoint, environ, directory / "mount.log", f"--fuse={version}", *options)
+    try:
+        yield tree
+    finally:
+        tree.end()
+
+
+def start_mount(
+    dataset: str, mountpoint: Path, environ: Mapping[str, str], log: Path, *options: str
+) -> MountedTree:
+    """Start the command in the foreground and wait until the kernel has the mount."""
+    command = [sys.executable, "-m", "lightlyfs", "mount", dataset, str(mountpoint), "--foreground", *options]
+    with log.open("a") as out:
+        process = subprocess.Popen(command, env=dict(environ), stdout=out, stderr=out, text=True)
+    tree = MountedTree(mountpoint, environ, process, log)
+    try:
+        wait_until(lambda: process.poll() is not None or mounts.mount_at(mountpoint) is not None, 60)
+        assert process.poll() is None, log.read_text()
+        os.statvfs(mountpoint)  # answered only when the mount is served
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    return tree
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
+    """Poll for something another process does; fails when it does not come."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"did not happen within {timeout_s} s"
+        time.sleep(0.02)
+
+
+def soon(condition: Callable[[], bool]) -> None:
+    """What is promised within 3 seconds; libfuse 2 has no way to tell the kernel at once."""
+    wait_until(condition, 3)
+
+
+@contextlib.contextmanager
+def refused(number: int) -> Iterator[None]:
+    """The block fails with this errno."""
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the errno is compared below
+        yield
+    assert errno.errorcode[caught.value.errno or 0] == errno.errorcode[number]

@@ -1,0 +1,133 @@
+"""Imports go one way, and modules and functions stay small."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "lightlyfs"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# who may import whom; what a layer may import, whoever stands above it may too
+ALLOWED = {
+    "errors": set(),
+    "settings": {"errors"},
+    "places": {"errors"},
+    "api": {"errors"},
+    "catalog": {"api", "errors"},
+    "content": {"api", "errors"},
+    "fs": {"catalog", "content", "api", "errors"},
+    "kernel": {"fs", "errors"},
+    "control": {"errors"},
+    "wiring": {"kernel", "fs", "catalog", "content", "api", "places", "settings", "errors"},
+    "cli": {"wiring", "control", "kernel", "fs", "api", "places", "settings", "errors", "localserver"},
+    "localserver": set(),
+    "__main__": {"cli"},
+    "__init__": {"wiring", "cli", "api", "errors"},
+}
+ONLY_IMPORTER = {
+    "requests": {"api/transport.py"},
+    "urllib3": {"api/transport.py", "api/sockets.py"},
+    "pycurl": {"api/curl.py"},
+    "fuse": {"kernel/binding.py"},
+    "mfusepy": {"kernel/binding.py"},
+}
+PURE = [
+    "catalog/tree.py",
+    "catalog/inodes.py",
+    "content/ranges.py",
+    "content/identity.py",
+    "content/prefetch.py",
+]
+IMPURE_IMPORTS = {"time", "threading", "os", "socket", "sqlite3", "pathlib", "random"}
+MAX_MODULE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+
+def layer_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Every module a file imports, with relative imports made absolute."""
+    names: set[str] = set()
+    package = ["lightlyfs", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, node.module] if node.module else base)
+            names.add(module)
+            names.update(f"{module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def layers_imported(path: Path) -> set[str]:
+    parts = (name.split(".") for name in imported(path) if name.startswith("lightlyfs."))
+    known = {layer_of(module) for module in MODULES}
+    return {part[1] for part in parts if part[1] in known}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_what_stands_below_it(path: Path) -> None:
+    layer = layer_of(path)
+
+    assert layers_imported(path) - {layer} <= ALLOWED[layer]
+
+
+@pytest.mark.parametrize(("library", "importers"), ONLY_IMPORTER.items())
+def test_a_third_party_library_has_one_importer(library: str, importers: set[str]) -> None:
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in MODULES
+        if any(name == library or name.startswith(library + ".") for name in imported(path))
+    }
+
+    assert found <= importers
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_a_pure_module_imports_no_clock_lock_or_disk(name: str) -> None:
+    assert not imported(PACKAGE / name) & IMPURE_IMPORTS
+
+
+def test_errno_is_chosen_in_one_module() -> None:
+    users = {str(path.relative_to(PACKAGE)) for path in MODULES if "errno" in imported(path)}
+
+    # the others read errno of the operating system, or answer where libfuse takes nothing else
+    assert users <= {
+        "kernel/errno_table.py",
+        "kernel/operations.py",
+        "kernel/fuse2.py",
+        "kernel/fuse3.py",
+        "kernel/mounts.py",
+        "api/curl.py",
+        "api/sockets.py",
+        "api/transport.py",
+        "localserver/server.py",
+    }
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_modules_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    functions = [
+        n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+
+    assert len(text.splitlines()) <= MAX_MODULE_LINES
+    assert [f.name for f in functions if (f.end_lineno or 0) - f.lineno >= MAX_FUNCTION_LINES] == []
+
+
+def test_nine_functions_of_ten_stay_under_thirty_lines() -> None:
+    lengths = sorted(
+        (node.end_lineno or 0) - node.lineno + 1
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    )
+
+    assert lengths[len(lengths) * 9 // 10] <= 30
