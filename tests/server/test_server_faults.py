@@ -69,8 +69,16 @@ def test_a_status_storm_ends_after_its_count(shared: Api, url: str) -> None:
     assert shared.server.faults.armed() == []
 
 
+def test_a_refused_upload_gets_its_answer_not_a_broken_connection(shared: Api) -> None:
+    write_url, read_url = shared.write_url(shared.id_of(NAME)), shared.read_url(shared.id_of(NAME))
+    shared.server.faults.add(Status(status=503, count=1, target="storage.put"))
+    body = bytes(20_000_000)
+    assert requests.put(write_url, data=body, timeout=10).status_code == 503
+    assert requests.put(read_url, data=body, timeout=10).status_code == 403
+
+
 def test_a_status_storm_ends_after_its_seconds(shared: Api, url: str) -> None:
-    shared.server.faults.add(Status(status=503, seconds=0.15, target="storage"))
+    shared.server.faults.add(Status(status=503, seconds=0.5, target="storage"))
     answer = get(url)
     assert (answer.status_code, answer.headers["content-type"]) == (503, "application/xml")
     deadline = time.monotonic() + 5
@@ -84,12 +92,12 @@ def test_probability_hits_some(shared: Api, url: str) -> None:
 
 
 def test_latency_targets_one_side(shared: Api, url: str) -> None:
-    shared.server.faults.add(Latency(delay_s=0.2, target="storage"))
+    shared.server.faults.add(Latency(delay_s=0.5, target="storage"))
     started = time.monotonic()
     shared.json(shared.samples)
     between = time.monotonic()
     get(url)
-    assert between - started < 0.2 <= time.monotonic() - between
+    assert between - started < 0.5 <= time.monotonic() - between
 
 
 def test_standing_latency_is_an_option(tmp_path: Path) -> None:
@@ -257,10 +265,14 @@ def test_storage_requests_are_counted_by_key(api: Api) -> None:
 
 def test_the_most_requests_in_flight_are_remembered(api: Api) -> None:
     url = api.read_url(api.id_of(NAME))
-    api.server.faults.add(Stall(target="storage", hold_s=0.5))
+    api.server.faults.add(Stall(target="storage"))
     threads = [threading.Thread(target=_ask, args=(url,)) for _ in range(4)]
     for thread in threads:
         thread.start()
+    deadline = time.monotonic() + 10
+    while api.server.stats.snapshot()["in_flight"] < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    api.server.stop()
     for thread in threads:
         thread.join()
     assert api.server.stats.snapshot()["in_flight_max"] == 4
@@ -268,4 +280,4 @@ def test_the_most_requests_in_flight_are_remembered(api: Api) -> None:
 
 def _ask(url: str) -> None:
     with pytest.raises(requests.RequestException):
-        requests.get(url, timeout=5).raise_for_status()
+        requests.get(url, timeout=20).raise_for_status()

@@ -49,6 +49,13 @@ def test_the_state_file_is_private(folder: Path, tmp_path: Path) -> None:
     assert modes == {0}, "it holds the token"
 
 
+def test_state_is_kept_out_of_the_samples(folder: Path) -> None:
+    with pytest.raises(LocalServerError, match="would be served"):
+        LocalServer(ServerOptions(source=folder, state=folder / "state"))
+    with LocalServer(ServerOptions(source=folder, state=folder / ".lightly" / "server")) as server:
+        assert len(server.samples()) == 5
+
+
 def test_state_of_another_dataset_is_refused(folder: Path, tmp_path: Path) -> None:
     LocalServer(ServerOptions(source=folder, state=tmp_path / "s")).stop()
     with pytest.raises(LocalServerError, match="holds dataset"):
