@@ -16,6 +16,7 @@ from .objects import ObjectEndpoint
 from .samples_api import SamplesApi
 from .stats import Stats
 from .tags_api import TagsApi
+from .transport import HANG_UP, Connections
 
 DATASET = "/v1/datasets/{datasetId}"
 SAMPLES = f"{DATASET}/samples"
@@ -39,6 +40,7 @@ class Around:
 
     faults: Faults
     stats: Stats
+    connections: Connections
     verbose: bool
 
     def endpoint(self, area: str, name: str, app: App) -> App:
@@ -72,7 +74,11 @@ class _Answer:
         self._finished = False
 
     async def send(self, message: Message) -> None:
-        """Pass a message on."""
+        """Pass a message on, or hang up if that is the message."""
+        if message["type"] == HANG_UP:
+            self.finish()
+            self._around.connections.abort(self._scope)
+            return
         if message["type"] == "http.response.start":
             self._status = message["status"]
         else:

@@ -190,7 +190,9 @@ def _assembled(
         control=ControlApi(faults, stats),
         objects=ObjectEndpoint(blobs, signer) if blobs else None,
     )
-    app = build_application(handlers, Access(token, public, facts.id), Around(faults, stats, options.verbose))
+    app = build_application(
+        handlers, Access(token, public, facts.id), Around(faults, stats, connections, options.verbose)
+    )
     return Parts(app, dataset, tags, faults, stats, connections, token, public.mint(), database, scratch)
 
 

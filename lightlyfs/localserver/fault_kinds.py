@@ -10,7 +10,7 @@ import msgspec
 from .asgi import TEXT, App, Headers, Message, Receive, Reply, Scope, Send, drain, find_header, send_reply
 from .errors import error_body
 from .objects import expired_reply, xml_error
-from .transport import Connections
+from .transport import HANG_UP, Connections
 
 STALL_MAX_S = 3600.0
 
@@ -245,7 +245,7 @@ class DropReply(Fault, tag="drop_reply", frozen=True, kw_only=True):
 
         async def drop(scope: Scope, receive: Receive, send: Send) -> None:
             await collected(app, scope, receive)
-            connections.abort(scope)
+            await send({"type": HANG_UP})
             await connections.wait_for_end(receive, 1.0)
 
         return drop

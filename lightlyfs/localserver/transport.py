@@ -6,6 +6,9 @@ from typing import Any
 
 from .asgi import Receive, Scope
 
+HANG_UP = "lightly.hang_up"
+"""The message that asks for the connection to be closed without an answer."""
+
 _POLL_S = 0.05
 
 
