@@ -18,10 +18,9 @@ from typing import Any, Protocol
 from lightlyfs import places
 from lightlyfs.api.calls import Credentials
 from lightlyfs.api.client import LightlyClient
-from lightlyfs.api.curl import CurlTransport
 from lightlyfs.api.proxies import Proxies
 from lightlyfs.api.retry import RetryPolicy
-from lightlyfs.api.transport import RequestsTransport, TransportConfig
+from lightlyfs.api.transport import RequestsTransport, Transport, TransportConfig
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.details import Details
 from lightlyfs.catalog.refresher import FreshnessConfig, Refresher
@@ -83,22 +82,34 @@ def make_client(
     secrets: Secrets,
     environ: Mapping[str, str],
     on_request: Callable[[str, str, float], None] | None = None,
-) -> tuple[LightlyClient, CurlTransport]:
-    """The API client, and the transport for storage; both close with `close_client`."""
+    cancelled: Callable[[], bool] | None = None,
+) -> tuple[LightlyClient, Transport]:
+    """The API client, and the transport for storage, which also carries the client's GETs."""
     config = TransportConfig(
         connections=settings.jobs + _METADATA_THREADS,
         ca_bundle=None if settings.ca_certs is None else str(settings.ca_certs),
         proxies=Proxies.from_environ(environ),
     )
-    hot = CurlTransport(config)
+    requests = RequestsTransport(config)
+    hot = _hot_transport(config) or requests
     client = LightlyClient(
         settings.server,
         Credentials(token=secrets.token, bearer=secrets.bearer, public_token=secrets.public_token),
-        RequestsTransport(config),
+        requests,
         hot_transport=hot,
         on_request=on_request,
+        cancelled=cancelled,
     )
     return client, hot
+
+
+def _hot_transport(config: TransportConfig) -> Transport | None:
+    """pycurl, or None where no wheel of it exists and the requests form has to do."""
+    try:
+        from lightlyfs.api.curl import CurlTransport
+    except ImportError:
+        return None
+    return CurlTransport(config)
 
 
 class RequestCounter:
@@ -125,19 +136,20 @@ class Parts:
         self,
         settings: Settings,
         client: LightlyClient,
-        storage: CurlTransport,
+        storage: Transport,
         dataset_id: str,
         place: places.DatasetPlace,
         *,
         kernel: Kernel | None = None,
         requests: RequestCounter | None = None,
+        closing: threading.Event | None = None,
     ) -> None:
         kernel = kernel or NoKernel()
         self.settings = settings
         self.dataset_id = dataset_id
         self.place = place
         self.requests = requests or RequestCounter()
-        self.closing = threading.Event()
+        self.closing = closing or threading.Event()
         self._client = client
         self._storage = storage
         self._metadata_pool = ThreadPoolExecutor(_METADATA_THREADS, "lightlyfs-metadata")

@@ -156,10 +156,14 @@ class MountedTree:
         assert code == 0, self.log.read_text()
 
 
-def lightlyfs(*words: str, environ: Mapping[str, str], check: bool = True) -> subprocess.CompletedProcess[str]:
+def lightlyfs(
+    *words: str, environ: Mapping[str, str], check: bool = True
+) -> subprocess.CompletedProcess[str]:
     """Run the command line and take what it prints."""
     command = [sys.executable, "-m", "lightlyfs", *words]
-    done = subprocess.run(command, env=dict(environ), capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(
+        command, env=dict(environ), capture_output=True, text=True, timeout=100, check=False
+    )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -206,7 +210,9 @@ def mounted(server: LocalServer, directory: Path, version: str = "3", *options: 
     mountpoint = directory / "mnt"
     mountpoint.mkdir(parents=True, exist_ok=True)
     environ = environment(server, directory / "cache")
-    tree = start_mount(server.dataset_id, mountpoint, environ, directory / "mount.log", f"--fuse={version}", *options)
+    tree = start_mount(
+        server.dataset_id, mountpoint, environ, directory / "mount.log", f"--fuse={version}", *options
+    )
     try:
         yield tree
     finally:

@@ -7,6 +7,7 @@ import logging.handlers
 import os
 import re
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,8 +15,6 @@ from typing import Any, NoReturn
 import click
 
 from lightlyfs import wiring
-from lightlyfs.api.client import LightlyClient
-from lightlyfs.api.curl import CurlTransport
 from lightlyfs.cli.listing import wait_for_listing
 from lightlyfs.cli.resolving import find_dataset
 from lightlyfs.control import ControlServer
@@ -24,7 +23,7 @@ from lightlyfs.fs.attributes import Ownership
 from lightlyfs.kernel import mounts
 from lightlyfs.kernel.binding import READ_AHEAD_BYTES, Library, MountOptions
 from lightlyfs.kernel.mount import Mount, block_signals
-from lightlyfs.places import DatasetPlace, socket_path
+from lightlyfs.places import socket_path
 from lightlyfs.settings import Secrets, Settings
 
 log = logging.getLogger("lightlyfs")
@@ -33,6 +32,7 @@ log = logging.getLogger("lightlyfs")
 READY_VARIABLE = "LIGHTLYFS_READY_FD"
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _LOG_BYTES = 10 << 20
+_SHARES_NOTHING = "another mount uses this dataset's cache; this one keeps a cache of its own"
 
 
 def serve_mount(
@@ -45,6 +45,7 @@ def serve_mount(
 ) -> NoReturn:
     """Mount and serve until the end; exits the process, with the code of how it went."""
     block_signals()
+    os.umask(0o077)  # whatever a library writes for us is ours alone
     told = int(os.environ.pop(READY_VARIABLE, "-1"))
     logging.basicConfig(level=settings.log_level.upper(), format=_LOG_FORMAT, stream=sys.stderr)
     if told >= 0:
@@ -79,7 +80,8 @@ def _serve(
     told: int,
 ) -> None:
     counter = wiring.RequestCounter()
-    client, storage = wiring.make_client(settings, secrets, os.environ, counter)
+    closing = threading.Event()
+    client, storage = wiring.make_client(settings, secrets, os.environ, counter, closing.is_set)
     found = find_dataset(client, settings, secrets, dataset)
     ownership = Ownership(settings.uid, settings.gid, settings.umask, read_only=True)
     options = MountOptions(
@@ -92,30 +94,17 @@ def _serve(
     )
     with wiring.open_place(settings, found.id) as place:
         mount = Mount(library, options, ownership, program_of=wiring.program_of)
-        parts = _make_parts(settings, client, storage, found.id, place, mount, counter)
+        if place.in_use_elsewhere:
+            click.echo(f"lightlyfs: {_SHARES_NOTHING}", err=True)
+        parts = wiring.Parts(
+            settings, client, storage, found.id, place, kernel=mount, requests=counter, closing=closing
+        )
+        parts.start()
         try:
             wait_for_listing(parts, found, no_wait=settings.no_wait)
             _run(parts, mount, mountpoint, told)
         finally:
             parts.close()
-
-
-def _make_parts(
-    settings: Settings,
-    client: LightlyClient,
-    storage: CurlTransport,
-    dataset_id: str,
-    place: DatasetPlace,
-    mount: Mount,
-    counter: wiring.RequestCounter,
-) -> wiring.Parts:
-    if place.in_use_elsewhere:
-        click.echo(
-            "lightlyfs: another mount uses this dataset's cache; this one keeps a cache of its own", err=True
-        )
-    parts = wiring.Parts(settings, client, storage, dataset_id, place, kernel=mount, requests=counter)
-    parts.start()
-    return parts
 
 
 def _run(parts: wiring.Parts, mount: Mount, mountpoint: Path, told: int) -> None:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from lightlyfs.catalog.store import DirectoryEntry, SampleEntry
 
-
 UNKNOWN_SIZE = -1
 
 

@@ -89,7 +89,7 @@ class _Callable:
 
 
 class _Callbacks:
-    """What stands before fusepy's own methods: a wrapper that answers every exception; its own fails on some."""
+    """What stands before fusepy's own methods: a wrapper that answers every exception, which its own does not."""
 
     _kept = threading.local()
 

@@ -52,7 +52,8 @@ def resolve_mountpoint(path: Path) -> Path:
 def is_stale(mountpoint: Path) -> bool:
     """Whether a mount is there whose process is gone."""
     try:
-        os.stat(mountpoint)
+        # not stat, which the kernel answers from its own memory for a while
+        os.statvfs(mountpoint)
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False

@@ -35,7 +35,15 @@ def test_a_file_has_the_size_and_bytes_of_its_sample(tree: Tree, name: str) -> N
 
 @pytest.mark.parametrize(
     ("offset", "size"),
-    [(0, 1), (MIB - 1, 2), (MIB, MIB), (3 * MIB - 7, MIB + 20), (9_499_999, 10), (9_500_000, 10), (1 << 40, 5)],
+    [
+        (0, 1),
+        (MIB - 1, 2),
+        (MIB, MIB),
+        (3 * MIB - 7, MIB + 20),
+        (9_499_999, 10),
+        (9_500_000, 10),
+        (1 << 40, 5),
+    ],
 )
 def test_a_read_at_any_place_gives_the_bytes_there(tree: Tree, offset: int, size: int) -> None:
     assert tree.read("big.bin", offset, size) == FILES["big.bin"][offset : offset + size]
@@ -135,7 +143,8 @@ def test_many_readers_of_one_cold_file_cause_one_fetch(own_server: LocalServer, 
 
 
 @pytest.mark.parametrize(
-    ("reported", "actual"), [(100_000, 300_000), (300_000, 100_000), (5, 0), (0, 5), (8 << 20, 9 << 20), (None, 7)]
+    ("reported", "actual"),
+    [(100_000, 300_000), (300_000, 100_000), (5, 0), (0, 5), (8 << 20, 9 << 20), (None, 7)],
 )
 def test_a_wrong_size_hint_never_cuts_or_pads(
     own_server: LocalServer, own_tree: Tree, reported: int | None, actual: int
@@ -153,7 +162,9 @@ def test_a_wrong_size_hint_never_cuts_or_pads(
     assert own_tree.read("liar.jpg") == data
 
 
-def test_a_sample_without_an_object_is_empty_and_says_so_at_open(own_server: LocalServer, own_tree: Tree) -> None:
+def test_a_sample_without_an_object_is_empty_and_says_so_at_open(
+    own_server: LocalServer, own_tree: Tree
+) -> None:
     own_server.add_sample("nothing.jpg", None)
     own_tree.refresh()
 
