@@ -124,6 +124,14 @@ def parse_path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
 
+def parse_file(text: str) -> Path:
+    """A file that exists."""
+    path = parse_path(text)
+    if not path.is_file():
+        raise ValueError("expected a file that exists")
+    return path
+
+
 def parse_server(text: str) -> str:
     """The address of the API, without a path's trailing slash."""
     address = text.strip().rstrip("/")
@@ -161,7 +169,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("fuse", "auto", "Which libfuse to use.", str, "LIGHTLYFS_FUSE", ("auto", "3", "2")),
     Setting("token_file", None, "File that holds the API token, instead of LIGHTLY_TOKEN.", parse_path),
     Setting(
-        "ca_certs", None, "PEM file of CAs to trust, for the API and storage.", parse_path, "LIGHTLY_CA_CERTS"
+        "ca_certs", None, "PEM file of CAs to trust, for the API and storage.", parse_file, "LIGHTLY_CA_CERTS"
     ),
     Setting("log_file", None, "Where a mount in the background logs [the cache directory].", parse_path),
     Setting("log_level", "info", "How much is logged.", str, choices=("debug", "info", "warning", "error")),
@@ -214,8 +222,8 @@ class Secrets:
         return f"Secrets({', '.join(held)})"
 
 
-def read_secrets(environ: Mapping[str, str], token_file: Path | None) -> Secrets:
-    """The tokens; SettingsError where there is none, or the token file cannot be read."""
+def read_secrets(environ: Mapping[str, str], token_file: Path | None, read_mode: str = "url") -> Secrets:
+    """The tokens; SettingsError where one that is needed is missing, or the token file cannot be read."""
     token = environ.get("LIGHTLY_TOKEN") or None
     if token_file is not None:
         try:
@@ -226,8 +234,11 @@ def read_secrets(environ: Mapping[str, str], token_file: Path | None) -> Secrets
         if not token:
             raise SettingsError(f"the token file {token_file} is empty; put the API token into it")
     bearer = environ.get("LIGHTLY_BEARER_TOKEN") or None
+    public_token = environ.get("LIGHTLY_PUBLIC_TOKEN") or None
+    if read_mode == "redirect" and public_token is None:
+        raise SettingsError("--read-mode redirect needs a public token; set LIGHTLY_PUBLIC_TOKEN to it")
     if token is None and bearer is None:
         raise SettingsError(
             "no API token; set LIGHTLY_TOKEN to the one from your preferences page, or use --token-file"
         )
-    return Secrets(token, bearer, environ.get("LIGHTLY_PUBLIC_TOKEN") or None)
+    return Secrets(token, bearer, public_token)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import click
 
 from lightlyfs import places, wiring
+from lightlyfs.cli.resolving import cause_of
 from lightlyfs.errors import LightlyFsError, NotFound, Retryable, Unauthorized
 from lightlyfs.kernel import binding
 from lightlyfs.settings import read_secrets, resolve
@@ -28,8 +29,9 @@ def doctor(context: click.Context) -> None:
         except Unauthorized:
             raise NotFound(f"{settings.server} does not accept the token; check LIGHTLY_TOKEN") from None
         except Retryable as error:
+            cause = cause_of(error)
             raise NotFound(
-                f"{settings.server} cannot be reached ({error}); check the network and proxies"
+                f"{settings.server} cannot be reached ({cause}); check the network and proxies"
             ) from None
         return f"{settings.server} answers, {count} datasets"
 

@@ -38,7 +38,7 @@ def mount(dataset: str, mountpoint: Path, foreground: bool, fstab: tuple[str, ..
     from_fstab, kernel_options = split_fstab_options(fstab)
     texts = merge(flags, from_fstab)
     settings = resolve(texts, os.environ)
-    secrets = read_secrets(os.environ, settings.token_file)
+    secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
     mountpoint = mounts.resolve_mountpoint(mountpoint)
     # what can be told without the network is told first
     binding.check_device()

@@ -85,7 +85,14 @@ def _found(dataset: Dataset) -> FoundDataset:
 
 
 def _reason(error: LightlyFsError, settings: Settings) -> str:
-    return f"{settings.server} cannot be reached ({error})" if isinstance(error, Retryable) else str(error)
+    return f"{settings.server} cannot be reached ({cause_of(error)})"
+
+
+def cause_of(error: LightlyFsError) -> str:
+    """What went wrong, without the request that the text begins with."""
+    text = str(error)
+    request, colon, cause = text.partition(": ")
+    return cause if colon and request.startswith(("GET ", "POST ", "PUT ")) else text
 
 
 def _start_text(error: LightlyFsError, settings: Settings, wanted: str) -> str:
@@ -96,10 +103,14 @@ def _start_text(error: LightlyFsError, settings: Settings, wanted: str) -> str:
     if isinstance(error, Forbidden):
         return f"the token may not read dataset {wanted!r}; ask its owner to share it, or use another token"
     if isinstance(error, TlsFailed):
-        return f"the certificate of {settings.server} is not trusted ({error}); name your CA with --ca-certs"
+        cause = cause_of(error)
+        if "wrong version number" in cause:
+            return f"{settings.server} does not speak TLS; if that is right, use http:// instead"
+        return f"the certificate of {settings.server} is not trusted ({cause}); name your CA with --ca-certs"
     if isinstance(error, (MalformedAnswer, NotFound, Refused)):
+        cause = cause_of(error)
         return (
-            f"{settings.server} does not answer like the Lightly API ({error}); check LIGHTLY_SERVER_LOCATION"
+            f"{settings.server} does not answer like the Lightly API ({cause}); check LIGHTLY_SERVER_LOCATION"
         )
     if isinstance(error, Retryable):
         return (

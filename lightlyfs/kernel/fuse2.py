@@ -89,7 +89,7 @@ class _Callable:
 
 
 class _Callbacks:
-    """What stands before fusepy's own methods: a wrapper that answers every exception, which its own does not."""
+    """What stands before fusepy's own methods: a wrapper that answers every exception; its own misses some."""
 
     _kept = threading.local()
 

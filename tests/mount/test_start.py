@@ -1,0 +1,123 @@
+"""Every failure at start is one line that names the thing and the way out, and leaves no mount."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from trees import environment, lightlyfs, need_fuse
+
+from lightlyfs.kernel import mounts
+from lightlyfs.localserver import Html, LocalServer
+
+pytestmark = pytest.mark.fuse
+
+CASES = [
+    ([], {"LIGHTLY_TOKEN": ""}, 2, "no API token; set LIGHTLY_TOKEN"),
+    ([], {"LIGHTLY_TOKEN": "wrong"}, 1, "does not accept the token; check LIGHTLY_TOKEN"),
+    (["DATASET=nosuch"], {}, 1, "no dataset of name 'nosuch' can be seen"),
+    (["DATASET=" + "a" * 24], {}, 1, "no dataset of id or name"),
+    (["MNT=nodir"], {}, 1, "does not exist; make it with: mkdir -p"),
+    (["MNT=full"], {}, 1, "is not empty"),
+    (["MNT=file"], {}, 1, "is not a directory"),
+    (["--jobs", "x"], {}, 2, "--jobs is 'x'; expected a number"),
+    (["--jobs", "0"], {}, 2, "--jobs is '0'; expected a whole number from 1 on"),
+    (["--cache-size", "much"], {}, 2, "--cache-size is 'much'; expected a size such as 512M or 20G"),
+    (["--metadata-ttl", "-1"], {}, 2, "--metadata-ttl is '-1'"),
+    (["--fuse", "4"], {}, 2, "--fuse is '4'; it may be auto, 3, 2"),
+    (["--read-mode", "odd"], {}, 2, "--read-mode is 'odd'; it may be url, redirect"),
+    (["-o", "ro,foo=1"], {}, 2, "-o foo: no such option"),
+    (["--token-file", "nofile"], {}, 2, "cannot be read: No such file or directory"),
+    (["--cache-dir", "mnt/cache"], {}, 1, "choose one outside"),
+    (["--read-mode", "redirect"], {"LIGHTLY_PUBLIC_TOKEN": ""}, 2, "set LIGHTLY_PUBLIC_TOKEN"),
+    ([], {"LIGHTLY_SERVER_LOCATION": "http://127.0.0.1:1"}, 1, "cannot be reached"),
+    ([], {"LIGHTLY_SERVER_LOCATION": "http://no.such.host.invalid"}, 1, "Could not resolve host"),
+    ([], {"LIGHTLY_SERVER_LOCATION": "ftp://x"}, 2, "expected an address that starts with https://"),
+    ([], {"LIGHTLY_SERVER_LOCATION": "https"}, 1, "does not speak TLS"),
+    ([], {"LIGHTLY_CA_CERTS": "/no/such.pem"}, 2, "LIGHTLY_CA_CERTS"),
+]
+
+
+@pytest.mark.parametrize(("words", "variables", "code", "text"), CASES, ids=[case[3][:30] for case in CASES])
+def test_a_failure_at_start_is_one_line(
+    server: LocalServer, tmp_path: Path, words: list[str], variables: dict[str, str], code: int, text: str
+) -> None:
+    need_fuse("3")
+    for name in ("mnt", "full/x"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    named = dict(word.split("=", 1) for word in words if word.startswith(("DATASET=", "MNT=")))
+    mountpoint = tmp_path / named.get("MNT", "mnt")
+    options = [word for word in words if not word.startswith(("DATASET=", "MNT="))]
+    environ = environment(server, tmp_path / "cache") | variables
+    if variables.get("LIGHTLY_SERVER_LOCATION") == "https":
+        environ["LIGHTLY_SERVER_LOCATION"] = server.url.replace("http:", "https:")
+    command = [sys.executable, "-m", "lightlyfs", "mount", named.get("DATASET", server.dataset_id)]
+
+    done = subprocess.run(
+        [*command, str(mountpoint), *options],
+        env=environ,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert text in done.stderr
+    assert done.stderr.startswith("lightlyfs: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert mounts.mount_at(mountpoint) is None
+
+
+def test_a_server_that_is_something_else_is_told_apart(own_server: LocalServer, tmp_path: Path) -> None:
+    own_server.faults.add(Html())
+    (tmp_path / "mnt").mkdir()
+    environ = environment(own_server, tmp_path / "cache")
+
+    done = lightlyfs("mount", "own", str(tmp_path / "mnt"), environ=environ, check=False)
+
+    assert done.returncode == 1
+    assert "does not answer like the Lightly API" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_mountpoint_that_is_used_already_is_refused(server: LocalServer, tmp_path: Path) -> None:
+    need_fuse("3")
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    environ = environment(server, tmp_path / "cache")
+    lightlyfs("mount", server.dataset_id, str(mountpoint), environ=environ)
+    try:
+        done = lightlyfs("mount", server.dataset_id, str(mountpoint), environ=environ, check=False)
+    finally:
+        lightlyfs("umount", str(mountpoint), environ=environ)
+
+    assert done.returncode == 1
+    assert f"end it with: lightlyfs umount {mountpoint}" in done.stderr
+
+
+def test_the_helper_of_mount_8_can_start_it(server: LocalServer, tmp_path: Path) -> None:
+    need_fuse("3")
+    helper = shutil.which("mount.fuse3", path="/sbin:/usr/sbin")
+    if os.getuid() != 0 or helper is None:
+        pytest.skip("the helper of mount(8) needs root and mount.fuse3")
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    binaries = Path(sys.executable).parent
+    environ = environment(server, tmp_path / "cache") | {"PATH": f"{binaries}:{os.environ['PATH']}"}
+    # mount(8) itself would look in the system's own directories only
+    command = [helper, server.dataset_name, str(mountpoint), "-o", "ro,nosuid", "-t", "fuse.lightlyfs"]
+
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    try:
+        assert done.returncode == 0, done.stderr
+        assert (mountpoint / "a.jpg").exists()
+    finally:
+        lightlyfs("umount", str(mountpoint), environ=environ)
