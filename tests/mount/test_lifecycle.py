@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -275,6 +276,27 @@ def test_redirect_mode_reads_with_a_public_token(server: LocalServer, tmp_path: 
 
     assert status["requests"]["get_sample_redirect_url"] == 1
     assert "get_sample_read_url" not in status["requests"]
+
+
+def test_python_can_mount(server: LocalServer, place: Path, environ: dict[str, str], tmp_path: Path) -> None:
+    program = f"""
+import lightlyfs
+with lightlyfs.mount({server.dataset_id!r}, {str(place)!r}, jobs=4, no_wait=False) as mounted:
+    print(len((mounted.path / "a.jpg").read_bytes()), mounted.refresh(), mounted.status()["dataset"]["name"])
+try:
+    lightlyfs.mount("x", {str(tmp_path / "none")!r})
+except lightlyfs.errors.StartError as error:
+    print(error)
+"""
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True
+    )
+
+    first, second = done.stdout.splitlines()
+    assert first == "100000 {'added': 0, 'changed': 0, 'gone': 0} files"
+    assert "does not exist; make it with" in second
+    assert mounts.mount_at(place) is None
 
 
 def test_start_mount_of_a_killed_server_fails_in_time(place: Path, tmp_path: Path) -> None:

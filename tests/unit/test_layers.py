@@ -24,8 +24,9 @@ ALLOWED = {
     "wiring": {"kernel", "fs", "catalog", "content", "api", "places", "settings", "errors"},
     "cli": {"wiring", "control", "kernel", "fs", "api", "places", "settings", "errors", "localserver"},
     "localserver": set(),
+    "library": {"control", "places", "settings", "errors"},
     "__main__": {"cli"},
-    "__init__": {"wiring", "cli", "api", "errors"},
+    "__init__": {"library", "api"},
 }
 ONLY_IMPORTER = {
     "requests": {"api/transport.py"},
