@@ -1,12 +1,13 @@
 """Blocks on disk: one sparse file per content, an index of what is in it, a budget.
 
 A block is recorded as present after its bytes are written, with their checksum; the first use of a block
-in this process compares it. So a crash or a power cut costs a fetch, never a wrong byte. The least
-recently used contents are deleted when the budget is exceeded. Every failure of the disk is counted and
-answered as "not here": a reader then gets its bytes from the network.
+since its file was opened compares it. So a crash or a power cut costs a fetch, never a wrong byte. The
+least recently used contents are deleted when the budget is exceeded. Every failure of the disk is counted
+and answered as "not here": a reader then gets its bytes from the network. The last few blocks that the
+disk did not take are kept in memory, for a block is read in several pieces.
 
-Threads: any may call. The lock guards the table of open files and is never held during disk work on
-blocks; a block is only ever written by the one fetch that owns it.
+Threads: any may call. The lock guards the tables and is never held during disk work. A read of a content
+whose file is open touches neither the index nor another file.
 """
 
 from __future__ import annotations
@@ -17,27 +18,36 @@ import sqlite3
 import threading
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from lightlyfs.content.files import BlockFiles, CachedFile
 from lightlyfs.content.identity import ContentId
 from lightlyfs.content.index import BlockIndex
-from lightlyfs.content.ranges import BLOCK_BYTES, Span, block_count, block_length
+from lightlyfs.content.overflow import Overflow
+from lightlyfs.content.ranges import BLOCK_BYTES, Span, block_length, span_of
 
 log = logging.getLogger(__name__)
 
 # open descriptors kept; each is one content that can be read without an open
 MAX_OPEN_FILES = 512
-# the disk must keep this share free, whatever the budget says
-_MIN_FREE_SHARE = 0.1
+# the disk must keep this share free
+MIN_FREE_SHARE = 0.1
+# how much is written between two looks at how full the disk is
+_LOOK_EVERY_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """Limits of the block cache; `budget_bytes` counts the bytes of blocks."""
+    """Limits of the block cache; `budget_bytes` counts the bytes of blocks.
+
+    The cache shrinks below its budget rather than leave less than `min_free_share` of the disk free.
+    """
 
     budget_bytes: int = 20 << 30
+    min_free_share: float = MIN_FREE_SHARE
 
 
 class CacheStats(NamedTuple):
@@ -51,40 +61,47 @@ class CacheStats(NamedTuple):
     evicted: int
 
 
-class CachedFile:
-    """An open cache file; dropped when the last reader lets go of it."""
-
-    def __init__(self, fd: int, size: int, checksums: dict[int, int]) -> None:
-        self.fd = fd
-        self.size = size
-        # single dict operations are atomic, which is all the locking these need
-        self.checksums = checksums
-        self.proven: set[int] = set()
-
-    def __del__(self) -> None:
-        os.close(self.fd)
-
-
 class BlockCache:
     """The cache in one directory, which this process has for itself."""
 
-    def __init__(self, directory: Path, config: CacheConfig) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: CacheConfig,
+        *,
+        statvfs: Callable[[Path], os.statvfs_result] = os.statvfs,
+    ) -> None:
         """Open or make the cache; `directory` must exist and be ours (see `places`)."""
-        self._blocks = directory / "blocks"
-        self._blocks.mkdir(mode=0o700, exist_ok=True)
         self._config = config
+        self._statvfs = statvfs
+        self._files = BlockFiles(directory / "blocks")
         self._index = BlockIndex(directory / "blocks.db")
+        self._overflow = Overflow()
         self._lock = threading.Lock()
+        self._evicting = threading.Lock()  # held by the one thread that makes room
+        if not self._index.was_closed:
+            # a crash, or an index that was lost, leaves files nobody would ever delete
+            for key in self._files.tidy(self._index.keys()):
+                self._index.remove(key)
         # guarded by _lock
         self._open: OrderedDict[str, CachedFile] = OrderedDict()
         self._bytes = self._index.total_bytes()
+        self._limit = config.budget_bytes
+        self._look_in_bytes = _LOOK_EVERY_BYTES
+        # counted without a lock, so perhaps a few short
         self._hits = self._misses = self._errors = self._evicted = 0
+        self._look_at_disk()
 
     def close(self) -> None:
         """Write the index down and close every file."""
         with self._lock:
+            used = list(self._open)
             self._open.clear()
-        self._index.close()
+        try:
+            self._index.note_use(used)
+            self._index.close()
+        except sqlite3.Error as error:
+            self._count_error(error)
 
     def stats(self) -> CacheStats:
         """Counters since the mount began, and what is kept now."""
@@ -92,159 +109,252 @@ class BlockCache:
             self._bytes, self._config.budget_bytes, self._hits, self._misses, self._errors, self._evicted
         )
 
+    def has_room_for(self, size: int) -> bool:
+        """Whether a content of this many bytes can be kept whole without displacing nearly all else."""
+        return size <= self._limit // 2
+
     def has(self, content: ContentId, span: Span) -> bool:
         """Whether all these blocks are recorded as present."""
-        file = self._file(content)
-        return file is not None and all(block in file.checksums for block in range(span.first, span.last + 1))
+        key = content.key()
+        file = self._file(key)
+        return all(self._holds(key, file, block) for block in range(span.first, span.last + 1))
 
     def missing(self, content: ContentId, span: Span) -> list[int]:
         """Those of the blocks that are not recorded as present, ascending."""
-        file = self._file(content)
-        blocks = range(span.first, span.last + 1)
-        return list(blocks) if file is None else [block for block in blocks if block not in file.checksums]
+        key = content.key()
+        file = self._file(key)
+        return [block for block in range(span.first, span.last + 1) if not self._holds(key, file, block)]
 
     def read(self, content: ContentId, offset: int, length: int) -> bytes | None:
         """The bytes [offset, offset + length) of a content, or None where not all of them are here.
 
         The range must lie within the content.
         """
-        file = self._file(content)
-        if file is None:
-            return None
-        try:
-            for block in range(offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES + 1):
-                if block not in file.proven and not self._prove(content, file, block):
-                    self._misses += 1
-                    return None
-            data = os.pread(file.fd, length, offset)
-        except OSError as error:
-            self._count_error(error)
-            return None
-        self._hits += 1
-        return data if len(data) == length else None
+        file = self._file(content.key())
+        data = None if file is None else self._read_file(content, file, offset, length)
+        if data is None and self._overflow:
+            data = self._read_mixed(content, file, offset, length)
+        if data is None:
+            self._misses += 1
+        else:
+            self._hits += 1
+        return data
 
-    def write(self, content: ContentId, block: int, data: bytes | memoryview) -> None:
+    def write(self, content: ContentId, block: int, data: bytes) -> None:
         """Keep one whole block; a failure is counted, not raised."""
+        key = content.key()
+        if not self._may_grow(len(data)):
+            self._overflow.put(key, block, data)
+            return
         try:
-            file = self._file(content, create=True)
+            file = self._opened(key, create=True)
             assert file is not None
-            _write_all(file.fd, data, block * BLOCK_BYTES)
+            file.write(block * BLOCK_BYTES, data)
         except (OSError, sqlite3.Error) as error:
             self._count_error(error)
+            self._look_in_bytes = 0
+            self._overflow.put(key, block, data)
             return
-        checksum = zlib.crc32(data)
-        file.checksums[block] = checksum
-        file.proven.add(block)
-        self._index.add(content.key(), block, checksum, len(data))
-        with self._lock:
-            self._bytes += len(data)
-            over = self._bytes > self._config.budget_bytes
-        if over:
-            self._evict(keep=content.key())
+        self._record(key, file, block, data)
+        if self._bytes > self._limit:
+            self._evict(keep=key)
 
     def drop(self, content: ContentId) -> None:
         """Forget a content; readers that have it open keep their bytes."""
         self._remove(content.key())
 
-    def path_of(self, content: ContentId) -> Path | None:
-        """The file that holds the whole content, or None unless every block is here."""
-        count = block_count(content.size)
-        if count and not self.has(content, Span(0, count - 1)):
-            return None
-        return self._path(content.key())
+    # files
 
-    def _file(self, content: ContentId, *, create: bool = False) -> CachedFile | None:
-        key = content.key()
+    def _holds(self, key: str, file: CachedFile | None, block: int) -> bool:
+        return (file is not None and block in file.checksums) or (key, block) in self._overflow
+
+    def _file(self, key: str) -> CachedFile | None:
+        """The open file of a content that has blocks here."""
+        try:
+            return self._opened(key, create=False)
+        except (OSError, sqlite3.Error) as error:
+            self._count_error(error)
+            return None
+
+    def _opened(self, key: str, *, create: bool) -> CachedFile | None:
         with self._lock:
             file = self._open.get(key)
             if file is not None:
                 self._open.move_to_end(key)
                 return file
-        try:
-            return self._open_file(key, content.size, create=create)
-        except (OSError, sqlite3.Error) as error:
-            if create:
-                raise
-            self._count_error(error)
-            return None
-
-    def _open_file(self, key: str, size: int, *, create: bool) -> CachedFile | None:
         checksums = self._index.blocks(key)
         if not checksums and not create:
             return None
-        path = self._path(key)
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-        if create:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            flags |= os.O_CREAT
-        try:
-            fd = os.open(path, flags, 0o600)
-        except FileNotFoundError:
+        file = self._files.open(key, checksums, create=create)
+        if file is None:
             self._remove(key)
             return None
-        return self._keep_open(key, CachedFile(fd, size, checksums))
+        return self._keep_open(key, file)
 
     def _keep_open(self, key: str, file: CachedFile) -> CachedFile:
+        let_go = []
         with self._lock:
             # of two threads that opened it, the first one's file holds the state
             kept = self._open.setdefault(key, file)
             self._open.move_to_end(key)
             while len(self._open) > MAX_OPEN_FILES:
-                old_key, _ = self._open.popitem(last=False)
-                self._index.note_use(old_key)
+                let_go.append(self._open.popitem(last=False)[0])
+        if let_go:
+            self._index.note_use(let_go)
         return kept
+
+    # blocks
+
+    def _read_file(self, content: ContentId, file: CachedFile, offset: int, length: int) -> bytes | None:
+        blocks = range(offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES + 1)
+        try:
+            for block in blocks:
+                if block not in file.proven and not self._prove(content, file, block):
+                    return None
+            data = file.read(offset, length)
+        except OSError as error:
+            self._count_error(error)
+            data = b""
+        if len(data) == length:
+            return data
+        for block in blocks:
+            self._forget(content, file, block)
+        return None
+
+    def _read_mixed(
+        self, content: ContentId, file: CachedFile | None, offset: int, length: int
+    ) -> bytes | None:
+        """Put together what is partly in the file and partly in memory."""
+        key, parts = content.key(), []
+        span = span_of(offset, length, content.size)
+        assert span is not None
+        for block in range(span.first, span.last + 1):
+            start = block * BLOCK_BYTES
+            lo, hi = max(offset, start), min(offset + length, start + BLOCK_BYTES)
+            kept = self._overflow.get(key, block)
+            if kept is not None:
+                part: bytes | None = kept[lo - start : hi - start]
+            else:
+                part = None if file is None else self._read_file(content, file, lo, hi - lo)
+            if part is None:
+                return None
+            parts.append(part)
+        return b"".join(parts)
 
     def _prove(self, content: ContentId, file: CachedFile, block: int) -> bool:
         expected = file.checksums.get(block)
         if expected is None:
             return False
         length = block_length(block, content.size)
-        data = os.pread(file.fd, length, block * BLOCK_BYTES)
+        data = file.read(block * BLOCK_BYTES, length)
         if len(data) != length or zlib.crc32(data) != expected:
-            log.warning(
-                "a block in the cache is damaged and is fetched again: %s, block %d", content.key(), block
-            )
+            log.warning("a damaged block in the cache is fetched again: %s, block %d", content.key(), block)
             self._errors += 1
-            file.checksums.pop(block, None)
+            self._forget(content, file, block)
             return False
         file.proven.add(block)
         return True
 
-    def _evict(self, keep: str) -> None:
-        """Delete the least recently used contents until a tenth of the budget is free."""
+    def _record(self, key: str, file: CachedFile, block: int, data: bytes) -> None:
+        """Count a block whose bytes are written as present."""
+        checksum = zlib.crc32(data)
         with self._lock:
-            in_use = list(self._open)
-        target = self._config.budget_bytes * 9 // 10
-        for key in self._index.oldest(in_use):
-            if self._bytes <= target:
+            if file.dropped:
                 return
-            if key != keep:
-                self._remove(key)
-                self._evicted += 1
-        for key in in_use:
-            if self._bytes <= target:
-                return
-            if key != keep:
-                self._remove(key)
-                self._evicted += 1
-        if self._bytes > self._config.budget_bytes:
-            self._remove(keep)  # one content larger than the budget starts over
-
-    def _remove(self, key: str) -> None:
-        with self._lock:
-            self._open.pop(key, None)
+            if block not in file.checksums:
+                self._bytes += len(data)
+            file.checksums[block] = checksum
+            file.proven.add(block)
+        self._overflow.discard(key, block)
         try:
-            freed = self._index.remove(key)
-            self._path(key).unlink(missing_ok=True)
-        except (OSError, sqlite3.Error) as error:
+            self._index.add(key, block, checksum, len(data))
+        except sqlite3.Error as error:
+            self._count_error(error)
+
+    def _forget(self, content: ContentId, file: CachedFile, block: int) -> None:
+        """A block turned out to be damaged or unreadable: it counts as absent from now on."""
+        with self._lock:
+            file.proven.discard(block)
+            if file.checksums.pop(block, None) is None or file.dropped:
+                return
+            self._bytes -= block_length(block, content.size)
+        try:
+            self._index.forget(content.key(), block)
+        except sqlite3.Error as error:
+            self._count_error(error)
+
+    # room
+
+    def _may_grow(self, length: int) -> bool:
+        """Whether a block of this length may be written; looks at the disk now and then."""
+        with self._lock:
+            self._look_in_bytes -= length
+            due = self._look_in_bytes < 0
+            if due:
+                self._look_in_bytes = _LOOK_EVERY_BYTES
+        if due:
+            self._look_at_disk()
+        return length <= self._limit
+
+    def _look_at_disk(self) -> None:
+        try:
+            disk = self._statvfs(self._files.directory)
+        except OSError as error:
             self._count_error(error)
             return
+        spare = (disk.f_bavail - disk.f_blocks * self._config.min_free_share) * disk.f_frsize
         with self._lock:
-            self._bytes -= freed
+            self._limit = max(0, min(self._config.budget_bytes, int(self._bytes + spare)))
 
-    def _path(self, key: str) -> Path:
-        # the last digits of an id count up, so they spread contents over 256 directories
-        return self._blocks / key[22:24] / key
+    def _evict(self, keep: str) -> None:
+        """Delete the least recently used contents until a tenth of the limit is free."""
+        if not self._evicting.acquire(blocking=False):
+            return
+        try:
+            self._evict_to(self._limit * 9 // 10, keep)
+        except sqlite3.Error as error:
+            self._count_error(error)
+        finally:
+            self._evicting.release()
+
+    def _evict_to(self, target: int, keep: str) -> None:
+        with self._lock:
+            in_use = list(self._open)
+        skip = {*in_use, keep}
+        while self._bytes > target and (oldest := self._index.oldest(skip)):
+            skip.update(self._evict_some(oldest, target))
+        self._evict_some([key for key in in_use if key != keep], target)
+        if self._bytes > self._limit:
+            self._remove(keep)  # one content larger than the limit starts over
+            # records that the disk did not take may have been counted
+            self._bytes = self._index.total_bytes()
+
+    def _evict_some(self, keys: list[str], target: int) -> list[str]:
+        """Delete contents while there are too many bytes; returns those that cannot be deleted."""
+        failed = []
+        for key in keys:
+            if self._bytes <= target:
+                break
+            if self._remove(key):
+                self._evicted += 1
+            else:
+                failed.append(key)
+        return failed
+
+    def _remove(self, key: str) -> bool:
+        with self._lock:
+            file = self._open.pop(key, None)
+            if file is not None:
+                file.dropped = True
+        try:
+            freed = self._index.remove(key)
+            with self._lock:
+                self._bytes -= freed
+            self._files.delete(key)
+        except (OSError, sqlite3.Error) as error:
+            self._count_error(error)
+            return False
+        return True
 
     def _count_error(self, error: Exception) -> None:
         self._errors += 1
@@ -255,11 +365,4 @@ def default_budget(directory: Path) -> int:
     """20 GiB, or half of what is free where that is less, always leaving a tenth of the disk."""
     disk = os.statvfs(directory)
     free, total = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
-    return max(0, min(20 << 30, free // 2, free - int(total * _MIN_FREE_SHARE)))
-
-
-def _write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
+    return max(0, min(20 << 30, free // 2, free - int(total * MIN_FREE_SHARE)))

@@ -13,20 +13,24 @@ from lightlyfs.api.retry import RetryPolicy, call_with_retries
 from lightlyfs.api.transport import Request, Response, Timeouts, Transport, raise_for_status
 from lightlyfs.content.identity import NO_OBJECT, ContentId
 from lightlyfs.content.ranges import BLOCK_BYTES, Span, byte_range, range_header
-from lightlyfs.content.sink import BlockSink, BlockTaker
+from lightlyfs.content.sink import BlockSink, BlockTaker, RangeUnusable
 from lightlyfs.content.urls import ReadUrls
-from lightlyfs.errors import NotFound
+from lightlyfs.errors import MalformedAnswer, NotFound, Retryable, ShortBody
 
 # an expired URL is 403 on S3 and Azure, 400 on GCS and some S3 clones, 401 on others
 _URL_REFUSED = (400, 401, 403)
+# with these the API says that there is no such sample, not that it has no image
+_UNKNOWN = ("SAMPLE_UNKNOWN", "DATASET_UNKNOWN")
 
 
 @dataclass(frozen=True)
 class FetchConfig:
     """Limits of one fetch; a transfer may take long as long as bytes keep coming."""
 
-    timeouts: Timeouts = field(default_factory=lambda: Timeouts(connect_s=5.0, idle_s=20.0, total_s=300.0))
-    # enough tries to sit out a storm of 429 and 503, within the time one call on the mount may take
+    # where ranges are ignored one transfer may bring gigabytes: only standing still ends it soon
+    timeouts: Timeouts = field(default_factory=lambda: Timeouts(connect_s=5.0, idle_s=20.0, total_s=3600.0))
+    # enough tries to sit out a storm of 429 and 503, within the time one call on the mount may take;
+    # counted anew whenever a block came
     policy: RetryPolicy = field(
         default_factory=lambda: RetryPolicy(attempts=20, max_delay_s=8.0, budget_s=55.0)
     )
@@ -67,7 +71,7 @@ class Fetcher:
         try:
             return self._fetch(sample_id, 0, length, None, taker)
         except NotFound as error:
-            if error.status != 404:
+            if error.status != 404 or error.code in _UNKNOWN:
                 raise
             content = ContentId(sample_id, NO_OBJECT, 0)
             taker.identified(content, 0, -1)
@@ -76,39 +80,58 @@ class Fetcher:
     def _fetch(
         self, sample_id: str, start: int, end: int, expected: ContentId | None, taker: BlockTaker
     ) -> ContentId:
-        progress = _Progress(taker, expected, start)
+        progress = _Progress(taker, expected, start, end)
+        while True:
+            before = progress.start
+            try:
+                return call_with_retries(
+                    self._config.policy,
+                    lambda: self._attempt(sample_id, progress),
+                    clock=self._clock,
+                    sleep=self._sleep,
+                    random=self._random,
+                    cancelled=self._cancelled,
+                )
+            except Retryable:
+                if progress.start <= before:
+                    raise
 
-        def attempt() -> ContentId:
-            # what came before a body broke off is kept; the next try goes on behind it
-            sink = BlockSink(sample_id, progress.start, progress.content, progress)
-            response = self._get(sample_id, progress.start, end, sink)
-            raise_for_status(response, what="the read of a sample from storage", storage=True)
-            return sink.finish()
+    def _attempt(self, sample_id: str, progress: _Progress) -> ContentId:
+        """Ask for what is still missing; what came before a body broke off is kept."""
+        if progress.content is not None and progress.complete:
+            return progress.content
+        sink = BlockSink(sample_id, progress.start, progress.content, progress)
+        try:
+            response = self._get(sample_id, progress, sink)
+        except RangeUnusable as error:
+            if not progress.ranged:
+                raise MalformedAnswer(str(error)) from error
+            progress.ranged = False
+            return self._attempt(sample_id, progress)
+        raise_for_status(response, what="the read of a sample from storage", storage=True)
+        content = sink.finish()
+        if not sink.stopped and not progress.complete:
+            raise ShortBody("storage sent a shorter range than it was asked for")
+        return content
 
-        return call_with_retries(
-            self._config.policy,
-            attempt,
-            clock=self._clock,
-            sleep=self._sleep,
-            random=self._random,
-            cancelled=self._cancelled,
-        )
-
-    def _get(self, sample_id: str, start: int, end: int, sink: BlockSink) -> Response:
+    def _get(self, sample_id: str, progress: _Progress, sink: BlockSink) -> Response:
         url = self._urls.get(sample_id)
-        response = self._send(url, start, end, sink)
+        response = self._send(url, progress, sink)
         if response.status in _URL_REFUSED:
-            response = self._send(self._urls.renew(sample_id, url), start, end, sink)
+            response = self._send(self._urls.renew(sample_id, url), progress, sink)
         if response.status == 416 and sink.actual is not None:
             return Response(206, response.headers, b"")
         return response
 
-    def _send(self, url: str, start: int, end: int, sink: BlockSink) -> Response:
+    def _send(self, url: str, progress: _Progress, sink: BlockSink) -> Response:
+        headers = {"Accept-Encoding": "identity"}
+        if progress.ranged:
+            headers["Range"] = range_header(progress.start, progress.range_end)
         return self._transport.send(
             Request(
                 "GET",
                 url,
-                headers={"Range": range_header(start, end), "Accept-Encoding": "identity"},
+                headers=headers,
                 timeouts=self._config.timeouts,
                 observer=sink,
                 cancelled=self._cancelled,
@@ -117,19 +140,40 @@ class Fetcher:
 
 
 class _Progress:
-    """Passes blocks on, and remembers where a further try has to begin."""
+    """Passes blocks on, and remembers where a further try has to begin and end."""
 
-    def __init__(self, taker: BlockTaker, content: ContentId | None, start: int) -> None:
+    def __init__(self, taker: BlockTaker, content: ContentId | None, start: int, end: int) -> None:
         self._taker = taker
+        self._announced = False
+        self._wanted: Span | None = None
         self.content = content
         self.start = start
-        self._announced = False
+        self.end = end
+        self.ranged = True
 
-    def identified(self, content: ContentId, first: int, last: int) -> None:
+    @property
+    def complete(self) -> bool:
+        """Whether every whole block of what was asked for, or is wanted of what came, is here."""
+        if self.content is None:
+            return False
+        size = self.content.size
+        return self.start >= (size if self.end >= size else self.end // BLOCK_BYTES * BLOCK_BYTES)
+
+    @property
+    def range_end(self) -> int:
+        """Where the range to ask for ends; past what is wanted only while nothing is known."""
+        return self.end if self.content is None else max(self.start + 1, min(self.end, self.content.size))
+
+    def identified(self, content: ContentId, first: int, last: int) -> Span | None:
         self.content = content
         if not self._announced:
             self._announced = True
-            self._taker.identified(content, first, last)
+            self._wanted = self._taker.identified(content, first, last)
+            if self._wanted is None:
+                self.end = self.start
+            else:
+                self.end = max(self.end, (self._wanted.last + 1) * BLOCK_BYTES)
+        return self._wanted
 
     def block(self, index: int, data: bytes) -> None:
         self._taker.block(index, data)

@@ -1,14 +1,16 @@
 """Which blocks the cache holds: a small SQLite table beside them, written in batches.
 
 A record may be lost in a crash (its block is fetched again); it never precedes the bytes it speaks of.
+The order of use is a counter kept in the table, so no clock can confuse it.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
-import time
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _SCHEMA = """
@@ -20,36 +22,55 @@ CREATE INDEX IF NOT EXISTS content_by_use ON content (used);
 """
 # this many records wait in memory before they are written in one transaction
 _BATCH = 64
+# while the disk takes no records, this many are kept for later; the blocks of others count as absent then
+_MAX_WAITING = 4096
+# user_version of a file whose last user did not close it
+_IN_USE = 1
 
 
 class BlockIndex:
-    """The table in one file; any thread may call, one at a time is served."""
+    """The table in one file; any thread may call, one at a time is served.
+
+    Methods raise sqlite3.Error where the disk fails; what was to be recorded then waits for the next call.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open or make the table; a damaged one is made anew, and its blocks count as absent."""
         self._lock = threading.Lock()
         try:
-            self._db = self._connect(path)
+            self._db, self.was_closed = self._open(path)
         except sqlite3.DatabaseError:
             for suffix in ("", "-wal", "-shm"):
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
-            self._db = self._connect(path)
-        # guarded by _lock: records not written yet, and the keys used since
+            self._db, _ = self._open(path)
+            self.was_closed = False
+        # guarded by _lock: records not written yet, and the keys used since, the last one last
         self._waiting: dict[str, dict[int, tuple[int, int]]] = {}
         self._waiting_count = 0
-        self._used: set[str] = set()
+        self._used: dict[str, None] = {}
+        (self._tick,) = self._db.execute("SELECT coalesce(max(used), 0) FROM content").fetchone()
 
     def close(self) -> None:
         """Write what waits and close the file."""
         with self._lock:
-            self._write_locked()
-            self._db.close()
+            try:
+                self._write_locked()
+                self._db.execute("PRAGMA user_version = 0")
+            finally:
+                self._db.close()
 
     def total_bytes(self) -> int:
         """How many bytes all blocks have."""
         with self._lock:
+            self._write_locked()
             (total,) = self._db.execute("SELECT coalesce(sum(bytes), 0) FROM block").fetchone()
         return int(total)
+
+    def keys(self) -> set[str]:
+        """Every content of which there are blocks."""
+        with self._lock:
+            self._write_locked()
+            return {key for (key,) in self._db.execute("SELECT DISTINCT key FROM block")}
 
     def blocks(self, key: str) -> dict[int, int]:
         """The blocks of a content, with their checksums."""
@@ -64,65 +85,98 @@ class BlockIndex:
         """Record a block whose bytes are written."""
         with self._lock:
             self._waiting.setdefault(key, {})[block] = (checksum, length)
-            self._used.add(key)
+            self._note_use_locked(key)
             self._waiting_count += 1
             if self._waiting_count >= _BATCH:
                 self._write_locked()
 
-    def note_use(self, key: str) -> None:
-        """Count a content as used just now."""
+    def forget(self, key: str, block: int) -> None:
+        """Forget one block."""
         with self._lock:
-            self._used.add(key)
+            self._waiting.get(key, {}).pop(block, None)
+            self._db.execute("DELETE FROM block WHERE key = ? AND block = ?", (key, block))
+
+    def note_use(self, keys: Collection[str]) -> None:
+        """Count contents as used just now, the last one last."""
+        with self._lock:
+            for key in keys:
+                self._note_use_locked(key)
             if len(self._used) >= _BATCH:
                 self._write_locked()
 
-    def oldest(self, but: Collection[str]) -> Iterator[str]:
-        """The contents, least recently used first, without those in `but`."""
-        skip = set(but)
-        while True:
-            with self._lock:
-                self._write_locked()
-                rows = self._db.execute(
-                    "SELECT key FROM content ORDER BY used LIMIT ?", (len(skip) + 100,)
-                ).fetchall()
-            keys = [key for (key,) in rows if key not in skip]
-            if not keys:
-                return
-            skip.update(keys)
-            yield from keys
+    def oldest(self, but: Collection[str]) -> list[str]:
+        """Some of the contents that were not used for longest, without those in `but`; none if no other."""
+        with self._lock:
+            self._write_locked()
+            rows = self._db.execute("SELECT key FROM content ORDER BY used LIMIT ?", (len(but) + 100,))
+            return [key for (key,) in rows if key not in but]
 
     def remove(self, key: str) -> int:
         """Forget a content; returns how many bytes its blocks had."""
         with self._lock:
             self._write_locked()
+            self._used.pop(key, None)
             (freed,) = self._db.execute(
                 "SELECT coalesce(sum(bytes), 0) FROM block WHERE key = ?", (key,)
             ).fetchone()
-            self._db.execute("BEGIN")
-            self._db.execute("DELETE FROM block WHERE key = ?", (key,))
-            self._db.execute("DELETE FROM content WHERE key = ?", (key,))
-            self._db.execute("COMMIT")
+            with self._transaction_locked():
+                self._db.execute("DELETE FROM block WHERE key = ?", (key,))
+                self._db.execute("DELETE FROM content WHERE key = ?", (key,))
         return int(freed)
+
+    def _note_use_locked(self, key: str) -> None:
+        self._used.pop(key, None)
+        self._used[key] = None
 
     def _write_locked(self) -> None:
         if not self._waiting and not self._used:
             return
-        now = time.time_ns()
         records = [(key, b, *record) for key, blocks in self._waiting.items() for b, record in blocks.items()]
-        self._db.execute("BEGIN")
-        self._db.executemany("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?)", records)
-        self._db.executemany(
-            "INSERT OR REPLACE INTO content VALUES (?, ?)", [(key, now) for key in self._used]
-        )
-        self._db.execute("COMMIT")
+        used = [(key, tick) for tick, key in enumerate(self._used, self._tick + 1)]
+        try:
+            with self._transaction_locked():
+                self._db.executemany("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?)", records)
+                self._db.executemany("INSERT OR REPLACE INTO content VALUES (?, ?)", used)
+        except sqlite3.Error:
+            if max(len(records), len(used)) > _MAX_WAITING:
+                self._forget_waiting_locked()
+            raise
+        self._tick += len(used)
+        self._forget_waiting_locked()
+
+    def _forget_waiting_locked(self) -> None:
         self._waiting.clear()
         self._used.clear()
         self._waiting_count = 0
 
+    @contextmanager
+    def _transaction_locked(self) -> Iterator[None]:
+        self._db.execute("BEGIN")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
     @staticmethod
-    def _connect(path: Path) -> sqlite3.Connection:
+    def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
+        """The open table, and whether its last user closed it; raises DatabaseError where it is damaged."""
+        if path.is_symlink():
+            path.unlink()
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = OFF")  # checksums find what a power cut left behind
-        db.executescript(_SCHEMA)
-        return db
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = OFF")  # checksums find what a power cut left behind
+            (is_old,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            db.executescript(_SCHEMA)
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version == _IN_USE and db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                raise sqlite3.DatabaseError("the index is damaged")
+            db.execute(f"PRAGMA user_version = {_IN_USE}")
+        except BaseException:
+            db.close()
+            raise
+        return db, bool(is_old) and version != _IN_USE

@@ -3,12 +3,13 @@
 Fetches run in the content pool and end in the cache; whoever needs a block that is under way waits for
 the same future. A block that the cache could not keep still reaches those who wait for it.
 
-Threads: any may call. The lock guards the table of fetches under way; it is never held during a fetch, a
-wait, disk work or a callback.
+Threads: any may call. No lock is held during a fetch, a wait, disk work or a callback. Every future is
+settled, also where the pool is shut down or a job dies.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -18,15 +19,29 @@ from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.fetcher import Fetcher
 from lightlyfs.content.identity import ContentId
 from lightlyfs.content.prefetch import ReadAhead
-from lightlyfs.content.ranges import BLOCK_BYTES, SMALL_FILE_BYTES, Span, runs, span_of, to_fetch
-from lightlyfs.errors import ContentChanged, NoContent
+from lightlyfs.content.ranges import (
+    BLOCK_BYTES,
+    SMALL_FILE_BYTES,
+    Span,
+    block_count,
+    block_length,
+    runs,
+    span_of,
+    to_fetch,
+)
+from lightlyfs.content.transfers import NotBrought, Transfer, Transfers
+from lightlyfs.errors import Cancelled, ContentChanged, NoContent
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 # enough to find the size of any object, and usually all of a small image
 PROBE_BYTES = 128 << 10
-# a block may be evicted between its arrival and its use; after this many rounds it is read past the cache
-_MAX_ROUNDS = 3
+# asks whether an object is still the one whose bytes are here
+_CONFIRM_BYTES = 1
+# a block may be evicted between its arrival and its use; in the last round it is taken past the cache
+_MAX_ROUNDS = 4
 
 
 class Waiter(Protocol):
@@ -60,32 +75,41 @@ class Reader:
         self._fetcher = fetcher
         self._executor = executor
         self._on_facts = on_facts
+        self._transfers = Transfers()
         self._lock = threading.Lock()
-        # guarded by _lock
-        self._blocks: dict[tuple[str, int], Future[bytes]] = {}
+        # guarded by _lock: the samples that storage is being asked about
         self._heads: dict[str, Future[ContentId]] = {}
         self._read_ahead = ReadAhead()
         self._fetches = self._fetched_bytes = self._failures = 0
 
     def stats(self) -> ReaderStats:
         """Counters since the mount began."""
+        under_way = len(self._transfers)
         with self._lock:
-            under_way = len(self._blocks) + len(self._heads)
+            under_way += len(self._heads)
             return ReaderStats(self._fetches, self._fetched_bytes, under_way, self._failures)
 
-    def identify(self, sample_id: str, *, size_hint: int | None, for_reading: bool) -> Future[ContentId]:
+    def identify(
+        self, sample_id: str, *, size_hint: int | None, for_reading: bool, known: ContentId | None = None
+    ) -> Future[ContentId]:
         """Ask storage which content a sample has now; done as soon as the headers of its answer are in.
 
         The same GET brings the first bytes: all of a file that the hint calls small when it is about to
-        be read, a probe otherwise.
+        be read, a probe otherwise, and one byte where the cache holds the content that is `known` from
+        before, for then it has only to be confirmed.
         """
         with self._lock:
             future = self._heads.get(sample_id)
             if future is not None:
                 return future
             future = self._heads[sample_id] = Future()
-        length = _head_length(size_hint) if for_reading else PROBE_BYTES
-        self._executor.submit(self._run_head, sample_id, length, future)
+        length = PROBE_BYTES
+        if known is not None and known.has_object and self._holds_start_of(known):
+            length = _CONFIRM_BYTES
+        elif for_reading:
+            length = _head_length(size_hint)
+        head = _Head(self, sample_id, future, length)
+        self._submit(lambda: self._run_head(head), lambda error: self._end_head(head, error))
         return future
 
     def read(self, content: ContentId, offset: int, size: int, wait: Waiter) -> bytes:
@@ -112,17 +136,20 @@ class Reader:
             self._claim(content, run)
 
     def _read_missing(self, content: ContentId, offset: int, length: int, span: Span, wait: Waiter) -> bytes:
-        for _ in range(_MAX_ROUNDS):
-            blocks = self._cache.missing(content, span)
-            got = self._fetch_blocks(content, blocks, wait)
+        for round_left in reversed(range(_MAX_ROUNDS)):
+            if round_left:
+                blocks = self._cache.missing(content, span)
+            else:
+                # the cache loses blocks as fast as they come: take them all as they come
+                blocks = list(range(span.first, span.last + 1))
+            try:
+                got = self._fetch_blocks(content, blocks, wait)
+            except NotBrought:
+                continue
             data = self._assemble(content, offset, length, span, got)
             if data is not None:
                 return data
-        # the cache loses blocks as fast as they come: take them all from the network
-        got = self._fetch_blocks(content, list(range(span.first, span.last + 1)), wait)
-        data = self._assemble(content, offset, length, span, got)
-        assert data is not None
-        return data
+        raise NotBrought("storage does not bring the blocks it announces")
 
     def _fetch_blocks(self, content: ContentId, blocks: list[int], wait: Waiter) -> dict[int, bytes]:
         futures: dict[int, Future[bytes]] = {}
@@ -132,20 +159,13 @@ class Reader:
 
     def _claim(self, content: ContentId, run: Span) -> dict[int, Future[bytes]]:
         """The futures of a run's blocks, after starting the fetch of those that nobody fetches yet."""
-        wanted = to_fetch(run, content.size)
-        key = content.key()
-        free = []
-        futures = {}
-        with self._lock:
-            for block in range(wanted.first, wanted.last + 1):
-                future = self._blocks.get((key, block))
-                if future is None:
-                    future = self._blocks[key, block] = Future()
-                    free.append(block)
-                futures[block] = future
-        for span in runs(free):
-            self._executor.submit(self._run_blocks, content, span)
+        futures, started = self._transfers.claim(content, run, to_fetch(run, content.size))
+        for transfer in started:
+            self._start(transfer)
         return futures
+
+    def _start(self, transfer: Transfer) -> None:
+        self._submit(lambda: self._run_transfer(transfer), lambda error: self._end_transfer(transfer, error))
 
     def _assemble(
         self, content: ContentId, offset: int, length: int, span: Span, got: dict[int, bytes]
@@ -159,7 +179,7 @@ class Reader:
             if part is None:
                 return None
             parts.append(part)
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _go_ahead(self, content: ContentId, span: Span) -> None:
         if content.size <= SMALL_FILE_BYTES:
@@ -169,91 +189,161 @@ class Reader:
         if ahead is not None:
             self.ensure(content, ahead)
 
+    def _holds_start_of(self, content: ContentId) -> bool:
+        return content.size == 0 or self._cache.has(content, Span(0, 0))
+
+    def _submit(self, job: Callable[[], None], give_up: Callable[[BaseException], object]) -> None:
+        """Run a job in the pool; `give_up` is called where the pool, being shut down, never runs it."""
+        try:
+            task = self._executor.submit(job)
+        except RuntimeError:
+            give_up(Cancelled("the mount is being taken down", request_sent=False))
+            return
+
+        def ended(task: Future[None]) -> None:
+            if task.cancelled():
+                give_up(Cancelled("the mount is being taken down", request_sent=False))
+
+        task.add_done_callback(ended)
+
     # in the content pool
 
-    def _run_blocks(self, content: ContentId, span: Span) -> None:
-        taker = _Taker(self, content)
+    def _run_transfer(self, transfer: Transfer) -> None:
+        content = transfer.content
         try:
-            self._fetcher.fetch_blocks(content, span, taker)
+            for span in self._still_missing(transfer):
+                self._fetcher.fetch_blocks(content, span, _Blocks(self, transfer, span))
+                if transfer.whole:
+                    break
         except ContentChanged as error:
-            self._settle(content, span, error)
+            self._end_transfer(transfer, error)
+            # whoever opens it next should see the new version
             self.identify(content.sample_id, size_hint=content.size, for_reading=False)
         except BaseException as error:
-            self._settle(content, span, error)
+            self._end_transfer(transfer, error)
         else:
-            self._settle(content, span, ContentChanged("storage sent fewer blocks than it announced"))
+            self._end_transfer(transfer, None)
 
-    def _run_head(self, sample_id: str, length: int, future: Future[ContentId]) -> None:
-        taker = _Taker(self, None, future)
+    def _still_missing(self, transfer: Transfer) -> list[Span]:
+        """What to fetch; blocks that came into the cache since they were missed are handed over."""
+        content = transfer.content
+        span = Span(transfer.next, transfer.last)
+        missing = set(self._cache.missing(content, span))
+        for block in range(span.first, span.last + 1):
+            if block in missing:
+                continue
+            data = self._cache.read(content, block * BLOCK_BYTES, block_length(block, content.size))
+            if data is None:
+                missing.add(block)
+            else:
+                self._transfers.hand_over(content, block, data)
+        return runs(sorted(missing))
+
+    def _run_head(self, head: _Head) -> None:
         try:
-            self._fetcher.fetch_head(sample_id, length, taker)
+            self._fetcher.fetch_head(head.sample_id, head.length, head)
         except BaseException as error:
-            self._failures += 1
-            self._settle_head(sample_id)
-            if not future.done():
-                future.set_exception(error)
-            elif taker.content is not None:
-                self._settle(taker.content, taker.announced, error)
+            self._end_head(head, error)
+            if isinstance(error, ContentChanged):
+                self.identify(head.sample_id, size_hint=None, for_reading=False)
         else:
-            self._settle_head(sample_id)
-            assert taker.content is not None
-            self._settle(taker.content, taker.announced, ContentChanged("storage broke off"))
+            self._end_head(head, None)
 
-    def _settle_head(self, sample_id: str) -> None:
+    def _end_head(self, head: _Head, error: BaseException | None) -> None:
+        self._forget_head(head)
+        if not head.found.done():
+            with self._lock:
+                self._failures += 1
+            head.found.set_exception(error or NotBrought("storage does not say what it has"))
+        if head.transfer is not None:
+            self._end_transfer(head.transfer, error)
+
+    def _forget_head(self, head: _Head) -> None:
         with self._lock:
-            self._heads.pop(sample_id, None)
+            if self._heads.get(head.sample_id) is head.found:
+                del self._heads[head.sample_id]
 
-    def _settle(self, content: ContentId, span: Span, error: BaseException) -> None:
-        """Fail whatever blocks of a span did not arrive."""
-        key = content.key()
-        with self._lock:
-            left = [self._blocks.pop((key, b), None) for b in range(span.first, span.last + 1)]
-            failed = [future for future in left if future is not None]
-            self._failures += bool(failed)
-        for future in failed:
-            future.set_exception(error)
+    def _end_transfer(self, transfer: Transfer, error: BaseException | None) -> None:
+        failed = self._transfers.end(transfer, error)
+        if failed and error is not None:
+            with self._lock:
+                self._failures += 1
 
-    def _announce(self, content: ContentId, span: Span) -> None:
-        """Blocks of a content just identified are under way: let readers wait for them."""
-        key = content.key()
-        with self._lock:
-            self._fetches += 1
-            for block in range(span.first, span.last + 1):
-                self._blocks.setdefault((key, block), Future())
-
-    def _arrived(self, content: ContentId, block: int, data: bytes) -> None:
-        self._cache.write(content, block, data)
+    def _arrived(self, transfer: Transfer, block: int, data: bytes) -> None:
+        self._cache.write(transfer.content, block, data)
         with self._lock:
             self._fetched_bytes += len(data)
-            future = self._blocks.pop((content.key(), block), None)
-        if future is not None:
-            future.set_result(data)
+        self._transfers.arrived(transfer, block, data)
+
+    def _tell(self, content: ContentId) -> None:
+        with self._lock:
+            self._fetches += 1
+        try:
+            self._on_facts(content)
+        except Exception:
+            # whoever listens has trouble of its own; the bytes are right all the same
+            log.exception("what storage reported could not be passed on")
 
 
-class _Taker:
-    """The reader's side of one fetch: `BlockTaker` for a content known before or found on the way."""
+class _Blocks:
+    """The reader's side of a fetch of blocks of a known content."""
 
-    def __init__(
-        self, reader: Reader, content: ContentId | None, found: Future[ContentId] | None = None
-    ) -> None:
+    def __init__(self, reader: Reader, transfer: Transfer, asked: Span) -> None:
         self._reader = reader
-        self._found = found
-        self.content = content
-        self.announced = Span(0, -1)
+        self._transfer = transfer
+        self._asked = asked
 
-    def identified(self, content: ContentId, first: int, last: int) -> None:
-        self.content = content
-        if self._found is None:
-            self._reader._announce(content, Span(0, -1))
-            return
-        self.announced = Span(first, last)
-        self._reader._announce(content, self.announced)
-        self._reader._on_facts(content)
-        self._found.set_result(content)
+    def identified(self, content: ContentId, first: int, last: int) -> Span | None:
+        with self._reader._lock:
+            self._reader._fetches += 1
+        if first >= self._asked.first and last <= self._asked.last:
+            return Span(first, last)
+        # the range was ignored: all comes, and is worth having unless it would displace itself
+        if not self._reader._cache.has_room_for(content.size):
+            return self._asked
+        return Span(first, last) if self._reader._transfers.widen(self._transfer, first, last) else None
 
     def block(self, index: int, data: bytes) -> None:
-        assert self.content is not None
-        self._reader._arrived(self.content, index, data)
+        self._reader._arrived(self._transfer, index, data)
+
+
+class _Head:
+    """The reader's side of a fetch that finds out what a sample is."""
+
+    def __init__(self, reader: Reader, sample_id: str, found: Future[ContentId], length: int) -> None:
+        self._reader = reader
+        self.sample_id = sample_id
+        self.found = found
+        self.length = length
+        self.transfer: Transfer | None = None
+
+    def identified(self, content: ContentId, first: int, last: int) -> Span | None:
+        wanted = self._wanted(content, first, last)
+        if wanted is not None:
+            self.transfer = self._reader._transfers.announce(content, wanted.first, wanted.last)
+            if last + 1 == block_count(content.size) == wanted.last + 1 and not self._widened(wanted):
+                wanted = None
+        self._reader._tell(content)
+        # from here on storage is asked anew: what it has by then may be something else
+        self._reader._forget_head(self)
+        self.found.set_result(content)
+        return wanted
+
+    def _widened(self, wanted: Span) -> bool:
+        assert self.transfer is not None
+        return self._reader._transfers.widen(self.transfer, wanted.first, wanted.last)
+
+    def _wanted(self, content: ContentId, first: int, last: int) -> Span | None:
+        if last < first or not content.has_object:
+            return Span(first, last)
+        if self._reader._cache.has(content, Span(first, last)):
+            return None
+        asked = max(0, -(-self.length // BLOCK_BYTES) - 1)
+        return Span(first, last if self._reader._cache.has_room_for(content.size) else min(last, asked))
+
+    def block(self, index: int, data: bytes) -> None:
+        assert self.transfer is not None
+        self._reader._arrived(self.transfer, index, data)
 
 
 def _head_length(size_hint: int | None) -> int:

@@ -5,10 +5,13 @@ A URL is a secret. It is held in memory, handed to the transport and nowhere els
 
 from __future__ import annotations
 
+import re
 import threading
 from calendar import timegm
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
+from math import isfinite
 from time import strptime
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,28 +19,45 @@ from cachetools import TLRUCache
 
 # a URL is not handed out in the last moments of its life: a transfer has to begin before it ends
 EXPIRY_MARGIN_S = 30.0
-# for a URL that does not say when it expires; a refusal renews it earlier
+# for a URL that does not say when it expires, or whose life is over by our clock although it is new, so
+# that one of the two clocks is wrong; a refusal renews it earlier
 UNKNOWN_LIFETIME_S = 600.0
-MAX_URLS = 100_000
+# a URL with session credentials has some 1.5 KB
+MAX_URLS = 20_000
+
+_SIGNED_AT = re.compile(r"(x-[a-z]+)-date")
+_SAS_FORMS = ("%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d")
 
 
 def expiry_of(url: str) -> float | None:
     """When a signed URL expires, in unix seconds; None where it does not say.
 
-    Knows SigV4 (`X-Amz-Date` + `X-Amz-Expires`), GCS V4 (`X-Goog-*`), Azure (`se`) and the plain
-    `Expires` of S3 V2, CloudFront and others.
+    Knows SigV4 (`X-Amz-Date` + `X-Amz-Expires`), those made like it (`X-Goog-*`, `X-Oss-*`), Azure (`se`)
+    and the plain `Expires` of S3 V2, CloudFront and others.
     """
-    query = {name.lower(): values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
     try:
-        for vendor in ("x-amz", "x-goog"):
-            if f"{vendor}-date" in query:
-                signed = timegm(strptime(query[f"{vendor}-date"], "%Y%m%dT%H%M%SZ"))
-                return signed + float(query[f"{vendor}-expires"])
-        if "se" in query:
-            return float(timegm(strptime(query["se"][:19], "%Y-%m-%dT%H:%M:%S")))
-        return float(query["expires"]) if "expires" in query else None
+        query = {name.lower(): values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
+        expiry = _expiry_in(query)
     except (KeyError, ValueError):
         return None
+    return expiry if expiry is not None and isfinite(expiry) else None
+
+
+def _expiry_in(query: dict[str, str]) -> float | None:
+    for name, value in query.items():
+        vendor = _SIGNED_AT.fullmatch(name)
+        if vendor:
+            return timegm(strptime(value, "%Y%m%dT%H%M%SZ")) + float(query[f"{vendor[1]}-expires"])
+    if "se" in query:
+        return _sas_time(query["se"].partition("Z")[0].partition(".")[0])
+    return float(query["expires"]) if "expires" in query else None
+
+
+def _sas_time(text: str) -> float | None:
+    for form in _SAS_FORMS:
+        with suppress(ValueError):
+            return float(timegm(strptime(text, form)))
+    return None
 
 
 class ReadUrls:
@@ -64,7 +84,7 @@ class ReadUrls:
     def get(self, sample_id: str) -> str:
         """A URL that is good for some time yet; raises what the API raised."""
         with self._lock:
-            url = self._urls.get(sample_id)
+            url = self._kept_locked(sample_id)
             if url is not None:
                 return url
             asking = self._asking.get(sample_id)
@@ -77,9 +97,17 @@ class ReadUrls:
     def renew(self, sample_id: str, refused: str) -> str:
         """Another URL than the refused one, from the API unless another thread has it already."""
         with self._lock:
-            if self._urls.get(sample_id) == refused:
-                del self._urls[sample_id]
+            if self._kept_locked(sample_id) == refused:
+                with suppress(KeyError):  # its time may end between the two looks
+                    del self._urls[sample_id]
         return self.get(sample_id)
+
+    def _kept_locked(self, sample_id: str) -> str | None:
+        try:
+            # not `get`, which looks at the clock twice and fails where the time ends in between
+            return self._urls[sample_id]
+        except KeyError:
+            return None
 
     def _ask(self, sample_id: str, mine: Future[str]) -> str:
         try:
@@ -98,4 +126,7 @@ class ReadUrls:
 
 def _last_use(_sample_id: str, url: str, now: float) -> float:
     expiry = expiry_of(url)
-    return now + UNKNOWN_LIFETIME_S if expiry is None else expiry - EXPIRY_MARGIN_S
+    if expiry is None or expiry <= now:
+        return now + UNKNOWN_LIFETIME_S
+    # one that lives for less than the margin is used to its end, for the next one would live no longer
+    return expiry - EXPIRY_MARGIN_S if expiry - EXPIRY_MARGIN_S > now else expiry

@@ -1,0 +1,107 @@
+"""The files of the block cache: where they are, how they are opened, what is deleted at start.
+
+Nothing here follows a link: whoever could place one would have us read, or write, what it points to.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+_OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class CachedFile:
+    """An open cache file; closed when the last reader lets go of it."""
+
+    def __init__(self, fd: int, checksums: dict[int, int]) -> None:
+        self.fd = fd
+        # written under the cache's lock; a look at one block needs none
+        self.checksums = checksums
+        self.proven: set[int] = set()
+        self.dropped = False  # deleted from the cache: what is written to it now is lost
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes; raises OSError."""
+        return os.pread(self.fd, length, offset)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write all of `data`; raises OSError, and a part may be written then."""
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self.fd, view, offset)
+            view, offset = view[written:], offset + written
+
+
+class BlockFiles:
+    """One file per content below a directory; any thread may call."""
+
+    def __init__(self, directory: Path) -> None:
+        """Make the directory if it is missing; a link in its place is deleted."""
+        if directory.is_symlink():
+            directory.unlink()
+        directory.mkdir(mode=0o700, exist_ok=True)
+        self.directory = directory
+
+    def open(self, key: str, checksums: dict[int, int], *, create: bool) -> CachedFile | None:
+        """The file of a content, or None where there is none; raises OSError."""
+        path = self._path(key)
+        flags = _OPEN
+        if create:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            flags |= os.O_CREAT
+        try:
+            fd = os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            if not path.is_symlink():
+                raise
+            path.unlink()
+            if not create:
+                return None
+            fd = os.open(path, flags, 0o600)
+        file = CachedFile(fd, checksums)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(f"not a regular file: {key}")
+        return file
+
+    def delete(self, key: str) -> None:
+        """Delete the file of a content, if there is one; raises OSError."""
+        self._path(key).unlink(missing_ok=True)
+
+    def tidy(self, known: set[str]) -> set[str]:
+        """Delete all but the files of `known`; returns those of `known` that have no file."""
+        lost = set(known)
+        for file in self._entries():
+            if file.name in known and file.is_file(follow_symlinks=False):
+                lost.discard(file.name)
+            else:
+                _delete(file)
+        return lost
+
+    def _entries(self) -> Iterator[os.DirEntry[str]]:
+        with os.scandir(self.directory) as directories:
+            for directory in directories:
+                if directory.is_dir(follow_symlinks=False):
+                    with os.scandir(directory.path) as files:
+                        yield from files
+                else:
+                    _delete(directory)
+
+    def _path(self, key: str) -> Path:
+        # the last digits of an id count up, so they spread contents over 256 directories
+        return self.directory / key[22:24] / key
+
+
+def _delete(entry: os.DirEntry[str]) -> None:
+    if entry.is_dir(follow_symlinks=False):
+        shutil.rmtree(entry.path, ignore_errors=True)
+    else:
+        os.unlink(entry.path)

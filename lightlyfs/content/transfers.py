@@ -1,0 +1,134 @@
+"""Which blocks are under way, and who waits for them: one fetch per block however many ask.
+
+A transfer promises a run of blocks in ascending order; a reader waits for a block that some transfer has
+yet to bring. Holds ranges, not blocks, so that a transfer of a terabyte costs no more than one of a byte.
+
+Threads: any may call; the lock is never held while anything is called back.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from lightlyfs.content.identity import ContentId
+from lightlyfs.content.ranges import Span
+from lightlyfs.errors import ServerFault
+
+
+class NotBrought(ServerFault):
+    """A transfer ended well but without a block it had promised; asking again brings it."""
+
+
+@dataclass(eq=False)
+class Transfer:
+    """A fetch under way: blocks `next` to `last` of a content are still to come."""
+
+    content: ContentId
+    next: int
+    last: int
+    whole: bool = False  # brings all blocks of the content, whatever was asked for
+
+    def will_bring(self, block: int) -> bool:
+        """Whether a block is still to come."""
+        return self.next <= block <= self.last
+
+
+@dataclass
+class _UnderWay:
+    """All that is under way of one content."""
+
+    transfers: list[Transfer] = field(default_factory=list)
+    waiting: dict[int, Future[bytes]] = field(default_factory=dict)
+
+    def will_bring(self, block: int) -> bool:
+        return any(transfer.will_bring(block) for transfer in self.transfers)
+
+
+class Transfers:
+    """The table of all transfers of one reader."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._contents: dict[str, _UnderWay] = {}  # guarded by _lock
+
+    def __len__(self) -> int:
+        with self._lock:
+            return sum(len(under_way.transfers) for under_way in self._contents.values())
+
+    def claim(
+        self, content: ContentId, wanted: Span, fetch: Span
+    ) -> tuple[dict[int, Future[bytes]], list[Transfer]]:
+        """The futures of the wanted blocks, and new transfers for what of `fetch` nobody brings yet.
+
+        `fetch` covers `wanted`. The caller has to run the new transfers and `end` each of them.
+        """
+        started: list[Transfer] = []
+        with self._lock:
+            under_way = self._contents.setdefault(content.key(), _UnderWay())
+            for block in range(fetch.first, fetch.last + 1):
+                if under_way.will_bring(block):
+                    continue
+                if started and started[-1].last == block - 1:
+                    started[-1].last = block
+                else:
+                    started.append(Transfer(content, block, block))
+                    under_way.transfers.append(started[-1])
+            blocks = range(wanted.first, wanted.last + 1)
+            futures = {block: under_way.waiting.setdefault(block, Future()) for block in blocks}
+        return futures, started
+
+    def announce(self, content: ContentId, first: int, last: int) -> Transfer:
+        """Register a transfer that has begun already and brings these blocks (none if last < first)."""
+        transfer = Transfer(content, first, last)
+        with self._lock:
+            self._contents.setdefault(content.key(), _UnderWay()).transfers.append(transfer)
+        return transfer
+
+    def widen(self, transfer: Transfer, first: int, last: int) -> bool:
+        """A transfer turns out to bring the whole content.
+
+        False where another one does so already, and brings what this one was waited for.
+        """
+        with self._lock:
+            under_way = self._contents[transfer.content.key()]
+            waited = [block for block in under_way.waiting if transfer.will_bring(block)]
+            for other in under_way.transfers:
+                if other is not transfer and other.whole and all(map(other.will_bring, waited)):
+                    return False
+            transfer.next, transfer.last, transfer.whole = first, last, True
+        return True
+
+    def arrived(self, transfer: Transfer, block: int, data: bytes) -> None:
+        """A transfer brought a block; the next ones lie behind it."""
+        with self._lock:
+            transfer.next = max(transfer.next, block + 1)
+        self.hand_over(transfer.content, block, data)
+
+    def hand_over(self, content: ContentId, block: int, data: bytes) -> None:
+        """Give a block to those who wait for it, whichever transfer they counted on."""
+        with self._lock:
+            under_way = self._contents.get(content.key())
+            future = None if under_way is None else under_way.waiting.pop(block, None)
+        if future is not None:
+            future.set_result(data)
+
+    def end(self, transfer: Transfer, error: BaseException | None) -> bool:
+        """A transfer is over: fail whoever waits for a block that no other transfer brings.
+
+        Returns whether anybody did. May be called twice.
+        """
+        key = transfer.content.key()
+        with self._lock:
+            under_way = self._contents.get(key)
+            if under_way is None or transfer not in under_way.transfers:
+                return False
+            under_way.transfers.remove(transfer)
+            left = [block for block in under_way.waiting if not under_way.will_bring(block)]
+            failed = [under_way.waiting.pop(block) for block in left]
+            if not under_way.transfers:
+                del self._contents[key]
+        for future in failed:
+            future.set_exception(error or NotBrought("storage sent fewer blocks than it announced"))
+        return bool(failed)
