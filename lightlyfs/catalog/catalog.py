@@ -10,9 +10,13 @@ bounded and interruptible.
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from concurrent.futures import Future
+from concurrent.futures import wait as futures_wait
+from typing import Protocol, TypeVar
 
 from cachetools import TTLCache
 
@@ -22,11 +26,18 @@ from lightlyfs.catalog.remote import DatasetState, Remote
 from lightlyfs.catalog.staging import Changes, Row
 from lightlyfs.catalog.store import CatalogStore, DirectoryEntry, Entry, Facts, SampleEntry, Totals
 from lightlyfs.catalog.tree import join_name
-from lightlyfs.errors import LightlyFsError, NotFound, Unreachable
+from lightlyfs.errors import Cancelled, LightlyFsError, NotFound, RequestError, Unreachable
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _FLUSH_EVERY_S = 0.5
 _POLL_S = 0.2
-_NEGATIVE_TTL_S = 2.0
+# as long as the kernel keeps names that are not there
+_ANSWER_TTL_S = 2.0
+# while the disk takes none of them; older ones are asked for again
+_MAX_WAITING_FACTS = 100_000
 
 
 class Wait(Protocol):
@@ -58,8 +69,9 @@ class Catalog:
         self._lock = threading.Lock()
         # guarded by _lock: what storage reported since the last flush, by inode number
         self._facts: dict[int, Facts] = {}
-        # guarded by _lock: answers of the API while the first listing runs
-        self._early: TTLCache[str, SampleEntry | None] = TTLCache(10_000, _NEGATIVE_TTL_S, timer=clock)
+        # guarded by _lock: what the API said, or is being asked, of single names
+        self._answers: TTLCache[str, Future[list[Row]]] = TTLCache(10_000, _ANSWER_TTL_S, timer=clock)
+        self._flush_fails = False  # used by whoever flushes
         self._generation = 0
         self._closing = threading.Event()
         self._flusher = threading.Thread(target=self._flush_loop, name="lightlyfs-facts", daemon=True)
@@ -112,20 +124,21 @@ class Catalog:
             return self._lookup_early(path, wait)
         self.refresher.touch()
         entry = self._store.lookup(path)
-        if self._ask_always:
-            return self._lookup_asking(path, entry)
+        if self._ask_always and not self.refresher.stopped:
+            return self._lookup_asking(path, entry, wait)
         return self._with_facts(entry)
 
     def list_directory(self, path: str, wait: Wait) -> tuple[list[DirectoryEntry], list[SampleEntry]]:
         """The directories and samples in a directory, each in byte order; never a part of them."""
-        self._need_listing(wait)
-        if self._ask_always:
-            self._check_quietly()
+        while not self.refresher.complete:
+            self._await_listing(wait)
+        if self._ask_always and not self.refresher.stopped:
+            self._await(self.refresher.check_soon(), wait)
         self.refresher.touch()
-        samples = self._store.list_samples(path)
+        directories, samples = self._store.list_directory(path)
         if self._facts:
             samples = [self._with_sample_facts(entry) for entry in samples]
-        return self._store.list_directories(path), samples
+        return directories, samples
 
     def by_id(self, sample_id: str) -> tuple[str, SampleEntry] | None:
         """The path and entry of a sample, or None."""
@@ -135,75 +148,113 @@ class Catalog:
     # what storage reported
 
     def record_facts(self, sample_id: str, size: int, etag: str) -> None:
-        """Keep a sample's true size in bytes and its version; written down shortly after."""
+        """Keep a sample's true size in bytes and its version; written down shortly after. Never raises."""
         ino = sample_ino(bytes.fromhex(sample_id))
-        found = self._store.by_ino(ino)
-        published = None if found is None else self._with_sample_facts(found[1]).published_size
+        try:
+            found = self._store.sample(ino)
+        except sqlite3.Error as error:
+            log.warning("the catalogue on disk cannot be read: %s", error)
+            found = None
+        published = None if found is None else self._with_sample_facts(found).published_size
         with self._lock:
-            self._facts[ino] = Facts(size, etag)
+            self._facts[ino] = Facts(size, etag, found and (found.mtime, found.size_hint))
             self._generation += published != size
+            while len(self._facts) > _MAX_WAITING_FACTS:
+                del self._facts[next(iter(self._facts))]
 
     def refresh(self) -> Changes:
-        """Ask the API for everything now, and storage for each content before it is next used."""
+        """Ask the API for everything now, and storage for each content before it is next used.
+
+        Where the API cannot be asked, what was known stays in force.
+        """
+        changes = self.refresher.list_now()
         self._flush()
-        self._store.forget_facts()
+        try:
+            self._store.forget_facts()
+        except sqlite3.Error as error:
+            raise LightlyFsError(f"the catalogue on disk cannot be written: {error}") from error
+        with self._lock:
+            self._facts.clear()
         self.note_changes()
-        return self.refresher.list_now()
+        return changes
 
-    def _lookup_asking(self, path: str, entry: Entry | None) -> Entry | None:
-        """With a TTL of zero: ask for the one sample, and list again only where it moved."""
+    # asking the API
+
+    def _lookup_asking(self, path: str, entry: Entry | None, wait: Wait) -> Entry | None:
+        """With a TTL of zero: ask for the one sample; where it moved, everything is listed behind."""
+        if isinstance(entry, DirectoryEntry):
+            return entry
         try:
-            if isinstance(entry, SampleEntry):
-                sample = self._remote.sample(entry.sample_id)
-                modified = (sample.last_modified_at or 0) // 1000
-                if sample.file_name == _name_of(path, entry) and modified in (0, entry.mtime):
-                    return self._with_facts(entry)
-            elif entry is not None or not self._find(path):
-                return entry
-        except NotFound:
-            pass
-        except LightlyFsError:
+            if entry is None:
+                return self._find(path, wait)
+            return self._ask_for(path, entry, wait)
+        except RequestError as error:
+            if isinstance(error, Cancelled):
+                raise
             return self._with_facts(entry)  # the last known truth is better than none
-        self._check_quietly(full=True)
-        return self._with_facts(self._store.lookup(path))
 
-    def _check_quietly(self, *, full: bool = False) -> None:
+    def _ask_for(self, path: str, entry: SampleEntry, wait: Wait) -> Entry | None:
         try:
-            if full:
-                self.refresher.list_now()
-            else:
-                self.refresher.check_now()
-        except LightlyFsError:
-            pass  # kept by the refresher and shown by `status`; the old answers stay
+            sample = self._await(self.refresher.run(lambda: self._remote.sample(entry.sample_id)), wait)
+        except NotFound:
+            sample = None
+        if sample is None or sample.file_name != true_name(path, entry):
+            self.refresher.expect_changes()
+            return self._find(path, wait)
+        modified = (sample.last_modified_at or sample.created_at or 0) // 1000
+        if modified not in (0, entry.mtime):
+            self.refresher.expect_changes()
+            hint = sample.meta_data.size_in_bytes if sample.meta_data else None
+            entry = entry._replace(mtime=modified, size_hint=hint, size=None, verified=False)
+        return self._with_facts(entry)
 
     def _lookup_early(self, path: str, wait: Wait) -> Entry | None:
+        """Before the first listing is complete: what it has met so far, or what the API says of the name."""
         if not path:
             return DirectoryEntry("", directory_ino(""), 0)
-        with self._lock:
-            if path in self._early and self._early[path] is not None:
-                return self._early[path]
-        found = self._find(path)
-        if found is not None:
-            with self._lock:
-                self._early[path] = found
-            return found
+        asked = False
         while not self.refresher.complete:
             if self.refresher.listing_has_directory(path):
                 return DirectoryEntry(path.rpartition("/")[2], directory_ino(path), 0)
+            if not asked:
+                asked = True
+                found = self._find(path, wait)
+                if found is not None:
+                    return found
+                continue
             self._await_listing(wait)
         return self._with_facts(self._store.lookup(path))
 
-    def _find(self, path: str) -> SampleEntry | None:
-        """Ask the API for the one sample whose path this is."""
+    def _find(self, path: str, wait: Wait) -> Entry | None:
+        """Ask the API for the one sample whose path this is; None where it knows none or cannot tell.
+
+        The answer, also that there is none, holds for two seconds: many programs try many names.
+        """
         file_name = join_name(path.split("/"))
         if file_name is None:
             return None
-        rows = self._remote.find(file_name)
-        return _entry_of(rows[0]) if rows else None
+        with self._lock:
+            try:
+                answer = self._answers[path]
+            except KeyError:
+                answer = self._answers[path] = self.refresher.run(lambda: self._remote.find(file_name))
+        try:
+            rows = self._await(answer, wait)
+        except RequestError as error:
+            if isinstance(error, Cancelled):
+                raise
+            return None  # the listing will tell
+        return self._with_facts(_entry_of(rows[0])) if rows else None
 
-    def _need_listing(self, wait: Wait) -> None:
-        while not self.refresher.complete:
-            self._await_listing(wait)
+    def _await(self, answer: Future[T], wait: Wait) -> T:
+        """The result of a request; while a listing moves on, the caller's limit counts anew."""
+        seen = self.refresher.progress
+        while not futures_wait((answer,), _POLL_S).done:
+            wait.check()
+            if self.refresher.progress is not seen:
+                seen = self.refresher.progress
+                wait.restart()
+        return answer.result()
 
     def _await_listing(self, wait: Wait) -> None:
         """Wait a moment for the first listing; raises what it failed with, or what ends the wait."""
@@ -223,7 +274,7 @@ class Catalog:
 
     def _with_sample_facts(self, entry: SampleEntry) -> SampleEntry:
         facts = self._facts.get(entry.ino)
-        if facts is None:
+        if facts is None or not facts.hold_for(entry):
             return entry
         return entry._replace(size=facts.size, etag=facts.etag, verified=True)
 
@@ -233,11 +284,20 @@ class Catalog:
                 self._flush()
 
     def _flush(self) -> None:
+        """Write facts down; where the disk fails they stay in memory, and count from there."""
         with self._lock:
             facts = dict(self._facts)
-        if not facts:
+        # of samples that are not listed yet nothing can be written down
+        if not facts or not self.refresher.complete:
             return
-        self._store.record_facts(facts)
+        try:
+            self._store.record_facts(facts)
+        except sqlite3.Error as error:
+            if not self._flush_fails:
+                log.warning("what storage reports cannot be written to the catalogue: %s", error)
+            self._flush_fails = True
+            return
+        self._flush_fails = False
         with self._lock:
             for ino, fact in facts.items():
                 if self._facts.get(ino) is fact:
@@ -246,10 +306,6 @@ class Catalog:
 
 def true_name(path: str, entry: SampleEntry) -> str:
     """The sample's name on the server, which its path may spell differently."""
-    return _name_of(path, entry)
-
-
-def _name_of(path: str, entry: SampleEntry) -> str:
     raw = entry.file_name_raw
     return path if raw is None else raw.decode("utf-8", "surrogatepass")
 

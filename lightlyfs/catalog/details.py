@@ -10,6 +10,7 @@ from cachetools import TTLCache
 
 from lightlyfs.api.models import Sample
 from lightlyfs.catalog.remote import Remote
+from lightlyfs.errors import Cancelled
 
 MAX_DETAILS = 10_000
 # with a TTL of zero the several attributes of one `getfattr -d` still come of one request
@@ -33,9 +34,9 @@ class Details:
     def get(self, sample_id: str) -> Future[Sample]:
         """The sample, now or soon; the future raises what the API raised."""
         with self._lock:
-            future = self._samples.get(sample_id)
+            future = self._kept_locked(sample_id)
             if future is None:
-                future = self._samples[sample_id] = self._executor.submit(self._remote.sample, sample_id)
+                future = self._samples[sample_id] = self._ask(sample_id)
                 future.add_done_callback(lambda done: self._forget_failure(sample_id, done))
         return future
 
@@ -44,8 +45,23 @@ class Details:
         with self._lock:
             self._samples.clear()
 
+    def _ask(self, sample_id: str) -> Future[Sample]:
+        try:
+            return self._executor.submit(self._remote.sample, sample_id)
+        except RuntimeError:
+            refused: Future[Sample] = Future()
+            refused.set_exception(Cancelled("the mount is being taken down", request_sent=False))
+            return refused
+
+    def _kept_locked(self, sample_id: str) -> Future[Sample] | None:
+        try:
+            # not `get`, which looks at the clock twice and fails where the time ends in between
+            return self._samples[sample_id]
+        except KeyError:
+            return None
+
     def _forget_failure(self, sample_id: str, done: Future[Sample]) -> None:
         if done.cancelled() or done.exception() is not None:
             with self._lock:
-                if self._samples.get(sample_id) is done:
-                    del self._samples[sample_id]
+                if self._kept_locked(sample_id) is done:
+                    self._samples.pop(sample_id, None)

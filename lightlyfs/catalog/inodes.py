@@ -7,6 +7,7 @@ known without a query.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 ROOT_INO = 1  # what FUSE calls the root of every mount
 
@@ -14,6 +15,11 @@ ROOT_INO = 1  # what FUSE calls the root of every mount
 def sample_ino(sample_id: bytes) -> int:
     """The inode number of a sample, from the 12 bytes of its id."""
     return _digest(b"s" + sample_id)
+
+
+def local_ino(key: str) -> int:
+    """The inode number of a file that the server does not have yet, from its key."""
+    return _digest(b"l" + key.encode())
 
 
 def directory_ino(path: str) -> int:
@@ -24,8 +30,24 @@ def directory_ino(path: str) -> int:
     return _digest(b"d" + path.encode()) if path else ROOT_INO
 
 
+def directory_inos(components: Iterable[str]) -> list[int]:
+    """The inode numbers of the directories `a`, `a/b`, `a/b/c`, ... that lead to the last component.
+
+    In time linear in the length of the path, however deep it is.
+    """
+    digest = hashlib.blake2b(b"d", digest_size=8)
+    inos = []
+    for component in components:
+        digest.update(f"/{component}".encode() if inos else component.encode())
+        inos.append(_number(digest.digest()))
+    return inos
+
+
 def _digest(data: bytes) -> int:
+    return _number(hashlib.blake2b(data, digest_size=8).digest())
+
+
+def _number(digest: bytes) -> int:
     # 62 bits stay positive in SQLite's and the kernel's signed integers; bit 61, always set, keeps
     # clear of small numbers such as the root's
-    value = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
-    return (value & ((1 << 61) - 1)) | (1 << 61)
+    return (int.from_bytes(digest, "big") & ((1 << 61) - 1)) | (1 << 61)

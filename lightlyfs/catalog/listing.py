@@ -22,6 +22,8 @@ T = TypeVar("T")
 DEFAULT_PAGE_SIZE = 5_000
 # below this a page that still fails is not too large but broken
 MIN_PAGE_SIZE = 20
+# a run of a server's small pages is one page long as we wanted it, or an eighth: progress has to show
+_PAGES_PER_RUN = 8
 
 
 class Pager(Generic[T]):
@@ -61,13 +63,17 @@ class Pager(Generic[T]):
         if first:
             take(first)
         if len(first) < self._size() and expected > len(first):
-            self._shrink_to(len(first))
+            # clamped, it seems; the next ones may be longer, and runs that are too short cost more
+            # requests than those that take several pages
+            self._shrink_to(max(len(first), self._size() // _PAGES_PER_RUN))
         return len(first)
 
     def _read_windows(self, start: int, expected: int, take: Callable[[Sequence[T]], None]) -> None:
         """Keep `parallel` runs under way up to the expected end, then go on until one comes back empty."""
         under_way: deque[Future[tuple[list[Sequence[T]], bool]]] = deque()
-        offset, limit = start, max(start + 1, expected)
+        offset = start
+        known = max(start, expected)  # where the list ends, as far as anybody said
+        limit = max(start + 1, expected)
         ended = False
         try:
             while not ended:
@@ -76,8 +82,9 @@ class Pager(Generic[T]):
                     under_way.append(self._executor.submit(self._read_run, offset, end))
                     offset = end
                 if not under_way:
-                    # the list was to end here: one more run proves it, or doubles how far we ask ahead
-                    limit = offset + max(1, (offset - start) if offset > expected > 0 else 1)
+                    # the list was to end here: one more run proves it, and if it does not, each further
+                    # round asks for twice as much at once
+                    limit = offset + max(1, offset - known)
                     continue
                 pages, ended = under_way.popleft().result()
                 for page in pages:

@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from lightlyfs.catalog.listing import DEFAULT_PAGE_SIZE, Pager
 from lightlyfs.catalog.remote import DatasetState, Remote
 from lightlyfs.catalog.staging import Changes, Row
 from lightlyfs.catalog.store import CatalogStore, ListingWriter
-from lightlyfs.errors import Forbidden, LightlyFsError, NotFound, Unauthorized
+from lightlyfs.errors import Cancelled, Forbidden, LightlyFsError, NotFound, Unauthorized
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 # a listing is taken again when the dataset moved meanwhile, but not for ever
 _MAX_LISTINGS = 3
-# after a failed check the API is left alone this long, or the TTL where that is shorter
+# after a failed check the API is left alone this long, or the TTL where that is shorter, but never less
 _RETRY_AFTER_S = 5.0
+_MIN_RETRY_AFTER_S = 1.0
 # an unchanged record proves little (a rename may not move it), so a full listing runs now and then,
 # taking at most a twentieth of the time
 _LISTINGS_SHARE = 20
@@ -74,10 +79,12 @@ class Refresher:
         self._state = threading.Condition()
         # guarded by _state
         self._check_queued = False
+        self._next_check: Future[None] | None = None
         self._complete = store.get_meta("listed_at") is not None
-        self._checked_at = float("-inf")
-        self._retry_at = float("-inf")
-        self._full_at = float("-inf")
+        # a stored listing is checked once, but one that is trusted for ever is trusted
+        self._checked_at = clock() if self._complete and math.isinf(config.ttl_s) else -math.inf
+        self._retry_at = -math.inf
+        self._full_at = -math.inf
         self._listing_s = float(store.get_meta("listing_s") or 0)
         self._progress = Progress(0, 0)
         self._error: LightlyFsError | None = None
@@ -145,12 +152,48 @@ class Refresher:
         with self._work_lock:
             self._guarded(self._check)
 
+    def check_soon(self) -> Future[None]:
+        """A check, as `check_now`, that begins after this call; those asked for meanwhile are one."""
+        with self._state:
+            if self._next_check is not None:
+                return self._next_check
+            check = self._next_check = Future()
+
+        def run() -> None:
+            with self._work_lock:
+                with self._state:
+                    self._next_check = None
+                try:
+                    self._guarded(self._check)
+                except BaseException as error:
+                    check.set_exception(error)
+                else:
+                    check.set_result(None)
+
+        self.run(run)
+        return check
+
+    def expect_changes(self) -> None:
+        """An answer did not fit the catalogue: list everything with the next check, which is due now."""
+        with self._state:
+            self._full_at = self._checked_at = -math.inf
+        self.touch()
+
     def list_now(self) -> Changes:
         """List everything in this thread; raises what the API raised."""
         changes: list[Changes] = []
         with self._work_lock:
             self._guarded(lambda: changes.append(self._list(self._remote.dataset())))
         return changes[0]
+
+    def run(self, request: Callable[[], T]) -> Future[T]:
+        """Run a request in the pool for metadata, so that whoever needs its answer can wait with patience."""
+        try:
+            return self._executor.submit(request)
+        except RuntimeError:
+            refused: Future[T] = Future()
+            refused.set_exception(Cancelled("the mount is being taken down", request_sent=False))
+            return refused
 
     # the work
 
@@ -159,7 +202,9 @@ class Refresher:
             if self._check_queued or self._stopped or self._clock() < self._retry_at:
                 return
             self._check_queued = True
-        self._executor.submit(self._check_in_background)
+        queued = self.run(self._check_in_background)
+        if queued.done() and queued.exception() is not None:
+            self._end_background_check()  # it never ran
 
     def _check_in_background(self) -> None:
         try:
@@ -169,9 +214,12 @@ class Refresher:
         except Exception:
             log.exception("the catalogue could not be refreshed")
         finally:
-            with self._state:
-                self._check_queued = False
-                self._state.notify_all()
+            self._end_background_check()
+
+    def _end_background_check(self) -> None:
+        with self._state:
+            self._check_queued = False
+            self._state.notify_all()
 
     def _guarded(self, work: Callable[[], object]) -> None:
         try:
@@ -182,14 +230,23 @@ class Refresher:
         except LightlyFsError as error:
             self._note_failure(error, stop=False)
             raise
+        except sqlite3.Error as error:
+            failure = LightlyFsError(f"the catalogue on disk cannot be used: {error}")
+            self._note_failure(failure, stop=False)
+            raise failure from error
+        except Exception as error:
+            self._note_failure(LightlyFsError(f"a fault of lightlyfs: {error!r}"), stop=False)
+            raise
         with self._state:
             self._error = None
+            self._stopped = False
 
     def _note_failure(self, error: LightlyFsError, *, stop: bool) -> None:
         with self._state:
             self._error = error
             self._stopped = self._stopped or stop
-            self._retry_at = self._clock() + min(_RETRY_AFTER_S, self._config.ttl_s)
+            pause_s = max(_MIN_RETRY_AFTER_S, min(_RETRY_AFTER_S, self._config.ttl_s))
+            self._retry_at = self._clock() + pause_s
 
     def _check(self) -> None:
         record = self._remote.dataset()
@@ -252,13 +309,11 @@ class Refresher:
             try:
                 pager.read_all(record.samples, take)
                 after = self._remote.dataset()
-                distinct = writer.count()
-                moved = after != record or distinct != rows_listed
-                if moved and not last:
+                if not last and not _is_settled(record, after, rows_listed, writer.count()):
                     log.info("the dataset changed while it was listed; listing again")
                     return None, after, False
-                meta = self._meta(after, tail.hex(), distinct)
-                return writer.commit(meta), after, True
+                # the record of before: where it moved meanwhile, the next check lists again
+                return writer.commit(self._meta(record, tail.hex(), rows_listed)), after, True
             finally:
                 self._writer = None
 
@@ -269,7 +324,6 @@ class Refresher:
             "tail": tail,
             "listed": str(listed),
             "listed_at": now,
-            "listing_s": str(self._listing_s),
         }
 
     def _note_progress(self, listed: int, expected: int) -> None:
@@ -280,7 +334,16 @@ class Refresher:
     def _note_checked(self) -> None:
         with self._state:
             self._checked_at = self._clock()
-        self._store.set_meta({"checked_at": str(self._wall_clock())})
+        self._store.set_meta({"checked_at": str(self._wall_clock()), "listing_s": str(self._listing_s)})
+
+
+def _is_settled(before: DatasetState, after: DatasetState, listed: int, distinct: int) -> bool:
+    """Whether a listing holds every sample although the dataset may have moved meanwhile.
+
+    Rows that came twice show that rows moved, so others may have been missed. Samples that were only
+    added were either met or are for the next check to find.
+    """
+    return listed == distinct and (after == before or 0 < after.samples <= distinct)
 
 
 def stored_dataset(store: CatalogStore) -> DatasetState | None:

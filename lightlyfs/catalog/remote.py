@@ -13,6 +13,9 @@ from lightlyfs.api.models import ListedSample, Sample
 from lightlyfs.catalog.staging import Row, make_row
 from lightlyfs.errors import BadRequest, NotFound, Refused, ServerFault
 
+# of one name; the lowest id of them is wanted, and more than a few are not believed
+_FOUND_AT_MOST = 100
+
 
 class DatasetState(NamedTuple):
     """The part of the dataset's record that moves when its samples do; the times in milliseconds."""
@@ -36,7 +39,7 @@ class Remote(Protocol):
         ...
 
     def find(self, file_name: str) -> list[Row]:
-        """The samples of this name, lowest id first."""
+        """The samples of this name, lowest id first; none where the API cannot tell."""
         ...
 
     def sample(self, sample_id: str) -> Sample:
@@ -72,10 +75,18 @@ class ApiRemote:
         return [self._row(sample) for sample in self._page(offset, size)]
 
     def find(self, file_name: str) -> list[Row]:
-        """API: GET samples/partial with fileName; what that matches is not documented, so names are compared."""
-        listed = self._client.list_samples_partial(
-            self._dataset_id, mode="full", offset=0, size=100, file_name=file_name
-        )
+        """API: GET samples/partial with fileName; what that matches is not documented, so names are compared.
+
+        None found says nothing: a server may ignore the name and answer with any page.
+        """
+        if self._partial:
+            listed = self._client.list_samples_partial(
+                self._dataset_id, mode="full", offset=0, size=_FOUND_AT_MOST, file_name=file_name
+            )
+        else:
+            listed = self._client.list_samples(
+                self._dataset_id, offset=0, size=_FOUND_AT_MOST, file_name=file_name
+            )
         found = [sample for sample in listed if sample.file_name == file_name]
         return [self._row_of_sample(sample) for sample in sorted(found, key=lambda sample: sample.id)]
 

@@ -12,6 +12,7 @@ see the last commit meanwhile, so a re-listing shows all at once or not at all.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightlyfs.catalog.inodes import ROOT_INO, directory_ino
+from lightlyfs.catalog.naming import directory_path
 from lightlyfs.catalog.staging import Changes, Row, Staging
 
 SCHEMA_VERSION = 1
@@ -86,10 +88,19 @@ Entry = SampleEntry | DirectoryEntry
 
 
 class Facts(NamedTuple):
-    """What storage reported of a sample: its true size in bytes and its version tag."""
+    """What storage reported of a sample: its size in bytes and its version.
+
+    `of` is the time and the size hint the sample had then, for it counts no longer once they move; None
+    where the sample was not listed yet.
+    """
 
     size: int
     etag: str
+    of: tuple[int, int | None] | None = None
+
+    def hold_for(self, entry: SampleEntry) -> bool:
+        """Whether the sample is still what storage was asked about."""
+        return self.of is None or self.of == (entry.mtime, entry.size_hint)
 
 
 class Totals(NamedTuple):
@@ -136,40 +147,51 @@ class CatalogStore:
     def lookup(self, path: str) -> Entry | None:
         """The entry of a path without a leading slash, or None; "" is the root."""
         parent, _, name = path.rpartition("/")
+        sample = f"SELECT {_COLUMNS} FROM sample WHERE dir = ? AND name = ?"
         try:
-            ino = directory_ino(path)
-            with self._reader() as db:
-                row = db.execute(
-                    f"SELECT {_COLUMNS} FROM sample WHERE dir = ? AND name = ?", (directory_ino(parent), name)
-                ).fetchone()
-                if row is not None:
-                    return SampleEntry._make(row)
-                row = db.execute("SELECT name, ino, mtime FROM directory WHERE ino = ?", (ino,)).fetchone()
+            ino, key = directory_ino(path), (directory_ino(parent), name)
         except UnicodeEncodeError:
             return None  # not UTF-8, so no sample can have it
-        return None if row is None else DirectoryEntry._make(row)
-
-    def list_samples(self, path: str) -> list[SampleEntry]:
-        """The samples directly in a directory, in the byte order of their names."""
-        query = f"SELECT {_COLUMNS} FROM sample WHERE dir = ? ORDER BY name"
         with self._reader() as db:
-            return [SampleEntry._make(row) for row in db.execute(query, (directory_ino(path),))]
+            row = db.execute(sample, key).fetchone()
+        if row is not None:
+            return SampleEntry._make(row)
+        # both of one commit: a listing that comes between may make a file of a directory
+        with self._snapshot() as db:
+            found = db.execute("SELECT name, ino, mtime FROM directory WHERE ino = ?", (ino,)).fetchone()
+            row = None if found else db.execute(sample, key).fetchone()
+        if found is not None:
+            return DirectoryEntry._make(found)
+        return None if row is None else SampleEntry._make(row)
 
-    def list_directories(self, path: str) -> list[DirectoryEntry]:
-        """The directories directly in a directory, in the byte order of their names."""
-        query = "SELECT name, ino, mtime FROM directory WHERE parent = ? AND ino != ? ORDER BY name"
+    def list_directory(self, path: str) -> tuple[list[DirectoryEntry], list[SampleEntry]]:
+        """The directories and the samples directly in a directory, of one commit, in byte order of names."""
+        directories = "SELECT name, ino, mtime FROM directory WHERE parent = ? AND ino != ? ORDER BY name"
+        samples = f"SELECT {_COLUMNS} FROM sample WHERE dir = ? ORDER BY name"
+        try:
+            ino = directory_ino(path)
+        except UnicodeEncodeError:
+            return [], []  # not UTF-8, so no sample can be in it
+        with self._snapshot() as db:
+            return (
+                [DirectoryEntry._make(row) for row in db.execute(directories, (ino, ROOT_INO))],
+                [SampleEntry._make(row) for row in db.execute(samples, (ino,))],
+            )
+
+    def sample(self, ino: int) -> SampleEntry | None:
+        """The sample with this inode number, or None."""
         with self._reader() as db:
-            rows = db.execute(query, (directory_ino(path), ROOT_INO))
-            return [DirectoryEntry._make(row) for row in rows]
+            row = db.execute(f"SELECT {_COLUMNS} FROM sample WHERE ino = ?", (ino,)).fetchone()
+        return None if row is None else SampleEntry._make(row)
 
     def by_ino(self, ino: int) -> tuple[str, SampleEntry] | None:
         """The path and entry of the sample with this inode number, or None."""
-        with self._reader() as db:
+        with self._snapshot() as db:
             row = db.execute(f"SELECT dir, {_COLUMNS} FROM sample WHERE ino = ?", (ino,)).fetchone()
             if row is None:
                 return None
             entry = SampleEntry._make(row[1:])
-            return "/".join([*_directory_path(db, row[0]), entry.name]), entry
+            return "/".join([*directory_path(db, "main.directory", row[0]), entry.name]), entry
 
     def totals(self) -> Totals:
         """Sums over all samples; scans the table, so not for a hot path."""
@@ -187,10 +209,14 @@ class CatalogStore:
             db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
     def record_facts(self, facts: dict[int, Facts]) -> None:
-        """Keep what storage reported, by inode number."""
-        rows = [(fact.size, fact.etag, ino) for ino, fact in facts.items()]
+        """Keep what storage reported, by inode number, of samples that did not change since."""
+        rows = [(fact.size, fact.etag, ino, *(fact.of or (None, None))) for ino, fact in facts.items()]
         with self._transaction() as db:
-            db.executemany("UPDATE sample SET size = ?, etag = ?, verified = 1 WHERE ino = ?", rows)
+            db.executemany(
+                "UPDATE sample SET size = ?1, etag = ?2, verified = 1"
+                " WHERE ino = ?3 AND (?4 IS NULL OR mtime = ?4 AND hint IS ?5)",
+                rows,
+            )
 
     def forget_facts(self) -> None:
         """Make every size and version unverified; they stay as the best guess."""
@@ -213,10 +239,11 @@ class CatalogStore:
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 yield self._writer
+                self._writer.execute("COMMIT")
             except BaseException:
-                self._writer.execute("ROLLBACK")
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
                 raise
-            self._writer.execute("COMMIT")
 
     @contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
@@ -232,6 +259,16 @@ class CatalogStore:
             else:
                 self._idle.append(db)
 
+    @contextmanager
+    def _snapshot(self) -> Iterator[sqlite3.Connection]:
+        """A reader to which no commit shows before it is done."""
+        with self._reader() as db:
+            db.execute("BEGIN")
+            try:
+                yield db
+            finally:
+                db.execute("COMMIT")
+
     def _connect(self, cache_kib: int) -> sqlite3.Connection:
         # autocommit: transactions are begun and ended by hand, where they are seen
         db = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
@@ -239,6 +276,9 @@ class CatalogStore:
         return db
 
     def _open_writer(self) -> sqlite3.Connection:
+        if self._path.is_symlink():
+            self._path.unlink()  # nothing of ours
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         db = self._connect(_WRITER_CACHE_KIB)
         try:
             db.execute("PRAGMA journal_mode = WAL")
@@ -270,11 +310,11 @@ class ListingWriter:
         self._staging.add(rows)
 
     def count(self) -> int:
-        """How many different samples were added so far."""
+        """How many different samples were added; to be asked once all are."""
         return self._staging.count()
 
     def has_directory(self, path: str) -> bool:
-        """Whether a sample in or below this directory was added; may be asked by any thread."""
+        """Whether a sample in or below this directory was added lately; may be asked by any thread."""
         return self._staging.has_directory(path)
 
     def commit(self, meta: dict[str, str], keep: frozenset[int] = frozenset()) -> Changes:
@@ -291,11 +331,3 @@ class ListingWriter:
 def _create_schema(db: sqlite3.Connection) -> None:
     db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     db.execute("INSERT INTO directory VALUES (?, ?, '', 0)", (ROOT_INO, ROOT_INO))
-
-
-def _directory_path(db: sqlite3.Connection, ino: int) -> list[str]:
-    parts: list[str] = []
-    while ino != ROOT_INO:
-        name, ino = db.execute("SELECT name, parent FROM directory WHERE ino = ?", (ino,)).fetchone()
-        parts.append(name)
-    return parts[::-1]

@@ -20,16 +20,21 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Container, Iterable
+from functools import lru_cache
 
 MAX_COMPONENT_BYTES = 255  # NAME_MAX of Linux and of every file system one would copy to
 RESERVED_FIRST_COMPONENT = ".lightlyfs"
 
+_MAX_CACHED_CHARS = 1024
 _EMPTY_NAME = "%FE"  # 0xFE occurs in no UTF-8 text, so no other rule produces it
 _PRODUCIBLE = r"(?:00|2F|2E|25|FE|ED%[AB][0-9A-F]%[89AB][0-9A-F])"
 _LITERAL_ESCAPE = re.compile(f"%(?={_PRODUCIBLE})")
 _ESCAPE = re.compile(f"%{_PRODUCIBLE}")
 _NEEDS_WORK = re.compile("[%\0\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# a part that stays as it is wherever it stands but in front: 63 characters are at most 252 bytes
+_PLAIN = re.compile("(?![.]{1,2}(?:/|$))[^%/\0\ud800-\udfff]{1,63}", re.DOTALL)
+_PLAIN_PATH = re.compile(f"(?:{_PLAIN.pattern}/)*{_PLAIN.pattern}", re.DOTALL)
 
 
 def split_name(file_name: str) -> tuple[str, ...]:
@@ -38,6 +43,28 @@ def split_name(file_name: str) -> tuple[str, ...]:
     Every component is legal on Linux; clashes between samples are not resolved here.
     """
     return tuple(_cut(part) for part in _escaped_parts(file_name))
+
+
+def split_path(file_name: str) -> tuple[str, str]:
+    """Return the directory ("" is the root) and the last component of a sample name's path.
+
+    The same as joining `split_name`, but several times as fast for names that need no escaping.
+    """
+    directory, slash, name = file_name.rpartition("/")
+    # longer directories are rare, and the cache of the answers should stay small
+    plain = (
+        len(directory) < _MAX_CACHED_CHARS and _is_plain_directory(directory) if slash else name[:1] != "."
+    )
+    if plain and _PLAIN.fullmatch(name):
+        return directory, name
+    *directories, name = split_name(file_name)
+    return "/".join(directories), name
+
+
+@lru_cache(maxsize=1024)
+def _is_plain_directory(directory: str) -> bool:
+    first = directory.partition("/")[0]
+    return first != RESERVED_FIRST_COMPONENT and _PLAIN_PATH.fullmatch(directory) is not None
 
 
 def join_name(components: Iterable[str]) -> str | None:
@@ -61,9 +88,11 @@ def resolve_clashes(
     that name stands there.
     """
     names: dict[str, str] = {}
+    given: set[str] = set()
     for sample_id in sorted(sample_ids):
         keeps = not is_directory and not names
-        names[sample_id] = wanted if keeps else _first_free(wanted, sample_id, taken, names.values())
+        names[sample_id] = wanted if keeps else _first_free(wanted, sample_id, taken, given)
+        given.add(names[sample_id])
     return names
 
 
