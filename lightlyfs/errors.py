@@ -37,6 +37,12 @@
         +-- NoAttribute          no such extended attribute
         +-- UnknownNamespace     extended attributes of this namespace are not kept
         +-- InvalidArgument      the arguments make no sense together
+        +-- DirectoryNotEmpty    the directory has something in it
+        +-- DirectoryTooLarge    the directory has too many samples to be renamed
+        +-- AttributeTooLarge    the value of an extended attribute is too large
+        +-- BadName              no sample can have this name
+        +-- WriteFailed          an earlier write of the file failed, so it is not uploaded
+        +-- TooManyWaiting       too many calls wait for uploads already
         +-- Interrupted          the caller was interrupted by a signal
         +-- DeadlineExceeded     the answer did not come within the limit of one call
 
@@ -216,6 +222,30 @@ class UnknownNamespace(FileError):
 
 class InvalidArgument(FileError):
     """The arguments make no sense together."""
+
+
+class DirectoryNotEmpty(FileError):
+    """The directory has something in it."""
+
+
+class DirectoryTooLarge(FileError):
+    """The directory has too many samples to be renamed one by one."""
+
+
+class AttributeTooLarge(FileError):
+    """The value of an extended attribute is too large."""
+
+
+class BadName(FileError):
+    """No sample can have this name, because its path would be another one."""
+
+
+class WriteFailed(FileError):
+    """An earlier write of the file failed, so it is not uploaded."""
+
+
+class TooManyWaiting(FileError):
+    """Too many calls wait for uploads already; the file stays pending."""
 
 
 class Interrupted(FileError):

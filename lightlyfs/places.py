@@ -29,6 +29,11 @@ def cache_root(chosen: Path | None) -> Path:
     return _own_directory(chosen or Path(platformdirs.user_cache_dir(APP)))
 
 
+def state_root(chosen_cache: Path | None) -> Path:
+    """The directory for what must not be lost; made if missing, and emptied by no cleaner."""
+    return _own_directory(chosen_cache or Path(platformdirs.user_state_dir(APP)))
+
+
 def runtime_root() -> Path:
     """The directory for sockets; made if missing."""
     base = os.environ.get("XDG_RUNTIME_DIR")
@@ -64,7 +69,9 @@ class DatasetPlace:
         self.temporary = temporary
         if not temporary:
             self.path = _own_directory(parent / dataset_id)
-            self.in_use_elsewhere = not self._lock()
+            lock = _try_lock(self.path)
+            self.in_use_elsewhere = lock is None
+            self._lock_fd = -1 if lock is None else lock
         if temporary or self.in_use_elsewhere:
             self.temporary = True
             self.path = Path(tempfile.mkdtemp(prefix=f"{dataset_id}.", dir=parent))
@@ -85,16 +92,67 @@ class DatasetPlace:
     ) -> None:
         self.close()
 
-    def _lock(self) -> bool:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._lock_fd = os.open(self.path / "lock", flags, 0o600)
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
-            return False
-        return True
+
+class SpoolPlace:
+    """The directory of the files that one mount owes, locked as long as it is open.
+
+    Directories that earlier mounts left are taken over, the first as it is: `path`. `others` are further
+    ones, locked too, for their content to be taken over.
+    """
+
+    def __init__(self, parent: Path, dataset_id: str) -> None:
+        root = _own_directory(_own_directory(parent / dataset_id) / "uploads")
+        self._locks: list[int] = []
+        self.others: list[Path] = []
+        found: Path | None = None
+        names = sorted((path.name for path in root.iterdir() if path.name.isdigit()), key=int)
+        for name in [*names, str(int(names[-1]) + 1 if names else 0)]:
+            path = _own_directory(root / name)
+            lock = _try_lock(path)
+            if lock is None:
+                continue
+            if found is not None and name not in names:
+                os.close(lock)
+                shutil.rmtree(path)
+                break
+            self._locks.append(lock)
+            if found is None:
+                found = path
+            else:
+                self.others.append(path)
+        assert found is not None
+        self.path = found
+
+    def close(self) -> None:
+        """Let go of the directories."""
+        while self._locks:
+            os.close(self._locks.pop())
+
+
+def spools_of(parent: Path, dataset_id: str) -> list[Path]:
+    """The directories in which mounts of a dataset keep what they owe."""
+    root = parent / dataset_id / "uploads"
+    return sorted(root.iterdir()) if root.is_dir() else []
+
+
+def is_free(spool: Path) -> bool:
+    """Whether no mount uses a spool directory."""
+    lock = _try_lock(spool)
+    if lock is None:
+        return False
+    os.close(lock)
+    return True
+
+
+def _try_lock(directory: Path) -> int | None:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(directory / "lock", flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _own_directory(path: Path) -> Path:

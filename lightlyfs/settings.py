@@ -54,6 +54,8 @@ class Settings:
     jobs: int
     page_size: int
     read_only: bool
+    allow_overwrite: bool
+    write_back: bool
     no_wait: bool
     uid: int
     gid: int
@@ -62,6 +64,7 @@ class Settings:
     fuse: str
     token_file: Path | None
     ca_certs: Path | None
+    s3_sse_kms_key: str
     log_file: Path | None
     log_level: str
 
@@ -161,6 +164,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("jobs", "32", "Downloads at once.", parse_count),
     Setting("page_size", "5000", "Samples asked for at once while listing.", parse_count),
     Setting("read_only", "off", "Refuse every change.", parse_switch),
+    Setting("allow_overwrite", "off", "Let the images of existing samples be replaced.", parse_switch),
+    Setting("write_back", "off", "Return from close before a new file is uploaded.", parse_switch),
     Setting("no_wait", "off", "Mount before the first listing is complete.", parse_switch),
     Setting("uid", str(os.getuid()), "Owner of everything on the mount [the mounting user].", parse_id),
     Setting("gid", str(os.getgid()), "Group of everything on the mount [the mounting user's].", parse_id),
@@ -170,6 +175,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("token_file", None, "File that holds the API token, instead of LIGHTLY_TOKEN.", parse_path),
     Setting(
         "ca_certs", None, "PEM file of CAs to trust, for the API and storage.", parse_file, "LIGHTLY_CA_CERTS"
+    ),
+    Setting(
+        "s3_sse_kms_key",
+        "",
+        "Encryption that S3 is asked for: true for its own keys, else the id of a key.",
+        str,
+        "LIGHTLY_S3_SSE_KMS_KEY",
     ),
     Setting("log_file", None, "Where a mount in the background logs [the cache directory].", parse_path),
     Setting("log_level", "info", "How much is logged.", str, choices=("debug", "info", "warning", "error")),

@@ -193,9 +193,10 @@ def in_process(server: LocalServer, cache: Path, **flags: str) -> Iterator[InPro
     """The file system object over a server, listed."""
     environ = environment(server, cache)
     settings = resolve({"cache_dir": str(cache / "lightlyfs"), **flags}, environ)
-    client, storage = wiring.make_client(settings, read_secrets(environ, None), environ)
+    connections = wiring.connect(settings, read_secrets(environ, None), environ)
     with wiring.open_place(settings, server.dataset_id) as place:
-        parts = wiring.Parts(settings, client, storage, server.dataset_id, place)
+        spool = None if settings.read_only else wiring.open_spool(settings, server.dataset_id)
+        parts = wiring.Parts(settings, connections, server.dataset_id, place, spool_place=spool)
         parts.start()
         try:
             yield InProcessTree(parts)

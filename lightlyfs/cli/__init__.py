@@ -16,6 +16,7 @@ from lightlyfs.cli.doctor import doctor
 from lightlyfs.cli.mount import mount
 from lightlyfs.cli.serve import serve
 from lightlyfs.cli.topics import help_topic
+from lightlyfs.cli.uploads import uploads
 from lightlyfs.errors import LightlyFsError, SettingsError
 
 __all__ = ["main"]
@@ -30,7 +31,7 @@ def commands() -> None:
     """
 
 
-for command in (mount, umount, status, refresh, serve, demo, doctor, help_topic):
+for command in (mount, umount, status, refresh, uploads, serve, demo, doctor, help_topic):
     commands.add_command(command)
 
 

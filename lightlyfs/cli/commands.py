@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lightlyfs.control import ask
 from lightlyfs.errors import StartError
@@ -19,6 +22,9 @@ from lightlyfs.places import socket_path
 _END_WAIT_S = 70.0
 # a refresh lists the whole dataset
 _REFRESH_WAIT_S = 600.0
+# an umount waits for uploads this long without one of them ending
+_DRAIN_STALLED_S = 60.0
+_SHOWN_FILES = 10
 
 _mountpoint = click.argument("mountpoint", type=click.Path(path_type=Path))
 
@@ -33,9 +39,15 @@ def umount(mountpoint: Path) -> None:
         return
     _need_mount(mountpoint)
     answer = ask(socket_path(mountpoint), "status")
+    if answer is None or not answer.get("ok"):
+        mounts.unmount(mountpoint)
+        return
+    if answer["uploads"]["under_way"]:
+        _drain(mountpoint, answer["uploads"]["under_way"])
+        answer = ask(socket_path(mountpoint), "status") or answer
     mounts.unmount(mountpoint)
-    if answer is not None and answer.get("ok"):
-        _wait_for_end(int(answer["pid"]))
+    _wait_for_end(int(answer["pid"]))
+    _tell_left(answer["uploads"]["files"])
 
 
 @click.command()
@@ -56,6 +68,39 @@ def refresh(mountpoint: Path) -> None:
     """Ask the API for everything now, whatever the TTL, and show the changes at once."""
     answer = _ask(mounts.resolve_mountpoint(mountpoint), "refresh", timeout_s=_REFRESH_WAIT_S)
     click.echo(f"{answer['added']:,} added, {answer['changed']:,} changed, {answer['gone']:,} gone")
+
+
+def _drain(mountpoint: Path, expected: int) -> None:
+    """Wait for the uploads under way, as long as they move."""
+    with Progress(
+        TextColumn("uploading"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    ) as shown:
+        task = shown.add_task("", total=expected)
+        left, since = expected, time.monotonic()
+        while left and time.monotonic() - since < _DRAIN_STALLED_S:
+            answer = ask(socket_path(mountpoint), "drain")
+            now = 0 if answer is None else int(answer.get("under_way", 0))
+            if now < left:
+                left, since = now, time.monotonic()
+                shown.update(task, completed=max(0, expected - left))
+
+
+def _tell_left(files: list[dict[str, Any]]) -> None:
+    if not files:
+        return
+    click.echo(f"lightlyfs: {len(files)} files are on this machine only:", err=True)
+    for file in files[:_SHOWN_FILES]:
+        reason = f" ({file['error']})" if file["error"] else ""
+        click.echo(f"  {file['path']}: {file['state']}{reason}", err=True)
+    if len(files) > _SHOWN_FILES:
+        click.echo(f"  and {len(files) - _SHOWN_FILES:,} more; `lightlyfs uploads list` shows them", err=True)
+    click.echo("The next mount of this dataset goes on with what is pending.", err=True)
 
 
 def _need_mount(mountpoint: Path) -> None:
@@ -103,9 +148,20 @@ def _status_text(answer: dict[str, Any]) -> str:
         f"{content['under_way']} under way, {content['failures']} failed",
         "open": f"{answer['open_files']} files",
         "requests": requests or "none",
-        "uploads": f"{answer['uploads']['pending']} pending",
+        "uploads": _uploads_text(answer),
     }
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items())
+
+
+def _uploads_text(answer: dict[str, Any]) -> str:
+    if answer["read_only"]:
+        return "none, the mount is read-only"
+    uploads = answer["uploads"]
+    local = sum(file["state"] not in ("pending", "failed") for file in uploads["files"])
+    return (
+        f"{uploads['uploaded']:,} done, {uploads['pending']:,} pending, {uploads['failed']:,} failed, "
+        f"{local:,} files on this machine only"
+    )
 
 
 def _size(count: float) -> str:

@@ -23,7 +23,7 @@ def doctor(context: click.Context) -> None:
     settings = resolve({}, os.environ)
 
     def api() -> str:
-        client, _ = wiring.make_client(settings, read_secrets(os.environ, None), os.environ)
+        client = wiring.connect(settings, read_secrets(os.environ, None), os.environ).client
         try:
             count = len(client.list_datasets(policy=wiring.quick_policy()))
         except Unauthorized:

@@ -23,7 +23,7 @@ from lightlyfs.fs.attributes import Ownership
 from lightlyfs.kernel import mounts
 from lightlyfs.kernel.binding import READ_AHEAD_BYTES, Library, MountOptions
 from lightlyfs.kernel.mount import Mount, block_signals
-from lightlyfs.places import socket_path
+from lightlyfs.places import SpoolPlace, socket_path
 from lightlyfs.settings import Secrets, Settings
 
 log = logging.getLogger("lightlyfs")
@@ -32,6 +32,7 @@ log = logging.getLogger("lightlyfs")
 READY_VARIABLE = "LIGHTLYFS_READY_FD"
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _LOG_BYTES = 10 << 20
+_DRAIN_STEP_S = 1.0
 _SHARES_NOTHING = "another mount uses this dataset's cache; this one keeps a cache of its own"
 
 
@@ -81,23 +82,32 @@ def _serve(
 ) -> None:
     counter = wiring.RequestCounter()
     closing = threading.Event()
-    client, storage = wiring.make_client(settings, secrets, os.environ, counter, closing.is_set)
-    found = find_dataset(client, settings, secrets, dataset)
-    ownership = Ownership(settings.uid, settings.gid, settings.umask, read_only=True)
+    connections = wiring.connect(settings, secrets, os.environ, counter, closing.is_set)
+    found = find_dataset(connections.client, settings, secrets, dataset)
+    ownership = Ownership(settings.uid, settings.gid, settings.umask, read_only=settings.read_only)
     options = MountOptions(
         mountpoint,
         _source(found.name),
         timeout_s=settings.metadata_ttl_s,
-        read_only=True,
+        read_only=settings.read_only,
         allow_other=settings.allow_other,
         fuse_options=kernel_options,
     )
     with wiring.open_place(settings, found.id) as place:
-        mount = Mount(library, options, ownership, program_of=wiring.program_of)
+        mount = Mount(library, options, ownership, program_of=wiring.program_of, process_of=wiring.process_of)
         if place.in_use_elsewhere:
             click.echo(f"lightlyfs: {_SHARES_NOTHING}", err=True)
+        spool_place = None if settings.read_only else wiring.open_spool(settings, found.id)
+        _tell_owed(settings, found.id, spool_place)
         parts = wiring.Parts(
-            settings, client, storage, found.id, place, kernel=mount, requests=counter, closing=closing
+            settings,
+            connections,
+            found.id,
+            place,
+            kernel=mount,
+            requests=counter,
+            closing=closing,
+            spool_place=spool_place,
         )
         parts.start()
         try:
@@ -119,9 +129,14 @@ def _run(parts: wiring.Parts, mount: Mount, mountpoint: Path, told: int) -> None
         log.info("mounted on %s", mountpoint)
         mounts.set_read_ahead(mountpoint, READ_AHEAD_BYTES >> 10)
 
+    def on_stop() -> None:
+        parts.drain()
+        parts.stop_waiting()
+
     try:
-        mount.run(parts.filesystem, on_mounted, parts.stop_waiting)
+        mount.run(parts.filesystem, on_mounted, on_stop)
     finally:
+        parts.drain()  # where it was unmounted from outside
         control.close()
     log.info("unmounted from %s", mountpoint)
 
@@ -131,7 +146,24 @@ def _commands(parts: wiring.Parts) -> Mapping[str, Any]:
         changes = parts.refresh()
         return {"added": changes.added, "changed": changes.changed, "gone": changes.gone}
 
-    return {"status": lambda: wiring.status_of(parts), "refresh": refresh}
+    def drain() -> Mapping[str, Any]:
+        left = 0 if parts.uploads is None else parts.uploads.uploader.wait_idle(_DRAIN_STEP_S)
+        return {"under_way": left}
+
+    def retry() -> Mapping[str, Any]:
+        return {"retried": 0 if parts.uploads is None else parts.uploads.uploader.retry_all()}
+
+    return {"status": lambda: wiring.status_of(parts), "refresh": refresh, "drain": drain, "retry": retry}
+
+
+def _tell_owed(settings: Settings, dataset_id: str, spool_place: SpoolPlace | None) -> None:
+    """A mount that may not upload says what is owed, so that nobody thinks it done."""
+    if spool_place is not None:
+        return
+    owed = [owed for owed in wiring.owed_files(settings.cache_dir) if owed.dataset_id == dataset_id]
+    if owed:
+        text = f"{len(owed)} files are not on the server yet; mount without --read-only to upload them"
+        click.echo(f"lightlyfs: {text} (`lightlyfs uploads list` shows them)", err=True)
 
 
 def _go_quiet(parts: wiring.Parts) -> None:

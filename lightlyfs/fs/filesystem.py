@@ -1,49 +1,33 @@
-"""What lookup, list, open, read and the extended attributes mean on a dataset.
+"""What lookup, list, open, read, write and the rest mean on a dataset; the one object the kernel edge calls.
 
 Free of FUSE types and of HTTP: every method takes paths and numbers, returns plain values and raises
-errors of `lightlyfs.errors`. Paths have no leading slash; "" is the root.
+errors of `lightlyfs.errors`. Paths have no leading slash; "" is the root. What a call means is decided here;
+how samples are read, files written and the tree changed is in the parts.
 
 Threads: any may call anything; no lock is held while waiting.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from cachetools import LRUCache
-
-from lightlyfs.catalog.catalog import Catalog
-from lightlyfs.catalog.inodes import directory_ino
-from lightlyfs.catalog.store import DirectoryEntry, Entry, SampleEntry
-from lightlyfs.content.identity import ContentId
-from lightlyfs.content.reader import Reader
-from lightlyfs.errors import (
-    InvalidArgument,
-    IsADirectory,
-    LightlyFsError,
-    NoContent,
-    NoSuchFile,
-    NotADirectory,
-    ReadOnly,
-    RequestError,
-    SizeUnknown,
-)
+from lightlyfs.catalog.catalog import true_name
+from lightlyfs.catalog.store import DirectoryEntry, SampleEntry
+from lightlyfs.errors import FileExists, InvalidArgument, IsADirectory, NotPermitted, ReadOnly
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr, DiskUsage, attr_of_directory, attr_of_sample
+from lightlyfs.fs.changes import TreeChanges, name_at, refuse_trash
 from lightlyfs.fs.handles import HandleTable, ReadHandle
-from lightlyfs.fs.patience import Patience, Turn
-from lightlyfs.fs.probes import is_probe, opens_without_reading
+from lightlyfs.fs.local import LocalFile
+from lightlyfs.fs.namespace import Listing, Namespace, Node
+from lightlyfs.fs.patience import Patience
+from lightlyfs.fs.samples import Samples
+from lightlyfs.fs.times import SetTimes
+from lightlyfs.fs.writer import Writer
 from lightlyfs.fs.xattrs import ExtendedAttributes
 
-log = logging.getLogger(__name__)
-
-# sizes of neighbours that are found along with one that was asked for
-_SIZES_AHEAD = 64
-# which version the kernel holds pages of is remembered for this many files; for others they are dropped
-_KERNEL_VERSIONS = 200_000
 # shown as free; tools refuse to copy to a full disk, and what the account allows is not known
 _FREE_BYTES = 1 << 50
 
@@ -54,47 +38,39 @@ class Opened(NamedTuple):
     handle: int
     keep_cache: bool
     direct_io: bool
+    flushes: bool  # whether a close of it has to be told to us
 
 
-class Listing(NamedTuple):
-    """A directory as a whole, with the inode numbers of `.` and `..`; sizes may be UNKNOWN_SIZE.
+@dataclass(frozen=True)
+class WriteParts:
+    """What a mount that may be written to has more."""
 
-    `generation` moves when it may differ.
-    """
-
-    generation: int
-    ino: int
-    parent_ino: int
-    entries: list[tuple[str, Attr]]
+    writer: Writer
+    changes: TreeChanges
 
 
 class Filesystem:
-    """A dataset as a tree of files.
-
-    `forget(paths)` tells the kernel that what it knows of these paths is outdated (None: everything); it
-    returns whether the kernel has forgotten by then.
-    """
+    """A dataset as a tree of files; `writing` is None on a read-only mount."""
 
     def __init__(
         self,
-        catalog: Catalog,
-        reader: Reader,
+        namespace: Namespace,
+        samples: Samples,
         xattrs: ExtendedAttributes,
+        times: SetTimes,
         patience: Patience,
         *,
-        caller_name: Callable[[], str],
         forget: Callable[[tuple[str, ...] | None], bool],
+        writing: WriteParts | None = None,
     ) -> None:
-        self._catalog = catalog
-        self._reader = reader
+        self._names = namespace
+        self._samples = samples
         self._xattrs = xattrs
+        self._times = times
         self._patience = patience
-        self._caller_name = caller_name
         self._forget = forget
+        self._writing = writing
         self._handles = HandleTable()
-        self._lock = threading.Lock()
-        # guarded by _lock: the version of each file whose pages the kernel may hold
-        self._kernel_has: LRUCache[int, str] = LRUCache(_KERNEL_VERSIONS)
 
     @property
     def open_files(self) -> int:
@@ -103,158 +79,199 @@ class Filesystem:
 
     def current_generation(self) -> int:
         """The generation whose listings may be shown again; -1 where each one has to ask the API."""
-        return self._catalog.current_generation()
+        return self._names.current_generation()
 
     # names and attributes
 
     def getattr(self, path: str) -> Attr:
         """The attributes of a path; NoSuchFile, or SizeUnknown where the size cannot be found now."""
         turn = self._patience.turn()
-        entry = self._entry(path, turn)
-        if isinstance(entry, DirectoryEntry):
-            return attr_of_directory(entry)
-        attr = attr_of_sample(entry)
-        return attr if attr.size != UNKNOWN_SIZE else self._find_size(path, entry, turn)
+        node = self._names.lookup(path, turn)
+        if isinstance(node, DirectoryEntry):
+            return attr_of_directory(node)
+        if isinstance(node, LocalFile):
+            return node.attr()
+        attr = attr_of_sample(node)
+        return attr if attr.size != UNKNOWN_SIZE else self._samples.find_size(path, node, turn)
 
     def getattr_open(self, handle: int) -> Attr:
         """The attributes of an open file: those of the version it was opened with."""
         opened = self._handles.get(handle)
-        if opened.content is None:
-            return self.getattr(opened.path)
-        return Attr(opened.entry.ino, False, opened.content.size, opened.entry.mtime)
+        if isinstance(opened, ReadHandle):
+            if opened.content is None:
+                return self.getattr(opened.path)
+            return Attr(opened.entry.ino, False, opened.content.size, opened.entry.mtime)
+        return self.getattr(opened.path) if opened.file is None else opened.file.attr()
 
     def list_directory(self, path: str) -> Listing:
         """Everything in a directory, in byte order; waits for the first listing to be complete."""
-        turn = self._patience.turn()
-        entry = self._entry(path, turn)
-        if isinstance(entry, SampleEntry):
-            raise NotADirectory(f"a file, not a directory: {path}")
-        generation = self._catalog.generation
-        directories, samples = self._catalog.list_directory(path, turn)
-        entries = [(d.name, attr_of_directory(d)) for d in directories]
-        entries += [(sample.name, attr_of_sample(sample)) for sample in samples]
-        if directories:
-            entries.sort(key=lambda pair: pair[0].encode())
-        return Listing(generation, entry.ino, directory_ino(path.rpartition("/")[0]), entries)
+        return self._names.list_directory(path, self._patience.turn())
 
     def disk_usage(self) -> DiskUsage:
         """The dataset's bytes and files, from its record."""
-        record = self._catalog.dataset()
+        record = self._names.catalog.dataset()
         if record is None:
             return DiskUsage(0, 0, _FREE_BYTES)
         return DiskUsage(record.bytes, record.samples, _FREE_BYTES)
 
-    # reading
+    # open files
 
     def open(self, path: str, flags: int) -> Opened:
-        """Open a file for reading; an unverified one waits for the headers of the GET that reads it.
-
-        Programs known to open without reading are not made to wait: their first read is.
-        """
+        """Open a file; changing a sample needs a mount that allows overwriting."""
         turn = self._patience.turn()
-        entry = self._entry(path, turn)
-        if isinstance(entry, DirectoryEntry):
+        node = self._names.lookup(path, turn)
+        if isinstance(node, DirectoryEntry):
             raise IsADirectory(f"a directory: {path}")
-        if flags & (os.O_ACCMODE | os.O_TRUNC | os.O_APPEND):
-            raise ReadOnly("the mount is read-only")
-        if entry.verified:
-            return self._opened(path, entry, _content_of(entry))
-        if opens_without_reading(self._caller_name()):
-            return Opened(self._handles.add(ReadHandle(path, entry, None)), False, True)
-        content = self._identify(entry, turn)
-        outdated = entry.published_size not in (None, content.size) and not self._forget((path,))
-        return self._opened(path, entry, content, direct_io=outdated)
+        changing = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
+        if changing:
+            writer = self._need_writing(path).writer
+        if isinstance(node, LocalFile):
+            handle = self._need_writing(path).writer.open_local(node, flags)
+            return Opened(self._handles.add(handle), True, False, True)
+        if changing:
+            handle = writer.open_sample(path, node, self._true_name(path, node), flags)
+            return Opened(self._handles.add(handle), True, False, True)
+        opened = self._samples.open(path, node, turn)
+        return Opened(self._handles.add(opened.handle), opened.keep_cache, opened.direct_io, False)
+
+    def create(self, path: str, flags: int) -> Opened:
+        """Make a new file and open it for writing."""
+        writer = self._need_writing(path).writer
+        refuse_trash(path)
+        name = name_at(path)
+        existing = self._names.find(path, self._patience.turn())
+        if existing is None:
+            return Opened(self._handles.add(writer.create(path, name)), True, False, True)
+        if flags & os.O_EXCL:
+            raise FileExists(f"it exists already: {path}")
+        return self.open(path, flags)
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
         """Bytes of an open file, short only at its end; ContentChanged once storage has another version."""
         if offset < 0 or size < 0:
             raise InvalidArgument("negative offset or size")
         opened = self._handles.get(handle)
-        turn = self._patience.turn()
-        if opened.content is None:
-            opened.content = self._identify(opened.entry, turn)
-            _need_object(opened.content, opened.path)
-        return self._reader.read(opened.content, offset, size, turn.result)
+        if isinstance(opened, ReadHandle):
+            return self._samples.read(opened, offset, size, self._patience.turn())
+        return self._need_writing(opened.path).writer.read(opened, offset, size)
+
+    def write(self, handle: int, offset: int, data: bytes) -> int:
+        """Write bytes into an open file; how many were."""
+        opened = self._handles.get(handle)
+        if isinstance(opened, ReadHandle):
+            raise NotPermitted("the file is open for reading only")
+        writer = self._need_writing(opened.path).writer
+        return writer.write(opened, offset, data, self._name_of_handle(opened.path, opened.entry))
+
+    def truncate(self, path: str | None, handle: int | None, size: int) -> None:
+        """Cut or extend a file, by an open one of it where there is one."""
+        if handle is not None:
+            opened = self._handles.get(handle)
+            if isinstance(opened, ReadHandle):
+                raise NotPermitted("the file is open for reading only")
+            name = self._name_of_handle(opened.path, opened.entry)
+            self._need_writing(opened.path).writer.truncate(opened, size, name)
+            return
+        assert path is not None
+        writer = self._need_writing(path).writer
+        node = self._names.lookup(path, self._patience.turn())
+        if isinstance(node, DirectoryEntry):
+            raise IsADirectory(f"a directory: {path}")
+        name = self._true_name(path, node) if isinstance(node, SampleEntry) else ""
+        writer.truncate_path(path, node, size, name)
+
+    def flush(self, handle: int) -> None:
+        """A descriptor of an open file is closed; raises why what it wrote is not on the server."""
+        opened = self._handles.get(handle)
+        if not isinstance(opened, ReadHandle) and self._writing is not None:
+            self._writing.writer.flush(opened)
+
+    def fsync(self, handle: int) -> None:
+        """What was written is durable: on the server for a real name, on this disk for a scratch name."""
+        opened = self._handles.get(handle)
+        if not isinstance(opened, ReadHandle) and self._writing is not None:
+            self._writing.writer.fsync(opened)
 
     def release(self, handle: int) -> None:
-        """Close a file."""
-        self._handles.remove(handle)
+        """The last descriptor of an open file is closed."""
+        opened = self._handles.remove(handle)
+        if not isinstance(opened, ReadHandle) and self._writing is not None:
+            self._writing.writer.release(opened)
+
+    # changing the tree
+
+    def make_directory(self, path: str) -> None:
+        """Make a directory; see `TreeChanges`."""
+        self._need_writing(path).changes.make_directory(path, self._patience.turn())
+
+    def remove_directory(self, path: str) -> None:
+        """Remove an empty directory."""
+        self._need_writing(path).changes.remove_directory(path, self._patience.turn())
+
+    def unlink(self, path: str) -> None:
+        """Remove a local file; NotPermitted for a sample."""
+        self._need_writing(path).changes.unlink(path, self._patience.turn())
+
+    def rename(self, old: str, new: str, flags: int) -> None:
+        """Rename a file or directory; `flags` as renameat2 takes them."""
+        self._need_writing(old).changes.rename(old, new, flags, self._patience.turn())
+
+    def set_mtime(self, path: str | None, handle: int | None, mtime: int | None) -> None:
+        """Set a time in seconds (None: now); on a sample it is remembered on this machine."""
+        opened = None if handle is None else self._handles.get(handle)
+        path = opened.path if opened is not None else path
+        assert path is not None
+        writing = self._need_writing(path)
+        if opened is not None and not isinstance(opened, ReadHandle) and opened.file is not None:
+            node: Node = opened.file
+        else:
+            node = self._names.lookup(path, self._patience.turn())
+        writing.writer.set_mtime(node, mtime, self._times)
+
+    def set_permissions(self, path: str | None) -> None:
+        """Owner and mode cannot be kept; refusing them would make rsync and cp fail, so they are ignored."""
+        self._need_writing(path or "")
+
+    def refuse(self, path: str) -> None:
+        """What links and device files raise: a dataset has none."""
+        self._need_writing(path)
+        raise NotPermitted(f"a dataset has files and directories only: {path}")
 
     # extended attributes
 
     def list_xattrs(self, path: str) -> list[str]:
         """The names of a path's extended attributes."""
         turn = self._patience.turn()
-        entry = self._entry(path, turn)
-        return [] if isinstance(entry, DirectoryEntry) else self._xattrs.names(entry, turn)
+        return self._xattrs.names(self._names.lookup(path, turn), turn)
 
     def get_xattr(self, path: str, name: str) -> bytes:
         """The value of an extended attribute; NoAttribute or UnknownNamespace where there is none."""
         self._xattrs.check_name(name)
         turn = self._patience.turn()
-        entry = self._entry(path, turn)
-        return self._xattrs.value(path, entry if isinstance(entry, SampleEntry) else None, name, turn)
+        return self._xattrs.value(path, self._names.lookup(path, turn), name, turn)
 
-    # changing: nothing here allows it yet
-
-    def refuse_change(self, path: str) -> None:
-        """What every changing call raises on a read-only mount."""
-        raise ReadOnly(f"the mount is read-only: {path}")
+    def set_xattr(self, path: str, name: str, value: bytes | None) -> None:
+        """Set the custom metadata of a sample, or remove them with None."""
+        entry = self._need_writing(path).changes.set_attribute(path, name, value, self._patience.turn())
+        self._xattrs.forget(entry)
 
     # what the parts below report
 
     def note_changes(self, paths: tuple[str, ...] | None) -> None:
         """The dataset changed at these paths (None: anywhere)."""
+        self._names.renamed.prune(self._names.catalog)
+        if self._writing is not None:
+            self._writing.writer.prune(self._names.catalog)
         self._forget(paths)
 
-    def _entry(self, path: str, turn: Turn) -> Entry:
-        if not self._catalog.refresher.complete and is_probe(path):
-            raise NoSuchFile(f"no such file: {path}")
-        entry = self._catalog.lookup(path, turn)
-        if entry is None:
-            raise NoSuchFile(f"no such file: {path}")
-        return entry
+    def _need_writing(self, path: str) -> WriteParts:
+        if self._writing is None:
+            raise ReadOnly(f"the mount is read-only: {path}")
+        return self._writing
 
-    def _identify(self, entry: SampleEntry, turn: Turn) -> ContentId:
-        future = self._reader.identify(entry.sample_id, size_hint=entry.published_size, for_reading=True)
-        return turn.result(future)
+    @staticmethod
+    def _true_name(path: str, entry: SampleEntry) -> str:
+        return true_name(path, entry)
 
-    def _opened(
-        self, path: str, entry: SampleEntry, content: ContentId, *, direct_io: bool = False
-    ) -> Opened:
-        _need_object(content, path)
-        key = content.key()
-        with self._lock:
-            keep = self._kernel_has.get(entry.ino, key) == key
-            self._kernel_has[entry.ino] = key
-        return Opened(self._handles.add(ReadHandle(path, entry, content)), keep, direct_io)
-
-    def _find_size(self, path: str, entry: SampleEntry, turn: Turn) -> Attr:
-        """Find a size that no metadata tell, and those of the next such neighbours along with it."""
-        future = self._reader.identify(entry.sample_id, size_hint=None, for_reading=False)
-        self._find_sizes_after(path, entry, turn)
-        try:
-            content = turn.result(future)
-        except RequestError as error:
-            raise SizeUnknown(f"the size of {path} cannot be found: {error}") from error
-        return Attr(entry.ino, False, content.size, entry.mtime)
-
-    def _find_sizes_after(self, path: str, entry: SampleEntry, turn: Turn) -> None:
-        try:
-            _, samples = self._catalog.list_directory(path.rpartition("/")[0], turn)
-        except LightlyFsError:
-            return
-        later = [sample for sample in samples if sample.name > entry.name and sample.published_size is None]
-        for sample in later[:_SIZES_AHEAD]:
-            self._reader.identify(sample.sample_id, size_hint=None, for_reading=False)
-
-
-def _content_of(entry: SampleEntry) -> ContentId:
-    assert entry.size is not None
-    assert entry.etag is not None
-    return ContentId(entry.sample_id, entry.etag, entry.size)
-
-
-def _need_object(content: ContentId, path: str) -> None:
-    if not content.has_object:
-        raise NoContent(f"the sample has no image on the server: {path}")
+    def _name_of_handle(self, path: str, entry: SampleEntry | None) -> str:
+        return "" if entry is None else self._true_name(path, entry)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from lightlyfs.catalog.store import SampleEntry
 from lightlyfs.content.identity import ContentId
 from lightlyfs.errors import BadHandle
+from lightlyfs.fs.local import LocalFile
 
 
 @dataclass
@@ -20,33 +21,53 @@ class ReadHandle:
     content: ContentId | None
 
 
+@dataclass
+class WriteHandle:
+    """A file open for writing, or a local file open for anything.
+
+    `file` is None until the first change to a sample that was opened for changing. `process` is the
+    thread group that opened it.
+    """
+
+    path: str
+    file: LocalFile | None
+    entry: SampleEntry | None
+    writable: bool
+    process: int
+
+
+Handle = ReadHandle | WriteHandle
+
+
 class HandleTable:
     """Handles by number; any thread may call."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        self._handles: dict[int, ReadHandle] = {}
+        self._handles: dict[int, Handle] = {}
 
-    def add(self, handle: ReadHandle) -> int:
+    def add(self, handle: Handle) -> int:
         """Keep a handle; returns its number, never 0."""
         with self._lock:
             number = next(self._numbers)
             self._handles[number] = handle
         return number
 
-    def get(self, number: int) -> ReadHandle:
+    def get(self, number: int) -> Handle:
         """The handle of this number; BadHandle if it is not open."""
         try:
             return self._handles[number]
         except KeyError:
             raise BadHandle(f"no open file has the handle {number}") from None
 
-    def remove(self, number: int) -> None:
-        """Forget a handle; BadHandle if it is not open."""
+    def remove(self, number: int) -> Handle:
+        """Forget a handle and return it; BadHandle if it is not open."""
         with self._lock:
-            if self._handles.pop(number, None) is None:
-                raise BadHandle(f"no open file has the handle {number}")
+            handle = self._handles.pop(number, None)
+        if handle is None:
+            raise BadHandle(f"no open file has the handle {number}")
+        return handle
 
     def __len__(self) -> int:
         return len(self._handles)

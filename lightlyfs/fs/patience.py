@@ -68,9 +68,13 @@ class Turn:
         """Something moved: the limit counts from now."""
         self._deadline = self._clock() + self._limit_s
 
-    def result(self, future: Future[T]) -> T:
-        """The result of a future, or what it raised."""
+    def result(self, future: Future[T], moved: Callable[[], int] | None = None) -> T:
+        """The result of a future, or what it raised; the limit begins anew whenever `moved` changes."""
+        seen = moved() if moved else 0
         while not future.done():
+            if moved is not None and moved() != seen:
+                seen = moved()
+                self.restart()
             try:
                 return future.result(timeout=_POLL_S)
             except FutureTimeout:

@@ -9,9 +9,12 @@ import msgspec
 
 from lightlyfs.api.models import Sample
 from lightlyfs.catalog.catalog import true_name
-from lightlyfs.catalog.store import SampleEntry
+from lightlyfs.catalog.store import DirectoryEntry, SampleEntry
 from lightlyfs.errors import NoAttribute, NotFound, UnknownNamespace
+from lightlyfs.fs.local import LocalFile
+from lightlyfs.fs.namespace import Node
 from lightlyfs.fs.patience import Turn
+from lightlyfs.upload.journal import Record, State
 
 PREFIX = "user.lightly."
 # readable by name, not listed: `getfattr -d` and `cp -a` of a folder would fetch a picture for each file
@@ -28,33 +31,45 @@ class ExtendedAttributes:
         self,
         details: Callable[[str], Future[Sample]],
         thumbnail: Callable[[str], Future[bytes]],
+        forget_details: Callable[[str], None],
     ) -> None:
         self._details = details
         self._thumbnail = thumbnail
+        self._forget_details = forget_details
 
-    def names(self, entry: SampleEntry, turn: Turn) -> list[str]:
-        """The attributes a sample has and lists."""
-        sample = turn.result(self._details(entry.sample_id))
+    def names(self, node: Node, turn: Turn) -> list[str]:
+        """The attributes a file has and lists."""
+        if isinstance(node, DirectoryEntry):
+            return []
+        if isinstance(node, LocalFile):
+            return [PREFIX + "upload"]
+        sample = turn.result(self._details(node.sample_id))
         always = ["sample_id", "file_name", "upload"]
         return [PREFIX + name for name in always + [key for key, value in _facts_of(sample).items() if value]]
 
-    def value(self, path: str, entry: SampleEntry | None, name: str, turn: Turn) -> bytes:
-        """The value of one attribute, text in UTF-8; NoAttribute where the sample has no such thing."""
-        if entry is None or not name.startswith(PREFIX):
-            raise NoAttribute(f"no attribute {name}: {path}")
+    def value(self, path: str, node: Node, name: str, turn: Turn) -> bytes:
+        """The value of one attribute, text in UTF-8; NoAttribute where the file has no such thing."""
         key = name.removeprefix(PREFIX)
+        if isinstance(node, LocalFile) and name == PREFIX + "upload":
+            return describe(node.record).encode()
+        if not isinstance(node, SampleEntry) or not name.startswith(PREFIX):
+            raise NoAttribute(f"no attribute {name}: {path}")
         if key == "sample_id":
-            return entry.sample_id.encode()
+            return node.sample_id.encode()
         if key == "file_name":
-            return true_name(path, entry).encode("utf-8", "surrogatepass")
+            return true_name(path, node).encode("utf-8", "surrogatepass")
         if key == "upload":
             return b"uploaded"
         if name == _UNLISTED:
-            return self._thumbnail_of(path, entry, turn)
-        value = _facts_of(turn.result(self._details(entry.sample_id))).get(key)
+            return self._thumbnail_of(path, node, turn)
+        value = _facts_of(turn.result(self._details(node.sample_id))).get(key)
         if not value:
             raise NoAttribute(f"no attribute {name}: {path}")
         return value
+
+    def forget(self, entry: SampleEntry) -> None:
+        """The sample was changed: ask for its details again."""
+        self._forget_details(entry.sample_id)
 
     @staticmethod
     def check_name(name: str) -> None:
@@ -82,3 +97,11 @@ def _facts_of(sample: Sample) -> dict[str, bytes]:
 def _json(value: object) -> bytes:
     text = b"" if value is None else msgspec.json.encode(value)
     return b"" if text == b"{}" else text
+
+
+def describe(record: Record) -> str:
+    """What is to become of a local file, for a person to read."""
+    state = record.state.value
+    if record.state is State.OPEN:
+        return "being written"
+    return f"{state}: {record.error}" if record.error else state

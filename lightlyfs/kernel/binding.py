@@ -31,6 +31,12 @@ MAX_KERNEL_TIMEOUT_S = 60.0
 UNTOLD_TIMEOUT_S = 1.0
 
 
+# in place of a time: leave it as it is (UTIME_OMIT of utimensat)
+KEEP_TIME = -1
+_UTIME_NOW = (1 << 30) - 1
+_UTIME_OMIT = (1 << 30) - 2
+
+
 @dataclass(frozen=True)
 class MountOptions:
     """How the kernel mounts it; `timeout_s` is how long it may answer names and attributes itself."""
@@ -124,6 +130,13 @@ def option_list(options: MountOptions, library: Library) -> dict[str, str | bool
 def supports_noflush(library: Library) -> bool:
     """Whether an open can tell the kernel to send no flush (libfuse 3.11)."""
     return library.version >= (3, 11)
+
+
+def plain_time(seconds: int, nanoseconds: int) -> int | None:
+    """A timespec of utimensat in nanoseconds: None for now, KEEP_TIME for one that is not to change."""
+    if nanoseconds == _UTIME_NOW:
+        return None
+    return KEEP_TIME if nanoseconds == _UTIME_OMIT else seconds * 1_000_000_000 + nanoseconds
 
 
 def keep_thread_state() -> None:

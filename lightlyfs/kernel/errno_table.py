@@ -42,6 +42,12 @@ _TABLE: dict[type[BaseException], tuple[int, int]] = {
     errors.NoAttribute: (errno.ENODATA, logging.DEBUG),
     errors.UnknownNamespace: (errno.ENOTSUP, logging.DEBUG),
     errors.InvalidArgument: (errno.EINVAL, logging.DEBUG),
+    errors.DirectoryNotEmpty: (errno.ENOTEMPTY, logging.DEBUG),
+    errors.DirectoryTooLarge: (errno.EPERM, logging.INFO),
+    errors.AttributeTooLarge: (errno.E2BIG, logging.INFO),
+    errors.BadName: (errno.EINVAL, logging.INFO),
+    errors.WriteFailed: (errno.EIO, logging.WARNING),
+    errors.TooManyWaiting: (errno.EIO, logging.WARNING),
     errors.Interrupted: (errno.EINTR, logging.DEBUG),
     errors.DeadlineExceeded: (errno.ETIMEDOUT, logging.WARNING),
     # an EILSEQ in the making: a name from the kernel that is not UTF-8

@@ -89,7 +89,7 @@ class _Callable:
 
 
 class _Callbacks:
-    """What stands before fusepy's own methods: a wrapper that answers every exception; its own misses some."""
+    """What stands before fusepy's own methods: a wrapper that answers every exception."""
 
     _kept = threading.local()
 
@@ -107,6 +107,15 @@ class _Callbacks:
         except BaseException:
             log.exception("a callback failed")
             return -errno.EIO
+
+    def utimens(self, path: bytes, buf: Any) -> int:
+        """With "now" and "as it was" told apart from times."""
+        times = None
+        if buf:
+            spec = buf.contents
+            times = tuple(binding.plain_time(t.tv_sec, t.tv_nsec) for t in (spec.actime, spec.modtime))
+        operations: Any = self.operations  # type: ignore[attr-defined]
+        return int(operations("utimens", os.fsdecode(path), times))
 
     def _decode_optional_path(self, path: bytes | None) -> str | None:
         return None if path is None else os.fsdecode(path)

@@ -204,6 +204,26 @@ class _Callbacks:
         del self._directories[fip.contents.fh]
         return 0
 
+    def truncate_fuse_3(self, path: bytes | None, length: int, fip: Any) -> int:
+        """With the handle, which mfusepy drops: an open file may have lost its name."""
+        return int(self.operations.truncate(_decode(path), length, fip.contents if fip else None))
+
+    def chmod_fuse_3(self, path: bytes | None, mode: int, fip: Any) -> int:
+        """With the handle, likewise."""
+        return int(self.operations.chmod(_decode(path), mode, fip.contents if fip else None))
+
+    def chown_fuse_3(self, path: bytes | None, uid: int, gid: int, fip: Any) -> int:
+        """With the handle, likewise."""
+        return int(self.operations.chown(_decode(path), uid, gid, fip.contents if fip else None))
+
+    def utimens_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> int:
+        """With the handle, and with "now" and "as it was" told apart from times."""
+        times = None
+        if buf:
+            spec = buf.contents
+            times = tuple(binding.plain_time(t.tv_sec, t.tv_nsec) for t in (spec.actime, spec.modtime))
+        return int(self.operations.utimens(_decode(path), times, fip.contents if fip else None))
+
     def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> int:
         """With the flags, which mfusepy drops."""
         return int(self.operations.rename(os.fsdecode(old), os.fsdecode(new), flags))

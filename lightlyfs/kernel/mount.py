@@ -41,12 +41,14 @@ class Mount:
         ownership: Ownership,
         *,
         program_of: Callable[[int], str],
+        process_of: Callable[[int], int],
     ) -> None:
         kind = Fuse3Session if library.version[0] == 3 else Fuse2Session
         self._session: Fuse3Session | Fuse2Session = kind(library, options, ownership)
         self._library = library
         self._ownership = ownership
         self._program_of = program_of
+        self._process_of = process_of
         self._forgets: queue.SimpleQueue[tuple[str | None, threading.Event]] = queue.SimpleQueue()
 
     # for the parts below
@@ -58,6 +60,10 @@ class Mount:
     def caller_name(self) -> str:
         """The program that the callback under way serves."""
         return self._program_of(self._session.caller_pid())
+
+    def caller_process(self) -> int:
+        """The thread group that the callback under way serves."""
+        return self._process_of(self._session.caller_pid())
 
     def forget(self, paths: tuple[str, ...] | None) -> bool:
         """Drop what the kernel knows of paths (None: every name); whether that is done already.

@@ -17,7 +17,8 @@ from typing import Any, Protocol, TypeVar
 
 from lightlyfs.errors import LightlyFsError
 from lightlyfs.fs.attributes import Attr, Ownership
-from lightlyfs.fs.filesystem import Filesystem
+from lightlyfs.fs.filesystem import Filesystem, Opened
+from lightlyfs.kernel.binding import KEEP_TIME
 from lightlyfs.kernel.errno_table import errno_of
 from lightlyfs.kernel.packing import PackedListing, Packer
 
@@ -47,7 +48,7 @@ def answers(method: F) -> F:
         except BaseException as error:
             number, level = errno_of(error)
             if log.isEnabledFor(level):
-                unforeseen = not isinstance(error, (LightlyFsError, UnicodeError))
+                unforeseen = not isinstance(error, LightlyFsError | UnicodeError | OSError)
                 log.log(level, "%s of %r: %s", method.__name__, path, error, exc_info=unforeseen)
             raise OSError(number, os.strerror(number)) from None
 
@@ -120,17 +121,36 @@ class Operations:
 
     @answers
     def open(self, path: str, fi: FileInfo) -> int:
-        opened = self._fs.open(_relative(path), fi.flags)
-        fi.fh = opened.handle
-        fi.keep_cache = int(opened.keep_cache)
-        fi.direct_io = int(opened.direct_io)
-        if self._noflush:
-            fi.noflush = 1  # type: ignore[attr-defined]
+        self._tell(fi, self._fs.open(_relative(path), fi.flags))
+        return 0
+
+    @answers
+    def create(self, path: str, mode: int, fi: FileInfo) -> int:
+        self._tell(fi, self._fs.create(_relative(path), fi.flags))
         return 0
 
     @answers
     def read(self, path: str | None, size: int, offset: int, fi: FileInfo) -> bytes:
         return self._fs.read(fi.fh, offset, size)
+
+    @answers
+    def write(self, path: str | None, data: bytes, offset: int, fi: FileInfo) -> int:
+        return self._fs.write(fi.fh, offset, data)
+
+    @answers
+    def truncate(self, path: str | None, length: int, fi: FileInfo | None = None) -> int:
+        self._fs.truncate(None if path is None else _relative(path), _handle(fi), length)
+        return 0
+
+    @answers
+    def flush(self, path: str | None, fi: FileInfo) -> int:
+        self._fs.flush(fi.fh)
+        return 0
+
+    @answers
+    def fsync(self, path: str | None, datasync: int, fi: FileInfo) -> int:
+        self._fs.fsync(fi.fh)
+        return 0
 
     @answers
     def release(self, path: str | None, fi: FileInfo) -> int:
@@ -147,88 +167,84 @@ class Operations:
     def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
         return self._fs.get_xattr(_relative(path), name)
 
-    # changing
-
-    @answers
-    def create(self, path: str, mode: int, fi: FileInfo | None = None) -> int:
-        self._fs.refuse_change(path)
-        return 0
-
-    @answers
-    def write(self, path: str | None, data: bytes, offset: int, fi: FileInfo) -> int:
-        self._fs.refuse_change(path or "")
-        return 0
-
-    @answers
-    def truncate(self, path: str, length: int, fh: FileInfo | None = None) -> int:
-        self._fs.refuse_change(path)
-        return 0
-
-    @answers
-    def mkdir(self, path: str, mode: int) -> int:
-        self._fs.refuse_change(path)
-        return 0
-
-    @answers
-    def rmdir(self, path: str) -> int:
-        self._fs.refuse_change(path)
-        return 0
-
-    @answers
-    def unlink(self, path: str) -> int:
-        self._fs.refuse_change(path)
-        return 0
-
-    @answers
-    def rename(self, old: str, new: str, flags: int = 0) -> int:
-        self._fs.refuse_change(old)
-        return 0
-
-    @answers
-    def mknod(self, path: str, mode: int, dev: int) -> int:
-        self._fs.refuse_change(path)
-        return 0
-
-    @answers
-    def symlink(self, target: str, source: str) -> int:
-        self._fs.refuse_change(target)
-        return 0
-
-    @answers
-    def link(self, target: str, source: str) -> int:
-        self._fs.refuse_change(target)
-        return 0
-
-    @answers
-    def chmod(self, path: str, mode: int) -> int:
-        self._fs.refuse_change(path)
-        return 0
-
-    @answers
-    def chown(self, path: str, uid: int, gid: int) -> int:
-        self._fs.refuse_change(path)
-        return 0
-
-    @answers
-    def utimens(self, path: str, times: tuple[int, int] | None = None) -> int:
-        self._fs.refuse_change(path)
-        return 0
-
     @answers
     def setxattr(self, path: str, name: str, value: bytes, options: int, position: int = 0) -> int:
-        self._fs.refuse_change(path)
+        self._fs.set_xattr(_relative(path), name, value)
         return 0
 
     @answers
     def removexattr(self, path: str, name: str) -> int:
-        self._fs.refuse_change(path)
+        self._fs.set_xattr(_relative(path), name, None)
         return 0
 
+    # changing the tree
+
+    @answers
+    def mkdir(self, path: str, mode: int) -> int:
+        self._fs.make_directory(_relative(path))
+        return 0
+
+    @answers
+    def rmdir(self, path: str) -> int:
+        self._fs.remove_directory(_relative(path))
+        return 0
+
+    @answers
+    def unlink(self, path: str) -> int:
+        self._fs.unlink(_relative(path))
+        return 0
+
+    @answers
+    def rename(self, old: str, new: str, flags: int = 0) -> int:
+        self._fs.rename(_relative(old), _relative(new), flags)
+        return 0
+
+    @answers
+    def mknod(self, path: str, mode: int, dev: int) -> int:
+        self._fs.refuse(_relative(path))
+        return 0
+
+    @answers
+    def symlink(self, target: str, source: str) -> int:
+        self._fs.refuse(_relative(target))
+        return 0
+
+    @answers
+    def link(self, target: str, source: str) -> int:
+        self._fs.refuse(_relative(target))
+        return 0
+
+    @answers
+    def chmod(self, path: str | None, mode: int, fi: FileInfo | None = None) -> int:
+        self._fs.set_permissions(path)
+        return 0
+
+    @answers
+    def chown(self, path: str | None, uid: int, gid: int, fi: FileInfo | None = None) -> int:
+        self._fs.set_permissions(path)
+        return 0
+
+    @answers
+    def utimens(
+        self, path: str | None, times: tuple[int | None, ...] | None = None, fi: FileInfo | None = None
+    ) -> int:
+        """Both times in nanoseconds; UTIME_NOW and UTIME_OMIT as `binding.plain_times` gives them."""
+        mtime_ns = None if times is None else times[1]
+        if mtime_ns != KEEP_TIME:
+            mtime = None if mtime_ns is None else mtime_ns // 1_000_000_000
+            self._fs.set_mtime(None if path is None else _relative(path), _handle(fi), mtime)
+        return 0
+
+    def _tell(self, fi: FileInfo, opened: Opened) -> None:
+        fi.fh = opened.handle
+        fi.keep_cache = int(opened.keep_cache)
+        fi.direct_io = int(opened.direct_io)
+        if self._noflush and not opened.flushes:
+            fi.noflush = 1  # type: ignore[attr-defined]
+
     def _attr(self, path: str | None, fh: Any) -> Attr:
-        handle: int | None = getattr(fh, "fh", fh)
-        if path is None and handle:
-            return self._fs.getattr_open(handle)
-        return self._fs.getattr(_relative(path))
+        handle = _handle(fh)
+        return self._fs.getattr_open(handle) if handle is not None else self._fs.getattr(_relative(path))
 
     def _stat(self, attr: Attr) -> dict[str, int]:
         owner = self._ownership
@@ -247,6 +263,12 @@ class Operations:
             "st_mtime": time_ns,
             "st_ctime": time_ns,
         }
+
+
+def _handle(fi: Any) -> int | None:
+    """The number of an open file, from what the binding passes; 0 stands for none."""
+    number: int = getattr(fi, "fh", fi) or 0
+    return number or None
 
 
 def _relative(path: str | None) -> str:

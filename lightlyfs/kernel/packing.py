@@ -16,7 +16,7 @@ from typing import Any
 from cachetools import LRUCache
 
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr, Ownership
-from lightlyfs.fs.filesystem import Listing
+from lightlyfs.fs.namespace import Listing
 
 # listings kept packed; one of 100,000 files takes some 25 MB
 _MAX_KEPT_BYTES = 64 << 20

@@ -1,7 +1,4 @@
-"""The composition root: settings in, running parts out; the order of start and stop.
-
-Nothing else builds parts. A mount of the demo, of a test and of a user differ in their settings only.
-"""
+"""The running parts of one dataset, and the order in which they start and stop."""
 
 from __future__ import annotations
 
@@ -10,17 +7,10 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lightlyfs import places
-from lightlyfs.api.calls import Credentials
-from lightlyfs.api.client import LightlyClient
-from lightlyfs.api.proxies import Proxies
-from lightlyfs.api.retry import RetryPolicy
-from lightlyfs.api.transport import RequestsTransport, Transport, TransportConfig
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.details import Details
 from lightlyfs.catalog.refresher import FreshnessConfig, Refresher
@@ -34,99 +24,17 @@ from lightlyfs.content.reader import Reader
 from lightlyfs.content.thumbnails import Thumbnails
 from lightlyfs.content.urls import ReadUrls
 from lightlyfs.fs.filesystem import Filesystem
+from lightlyfs.fs.namespace import Namespace
 from lightlyfs.fs.patience import Patience
+from lightlyfs.fs.samples import Samples
+from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.xattrs import ExtendedAttributes
-from lightlyfs.settings import Secrets, Settings
+from lightlyfs.settings import Settings
+from lightlyfs.wiring.connections import METADATA_THREADS, Connections, RequestCounter
+from lightlyfs.wiring.kernel import Kernel, NoKernel
+from lightlyfs.wiring.uploads import UploadNeeds, Uploads, uploads_status
 
 log = logging.getLogger(__name__)
-
-# requests of the catalogue: pages, single samples, checks; apart from content, so that neither waits for
-# the other
-_METADATA_THREADS = 16
-
-
-class Kernel(Protocol):
-    """What the parts need of the mount they serve; a no-op where there is none."""
-
-    def interrupted(self) -> bool:
-        """Whether the caller of the callback under way was interrupted."""
-        ...
-
-    def caller_name(self) -> str:
-        """The program that the callback under way serves."""
-        ...
-
-    def forget(self, paths: tuple[str, ...] | None) -> bool:
-        """Drop what the kernel knows of paths; whether that is done already."""
-        ...
-
-
-class NoKernel:
-    """The file system without a mount, as tests and libraries use it."""
-
-    def interrupted(self) -> bool:
-        """Nobody interrupts."""
-        return False
-
-    def caller_name(self) -> str:
-        """No program known."""
-        return ""
-
-    def forget(self, paths: tuple[str, ...] | None) -> bool:
-        """Nothing is kept, so nothing has to be forgotten."""
-        return True
-
-
-def make_client(
-    settings: Settings,
-    secrets: Secrets,
-    environ: Mapping[str, str],
-    on_request: Callable[[str, str, float], None] | None = None,
-    cancelled: Callable[[], bool] | None = None,
-) -> tuple[LightlyClient, Transport]:
-    """The API client, and the transport for storage, which also carries the client's GETs."""
-    config = TransportConfig(
-        connections=settings.jobs + _METADATA_THREADS,
-        ca_bundle=None if settings.ca_certs is None else str(settings.ca_certs),
-        proxies=Proxies.from_environ(environ),
-    )
-    requests = RequestsTransport(config)
-    hot = _hot_transport(config) or requests
-    client = LightlyClient(
-        settings.server,
-        Credentials(token=secrets.token, bearer=secrets.bearer, public_token=secrets.public_token),
-        requests,
-        hot_transport=hot,
-        on_request=on_request,
-        cancelled=cancelled,
-    )
-    return client, hot
-
-
-def _hot_transport(config: TransportConfig) -> Transport | None:
-    """pycurl, or None where no wheel of it exists and the requests form has to do."""
-    try:
-        from lightlyfs.api.curl import CurlTransport
-    except ImportError:
-        return None
-    return CurlTransport(config)
-
-
-class RequestCounter:
-    """Counts API requests by operation, for `status`."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._counts: dict[str, int] = {}
-
-    def __call__(self, method: str, operation: str, seconds: float) -> None:
-        with self._lock:
-            self._counts[operation] = self._counts.get(operation, 0) + 1
-
-    def counts(self) -> dict[str, int]:
-        """Requests so far by operation."""
-        with self._lock:
-            return dict(sorted(self._counts.items()))
 
 
 class Parts:
@@ -135,43 +43,50 @@ class Parts:
     def __init__(
         self,
         settings: Settings,
-        client: LightlyClient,
-        storage: Transport,
+        connections: Connections,
         dataset_id: str,
         place: places.DatasetPlace,
         *,
         kernel: Kernel | None = None,
         requests: RequestCounter | None = None,
         closing: threading.Event | None = None,
+        spool_place: places.SpoolPlace | None = None,
     ) -> None:
+        """`spool_place` is where a mount that may be written to keeps what it owes; else None."""
         kernel = kernel or NoKernel()
         self.settings = settings
         self.dataset_id = dataset_id
         self.place = place
         self.requests = requests or RequestCounter()
         self.closing = closing or threading.Event()
-        self._client = client
-        self._storage = storage
-        self._metadata_pool = ThreadPoolExecutor(_METADATA_THREADS, "lightlyfs-metadata")
-        self._page_pool = ThreadPoolExecutor(_METADATA_THREADS, "lightlyfs-pages")
+        self._client = connections.client
+        self._storage = connections.storage
+        self._put_transport = connections.uploads
+        self._metadata_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-metadata")
+        self._page_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-pages")
         self._content_pool = ThreadPoolExecutor(settings.jobs, "lightlyfs-content")
         self.catalog = self._make_catalog()
         self.cache = BlockCache(place.path, CacheConfig(self._budget()))
         self.reader = self._make_reader()
-        self.filesystem = Filesystem(
-            self.catalog,
-            self.reader,
-            self._make_xattrs(),
-            Patience(clock=time.monotonic, interrupted=kernel.interrupted, closing=self.closing),
-            caller_name=kernel.caller_name,
-            forget=kernel.forget,
+        self.uploads: Uploads | None = None
+        self._patience = Patience(clock=time.monotonic, interrupted=kernel.interrupted, closing=self.closing)
+        self._samples = Samples(
+            self.catalog, self.reader, caller_name=kernel.caller_name, forget=kernel.forget
         )
+        self.filesystem = self._make_filesystem(kernel, spool_place)
 
     def start(self) -> None:
         """Start the threads of the parts, and the first listing where there is none stored."""
         self.catalog.start()
+        if self.uploads is not None:
+            self.uploads.start()
         if not self.catalog.refresher.complete:
             self.catalog.refresher.start_listing()
+
+    def drain(self) -> None:
+        """Wait for the uploads under way, as long as they move; what is left stays in the journal."""
+        if self.uploads is not None:
+            self.uploads.drain()
 
     def stop_waiting(self) -> None:
         """End every wait of a callback, and every transfer, soon."""
@@ -180,6 +95,8 @@ class Parts:
     def close(self) -> None:
         """Stop the parts in the order in which nobody calls a closed one."""
         self.closing.set()
+        if self.uploads is not None:
+            self.uploads.close()
         for pool in (self._content_pool, self._metadata_pool, self._page_pool):
             pool.shutdown(wait=False, cancel_futures=True)
         self.catalog.close()
@@ -214,12 +131,8 @@ class Parts:
         return Catalog(store, remote, refresher, freshness, clock=time.monotonic)
 
     def _make_reader(self) -> Reader:
-        if self.settings.read_mode == "redirect":
-            resolve = self._client.get_sample_redirect_url
-        else:
-            resolve = self._client.get_sample_read_url
         fetcher = Fetcher(
-            ReadUrls(lambda sample_id: resolve(self.dataset_id, sample_id), wall_clock=time.time),
+            ReadUrls(self._resolve_read_url, wall_clock=time.time),
             self._storage,
             FetchConfig(),
             clock=time.monotonic,
@@ -235,7 +148,47 @@ class Parts:
             self._storage,
             self._content_pool,
         )
-        return ExtendedAttributes(self._details.get, thumbnails.png)
+        return ExtendedAttributes(self._details.get, thumbnails.png, self._details.forget)
+
+    def _make_filesystem(self, kernel: Kernel, spool_place: places.SpoolPlace | None) -> Filesystem:
+        if spool_place is not None:
+            self.uploads = Uploads(self._upload_needs(kernel), spool_place)
+        journal = self.uploads.journal if self.uploads else None
+        local = self.uploads.local if self.uploads else None
+        times = self.uploads.times if self.uploads else SetTimes(journal)
+        namespace = Namespace(self.catalog, local, times)
+        return Filesystem(
+            namespace,
+            self._samples,
+            self._make_xattrs(),
+            times,
+            self._patience,
+            forget=kernel.forget,
+            writing=self.uploads.write_parts(namespace) if self.uploads else None,
+        )
+
+    def _upload_needs(self, kernel: Kernel) -> UploadNeeds:
+        return UploadNeeds(
+            settings=self.settings,
+            client=self._client,
+            dataset_id=self.dataset_id,
+            transport=self._put_transport,
+            catalog=self.catalog,
+            reader=self.reader,
+            cache=self.cache,
+            samples=self._samples,
+            executor=self._metadata_pool,
+            patience=self._patience,
+            closing=self.closing,
+            caller_process=kernel.caller_process,
+            resolve=self._resolve_read_url,
+            storage=self._storage,
+        )
+
+    def _resolve_read_url(self, sample_id: str) -> str:
+        if self.settings.read_mode == "redirect":
+            return self._client.get_sample_redirect_url(self.dataset_id, sample_id)
+        return self._client.get_sample_read_url(self.dataset_id, sample_id)
 
     def _pause(self, seconds: float) -> None:
         self.closing.wait(seconds)
@@ -253,23 +206,16 @@ class Parts:
         self.filesystem.note_changes(changes.paths)
 
 
+def open_spool(settings: Settings, dataset_id: str) -> places.SpoolPlace:
+    """The directory for what a mount owes, with what earlier ones left, locked."""
+    root = places.server_directory(places.state_root(settings.cache_dir), settings.server)
+    return places.SpoolPlace(root, dataset_id)
+
+
 def open_place(settings: Settings, dataset_id: str) -> places.DatasetPlace:
     """The directory of a dataset on this machine, locked; a private one with `--no-cache`."""
     root = places.server_directory(places.cache_root(settings.cache_dir), settings.server)
     return places.DatasetPlace(root, dataset_id, temporary=settings.no_cache)
-
-
-def quick_policy() -> RetryPolicy:
-    """For the checks at start: somebody waits, and the answer to a failure is to try again."""
-    return RetryPolicy(attempts=3, budget_s=10.0)
-
-
-def program_of(pid: int) -> str:
-    """The name of a process as the kernel keeps it, at most 15 bytes; "" where it is gone."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
-    except OSError:
-        return ""
 
 
 def status_of(parts: Parts) -> dict[str, Any]:
@@ -296,5 +242,6 @@ def status_of(parts: Parts) -> dict[str, Any]:
         "content": reader._asdict(),
         "open_files": parts.filesystem.open_files,
         "requests": parts.requests.counts(),
-        "uploads": {"pending": 0},
+        "read_only": parts.uploads is None,
+        "uploads": uploads_status(parts.uploads),
     }

@@ -1,0 +1,248 @@
+"""Changes to the tree: rename, unlink, directories, set attributes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+
+from lightlyfs.catalog.catalog import true_name
+from lightlyfs.catalog.store import DirectoryEntry, SampleEntry
+from lightlyfs.catalog.tree import join_name
+from lightlyfs.errors import (
+    AttributeTooLarge,
+    BadName,
+    DirectoryNotEmpty,
+    DirectoryTooLarge,
+    FileExists,
+    InvalidArgument,
+    IsADirectory,
+    LightlyFsError,
+    NotADirectory,
+    NotPermitted,
+    TooLarge,
+    UnknownNamespace,
+)
+from lightlyfs.fs.local import LocalFile, LocalFiles, is_scratch
+from lightlyfs.fs.namespace import Namespace, Node
+from lightlyfs.fs.patience import Turn
+from lightlyfs.fs.writer import Writer
+from lightlyfs.fs.xattrs import PREFIX
+from lightlyfs.upload.edits import SampleEdits
+from lightlyfs.upload.journal import State
+
+log = logging.getLogger(__name__)
+
+RENAME_NOREPLACE = 1  # linux/fs.h
+MAX_RENAMED_SAMPLES = 1_000
+
+
+@dataclass(frozen=True)
+class ChangeParts:
+    """What changing the tree works with."""
+
+    namespace: Namespace
+    local: LocalFiles
+    writer: Writer
+    edits: SampleEdits
+
+
+def name_at(path: str) -> str:
+    """The sample name whose path this is; BadName where no sample can have it.
+
+    Raises UnicodeEncodeError for a path that is not UTF-8.
+    """
+    path.encode()
+    name = join_name(path.split("/"))
+    if name is None:
+        raise BadName(f"no sample can be called so, for its path would be another one: {path}")
+    return name
+
+
+def refuse_trash(path: str) -> None:
+    """NotPermitted for a trash folder: moving files there would rename samples on the server."""
+    if any(part.startswith(".Trash") for part in path.split("/")):
+        raise NotPermitted(f"there is no trash on a dataset: {path}")
+
+
+class TreeChanges:
+    """Changes to the tree of one mount; any thread may call."""
+
+    def __init__(self, parts: ChangeParts) -> None:
+        self._names = parts.namespace
+        self._local = parts.local
+        self._writer = parts.writer
+        self._edits = parts.edits
+
+    # directories
+
+    def make_directory(self, path: str, turn: Turn) -> None:
+        """Make a directory that lives until the mount ends, or for good once a sample is in it."""
+        refuse_trash(path)
+        name_at(path + "/x")
+        if self._names.find(path, turn) is not None:
+            raise FileExists(f"it exists already: {path}")
+        self._local.make_directory(path)
+
+    def remove_directory(self, path: str, turn: Turn) -> None:
+        """Remove an empty directory."""
+        node = self._names.lookup(path, turn)
+        if not isinstance(node, DirectoryEntry):
+            raise NotADirectory(f"not a directory: {path}")
+        if not self._names.is_empty(path, turn):
+            raise DirectoryNotEmpty(f"the directory is not empty: {path}")
+        self._local.remove_directory(path)
+
+    # files
+
+    def unlink(self, path: str, turn: Turn) -> None:
+        """Remove a local file; NotPermitted for a sample, for which the API has no delete."""
+        node = self._names.lookup(path, turn)
+        if isinstance(node, DirectoryEntry):
+            raise IsADirectory(f"a directory: {path}")
+        if isinstance(node, SampleEntry):
+            raise NotPermitted(f"{path} is a sample, and the Lightly API cannot delete samples")
+        self._remove_local(node)
+
+    def rename(self, old: str, new: str, flags: int, turn: Turn) -> None:
+        """Rename a file or directory; samples are renamed on the server.
+
+        A rename of a scratch file to a real name uploads it, and reports as `close` does.
+        """
+        if flags & ~RENAME_NOREPLACE:
+            raise InvalidArgument("exchanging two names is not possible")
+        refuse_trash(new)
+        node, target = self._names.lookup(old, turn), self._names.find(new, turn)
+        if target is not None and flags & RENAME_NOREPLACE:
+            raise FileExists(f"it exists already: {new}")
+        if old == new:
+            return
+        if isinstance(node, DirectoryEntry):
+            self._rename_directory(old, new, target, turn)
+        elif isinstance(target, DirectoryEntry):
+            raise IsADirectory(f"a directory: {new}")
+        elif isinstance(node, LocalFile):
+            self._rename_local(node, new, target, turn)
+        else:
+            self._rename_sample(node, old, new, target, turn)
+
+    def set_attribute(self, path: str, name: str, value: bytes | None, turn: Turn) -> SampleEntry:
+        """Set, or with None remove, the one extended attribute that can be: the custom metadata."""
+        if name != PREFIX + "custom_metadata":
+            if name.startswith(PREFIX):
+                raise NotPermitted(f"{name} cannot be set")
+            raise UnknownNamespace(f"attributes of this name are not kept: {name}")
+        node = self._names.lookup(path, turn)
+        if not isinstance(node, SampleEntry):
+            raise NotPermitted(f"{path} is not on the server yet")
+        metadata = None if value is None else _json_object(value)
+        try:
+            turn.result(self._edits.set_custom_metadata(node.sample_id, metadata))
+        except TooLarge as error:
+            raise AttributeTooLarge(str(error)) from error
+        return node
+
+    # one kind at a time
+
+    def _remove_local(self, file: LocalFile) -> None:
+        record = file.record
+        if record.replaces:
+            raise NotPermitted(f"{file.path} is a sample, and the Lightly API cannot delete samples")
+        if record.create_sent or (record.state is State.PENDING and not self._writer.withdraw(file)):
+            raise NotPermitted(f"{file.path} may be on the server already, which cannot delete it")
+        self._local.discard(file)
+
+    def _rename_local(self, file: LocalFile, new: str, target: Node | None, turn: Turn) -> None:
+        name = name_at(new)
+        if file.record.state is State.PENDING or file.record.create_sent:
+            # it is on its way under its old name: once there, it is renamed like any sample
+            self._writer.wait_uploaded(file)
+            entry = self._names.lookup(file.path, turn)
+            if isinstance(entry, SampleEntry):
+                self._rename_sample(entry, file.path, new, target, turn)
+            return
+        record = file.record.changed(path=new, name=name)
+        if isinstance(target, SampleEntry):
+            self._writer.need_overwrite(new)
+            record = record.changed(name=true_name(new, target), sample_id=target.sample_id, replaces=True)
+        elif isinstance(target, LocalFile):
+            if target.record.create_sent or target.record.replaces:
+                raise NotPermitted(f"{new} is on its way to the server; try again when it is there")
+            self._local.discard(target)
+        if is_scratch(new) or (file.size == 0 and not file.handles):
+            self._local.journal.put(record)
+            self._local.move(file, record)
+        elif file.handles and file.dirty:
+            # it is being written: its close uploads it, under the name it has then
+            self._local.journal.put(record)
+            self._local.move(file, record)
+        else:
+            self._writer.upload_as(file, record)
+
+    def _rename_sample(self, entry: SampleEntry, old: str, new: str, target: Node | None, turn: Turn) -> None:
+        if target is not None:
+            raise NotPermitted(f"{new} exists, and the Lightly API cannot replace one sample by another")
+        if is_scratch(new):
+            raise NotPermitted(
+                f"{old} is a sample; it is not renamed to the name of something unfinished: {new}"
+            )
+        name = name_at(new)
+        has_object = entry.published_size != 0
+        turn.result(self._edits.rename(entry.sample_id, true_name(old, entry), name, has_object=has_object))
+        self._names.renamed.note(old, new, entry)
+
+    def _rename_directory(self, old: str, new: str, target: Node | None, turn: Turn) -> None:
+        if new.startswith(old + "/"):
+            raise InvalidArgument("a directory cannot be moved into itself")
+        if target is not None:
+            if not isinstance(target, DirectoryEntry):
+                raise NotADirectory(f"not a directory: {new}")
+            if not self._names.is_empty(new, turn):
+                raise DirectoryNotEmpty(f"the directory is not empty: {new}")
+        name_at(new + "/x")
+        samples = self._samples_below(old, turn)
+        renames = [(true_name(path, e), name_at(new + path[len(old) :]), e.sample_id) for path, e in samples]
+        journal = self._local.journal
+        journal.put_renames(renames)
+        for path, entry in samples:
+            try:
+                self._rename_sample(entry, path, new + path[len(old) :], None, turn)
+            except LightlyFsError:
+                for _, _, sample_id in renames:
+                    journal.remove_rename(sample_id)
+                raise
+            journal.remove_rename(entry.sample_id)
+            turn.restart()
+        for file in self._local.below(old):
+            self._rename_local(file, new + file.path[len(old) :], None, turn)
+        self._local.move_directories(old, new)
+        if not samples:
+            self._local.make_directory(new)
+            self._local.remove_directory(old)
+
+    def _samples_below(self, directory: str, turn: Turn) -> list[tuple[str, SampleEntry]]:
+        found: list[tuple[str, SampleEntry]] = []
+        waiting = [directory]
+        while waiting:
+            path = waiting.pop()
+            for name, attr in self._names.list_directory(path, turn).entries:
+                child = f"{path}/{name}"
+                if attr.is_directory:
+                    waiting.append(child)
+                elif isinstance(node := self._names.lookup(child, turn), SampleEntry):
+                    found.append((child, node))
+            if len(found) > MAX_RENAMED_SAMPLES:
+                raise DirectoryTooLarge(
+                    f"{directory} has over {MAX_RENAMED_SAMPLES:,} samples, too many to rename one by one"
+                )
+        return found
+
+
+def _json_object(value: bytes) -> dict[str, object] | None:
+    try:
+        parsed = json.loads(value)
+    except ValueError as error:
+        raise InvalidArgument(f"the value is not JSON: {error}") from None
+    if parsed is not None and not isinstance(parsed, dict):
+        raise InvalidArgument("the value is JSON, but not an object")
+    return parsed

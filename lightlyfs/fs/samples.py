@@ -1,0 +1,128 @@
+"""Reading samples: which content an open pins, sizes that no metadata tell, what the kernel may keep."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cachetools import LRUCache
+
+from lightlyfs.catalog.catalog import Catalog
+from lightlyfs.catalog.store import SampleEntry
+from lightlyfs.content.identity import ContentId
+from lightlyfs.content.reader import Reader
+from lightlyfs.errors import LightlyFsError, NoContent, RequestError, SizeUnknown
+from lightlyfs.fs.attributes import Attr
+from lightlyfs.fs.handles import ReadHandle
+from lightlyfs.fs.patience import Turn
+from lightlyfs.fs.probes import opens_without_reading
+
+# sizes of neighbours that are found along with one that was asked for
+_SIZES_AHEAD = 64
+# which version the kernel holds pages of is remembered for this many files; for others they are dropped
+_KERNEL_VERSIONS = 200_000
+
+
+class OpenedSample(NamedTuple):
+    """An open sample, and what the kernel may do with the pages it holds of it."""
+
+    handle: ReadHandle
+    keep_cache: bool
+    direct_io: bool
+
+
+class Samples:
+    """Opens and reads samples; any thread may call.
+
+    `forget(paths)` tells the kernel that what it knows of these paths is outdated (None: everything); it
+    returns whether the kernel has forgotten by then.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        reader: Reader,
+        *,
+        caller_name: Callable[[], str],
+        forget: Callable[[tuple[str, ...] | None], bool],
+    ) -> None:
+        self._catalog = catalog
+        self._reader = reader
+        self._caller_name = caller_name
+        self._forget = forget
+        self._lock = threading.Lock()
+        # guarded by _lock: the version of each file whose pages the kernel may hold
+        self._kernel_has: LRUCache[int, str] = LRUCache(_KERNEL_VERSIONS)
+
+    def open(self, path: str, entry: SampleEntry, turn: Turn) -> OpenedSample:
+        """Open a sample; an unverified one waits for the headers of the GET that reads it.
+
+        Programs known to open without reading are not made to wait: their first read is.
+        """
+        if entry.verified:
+            return self._opened(path, entry, _content_of(entry))
+        if opens_without_reading(self._caller_name()):
+            return OpenedSample(ReadHandle(path, entry, None), False, True)
+        content = self._identify(entry, turn)
+        outdated = entry.published_size not in (None, content.size) and not self._forget((path,))
+        return self._opened(path, entry, content, direct_io=outdated)
+
+    def read(self, handle: ReadHandle, offset: int, size: int, turn: Turn) -> bytes:
+        """Bytes of an open sample, short only at its end; ContentChanged once storage has another version."""
+        if handle.content is None:
+            handle.content = self._identify(handle.entry, turn)
+            _need_object(handle.content, handle.path)
+        return self._reader.read(handle.content, offset, size, turn.result)
+
+    def read_entry(self, entry: SampleEntry, offset: int, size: int, turn: Turn) -> bytes:
+        """Bytes of a sample that is not open."""
+        content = _content_of(entry) if entry.verified else self._identify(entry, turn)
+        return b"" if not content.has_object else self._reader.read(content, offset, size, turn.result)
+
+    def find_size(self, path: str, entry: SampleEntry, turn: Turn) -> Attr:
+        """Find a size that no metadata tell, and those of the next such neighbours along with it."""
+        future = self._reader.identify(entry.sample_id, size_hint=None, for_reading=False)
+        self._find_sizes_after(path, entry, turn)
+        try:
+            content = turn.result(future)
+        except RequestError as error:
+            raise SizeUnknown(f"the size of {path} cannot be found: {error}") from error
+        return Attr(entry.ino, False, content.size, entry.mtime)
+
+    def _identify(self, entry: SampleEntry, turn: Turn) -> ContentId:
+        known = None if entry.size is None or entry.etag is None else _content_of(entry)
+        future = self._reader.identify(
+            entry.sample_id, size_hint=entry.published_size, for_reading=True, known=known
+        )
+        return turn.result(future)
+
+    def _opened(
+        self, path: str, entry: SampleEntry, content: ContentId, *, direct_io: bool = False
+    ) -> OpenedSample:
+        _need_object(content, path)
+        key = content.key()
+        with self._lock:
+            keep = self._kernel_has.get(entry.ino, key) == key
+            self._kernel_has[entry.ino] = key
+        return OpenedSample(ReadHandle(path, entry, content), keep, direct_io)
+
+    def _find_sizes_after(self, path: str, entry: SampleEntry, turn: Turn) -> None:
+        try:
+            _, samples = self._catalog.list_directory(path.rpartition("/")[0], turn)
+        except LightlyFsError:
+            return
+        later = [sample for sample in samples if sample.name > entry.name and sample.published_size is None]
+        for sample in later[:_SIZES_AHEAD]:
+            self._reader.identify(sample.sample_id, size_hint=None, for_reading=False)
+
+
+def _content_of(entry: SampleEntry) -> ContentId:
+    assert entry.size is not None
+    assert entry.etag is not None
+    return ContentId(entry.sample_id, entry.etag, entry.size)
+
+
+def _need_object(content: ContentId, path: str) -> None:
+    if not content.has_object:
+        raise NoContent(f"the sample has no image on the server: {path}")

@@ -1,0 +1,1 @@
+"""New and changed files on their way to the server: staged on disk, owed in a journal, uploaded."""

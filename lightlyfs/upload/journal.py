@@ -1,0 +1,145 @@
+"""The durable record of local files and of what is owed to the server; replayed after a crash.
+
+Every `put` is on the disk when it returns. What is promised to a program is written here first: that a
+create is about to be sent, under which mark; which id came back; that the file is the server's now.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from dataclasses import dataclass, fields, replace
+from enum import StrEnum
+from pathlib import Path
+
+
+class State(StrEnum):
+    """What is to become of a local file."""
+
+    OPEN = "open"  # being written; found after a crash, it is INTERRUPTED
+    LOCAL = "local"  # scratch or empty: complete, and not for the server
+    PENDING = "pending"  # sealed, and owed to the server
+    FAILED = "failed"  # owed, but the server refused it, or its write failed: a person has to look
+    INTERRUPTED = "interrupted"  # a crash left it half written: not uploaded by itself
+    UPLOADED = "uploaded"  # the server has it; kept until a listing shows it
+
+
+@dataclass(frozen=True)
+class Record:
+    """One local file.
+
+    `path` is its place on the mount, `name` the sample's name or "" where it is not for the server.
+    `mark` is what a create of it carries, so that a create whose reply was lost can be told. `replaces`
+    is set where `sample_id` is a sample that existed before. `etag` is what storage called the upload.
+    """
+
+    key: str
+    path: str
+    name: str
+    state: State
+    generation: int = 0
+    size: int = 0
+    mtime: int = 0
+    sample_id: str | None = None
+    mark: str = ""
+    create_sent: bool = False
+    replaces: bool = False
+    thumbnail_done: bool = False
+    etag: str = ""
+    error: str = ""
+
+    def changed(self, **values: object) -> Record:
+        """A copy with other values."""
+        return replace(self, **values)  # type: ignore[arg-type]
+
+    @property
+    def owed(self) -> bool:
+        """Whether the server is still to get it."""
+        return self.state in (State.PENDING, State.FAILED)
+
+
+_NAMES = [field.name for field in fields(Record)]
+_COLUMNS = ", ".join(name if name == "sample_id" else f"{name} NOT NULL" for name in _NAMES)
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS file ({_COLUMNS}, PRIMARY KEY (key)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS time (
+    sample_id TEXT PRIMARY KEY, mtime INTEGER NOT NULL, version TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS rename (
+    sample_id TEXT PRIMARY KEY, old TEXT NOT NULL, new TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+class Journal:
+    """The record in one SQLite file; any thread may call, and a `put` that returned is durable."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    def records(self) -> list[Record]:
+        """Every local file, in no order."""
+        with self._lock:
+            rows = self._db.execute(f"SELECT {', '.join(_NAMES)} FROM file").fetchall()
+        return [_record(row) for row in rows]
+
+    def put(self, record: Record) -> None:
+        """Add or replace a file's record."""
+        marks = ", ".join("?" * len(_NAMES))
+        values = [getattr(record, name) for name in _NAMES]
+        with self._lock:
+            self._db.execute(f"INSERT OR REPLACE INTO file VALUES ({marks})", values)
+
+    def remove(self, key: str) -> None:
+        """Forget a file."""
+        with self._lock:
+            self._db.execute("DELETE FROM file WHERE key = ?", (key,))
+
+    # times that were set on samples
+
+    def times(self) -> dict[str, tuple[int, str]]:
+        """By sample id: the time that was set, in seconds, and the version it was set on."""
+        with self._lock:
+            rows = self._db.execute("SELECT sample_id, mtime, version FROM time").fetchall()
+        return {sample_id: (mtime, version) for sample_id, mtime, version in rows}
+
+    def put_time(self, sample_id: str, mtime: int, version: str) -> None:
+        """Remember a time for as long as the sample has this version."""
+        with self._lock:
+            self._db.execute("INSERT OR REPLACE INTO time VALUES (?, ?, ?)", (sample_id, mtime, version))
+
+    # renames of directories, one by one
+
+    def renames(self) -> list[tuple[str, str, str]]:
+        """Renames that may be half done: old name, new name, sample id."""
+        with self._lock:
+            return self._db.execute("SELECT old, new, sample_id FROM rename").fetchall()
+
+    def put_renames(self, renames: list[tuple[str, str, str]]) -> None:
+        """Remember what is about to be renamed."""
+        with self._lock:
+            self._db.execute("BEGIN")
+            self._db.executemany(
+                "INSERT OR REPLACE INTO rename (old, new, sample_id) VALUES (?, ?, ?)", renames
+            )
+            self._db.execute("COMMIT")
+
+    def remove_rename(self, sample_id: str) -> None:
+        """A rename is done, or undone."""
+        with self._lock:
+            self._db.execute("DELETE FROM rename WHERE sample_id = ?", (sample_id,))
+
+
+def _record(row: tuple[object, ...]) -> Record:
+    values = dict(zip(_NAMES, row, strict=True))
+    values["state"] = State(str(values["state"]))
+    for name in ("create_sent", "replaces", "thumbnail_done"):
+        values[name] = bool(values[name])
+    return Record(**values)  # type: ignore[arg-type]

@@ -1,0 +1,126 @@
+"""Staged bytes on the local disk: one file per generation of a local file.
+
+A generation is written at will until it is sealed; from then on it never changes, and a later write goes
+to a copy of it. So what is being uploaded is always one state of the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+from pathlib import Path
+
+# ioctl that shares the blocks of one file with another (linux/fs.h: _IOW(0x94, 9, int))
+_FICLONE = 0x40049409
+_COPY_BYTES = 8 << 20
+_NAME = re.compile(r"([0-9a-f]{32})\.(\d+)")
+
+
+class Spool:
+    """The staged files in one directory; methods on different files may run in parallel."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        self._directory = directory
+
+    def path(self, key: str, generation: int) -> Path:
+        """Where a generation of a file is."""
+        return self._directory / f"{key}.{generation}"
+
+    def create(self, key: str, generation: int) -> StagedFile:
+        """A new, empty file."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return StagedFile(os.open(self.path(key, generation), flags, 0o600))
+
+    def open(self, key: str, generation: int) -> StagedFile:
+        """A file that is there already."""
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+        return StagedFile(os.open(self.path(key, generation), flags))
+
+    def copy(self, key: str, generation: int, target: int) -> StagedFile:
+        """A copy of a generation as another one, sharing its blocks where the disk can."""
+        source = self.open(key, generation)
+        self.path(key, target).unlink(missing_ok=True)
+        copied = self.create(key, target)
+        try:
+            try:
+                fcntl.ioctl(copied.descriptor, _FICLONE, source.descriptor)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY):
+                    raise
+                _copy(source.descriptor, copied.descriptor)
+        except BaseException:
+            copied.close()
+            self.remove(key, target)
+            raise
+        finally:
+            source.close()
+        return copied
+
+    def remove(self, key: str, generation: int) -> None:
+        """Delete a generation; harmless where it is not there."""
+        self.path(key, generation).unlink(missing_ok=True)
+
+    def generations(self) -> list[tuple[str, int]]:
+        """Every (key, generation) that has a file."""
+        names = (_NAME.fullmatch(path.name) for path in self._directory.iterdir())
+        return [(name[1], int(name[2])) for name in names if name is not None]
+
+    def sync(self) -> None:
+        """Make the directory's own entries durable."""
+        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class StagedFile:
+    """One open staged file: read and written at any place, by any thread."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def size(self) -> int:
+        """Its size in bytes."""
+        return os.fstat(self.descriptor).st_size
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Bytes from `offset` on, short only at the end."""
+        return os.pread(self.descriptor, size, offset)
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> int:
+        """Write all of `data`; OSError as the disk gives it, with a part perhaps written."""
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self.descriptor, view, offset)
+            view, offset = view[written:], offset + written
+        return len(data)
+
+    def truncate(self, size: int) -> None:
+        """Cut, or extend with zeros."""
+        os.ftruncate(self.descriptor, size)
+
+    def sync(self) -> None:
+        """Make its bytes durable."""
+        os.fsync(self.descriptor)
+
+    def close(self) -> None:
+        """Close it."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+def _copy(source: int, target: int) -> None:
+    size = os.fstat(source).st_size
+    offset = 0
+    while offset < size:
+        data = os.pread(source, _COPY_BYTES, offset)
+        if not data:
+            break
+        os.pwrite(target, data, offset)
+        offset += len(data)
+    os.ftruncate(target, size)

@@ -1,0 +1,226 @@
+"""Bringing sealed files to the server: create, write URLs, thumbnail, image, confirm; retried, never doubled.
+
+Each step that cannot be taken back is in the journal before it is taken. A create carries a random mark;
+after a lost reply the sample that bears it is adopted, and only where none does is another create sent. A PUT
+that storage answered with 2xx is the confirmation.
+
+Threads: any may call. The lock guards the table of jobs; it is never held during a request or a callback.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from lightlyfs.errors import Cancelled, LightlyFsError, Retryable
+from lightlyfs.upload.journal import Journal, Record, State
+from lightlyfs.upload.steps import Steps
+
+log = logging.getLogger(__name__)
+
+WORKERS = 16
+# a failed upload is tried again after this, twice as long each time
+_FIRST_RETRY_S = 5.0
+_MAX_RETRY_S = 300.0
+
+
+class Ticket:
+    """One upload to wait for; `result` is done after its first try, well or not."""
+
+    def __init__(self) -> None:
+        self.result: Future[Record] = Future()
+        self.moved = 0  # counts steps and pieces sent, so that a waiter sees that it goes on
+
+
+class UploaderStats(NamedTuple):
+    """Counters since the mount began, and what is owed now."""
+
+    uploaded: int
+    under_way: int
+    waiting: int
+    failed: int
+
+
+@dataclass
+class _Job:
+    record: Record
+    ticket: Ticket
+    running: bool = False
+    tries: int = 0
+    retry_at: float = 0.0
+    # a later generation of the same file, sealed while this one is on its way
+    following: tuple[Record, Ticket] | None = field(default=None)
+
+
+class Uploader:
+    """Uploads what is submitted, one generation of a file at a time, several files at once.
+
+    `on_done(record)` is told of each success before its ticket is; the spool file is its to delete.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        journal: Journal,
+        *,
+        clock: Callable[[], float],
+        closing: threading.Event,
+        on_done: Callable[[Record], None],
+    ) -> None:
+        self._steps = steps
+        self._journal = journal
+        self._clock = clock
+        self._closing = closing
+        self._on_done = on_done
+        self._pool = ThreadPoolExecutor(WORKERS, "lightlyfs-upload")
+        self._state = threading.Condition()
+        # guarded by _state
+        self._jobs: dict[str, _Job] = {}
+        self._uploaded = 0
+        self._retrier = threading.Thread(target=self._retry_loop, name="lightlyfs-retry", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread that tries again."""
+        self._retrier.start()
+
+    def close(self) -> None:
+        """Stop; what is not uploaded stays in the journal."""
+        with self._state:
+            self._state.notify_all()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def stats(self) -> UploaderStats:
+        """Counters since the mount began, and what is owed now."""
+        with self._state:
+            running = sum(job.running for job in self._jobs.values())
+            failed = sum(job.record.state is State.FAILED for job in self._jobs.values())
+            return UploaderStats(self._uploaded, running, len(self._jobs) - running - failed, failed)
+
+    def owed(self) -> list[Record]:
+        """What the server has not got yet."""
+        with self._state:
+            return [job.following[0] if job.following else job.record for job in self._jobs.values()]
+
+    def submit(self, record: Record) -> Ticket:
+        """Upload a sealed generation, which the journal holds already, behind earlier ones of the file."""
+        ticket = Ticket()
+        with self._state:
+            job = self._jobs.get(record.key)
+            if job is None:
+                job = self._jobs[record.key] = _Job(record, ticket)
+                self._start_locked(job)
+            elif job.running:
+                if job.following is not None:
+                    # nobody will ever see the generation between
+                    job.following[1].result.cancel()
+                job.following = (record, ticket)
+            else:
+                job.record, job.ticket = _onto(job.record, record), ticket
+                self._start_locked(job)
+        return ticket
+
+    def withdraw(self, key: str) -> Record | None:
+        """Take back a file that is not on its way just now; None, and no change, where it is."""
+        with self._state:
+            job = self._jobs.get(key)
+            if job is None or job.running:
+                return None
+            del self._jobs[key]
+            self._state.notify_all()
+            return job.record
+
+    def retry_all(self) -> int:
+        """Try everything that waits or failed now; how many that are."""
+        with self._state:
+            idle = [job for job in self._jobs.values() if not job.running]
+            for job in idle:
+                job.tries = 0
+                self._start_locked(job)
+        return len(idle)
+
+    def wait_idle(self, seconds: float) -> int:
+        """Wait at most that long until nothing is under way; how many files are still under way."""
+        with self._state:
+            self._state.wait_for(lambda: not self._running_locked(), seconds)
+            return self._running_locked()
+
+    def _running_locked(self) -> int:
+        return sum(job.running for job in self._jobs.values())
+
+    def _start_locked(self, job: _Job) -> None:
+        job.running = True
+        try:
+            self._pool.submit(self._run, job)
+        except RuntimeError:  # the pool is shut down: the mount ends, the journal keeps it
+            job.running = False
+
+    def _run(self, job: _Job) -> None:
+        try:
+            record = self._steps.upload(job.record, job.ticket, lambda changed: self._note(job, changed))
+        except Exception as error:
+            self._failed(job, error)
+            return
+        self._on_done(record)
+        with self._state:
+            self._uploaded += 1
+            following, job.following = job.following, None
+            if following is None:
+                del self._jobs[record.key]
+            else:
+                later, ticket = following
+                done, job.record, job.ticket, job.tries = job.ticket, _onto(record, later), ticket, 0
+                self._start_locked(job)
+            self._state.notify_all()
+        (job.ticket if following is None else done).result.set_result(record)
+
+    def _note(self, job: _Job, changed: Record) -> None:
+        """A step was, or is about to be, taken: first the journal, then the table."""
+        self._journal.put(changed)
+        with self._state:
+            job.record = changed
+
+    def _failed(self, job: _Job, error: Exception) -> None:
+        if not isinstance(error, LightlyFsError):
+            log.error("an upload failed", exc_info=error)
+        again = isinstance(error, Retryable | Cancelled)
+        state = State.PENDING if again else State.FAILED
+        self._note(
+            job, job.record.changed(state=state, error="" if isinstance(error, Cancelled) else str(error))
+        )
+        with self._state:
+            job.running = False
+            job.tries += 1
+            delay = min(_MAX_RETRY_S, _FIRST_RETRY_S * 2 ** (job.tries - 1))
+            job.retry_at = self._clock() + delay if again else float("inf")
+            ticket = job.ticket
+            if job.following is not None:
+                later, job.ticket = job.following
+                job.record, job.following = _onto(job.record, later), None
+                self._start_locked(job)
+            self._state.notify_all()
+        if not ticket.result.done():
+            ticket.result.set_exception(error)
+
+    def _retry_loop(self) -> None:
+        while not self._closing.is_set():
+            with self._state:
+                now = self._clock()
+                for job in self._jobs.values():
+                    if not job.running and job.retry_at <= now:
+                        self._start_locked(job)
+                self._state.wait(1.0)
+
+
+def _onto(earlier: Record, later: Record) -> Record:
+    """A later generation, with what the server knows of the file since."""
+    return later.changed(
+        sample_id=earlier.sample_id or later.sample_id,
+        mark=earlier.mark or later.mark,
+        create_sent=earlier.create_sent or later.create_sent,
+        replaces=later.replaces or earlier.state is State.UPLOADED,
+        thumbnail_done=False,
+    )

@@ -1,0 +1,65 @@
+"""What the parts need of the mount they serve, and of the processes that use it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+
+class Kernel(Protocol):
+    """What the parts need of the mount they serve; a no-op where there is none."""
+
+    def interrupted(self) -> bool:
+        """Whether the caller of the callback under way was interrupted."""
+        ...
+
+    def caller_name(self) -> str:
+        """The program that the callback under way serves."""
+        ...
+
+    def caller_process(self) -> int:
+        """The thread group that the callback under way serves."""
+        ...
+
+    def forget(self, paths: tuple[str, ...] | None) -> bool:
+        """Drop what the kernel knows of paths; whether that is done already."""
+        ...
+
+
+class NoKernel:
+    """The file system without a mount, as tests and libraries use it."""
+
+    def interrupted(self) -> bool:
+        """Nobody interrupts."""
+        return False
+
+    def caller_name(self) -> str:
+        """No program known."""
+        return ""
+
+    def caller_process(self) -> int:
+        """Always the same one."""
+        return 0
+
+    def forget(self, paths: tuple[str, ...] | None) -> bool:
+        """Nothing is kept, so nothing has to be forgotten."""
+        return True
+
+
+def process_of(pid: int) -> int:
+    """The thread group of a thread; the number itself where it is gone."""
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
+            if line.startswith("Tgid:"):
+                return int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    return pid
+
+
+def program_of(pid: int) -> str:
+    """The name of a process as the kernel keeps it, at most 15 bytes; "" where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
+    except OSError:
+        return ""
