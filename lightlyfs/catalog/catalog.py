@@ -69,6 +69,8 @@ class Catalog:
         self._lock = threading.Lock()
         # guarded by _lock: what storage reported since the last flush, by inode number
         self._facts: dict[int, Facts] = {}
+        # guarded by _lock: the same of samples that no listing has met yet
+        self._unlisted: dict[int, Facts] = {}
         # guarded by _lock: what the API said, or is being asked, of single names
         self._answers: TTLCache[str, Future[list[Row]]] = TTLCache(10_000, _ANSWER_TTL_S, timer=clock)
         self._flush_fails = False  # used by whoever flushes
@@ -104,6 +106,13 @@ class Catalog:
         """Let `generation` move; called after each commit of a listing."""
         with self._lock:
             self._generation += 1
+            unlisted = list(self._unlisted)
+        for ino in unlisted:
+            if self._stored(ino) is not None:
+                with self._lock:
+                    facts = self._unlisted.pop(ino, None)
+                    if facts is not None:
+                        self._facts.setdefault(ino, facts)
 
     def dataset(self) -> DatasetState | None:
         """The dataset's record as of the last listing."""
@@ -136,7 +145,7 @@ class Catalog:
             self._await(self.refresher.check_soon(), wait)
         self.refresher.touch()
         directories, samples = self._store.list_directory(path)
-        if self._facts:
+        if self._facts or self._unlisted:
             samples = [self._with_sample_facts(entry) for entry in samples]
         return directories, samples
 
@@ -150,17 +159,18 @@ class Catalog:
     def record_facts(self, sample_id: str, size: int, etag: str) -> None:
         """Keep a sample's true size in bytes and its version; written down shortly after. Never raises."""
         ino = sample_ino(bytes.fromhex(sample_id))
-        try:
-            found = self._store.sample(ino)
-        except sqlite3.Error as error:
-            log.warning("the catalogue on disk cannot be read: %s", error)
-            found = None
+        found = self._stored(ino)
         published = None if found is None else self._with_sample_facts(found).published_size
         with self._lock:
-            self._facts[ino] = Facts(size, etag, found and (found.mtime, found.size_hint))
             self._generation += published != size
-            while len(self._facts) > _MAX_WAITING_FACTS:
-                del self._facts[next(iter(self._facts))]
+            if found is None:
+                _put_bounded(self._unlisted, ino, Facts(size, etag))
+            else:
+                _put_bounded(self._facts, ino, Facts(size, etag, (found.mtime, found.size_hint)))
+
+    def flush_facts(self) -> None:
+        """Write down now what storage reported."""
+        self._flush()
 
     def refresh(self) -> Changes:
         """Ask the API for everything now, and storage for each content before it is next used.
@@ -175,6 +185,7 @@ class Catalog:
             raise LightlyFsError(f"the catalogue on disk cannot be written: {error}") from error
         with self._lock:
             self._facts.clear()
+            self._unlisted.clear()
         self.note_changes()
         return changes
 
@@ -273,10 +284,18 @@ class Catalog:
         return entry
 
     def _with_sample_facts(self, entry: SampleEntry) -> SampleEntry:
-        facts = self._facts.get(entry.ino)
+        facts = self._facts.get(entry.ino) or self._unlisted.get(entry.ino)
         if facts is None or not facts.hold_for(entry):
             return entry
         return entry._replace(size=facts.size, etag=facts.etag, verified=True)
+
+    def _stored(self, ino: int) -> SampleEntry | None:
+        """The listed sample; None, too, where the disk fails."""
+        try:
+            return self._store.sample(ino)
+        except sqlite3.Error as error:
+            log.warning("the catalogue on disk cannot be read: %s", error)
+            return None
 
     def _flush_loop(self) -> None:
         while not self._closing.wait(_FLUSH_EVERY_S):
@@ -287,8 +306,7 @@ class Catalog:
         """Write facts down; where the disk fails they stay in memory, and count from there."""
         with self._lock:
             facts = dict(self._facts)
-        # of samples that are not listed yet nothing can be written down
-        if not facts or not self.refresher.complete:
+        if not facts:
             return
         try:
             self._store.record_facts(facts)
@@ -302,6 +320,12 @@ class Catalog:
             for ino, fact in facts.items():
                 if self._facts.get(ino) is fact:
                     del self._facts[ino]
+
+
+def _put_bounded(facts: dict[int, Facts], ino: int, fact: Facts) -> None:
+    facts[ino] = fact
+    while len(facts) > _MAX_WAITING_FACTS:
+        del facts[next(iter(facts))]
 
 
 def true_name(path: str, entry: SampleEntry) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 
 from cachetools import TTLCache
 
@@ -40,6 +41,11 @@ class Details:
                 future.add_done_callback(lambda done: self._forget_failure(sample_id, done))
         return future
 
+    def forget(self, sample_id: str) -> None:
+        """Ask again for one sample."""
+        with self._lock:
+            self._drop_locked(sample_id)
+
     def forget_all(self) -> None:
         """Ask again for whatever is asked for next."""
         with self._lock:
@@ -64,4 +70,8 @@ class Details:
         if done.cancelled() or done.exception() is not None:
             with self._lock:
                 if self._kept_locked(sample_id) is done:
-                    self._samples.pop(sample_id, None)
+                    self._drop_locked(sample_id)
+
+    def _drop_locked(self, sample_id: str) -> None:
+        with suppress(KeyError):  # its time may be over
+            del self._samples[sample_id]

@@ -36,7 +36,7 @@ def directory_inos(components: Iterable[str]) -> list[int]:
     In time linear in the length of the path, however deep it is.
     """
     digest = hashlib.blake2b(b"d", digest_size=8)
-    inos = []
+    inos: list[int] = []
     for component in components:
         digest.update(f"/{component}".encode() if inos else component.encode())
         inos.append(_number(digest.digest()))

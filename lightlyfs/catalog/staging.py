@@ -157,10 +157,12 @@ class Staging:
     def settle_names(self) -> None:
         """Give every sample its final name and every directory its time, then find what differs."""
         self._sort()
+        self._db.execute("BEGIN")  # one transaction of temporary tables, not one for each name
         naming.settle(self._db)
         self._db.execute("CREATE INDEX temp.staged_dir_by_depth ON staged_dir (depth)")
         for depth in range(self._max_depth, 0, -1):
             self._db.execute(_RAISE_PARENTS, (depth,))
+        self._db.execute("COMMIT")
         if not self._is_first():
             self._db.execute(_CHANGED)
             self._db.execute(_GONE)
