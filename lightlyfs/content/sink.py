@@ -22,7 +22,7 @@ from lightlyfs.content.ranges import (
     block_length,
     parse_content_range,
 )
-from lightlyfs.errors import ContentChanged, MalformedAnswer, ShortBody, TooLarge
+from lightlyfs.errors import ContentChanged, MalformedAnswer, ServerFault, ShortBody, TooLarge
 
 # bodies whose length shows only at their end are collected in memory, up to here
 MAX_COLLECTED_BYTES = 256 << 20
@@ -60,7 +60,6 @@ class BlockSink:
         self._expected = expected
         self._taker = taker
         self._buffer = bytearray()
-        self._skip = 0  # bytes before `start` that the answer brings too
         self._position = start  # of the first byte in the buffer
         self._end: int | None = None  # where the answer ends; None while that is unknown
         self._received = 0
@@ -86,10 +85,6 @@ class BlockSink:
         self._received += len(chunk)
         if self._inflater is not None:
             chunk = self._inflater.inflate(chunk)
-        if self._skip:
-            skipped = min(self._skip, len(chunk))
-            self._skip -= skipped
-            chunk = chunk[skipped:]
         self._buffer += chunk
         if self.actual is None:
             if len(self._buffer) > MAX_COLLECTED_BYTES:
@@ -125,16 +120,19 @@ class BlockSink:
             raise RangeUnusable("storage answered 206 without a valid Content-Range")
         if _encoding_of(headers):
             raise RangeUnusable("storage answered with a part of a compressed body")
-        if not answer.start <= self._start < answer.end:
+        if answer.start != self._start:
+            # a larger range that holds ours cannot be told from a wrong label on ours
             raise RangeUnusable(f"storage answered with another range: {answer.start}, not {self._start}")
         total = answer.total if answer.total is not None else self._expected and self._expected.size
         if total is None or total < answer.end:
             raise RangeUnusable("storage answered with a range and does not say of how much")
-        self._skip = self._start - answer.start
         self._end = answer.end
         self._identify(total)
 
     def _whole(self, headers: Mapping[str, str]) -> None:
+        if not self._etag and headers.get("content-type", "").strip().lower().startswith("text/html"):
+            # storage names the version of what it sends; proxies and sign-in pages do not
+            raise ServerFault("a web page came in the place of a sample", status=200)
         self._position = 0
         encoding = _encoding_of(headers)
         if encoding:
