@@ -14,6 +14,15 @@ from .transport import HANG_UP, Connections
 
 STALL_MAX_S = 3600.0
 
+STORAGE_CODES = {
+    400: "InvalidRequest",
+    403: "AccessDenied",
+    404: "NoSuchKey",
+    410: "Gone",
+    500: "InternalError",
+}
+"""What S3 calls these statuses; clients look at the code too."""
+
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_fields=True):
     """What all faults share.
@@ -63,7 +72,8 @@ class Status(Fault, tag="status", frozen=True, kw_only=True):
             if self.retry_after_s is not None:
                 headers.append((b"retry-after", b"%d" % self.retry_after_s))
             if scope["raw_path"].startswith(b"/storage/"):
-                reply = xml_error(self.status, "SlowDown", "Please reduce your request rate.", headers)
+                code = STORAGE_CODES.get(self.status, "SlowDown")
+                reply = xml_error(self.status, code, "injected fault", headers)
             else:
                 reply = Reply(self.status, error_body(self.code, "injected fault"), headers=tuple(headers))
             await send_reply(send, reply, head=scope["method"] == "HEAD")
