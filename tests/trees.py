@@ -48,6 +48,81 @@ class Tree(Protocol):
     def refresh(self) -> None: ...
 
 
+class WritableFile(Protocol):
+    """An open file."""
+
+    def read(self, offset: int, size: int) -> bytes: ...
+    def write(self, offset: int, data: bytes) -> None: ...
+    def truncate(self, size: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class WritableTree(Tree, Protocol):
+    """A tree that may be changed. `write` makes what is missing of the directories above."""
+
+    def write(self, path: str, data: bytes) -> None: ...
+    def writing(
+        self, path: str, *, create: bool = True
+    ) -> contextlib.AbstractContextManager[WritableFile]: ...
+    def mkdir(self, path: str) -> None: ...
+    def rmdir(self, path: str) -> None: ...
+    def unlink(self, path: str) -> None: ...
+    def rename(self, old: str, new: str) -> None: ...
+    def set_mtime(self, path: str, mtime: int) -> None: ...
+    def set_xattr(self, path: str, name: str, value: bytes) -> None: ...
+    def retry_uploads(self) -> None: ...
+
+
+class InProcessFile:
+    """An open file of the file system object."""
+
+    def __init__(self, tree: InProcessTree, handle: int) -> None:
+        self._call = tree._call
+        self._fs = tree.parts.filesystem
+        self._handle = handle
+        self._closed = False
+
+    def read(self, offset: int, size: int) -> bytes:
+        return bytes(self._call(self._fs.read, self._handle, offset, size))
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._call(self._fs.write, self._handle, offset, data)
+
+    def truncate(self, size: int) -> None:
+        self._call(self._fs.truncate, None, self._handle, size)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            try:
+                self._call(self._fs.flush, self._handle)
+            finally:
+                self._call(self._fs.release, self._handle)
+
+
+class MountedFile:
+    """An open file of a mount."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self._descriptor, size, offset)
+
+    def write(self, offset: int, data: bytes) -> None:
+        while data:
+            count = os.pwrite(self._descriptor, data, offset)
+            data, offset = data[count:], offset + count
+
+    def truncate(self, size: int) -> None:
+        os.ftruncate(self._descriptor, size)
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
 def environment(server: LocalServer, cache: Path) -> dict[str, str]:
     """The environment of a command that uses this server and keeps its files apart."""
     kept = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
@@ -96,6 +171,46 @@ class InProcessTree:
     def refresh(self) -> None:
         self.parts.refresh()
 
+    def write(self, path: str, data: bytes) -> None:
+        with self.writing(path) as file:
+            file.truncate(0)
+            file.write(0, data)
+
+    @contextlib.contextmanager
+    def writing(self, path: str, *, create: bool = True) -> Iterator[WritableFile]:
+        flags = os.O_RDWR
+        method = self._fs.create if create else self._fs.open
+        file = InProcessFile(self, self._call(method, path, flags).handle)
+        try:
+            yield file
+        except BaseException:
+            with contextlib.suppress(OSError):
+                file.close()
+            raise
+        file.close()
+
+    def mkdir(self, path: str) -> None:
+        self._call(self._fs.make_directory, path)
+
+    def rmdir(self, path: str) -> None:
+        self._call(self._fs.remove_directory, path)
+
+    def unlink(self, path: str) -> None:
+        self._call(self._fs.unlink, path)
+
+    def rename(self, old: str, new: str) -> None:
+        self._call(self._fs.rename, old, new, 0)
+
+    def set_mtime(self, path: str, mtime: int) -> None:
+        self._call(self._fs.set_mtime, path, None, mtime)
+
+    def set_xattr(self, path: str, name: str, value: bytes) -> None:
+        self._call(self._fs.set_xattr, path, name, value)
+
+    def retry_uploads(self) -> None:
+        assert self.parts.uploads is not None
+        self.parts.uploads.uploader.retry_all()
+
     @staticmethod
     def _call(method: Callable[..., Any], *args: Any) -> Any:
         try:
@@ -136,6 +251,46 @@ class MountedTree:
 
     def refresh(self) -> None:
         self.run("refresh", str(self.mountpoint))
+
+    def write(self, path: str, data: bytes) -> None:
+        with self.writing(path) as file:
+            file.truncate(0)
+            file.write(0, data)
+
+    @contextlib.contextmanager
+    def writing(self, path: str, *, create: bool = True) -> Iterator[WritableFile]:
+        target = self.mountpoint / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = MountedFile(os.open(target, os.O_RDWR | (os.O_CREAT if create else 0), 0o644))
+        try:
+            yield file
+        except BaseException:
+            with contextlib.suppress(OSError):
+                file.close()
+            raise
+        file.close()
+
+    def mkdir(self, path: str) -> None:
+        os.mkdir(self.mountpoint / path)
+
+    def rmdir(self, path: str) -> None:
+        os.rmdir(self.mountpoint / path)
+
+    def unlink(self, path: str) -> None:
+        os.unlink(self.mountpoint / path)
+
+    def rename(self, old: str, new: str) -> None:
+        (self.mountpoint / new).parent.mkdir(parents=True, exist_ok=True)
+        os.rename(self.mountpoint / old, self.mountpoint / new)
+
+    def set_mtime(self, path: str, mtime: int) -> None:
+        os.utime(self.mountpoint / path, (mtime, mtime))
+
+    def set_xattr(self, path: str, name: str, value: bytes) -> None:
+        os.setxattr(self.mountpoint / path, name, value)
+
+    def retry_uploads(self) -> None:
+        self.run("uploads", "retry")
 
     def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command of lightlyfs in this mount's environment."""

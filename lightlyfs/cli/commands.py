@@ -37,9 +37,9 @@ def umount(mountpoint: Path) -> None:
     if mounts.is_stale(mountpoint):
         mounts.unmount(mountpoint, lazy=True)
         return
-    _need_mount(mountpoint)
     answer = ask(socket_path(mountpoint), "status")
     if answer is None or not answer.get("ok"):
+        _need_mount(mountpoint)
         mounts.unmount(mountpoint)
         return
     if answer["uploads"]["under_way"]:
@@ -112,9 +112,10 @@ def _need_mount(mountpoint: Path) -> None:
 
 
 def _ask(mountpoint: Path, command: str, timeout_s: float = 10.0) -> dict[str, Any]:
-    _need_mount(mountpoint)
+    # asked before the mount table is read, for that can miss an entry while others come and go
     answer = ask(socket_path(mountpoint), command, timeout_s=timeout_s)
     if answer is None:
+        _need_mount(mountpoint)
         raise StartError(
             f"the mount on {mountpoint} does not answer; if its process is gone, clear it with: "
             f"lightlyfs umount {mountpoint}"

@@ -189,7 +189,11 @@ class TreeChanges:
         name = name_at(new)
         has_object = entry.published_size != 0
         turn.result(self._edits.rename(entry.sample_id, true_name(old, entry), name, has_object=has_object))
-        self._names.renamed.note(old, new, entry)
+        uploaded = self._local.get(old)
+        if uploaded is None or uploaded.entry is None:
+            self._names.renamed.note(old, new, entry)
+        else:
+            self._local.move_uploaded(uploaded, uploaded.record.changed(path=new, name=name))
 
     def _rename_directory(self, old: str, new: str, target: Node | None, turn: Turn) -> None:
         if new.startswith(old + "/"):
@@ -216,6 +220,7 @@ class TreeChanges:
         for file in self._local.below(old):
             self._rename_local(file, new + file.path[len(old) :], None, turn)
         self._local.move_directories(old, new)
+        self._names.renamed.note_directory(old, new)
         if not samples:
             self._local.make_directory(new)
             self._local.remove_directory(old)

@@ -93,6 +93,7 @@ class LocalFiles:
         self._lock = threading.Lock()
         # guarded by _lock
         self._files: dict[str, LocalFile] = {}
+        self._by_key: dict[str, LocalFile] = {}
         self._directories: dict[str, int] = {}
         self.generation = 0
 
@@ -114,6 +115,7 @@ class LocalFiles:
             loaded.append(file)
             with self._lock:
                 self._files[record.path] = file
+                self._by_key[record.key] = file
         for key, generation in self.spool.generations():
             if (key, generation) not in kept:
                 self.spool.remove(key, generation)
@@ -124,6 +126,11 @@ class LocalFiles:
     def get(self, path: str) -> LocalFile | None:
         """The local file at a path, or None."""
         return self._files.get(path)
+
+    def by_key(self, key: str) -> LocalFile | None:
+        """The local file of this key, or None."""
+        with self._lock:
+            return self._by_key.get(key)
 
     def all(self) -> list[LocalFile]:
         """Every local file."""
@@ -158,6 +165,7 @@ class LocalFiles:
         """Show a file at its path, with the directories above it."""
         with self._lock:
             self._files[file.path] = file
+            self._by_key[file.record.key] = file
             self.generation += 1
 
     def drop(self, file: LocalFile) -> None:
@@ -165,6 +173,7 @@ class LocalFiles:
         with self._lock:
             if self._files.get(file.path) is file:
                 del self._files[file.path]
+            self._by_key.pop(file.record.key, None)
             self.generation += 1
 
     def move(self, file: LocalFile, record: Record) -> None:
@@ -175,6 +184,13 @@ class LocalFiles:
             file.record = record
             self._files[record.path] = file
             self.generation += 1
+
+    def move_uploaded(self, file: LocalFile, record: Record) -> None:
+        """Show a file that the server has at another path."""
+        self.journal.put(record)
+        self.move(file, record)
+        with file.lock:
+            file.now_uploaded(record)
 
     # the bytes of one file; its lock is held
 

@@ -65,6 +65,8 @@ class Namespace:
         entry = self.renamed.at(path) or self.catalog.lookup(path, turn)
         if isinstance(entry, SampleEntry):
             return None if self.renamed.is_hidden(path, entry.ino) else self._times.apply(entry)
+        if entry is not None and self.renamed.is_gone(path):
+            entry = None
         if entry is not None or local is None:
             return entry
         known_here = local.has_directory(path) or self.renamed.has_directory(path)
@@ -77,8 +79,10 @@ class Namespace:
             raise NotADirectory(f"a file, not a directory: {path}")
         generation = self.current_generation()
         directories, samples = self.catalog.list_directory(path, turn)
-        entries = [(d.name, attr_of_directory(d)) for d in directories]
         prefix = path + "/" if path else ""
+        entries = [
+            (d.name, attr_of_directory(d)) for d in directories if not self.renamed.is_gone(prefix + d.name)
+        ]
         entries += [
             (sample.name, attr_of_sample(self._times.apply(sample)))
             for sample in samples

@@ -16,6 +16,7 @@ class RenamedSamples:
         # guarded by _lock: entries by new path, and by old path the inode number that is gone there
         self._shown: dict[str, SampleEntry] = {}
         self._hidden: dict[str, int] = {}
+        self._gone: set[str] = set()  # directories that were renamed with all their samples
         self.generation = 0
 
     def note(self, old: str, new: str, entry: SampleEntry) -> None:
@@ -27,6 +28,17 @@ class RenamedSamples:
             self._hidden[old] = entry.ino
             self._shown[new] = entry._replace(name=new.rpartition("/")[2], file_name_raw=None)
             self.generation += 1
+
+    def note_directory(self, old: str, new: str) -> None:
+        """A whole directory is at `new` now."""
+        with self._lock:
+            self._gone.add(old)
+            self._gone.discard(new)
+            self.generation += 1
+
+    def is_gone(self, path: str) -> bool:
+        """Whether the directory that the catalogue shows at a path was renamed, or is in one that was."""
+        return bool(self._gone) and any(path == gone or path.startswith(gone + "/") for gone in self._gone)
 
     def at(self, path: str) -> SampleEntry | None:
         """The sample that was renamed to this path."""
@@ -58,10 +70,16 @@ class RenamedSamples:
         """Forget what a new listing shows by itself."""
         with self._lock:
             shown = list(self._shown.items())
-        for path, entry in shown:
-            found = catalog.by_id(entry.sample_id)
-            if found is None or found[0] == path:
-                with self._lock:
-                    self._shown.pop(path, None)
-                    self._hidden = {old: ino for old, ino in self._hidden.items() if ino != entry.ino}
-                    self.generation += 1
+        found = {path: catalog.by_id(entry.sample_id) for path, entry in shown}
+        settled = {path: entry for path, entry in shown if (at := found[path]) is None or at[0] == path}
+        if not settled:
+            return
+        inos = {entry.ino for entry in settled.values()}
+        with self._lock:
+            for path in settled:
+                self._shown.pop(path, None)
+            self._hidden = {old: ino for old, ino in self._hidden.items() if ino not in inos}
+            self._gone = {
+                gone for gone in self._gone if any(old.startswith(gone + "/") for old in self._hidden)
+            }
+            self.generation += 1

@@ -60,7 +60,8 @@ class Samples:
 
         Programs known to open without reading are not made to wait: their first read is.
         """
-        if entry.verified:
+        # that there is no image is asked again each time: it may be on its way
+        if entry.verified and _content_of(entry).has_object:
             return self._opened(path, entry, _content_of(entry))
         if opens_without_reading(self._caller_name()):
             return OpenedSample(ReadHandle(path, entry, None), False, True)

@@ -272,10 +272,25 @@ class Writer:
         if ticket is not None:
             self._wait(ticket)
 
+    def noted(self, record: Record) -> None:
+        """An upload took a step or failed; called in the uploader's thread, after the journal was told."""
+        file = self._local.by_key(record.key)
+        if file is None:
+            return
+        with file.lock:
+            known = file.record.changed(
+                sample_id=record.sample_id or file.record.sample_id,
+                mark=record.mark,
+                create_sent=record.create_sent,
+            )
+            if record.generation == known.generation:
+                known = known.changed(state=record.state, error=record.error)
+            file.record = known
+
     def done(self, record: Record) -> None:
         """The uploader brought a generation to the server; called in its thread."""
         record = self._adopt(record)
-        file = next((file for file in self._local.all() if file.record.key == record.key), None)
+        file = self._local.by_key(record.key)
         if file is None:
             self._local.journal.remove(record.key)
             self._local.spool.remove(record.key, record.generation)

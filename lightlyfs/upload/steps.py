@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -109,27 +109,27 @@ class Steps:
         urls: _Urls,
         note: Callable[[Record], None],
     ) -> Record:
-        if record.create_sent:
-            found = self._find_created(record)
-            if found is not None:
-                record = record.changed(sample_id=found)
-                note(record)
-                return record
-        record = record.changed(mark=record.mark or secrets.token_hex(12), create_sent=True)
-        note(record)
-        wanted = SampleCreate(
-            file_name=record.name,
-            thumb_name=thumbnail_name(record.name) if facts.thumbnail is not None else msgspec.UNSET,
-            exif=facts.exif or msgspec.UNSET,
-            meta_data=msgspec.structs.replace(meta, custom={MARK: record.mark}),
-        )
-        try:
-            sample_id = self._send_create(wanted, urls)
-        except RequestError as error:
-            refused = error.status is not None and 400 <= error.status < 500 and error.status != 408
-            if refused or not error.request_sent:
-                note(record.changed(create_sent=False))
-            raise
+        lost = record.create_sent  # by an earlier try, perhaps of an earlier mount
+
+        def attempt() -> str:
+            nonlocal record, lost
+            if record.create_sent:
+                found = self._find_created(record, _LOOKS if lost else 1)
+                if found is not None:
+                    return found
+            record = record.changed(mark=record.mark or secrets.token_hex(12), create_sent=True)
+            note(record)
+            try:
+                return self._send_create(_new_sample(record, facts, meta), urls)
+            except RequestError as error:
+                refused = error.status is not None and 400 <= error.status < 500 and error.status != 408
+                lost = error.status is None
+                if refused or not error.request_sent:
+                    record = record.changed(create_sent=False)
+                    note(record)
+                raise
+
+        sample_id = self._retrying(attempt)
         record = record.changed(sample_id=sample_id)
         note(record)
         return record
@@ -145,9 +145,9 @@ class Steps:
         urls.keep(created.sample_write_urls.full, created.sample_write_urls.thumb)
         return created.id
 
-    def _find_created(self, record: Record) -> str | None:
+    def _find_created(self, record: Record, looks: int) -> str | None:
         """The sample that bears this file's mark: by name, then among the newest."""
-        for look in range(_LOOKS):
+        for look in range(looks):
             if look:
                 self._sleep(_LOOK_AGAIN_S * look)
             by_name = self._client.list_samples_partial(
@@ -158,9 +158,13 @@ class Steps:
                     return sample.id
         return None
 
-    def _newest(self) -> list[Sample]:
+    def _newest(self) -> Iterator[Sample]:
+        """The end of the list, however short its pages are."""
         count = self._client.get_dataset(self._dataset_id).n_samples or 0
-        return self._client.list_samples(self._dataset_id, offset=max(0, count - _TAIL), size=_TAIL + 100)
+        offset = max(0, count - _TAIL)
+        while page := self._client.list_samples(self._dataset_id, offset=offset, size=_TAIL):
+            yield from page
+            offset += len(page)
 
     def _update(self, record: Record, facts: ImageFacts, meta: SampleMetaData) -> None:
         """Confirm an overwrite; what others keep in the metadata stays."""
@@ -185,6 +189,9 @@ class Steps:
             raise_for_status(response, what="the upload of a file to storage", storage=True)
             return response.headers.get("etag", "")
 
+        return self._retrying(attempt)
+
+    def _retrying(self, attempt: Callable[[], str]) -> str:
         return call_with_retries(
             self._config.policy,
             attempt,
@@ -263,6 +270,15 @@ class _CountedReader(BodyReader):
     def read(self, size: int = -1) -> bytes:
         self._moving.moved += 1
         return super().read(size)
+
+
+def _new_sample(record: Record, facts: ImageFacts, meta: SampleMetaData) -> SampleCreate:
+    return SampleCreate(
+        file_name=record.name,
+        thumb_name=thumbnail_name(record.name) if facts.thumbnail is not None else msgspec.UNSET,
+        exif=facts.exif or msgspec.UNSET,
+        meta_data=msgspec.structs.replace(meta, custom={MARK: record.mark}),
+    )
 
 
 def put_headers(url: str, s3_sse_kms_key: str) -> dict[str, str]:

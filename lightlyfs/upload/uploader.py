@@ -60,6 +60,7 @@ class Uploader:
     """Uploads what is submitted, one generation of a file at a time, several files at once.
 
     `on_done(record)` is told of each success before its ticket is; the spool file is its to delete.
+    `on_note(record)` is told of every other change of a record, after the journal is.
     """
 
     def __init__(
@@ -70,12 +71,14 @@ class Uploader:
         clock: Callable[[], float],
         closing: threading.Event,
         on_done: Callable[[Record], None],
+        on_note: Callable[[Record], None],
     ) -> None:
         self._steps = steps
         self._journal = journal
         self._clock = clock
         self._closing = closing
         self._on_done = on_done
+        self._on_note = on_note
         self._pool = ThreadPoolExecutor(WORKERS, "lightlyfs-upload")
         self._state = threading.Condition()
         # guarded by _state
@@ -182,6 +185,8 @@ class Uploader:
         self._journal.put(changed)
         with self._state:
             job.record = changed
+        if changed.state is not State.UPLOADED:
+            self._on_note(changed)
 
     def _failed(self, job: _Job, error: Exception) -> None:
         if not isinstance(error, LightlyFsError):

@@ -82,6 +82,7 @@ class Uploads:
             clock=time.monotonic,
             closing=needs.closing,
             on_done=self._on_done,
+            on_note=self._on_note,
         )
         self.writer = Writer(
             self.local,
@@ -142,6 +143,9 @@ class Uploads:
 
     def _on_done(self, record: Record) -> None:
         self.writer.done(record)
+
+    def _on_note(self, record: Record) -> None:
+        self.writer.noted(record)
 
     def _can_be_read(self, sample_id: str) -> None:
         """Read one byte of a sample through a URL that was asked for just now."""
