@@ -97,22 +97,22 @@ class Fetcher:
                     raise
 
     def _attempt(self, sample_id: str, progress: _Progress) -> ContentId:
-        """Ask for what is still missing; what came before a body broke off is kept."""
-        if progress.content is not None and progress.complete:
-            return progress.content
-        sink = BlockSink(sample_id, progress.start, progress.content, progress)
-        try:
-            response = self._get(sample_id, progress, sink)
-        except RangeUnusable as error:
-            if not progress.ranged:
-                raise MalformedAnswer(str(error)) from error
-            progress.ranged = False
-            return self._attempt(sample_id, progress)
-        raise_for_status(response, what="the read of a sample from storage", storage=True)
-        content = sink.finish()
-        if not sink.stopped and not progress.complete:
-            raise ShortBody("storage sent a shorter range than it was asked for")
-        return content
+        """Ask for what is still missing, as long as that brings something; what came before is kept."""
+        while progress.content is None or not progress.complete:
+            before = progress.start
+            sink = BlockSink(sample_id, progress.start, progress.content, progress)
+            try:
+                response = self._get(sample_id, progress, sink)
+            except RangeUnusable as error:
+                if not progress.ranged:
+                    raise MalformedAnswer(str(error)) from error
+                progress.ranged = False
+                continue
+            raise_for_status(response, what="the read of a sample from storage", storage=True)
+            sink.finish()
+            if progress.start == before and not progress.complete:
+                raise ShortBody("storage sent a shorter range than it was asked for")
+        return progress.content
 
     def _get(self, sample_id: str, progress: _Progress, sink: BlockSink) -> Response:
         url = self._urls.get(sample_id)
@@ -173,7 +173,10 @@ class _Progress:
                 self.end = self.start
             else:
                 self.end = max(self.end, (self._wanted.last + 1) * BLOCK_BYTES)
-        return self._wanted
+        if self._wanted is None:
+            return None
+        # a further answer may begin elsewhere, and end elsewhere, than the first one
+        return Span(max(first, self._wanted.first), min(last, (self.end - 1) // BLOCK_BYTES))
 
     def block(self, index: int, data: bytes) -> None:
         self._taker.block(index, data)

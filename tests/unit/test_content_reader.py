@@ -1,0 +1,334 @@
+"""Reading: the true bytes to the true end, whatever storage, cache and pool do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+import contentkit
+import pytest
+from contentkit import MIB, NOISE, STYLES, Answer, Content, sample_id
+
+from lightlyfs.content.identity import ContentId
+from lightlyfs.content.ranges import Span
+from lightlyfs.content.reader import PROBE_BYTES
+from lightlyfs.errors import Cancelled, ContentChanged, NoContent, NotFound, ServerFault, Unreachable
+
+A = sample_id(1)
+SIZES = [0, 1, 100_000, MIB, 4 * MIB + 1]
+Style = Callable[[bytes, int, int], Answer]
+
+
+@pytest.fixture()
+def content(tmp_path: Path) -> Content:
+    return Content(tmp_path)
+
+
+@pytest.mark.parametrize("style", STYLES, ids=lambda style: style.__name__)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("hint", [5, 1 << 50])
+def test_a_read_gives_the_true_bytes(content: Content, style: Style, size: int, hint: int | None) -> None:
+    content.storage.style = style
+    content.storage.put(A, NOISE[:size], "v1")
+
+    found = content.identify(A, hint)
+
+    # 416 for an empty object names no version on some servers, and needs none
+    assert found.size == size
+    assert content.read(found, 0, size + 10) == NOISE[:size]
+    assert content.read(found, size // 2, 1000) == NOISE[size // 2 : size][:1000]
+    assert content.read(found, size, 5) == b""
+    assert content.reader.stats().under_way == 0
+
+
+@pytest.mark.parametrize("style", STYLES, ids=lambda style: style.__name__)
+def test_a_jump_into_a_large_file_gives_the_bytes_there(content: Content, style: Style) -> None:
+    content.storage.style = style
+    content.storage.put(A, NOISE, "v1")
+    found = content.identify(A, len(NOISE))
+
+    assert content.read(found, 5 * MIB - 7, 20) == NOISE[5 * MIB - 7 : 5 * MIB + 13]
+    assert content.read(found, 3 * MIB, MIB) == NOISE[3 * MIB : 4 * MIB]
+
+
+@pytest.mark.parametrize("style", [contentkit.whole, contentkit.chunked, contentkit.gzipped])
+def test_where_ranges_are_ignored_one_transfer_brings_all(content: Content, style: Style) -> None:
+    content.storage.style = style
+    content.storage.put(A, NOISE, "v1")
+
+    found = content.identify(A, len(NOISE))
+    for offset in range(0, len(NOISE), 128 << 10):
+        assert content.read(found, offset, 128 << 10) == NOISE[offset : offset + (128 << 10)]
+
+    assert len(content.storage.requests) == 1
+
+
+def test_where_ranges_are_ignored_and_the_cache_is_too_small_only_what_is_asked_is_taken(
+    tmp_path: Path,
+) -> None:
+    content = Content(tmp_path, budget_bytes=3 * MIB)
+    content.storage.style = contentkit.whole
+    content.storage.put(A, NOISE, "v1")
+
+    found = content.identify(A, len(NOISE))
+    assert content.storage.sent_bytes < 2 * MIB
+    assert content.read(found, 2 * MIB, MIB) == NOISE[2 * MIB : 3 * MIB]
+
+    assert content.storage.sent_bytes < 6 * MIB
+    assert content.cache.stats().bytes <= 3 * MIB
+
+
+@pytest.mark.parametrize("size", [70_000, 3 * MIB])
+def test_a_small_file_costs_one_request(content: Content, size: int) -> None:
+    content.storage.put(A, NOISE[:size], "v1")
+
+    found = content.identify(A, size)
+    content.read(found, 0, size)
+
+    assert len(content.storage.requests) == 1
+
+
+def test_a_probe_brings_the_whole_of_a_small_image(content: Content) -> None:
+    content.storage.put(A, NOISE[:100_000], "v1")
+
+    found = content.reader.identify(A, size_hint=None, for_reading=False).result(0)
+    assert content.storage.requests == [f"bytes=0-{PROBE_BYTES - 1}"]
+
+    assert content.read(found, 0, 100_000) == NOISE[:100_000]
+    assert len(content.storage.requests) == 1
+
+
+@pytest.mark.parametrize("size", [100_000, 6 * MIB])
+def test_a_content_that_storage_still_has_is_confirmed_with_one_byte(content: Content, size: int) -> None:
+    content.storage.put(A, NOISE[:size], "v1")
+    found = content.identify(A, size)
+    content.read(found, 0, size)
+    content.storage.sent_bytes = 0
+
+    assert content.identify(A, size, known=found) == found
+    assert content.read(found, 0, size) == NOISE[:size]
+
+    assert content.storage.sent_bytes == 1
+
+
+def test_confirming_takes_no_body_where_ranges_are_ignored(content: Content) -> None:
+    content.storage.style = contentkit.whole
+    content.storage.put(A, NOISE[: 3 * MIB], "v1")
+    found = content.identify(A)
+    content.storage.sent_bytes = 0
+
+    assert content.identify(A, known=found) == found
+    assert content.storage.sent_bytes == 0
+
+
+def test_a_content_that_is_here_is_not_fetched_again_though_nobody_knew(content: Content) -> None:
+    content.storage.put(A, NOISE[: 3 * MIB], "v1")
+    content.identify(A, 3 * MIB)
+    content.storage.sent_bytes = 0
+
+    content.identify(A, 3 * MIB)
+
+    assert content.storage.sent_bytes == 0
+
+
+def test_a_content_that_changed_is_found_by_the_confirmation_and_read_anew(content: Content) -> None:
+    content.storage.put(A, NOISE[:100_000], "v1")
+    old = content.identify(A, 100_000)
+    content.storage.put(A, NOISE[100_000:200_000], "v2")
+
+    new = content.identify(A, 100_000, known=old)
+
+    assert new != old
+    assert content.read(new, 0, 100_000) == NOISE[100_000:200_000]
+    assert content.read(old, 0, 100_000) == NOISE[:100_000]  # from the cache, as it was
+
+
+@pytest.mark.parametrize(
+    "new",
+    [NOISE[1000 : 1000 + 6 * MIB], NOISE[:MIB], NOISE[: 2 * MIB], b"", NOISE[: 6 * MIB]],
+    ids=["other bytes", "shorter", "cut at a block", "empty", "other tag"],
+)
+@pytest.mark.parametrize("style", [contentkit.honest, contentkit.whole, contentkit.bare_416])
+def test_a_change_under_a_reader_is_an_error_and_reported(content: Content, new: bytes, style: Style) -> None:
+    content.storage.put(A, NOISE[: 6 * MIB], "v1")
+    old = content.identify(A, 6 * MIB)
+    content.storage.style = style
+    content.storage.put(A, new, "v2")
+
+    with pytest.raises(ContentChanged):
+        content.read(old, 5 * MIB, 10)
+
+    assert content.facts[-1].size == len(new)
+    assert content.clock.now == 1_000.0  # found at once, not after retries
+    assert content.reader.stats().under_way == 0
+
+
+def test_a_gone_object_is_an_error_to_its_reader(content: Content) -> None:
+    content.storage.put(A, NOISE[: 6 * MIB], "v1")
+    old = content.identify(A, 6 * MIB)
+    del content.storage.objects[A]
+
+    with pytest.raises(NotFound):
+        content.read(old, 5 * MIB, 10)
+
+
+def test_a_sample_without_an_object_is_a_content_without_bytes(content: Content) -> None:
+    found = content.identify(A)
+
+    assert not found.has_object
+    assert found.size == 0
+    with pytest.raises(NoContent):
+        content.read(found, 0, 1)
+
+
+def test_a_sample_the_api_does_not_know_is_no_content(content: Content) -> None:
+    def resolve(sample: str) -> str:
+        raise NotFound("gone", status=404, code="SAMPLE_UNKNOWN")
+
+    content.fetcher._urls._resolve = resolve
+
+    with pytest.raises(NotFound):
+        content.identify(A)
+    assert content.facts == []
+
+
+def test_without_an_etag_the_time_and_the_size_are_the_version(content: Content) -> None:
+    content.storage.put(A, NOISE[:1000])
+    one = content.identify(A)
+    content.storage.put(A, NOISE[:1001])
+
+    assert content.identify(A) != one
+
+
+@pytest.mark.parametrize("at", [0.0, 10.0, MIB + 5.0, 2.5 * MIB])
+@pytest.mark.parametrize("style", [contentkit.honest, contentkit.whole, contentkit.short_ranges])
+def test_a_body_that_breaks_off_is_continued(content: Content, at: float, style: Style) -> None:
+    content.storage.style = style
+    content.storage.put(A, NOISE[: 3 * MIB], "v1")
+    content.storage.faults = [at]
+
+    found = content.identify(A, 3 * MIB)
+
+    assert content.read(found, 0, 3 * MIB) == NOISE[: 3 * MIB]
+
+
+def test_a_transfer_that_breaks_off_again_and_again_ends_well_as_long_as_blocks_come(
+    content: Content,
+) -> None:
+    content.storage.put(A, NOISE[: 4 * MIB], "v1")
+    content.storage.faults = [fault for _ in range(3) for fault in (*[503] * 10, 1.5 * MIB)]
+
+    found = content.identify(A, 4 * MIB)
+
+    assert content.read(found, 0, 4 * MIB) == NOISE[: 4 * MIB]
+
+
+def test_a_storage_that_stays_down_fails_the_read_in_bounded_time(content: Content) -> None:
+    content.storage.put(A, NOISE, "v1")
+    found = content.identify(A, len(NOISE))
+    content.storage.faults = [503] * 1000
+
+    with pytest.raises(ServerFault):
+        content.read(found, 3 * MIB, 10)
+
+    assert content.clock.now < 1_000 + 60
+    assert content.reader.stats().under_way == 0
+    content.storage.faults = []
+    assert content.read(found, 3 * MIB, 10) == NOISE[3 * MIB : 3 * MIB + 10]
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_a_refused_url_is_renewed_once(content: Content, status: int) -> None:
+    content.storage.put(A, NOISE[:10], "v1")
+    content.storage.faults = [status]
+
+    assert content.identify(A).size == 10
+    assert len(content.resolved) == 2
+
+    content.storage.faults = [status] * 5
+    with pytest.raises(Exception, match=str(status)):
+        content.identify(A)
+    assert len(content.resolved) == 3
+    assert len(content.storage.faults) == 3
+
+
+def test_a_listener_that_fails_costs_no_byte(content: Content, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(found: ContentId) -> None:
+        raise RuntimeError("no")
+
+    content.on_facts = fail
+    content.storage.put(A, NOISE[:10], "v1")
+
+    assert content.read(content.identify(A), 0, 10) == NOISE[:10]
+    assert "could not be passed on" in caplog.text
+
+
+class Closed(Executor):
+    """A pool that was shut down."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+
+class Stuck(Executor):
+    """A pool whose queue never moves, until it is thrown away."""
+
+    def __init__(self) -> None:
+        self.queue: list[Future[Any]] = []
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.queue.append(Future())
+        return self.queue[-1]
+
+
+def test_a_closed_pool_ends_every_wait(tmp_path: Path) -> None:
+    content = Content(tmp_path, executor=Closed())
+
+    with pytest.raises(Cancelled):
+        content.identify(A)
+    with pytest.raises(Cancelled):
+        content.read(ContentId(A, "ev1", 10 * MIB), 0, 10)
+    content.reader.ensure(ContentId(A, "ev1", 10 * MIB), Span(0, 3))
+    assert content.reader.stats().under_way == 0
+
+
+def test_jobs_that_are_thrown_away_end_every_wait(tmp_path: Path) -> None:
+    pool = Stuck()
+    content = Content(tmp_path, executor=pool)
+    head = content.reader.identify(A, size_hint=None, for_reading=True)
+    blocks = content.reader._claim(ContentId(A, "ev1", 10 * MIB), Span(0, 2))
+    assert content.reader.stats().under_way == 2
+
+    for task in pool.queue:
+        assert task.cancel()
+
+    assert isinstance(head.exception(0), Cancelled)
+    assert [type(future.exception(0)) for future in blocks.values()] == [Cancelled] * 3
+    assert content.reader.stats().under_way == 0
+
+
+def test_a_failed_head_is_not_remembered(content: Content) -> None:
+    content.storage.put(A, NOISE[:10], "v1")
+    content.storage.faults = [Unreachable("down")] * 1000
+    with pytest.raises(Unreachable):
+        content.identify(A)
+    content.storage.faults = []
+
+    assert content.identify(A).size == 10
+
+
+def test_reading_on_fetches_ahead_and_a_jump_does_not(content: Content) -> None:
+    content.storage.put(A, NOISE, "v1")
+    found = content.identify(A, len(NOISE))
+    content.storage.requests.clear()
+
+    content.read(found, 4 * MIB, 10)
+    assert content.storage.requests == [f"bytes={4 * MIB}-{5 * MIB - 1}"]
+
+    content.read(found, 0, MIB)
+    content.read(found, MIB, MIB)
+    content.storage.requests.clear()
+    content.read(found, 2 * MIB, MIB)
+    assert f"bytes={2 * MIB}-{3 * MIB - 1}" not in content.storage.requests
