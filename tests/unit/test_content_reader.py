@@ -21,7 +21,7 @@ SIZES = [0, 1, 100_000, MIB, 4 * MIB + 1]
 Style = Callable[[bytes, int, int], Answer]
 
 
-@pytest.fixture()
+@pytest.fixture
 def content(tmp_path: Path) -> Content:
     return Content(tmp_path)
 
