@@ -195,7 +195,9 @@ class Filesystem:
     def release(self, handle: int) -> None:
         """The last descriptor of an open file is closed."""
         opened = self._handles.remove(handle)
-        if not isinstance(opened, ReadHandle) and self._writing is not None:
+        if isinstance(opened, ReadHandle):
+            self._samples.release(opened)
+        elif self._writing is not None:
             self._writing.writer.release(opened)
 
     # changing the tree

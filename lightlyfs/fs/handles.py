@@ -14,11 +14,15 @@ from lightlyfs.fs.local import LocalFile
 
 @dataclass
 class ReadHandle:
-    """A file open for reading; `content` is None until the first read where opening cost no request."""
+    """A file open for reading; `content` is None until the first read where opening cost no request.
+
+    `outdated` is set once a newer version is open too; nothing more is read then.
+    """
 
     path: str
     entry: SampleEntry
     content: ContentId | None
+    outdated: bool = False
 
 
 @dataclass

@@ -12,7 +12,7 @@ from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.store import SampleEntry
 from lightlyfs.content.identity import ContentId
 from lightlyfs.content.reader import Reader
-from lightlyfs.errors import LightlyFsError, NoContent, RequestError, SizeUnknown
+from lightlyfs.errors import ContentChanged, LightlyFsError, NoContent, RequestError, SizeUnknown
 from lightlyfs.fs.attributes import Attr
 from lightlyfs.fs.handles import ReadHandle
 from lightlyfs.fs.patience import Turn
@@ -54,6 +54,8 @@ class Samples:
         self._lock = threading.Lock()
         # guarded by _lock: the version of each file whose pages the kernel may hold
         self._kernel_has: LRUCache[int, str] = LRUCache(_KERNEL_VERSIONS)
+        # guarded by _lock: the open handles of each file
+        self._open: dict[int, list[ReadHandle]] = {}
 
     def open(self, path: str, entry: SampleEntry, turn: Turn) -> OpenedSample:
         """Open a sample; an unverified one waits for the headers of the GET that reads it.
@@ -74,7 +76,17 @@ class Samples:
         if handle.content is None:
             handle.content = self._identify(handle.entry, turn)
             _need_object(handle.content, handle.path)
+        if handle.outdated:
+            raise ContentChanged(f"the stored object changed since it was opened: {handle.path}")
         return self._reader.read(handle.content, offset, size, turn.result)
+
+    def release(self, handle: ReadHandle) -> None:
+        """Close a sample."""
+        ino = handle.entry.ino
+        with self._lock:
+            left = [other for other in self._open.pop(ino, ()) if other is not handle]
+            if left:
+                self._open[ino] = left
 
     def read_entry(self, entry: SampleEntry, offset: int, size: int, turn: Turn) -> bytes:
         """Bytes of a sample that is not open."""
@@ -103,10 +115,17 @@ class Samples:
     ) -> OpenedSample:
         _need_object(content, path)
         key = content.key()
+        handle = ReadHandle(path, entry, content)
         with self._lock:
             keep = self._kernel_has.get(entry.ino, key) == key
             self._kernel_has[entry.ino] = key
-        return OpenedSample(ReadHandle(path, entry, content), keep, direct_io)
+            handles = self._open.setdefault(entry.ino, [])
+            for other in handles:
+                other.outdated |= other.content != content
+            # the kernel keeps one set of pages a file: a handle on an older version must not meet ours in it
+            mixed = any(other.outdated for other in handles)
+            handles.append(handle)
+        return OpenedSample(handle, keep, direct_io or mixed)
 
     def _find_sizes_after(self, path: str, entry: SampleEntry, turn: Turn) -> None:
         try:
