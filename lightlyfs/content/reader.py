@@ -13,6 +13,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 from lightlyfs.content.cache import BlockCache
@@ -216,9 +217,10 @@ class Reader:
                 if transfer.whole:
                     break
         except ContentChanged as error:
-            self._end_transfer(transfer, error)
-            # whoever opens it next should see the new version
-            self.identify(content.sample_id, size_hint=content.size, for_reading=False)
+            # whoever is told of the change, and opens it again, should see the new version
+            told = partial(self._end_transfer, transfer, error)
+            found = self.identify(content.sample_id, size_hint=content.size, for_reading=False)
+            found.add_done_callback(lambda _: told())
         except BaseException as error:
             self._end_transfer(transfer, error)
         else:
