@@ -118,6 +118,9 @@ class Caller:
             return answer
         what = f"{call.operation} {call.path}"
         raise_for_status(answer, what=what, secrets=self._credentials.secrets())
+        if answer.headers.get("content-type", "").lower().startswith("text/html"):
+            # a sign-in page, or a proxy's notice; the API itself sends none, and may be behind it soon
+            raise errors.ServerFault(f"{what}: a web page instead of an answer", status=answer.status)
         if call.redirect:
             raise errors.MalformedAnswer(
                 f"{what}: {answer.status} instead of a redirect", status=answer.status
