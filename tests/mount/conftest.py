@@ -37,11 +37,15 @@ FILES = {
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_mount_is_left() -> Iterator[None]:
-    """Whatever a test broke, its mounts do not outlive the run."""
-    before = {entry.mountpoint for entry in mounts.mount_table()}
+def no_mount_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whatever a test broke, its mounts do not outlive the run; those of others are left alone."""
+    ours = tmp_path_factory.getbasetemp()
     yield
-    left = [e for e in mounts.mount_table() if e.type == mounts.MOUNT_TYPE and e.mountpoint not in before]
+    left = [
+        entry
+        for entry in mounts.mount_table()
+        if entry.type == mounts.MOUNT_TYPE and entry.mountpoint.is_relative_to(ours)
+    ]
     for entry in left:
         mounts.unmount(entry.mountpoint, lazy=True)
     assert left == []
