@@ -105,6 +105,7 @@ class World:
         self.remote = remote
         self.clock = Clock()
         self.changes: list[Changes] = []
+        self.on_changes: Callable[[Changes], None] = self.changes.append
         self.store = CatalogStore(directory / "catalog.db")
         config = FreshnessConfig(ttl_s, page_size, parallel_pages=2)
         self.refresher = Refresher(
@@ -120,8 +121,8 @@ class World:
         self.catalog = Catalog(self.store, remote, self.refresher, config, clock=self.clock)
 
     def _changed(self, changes: Changes) -> None:
-        self.changes.append(changes)
         self.catalog.note_changes()
+        self.on_changes(changes)
 
     def tree(self) -> dict[str, str]:
         """Every path with the id of its sample, or "" for a directory, by listing."""

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from lightlyfs.catalog.catalog import true_name
 from lightlyfs.catalog.inodes import directory_ino, sample_ino
+from lightlyfs.catalog.staging import Changes
 from lightlyfs.catalog.store import DirectoryEntry, SampleEntry
 
 # few and clashing; the ids of 16 and more share their last 8 digits with those below
@@ -51,6 +52,20 @@ class CatalogMachine(RuleBasedStateMachine):
 
     def mount(self) -> None:
         self.world = World(Path(self.place.name), self.remote)
+        self.world.on_changes = self.note_listing
+
+    def note_listing(self, changes: Changes) -> None:
+        """A listing found something; whatever made it run, it saw the dataset as it is now."""
+        for sample in self.stale | self.gone:
+            self.facts.pop(sample, None)
+        self.stale.clear()
+        paths = {sample: path for path, sample in expected_tree(self.remote.records).items() if sample}
+        before = self.listed
+        self.listed = {sample: (paths[sample], record) for sample, record in self.remote.records.items()}
+        common = before.keys() & self.listed.keys()
+        assert changes.added == len(self.listed.keys() - before.keys())
+        assert changes.gone == len(before.keys() - self.listed.keys())
+        assert changes.changed == sum(before[sample] != self.listed[sample] for sample in common)
 
     @rule(sample=st.sampled_from(IDS), name=NAMES, hint=st.sampled_from([None, 5, 7]))
     def a_sample_comes_or_is_renamed(self, sample: str, name: str, hint: int | None) -> None:
@@ -109,19 +124,10 @@ class CatalogMachine(RuleBasedStateMachine):
 
     @rule()
     def everything_is_compared(self) -> None:
-        changes = self.world.refresher.list_now()
-        for sample in self.stale | self.gone:
-            self.facts.pop(sample, None)
-        self.stale.clear()
-        expected = expected_tree(self.remote.records)
-        paths = {sample: path for path, sample in expected.items() if sample}
-        before = self.listed
-        self.listed = {sample: (paths[sample], record) for sample, record in self.remote.records.items()}
-        common = before.keys() & self.listed.keys()
-        assert changes.added == len(self.listed.keys() - before.keys())
-        assert changes.gone == len(before.keys() - self.listed.keys())
-        assert changes.changed == sum(before[sample] != self.listed[sample] for sample in common)
+        self.world.refresher.list_now()
+        assert self.listed.keys() == self.remote.records.keys()
         assert not self.world.refresher.list_now()
+        expected = expected_tree(self.remote.records)
         assert self.world.tree() == expected
         for path, sample in expected.items():
             self.check_entry(path, sample)
