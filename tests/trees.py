@@ -135,6 +135,7 @@ def environment(server: LocalServer, cache: Path) -> dict[str, str]:
         "LIGHTLY_TOKEN": server.token,
         "LIGHTLY_PUBLIC_TOKEN": server.public_token,
         "XDG_CACHE_HOME": str(cache),
+        "XDG_STATE_HOME": str(cache / "state"),
         "XDG_RUNTIME_DIR": str(runtime),
     }
 
@@ -384,14 +385,22 @@ def start_mount(
         process = subprocess.Popen(command, env=dict(environ), stdout=out, stderr=out, text=True)
     tree = MountedTree(mountpoint, environ, process, log)
     try:
-        wait_until(lambda: process.poll() is not None or mounts.mount_at(mountpoint) is not None, 60)
+        wait_until(lambda: process.poll() is not None or is_served(mountpoint), 60)
         assert process.poll() is None, log.read_text()
-        os.statvfs(mountpoint)  # answered only when the mount is served
     except BaseException:
         process.kill()
         process.wait()
         raise
     return tree
+
+
+def is_served(mountpoint: Path) -> bool:
+    """Whether a mount is there and answers; what a killed one left does not."""
+    try:
+        os.statvfs(mountpoint)
+    except OSError:
+        return False
+    return mounts.mount_at(mountpoint) is not None
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:

@@ -43,9 +43,6 @@ class Adoption:
         if content.size == record.size:
             self._fill_cache(content, self._spool.path(record.key, record.generation))
         self._catalog.record_facts(sample_id, content.size, content.etag)
-        if record.replaces:
-            # the journal forgets it now, so the catalogue must not go back to the old version in a crash
-            self._catalog.flush_facts()
         self._times.put(sample_id, content.size, record.mtime)
         return record
 

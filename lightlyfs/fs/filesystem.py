@@ -263,7 +263,7 @@ class Filesystem:
         """The dataset changed at these paths (None: anywhere)."""
         self._names.renamed.prune(self._names.catalog)
         if self._writing is not None:
-            self._writing.writer.prune(self._names.catalog)
+            self._writing.writer.prune()
         self._forget(paths)
 
     def _need_writing(self, path: str) -> WriteParts:

@@ -161,6 +161,19 @@ class LocalFiles:
         self.add(file)
         return file
 
+    def reopen(self, file: LocalFile) -> None:
+        """A file that the server has is to change again: an empty new generation for the same sample."""
+        with file.lock:
+            record = file.record
+            generation = record.generation + 1
+            file.record = record.changed(
+                generation=generation, state=State.OPEN, size=0, mtime=self.now(), replaces=True, etag=""
+            )
+            file.staged = self.spool.create(record.key, generation)
+            file.entry, file.sealed, file.size = None, False, 0
+            self.journal.put(file.record)
+        self.touch()
+
     def add(self, file: LocalFile) -> None:
         """Show a file at its path, with the directories above it."""
         with self._lock:

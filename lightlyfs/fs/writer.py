@@ -55,6 +55,7 @@ class Writer:
     def __init__(
         self,
         local: LocalFiles,
+        catalog: Catalog,
         uploader: Uploader,
         policy: WritePolicy,
         patience: Patience,
@@ -65,6 +66,7 @@ class Writer:
     ) -> None:
         """`adopt(record)` makes an uploaded file's bytes readable as a sample; any thread calls it."""
         self._local = local
+        self._catalog = catalog
         self._uploader = uploader
         self._policy = policy
         self._patience = patience
@@ -199,17 +201,22 @@ class Writer:
             times.put(node.sample_id, node.published_size, when)
             self._local.touch()
 
-    def prune(self, catalog: Catalog) -> None:
+    def prune(self) -> None:
         """Leave to the catalogue what it shows by itself now."""
         for file in self._local.all():
-            entry = file.entry
-            if entry is None or entry.size is None or entry.etag is None:
-                continue
-            found = catalog.by_id(entry.sample_id)
-            if found is not None and found[0] == file.path:
-                catalog.record_facts(entry.sample_id, entry.size, entry.etag)
-                self._local.drop(file)
-                self._local.journal.remove(file.record.key)
+            self._leave_to_catalogue(file)
+
+    def _leave_to_catalogue(self, file: LocalFile) -> None:
+        entry = file.entry
+        if entry is None or entry.size is None or entry.etag is None:
+            return
+        found = self._catalog.by_id(entry.sample_id)
+        if found is not None and found[0] == file.path:
+            self._catalog.record_facts(entry.sample_id, entry.size, entry.etag)
+            # the journal forgets it now, so the catalogue must not go back to an old version in a crash
+            self._catalog.flush_facts()
+            self._local.drop(file)
+            self._local.journal.remove(file.record.key)
 
     # promises
 
@@ -300,14 +307,12 @@ class Writer:
                 self._note_older_done_locked(file, record)
                 return
             uploaded = record.changed(path=file.path, mtime=file.mtime)
+            self._local.journal.put(uploaded)
             file.now_uploaded(uploaded)
             if file.handles == 0:
                 self._local.unstage_locked(file)
             self._local.spool.remove(record.key, record.generation)
-            if record.replaces:
-                self._local.journal.remove(record.key)
-        if record.replaces:
-            self._local.drop(file)
+        self._leave_to_catalogue(file)
         self._local.touch()
 
     # one file
@@ -360,14 +365,18 @@ class Writer:
         entry = handle.entry
         assert entry is not None
         file = self._local.get(handle.path)
-        if file is None or file.entry is not None:
+        if file is None:
             file = self._local.new(handle.path, name, sample_id=entry.sample_id)
-            if copy:
-                try:
-                    self._copy_sample(entry, file)
-                except BaseException:
-                    self._local.discard(file)
-                    raise
+        elif file.entry is not None:
+            self._local.reopen(file)
+        else:
+            copy = False  # somebody else is changing it already
+        if copy:
+            try:
+                self._copy_sample(entry, file)
+            except BaseException:
+                self._local.discard(file)
+                raise
         with file.lock:
             self._local.stage_locked(file)
             file.handles += 1

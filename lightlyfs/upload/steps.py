@@ -73,7 +73,7 @@ class Steps:
         self._cancelled = cancelled
 
     def upload(self, record: Record, moving: Moving, note: Callable[[Record], None]) -> Record:
-        """Do what is left to do for a record; returns it as UPLOADED.
+        """Do what is left to do for a record; returns it as UPLOADED, which the caller makes durable.
 
         `note` makes a changed record durable before the step that it speaks of. Raises what the last
         try of a step raised; the last noted record says where to go on.
@@ -95,9 +95,7 @@ class Steps:
         etag = self._put(urls, False, _CountedBody(path, path.stat().st_size, moving))
         if record.replaces:
             self._update(record, facts, meta)
-        record = record.changed(state=State.UPLOADED, etag=etag, error="", thumbnail_done=False)
-        note(record)
-        return record
+        return record.changed(state=State.UPLOADED, etag=etag, error="", thumbnail_done=False)
 
     # the sample
 

@@ -59,7 +59,8 @@ class _Job:
 class Uploader:
     """Uploads what is submitted, one generation of a file at a time, several files at once.
 
-    `on_done(record)` is told of each success before its ticket is; the spool file is its to delete.
+    `on_done(record)` is told of each success before its ticket is; it is to make that durable, and the spool
+    file is its to delete. A crash before that costs a second PUT of the same bytes.
     `on_note(record)` is told of every other change of a record, after the journal is.
     """
 
@@ -164,10 +165,10 @@ class Uploader:
     def _run(self, job: _Job) -> None:
         try:
             record = self._steps.upload(job.record, job.ticket, lambda changed: self._note(job, changed))
+            self._on_done(record)
         except Exception as error:
             self._failed(job, error)
             return
-        self._on_done(record)
         with self._state:
             self._uploaded += 1
             following, job.following = job.following, None
@@ -185,8 +186,7 @@ class Uploader:
         self._journal.put(changed)
         with self._state:
             job.record = changed
-        if changed.state is not State.UPLOADED:
-            self._on_note(changed)
+        self._on_note(changed)
 
     def _failed(self, job: _Job, error: Exception) -> None:
         if not isinstance(error, LightlyFsError):

@@ -86,6 +86,7 @@ class Uploads:
         )
         self.writer = Writer(
             self.local,
+            needs.catalog,
             self.uploader,
             WritePolicy(needs.settings.allow_overwrite, needs.settings.write_back),
             needs.patience,

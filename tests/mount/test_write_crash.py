@@ -1,0 +1,182 @@
+"""Kill -9 at any moment: no acknowledged file is lost, none is doubled, none is half there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from trees import MountedTree, environment, lightlyfs, need_fuse, start_mount, wait_until
+
+from lightlyfs.kernel import mounts
+from lightlyfs.localserver import DropReply, LocalServer, ServerOptions
+
+pytestmark = pytest.mark.fuse
+
+SHORT_ROUNDS = 8
+LONG_ROUNDS = 200
+
+
+class Crashing:
+    """A dataset whose mount is killed again and again while files are written to it."""
+
+    def __init__(self, server: LocalServer, directory: Path, *options: str) -> None:
+        self.server = server
+        self.mountpoint = directory / "mnt"
+        self.mountpoint.mkdir(parents=True)
+        self.environ = environment(server, directory / "cache")
+        self.environ["XDG_STATE_HOME"] = str(directory / "state")
+        self.log = directory / "log"
+        self.options = options
+        self.acknowledged: dict[str, bytes] = {}
+        self.attempted: dict[str, bytes] = {}
+
+    def start(self) -> MountedTree:
+        """Mount, clearing what the last kill left."""
+        return start_mount(self.server.dataset_id, self.mountpoint, self.environ, self.log, *self.options)
+
+    def write_until_killed(self, tree: MountedTree, prefix: str, after_s: float) -> None:
+        """Write files, by close or by rename from a scratch name, and kill the mount meanwhile."""
+        killer = threading.Timer(after_s, tree.process.kill)
+        killer.start()
+        try:
+            for number in range(10_000):
+                self._write_one(f"{prefix}-{number}.bin", number)
+        except OSError:
+            pass
+        killer.join()
+        tree.process.wait()
+        tree.ended = True
+
+    def _write_one(self, name: str, number: int) -> None:
+        data = random.Random(name).randbytes(number * 977 % 40_000 + 1)
+        self.attempted[name] = data
+        target = self.mountpoint / name
+        scratch = self.mountpoint / f".{name}.Ab12Cd" if number % 3 == 0 else target
+        with scratch.open("wb", buffering=0) as file:
+            file.write(data)
+        if scratch != target:
+            scratch.rename(target)
+        self.acknowledged[name] = data
+
+    def settle(self) -> None:
+        """Mount once more and wait until nothing is owed."""
+        tree = self.start()
+        try:
+            tree.run("uploads", "retry")
+            wait_until(lambda: self.status()["uploads"]["pending"] == 0, 60)
+            for name, data in self.acknowledged.items():
+                assert (self.mountpoint / name).read_bytes() == data
+        finally:
+            tree.end()
+
+    def status(self) -> dict[str, dict[str, int]]:
+        """What the mount says of itself."""
+        done = lightlyfs("status", str(self.mountpoint), "--json", environ=self.environ)
+        return dict(json.loads(done.stdout))
+
+    def check(self) -> None:
+        """The server has every acknowledged file once, and nothing that nobody wrote."""
+        documents = self.server.samples()
+        names = [document["fileName"] for document in documents]
+        assert len(names) == len(set(names)), "doubled"
+        held = {document["fileName"]: self.server.object_bytes(document["id"]) for document in documents}
+        assert set(self.acknowledged) <= set(held), "lost"
+        wrong = [name for name, data in held.items() if data != self.attempted.get(name)]
+        assert wrong == [], "half there"
+
+
+@contextlib.contextmanager
+def crashing(tmp_path: Path, *options: str) -> Iterator[Crashing]:
+    """A dataset to crash on; no mount outlives the test."""
+    need_fuse("3")
+    images = tmp_path / "images"
+    images.mkdir()
+    with LocalServer(ServerOptions(source=images)) as server:
+        subject = Crashing(server, tmp_path / "tree", *options)
+        try:
+            yield subject
+        finally:
+            if mounts.mount_at(subject.mountpoint) is not None:
+                mounts.unmount(subject.mountpoint, lazy=True)
+
+
+def run_rounds(subject: Crashing, rounds: int, seed: int) -> None:
+    """Kill the mount `rounds` times at random moments, then settle and compare."""
+    moments = random.Random(seed)
+    for number in range(rounds):
+        subject.write_until_killed(subject.start(), f"r{number}", moments.uniform(0.0, 0.5))
+    subject.settle()
+    subject.check()
+
+
+@pytest.mark.parametrize("options", [(), ("--write-back",)], ids=["close-waits", "write-back"])
+def test_killing_the_mount_loses_and_doubles_nothing(tmp_path: Path, options: tuple[str, ...]) -> None:
+    with crashing(tmp_path, *options) as subject:
+        run_rounds(subject, SHORT_ROUNDS, 1)
+        assert subject.acknowledged
+
+
+def test_killing_the_mount_while_replies_are_lost_doubles_nothing(tmp_path: Path) -> None:
+    with crashing(tmp_path) as subject:
+        subject.server.faults.add(
+            DropReply(target="withWriteUrls", probability=0.1),
+            DropReply(target="storage.put", probability=0.1),
+        )
+        moments = random.Random(2)
+        for number in range(SHORT_ROUNDS):
+            subject.write_until_killed(subject.start(), f"r{number}", moments.uniform(0.0, 0.5))
+        subject.server.faults.clear()
+        subject.settle()
+        subject.check()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("options", [(), ("--write-back",)], ids=["close-waits", "write-back"])
+def test_killing_the_mount_200_times_loses_and_doubles_nothing(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    with crashing(tmp_path, *options) as subject:
+        run_rounds(subject, LONG_ROUNDS, 3)
+
+
+def test_a_file_that_was_being_written_is_not_uploaded_but_can_be_read(tmp_path: Path) -> None:
+    with crashing(tmp_path) as subject:
+        tree = subject.start()
+        with contextlib.suppress(OSError), (subject.mountpoint / "half.bin").open("wb", buffering=0) as file:
+            file.write(b"half of it")
+            tree.process.send_signal(signal.SIGKILL)
+            tree.process.wait()
+            tree.ended = True
+
+        tree = subject.start()
+        try:
+            assert subject.server.samples() == []
+            assert (subject.mountpoint / "half.bin").read_bytes() == b"half of it"
+            state = os.getxattr(subject.mountpoint / "half.bin", "user.lightly.upload")
+            assert state.startswith(b"interrupted")
+            listed = lightlyfs("uploads", "list", environ=subject.environ).stdout
+            assert listed.startswith("half.bin\tinterrupted")
+            (subject.mountpoint / "half.bin").unlink()
+        finally:
+            tree.end()
+        assert lightlyfs("uploads", "list", environ=subject.environ).stdout == ""
+
+
+def test_an_end_of_the_mount_waits_for_what_is_under_way(tmp_path: Path) -> None:
+    with crashing(tmp_path, "--write-back") as subject:
+        tree = subject.start()
+        for number in range(50):
+            (subject.mountpoint / f"{number}.bin").write_bytes(os.urandom(10_000))
+        started = time.monotonic()
+        tree.end()
+        assert time.monotonic() - started < 30
+        assert len(subject.server.samples()) == 50

@@ -1,0 +1,273 @@
+"""What real tools leave on the server when they write to a mount: the expected samples, byte for byte."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_writing import stored
+from trees import MountedTree, mounted
+
+from lightlyfs.localserver import LocalServer
+
+pytestmark = pytest.mark.fuse
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A folder of images on the local disk, with times of the past."""
+    root = tmp_path / "source"
+    for number, name in enumerate(["a.png", "b c.jpg", "deep/er/ü.png", "deep/d.webp"]):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((64 + number, 48), 60).save(path)
+        os.utime(path, (1_600_000_000 + number, 1_600_000_000 + number))
+    return root
+
+
+@pytest.fixture
+def tree(own_server: LocalServer, tmp_path: Path) -> Iterator[MountedTree]:
+    """An empty dataset, mounted."""
+    with mounted(own_server, tmp_path / "tree") as subject:
+        yield subject
+
+
+@pytest.fixture
+def overwriting(own_server: LocalServer, tmp_path: Path) -> Iterator[MountedTree]:
+    """An empty dataset, mounted so that images may be replaced."""
+    with mounted(own_server, tmp_path / "tree", "3", "--allow-overwrite") as subject:
+        yield subject
+
+
+def run(*words: str | Path, cwd: Path | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a tool, or skip with the reason where it is not installed."""
+    if shutil.which(str(words[0])) is None:
+        pytest.skip(f"{words[0]} is not installed")
+    done = subprocess.run(
+        [str(w) for w in words], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def files_of(root: Path) -> dict[str, bytes | None]:
+    """Every file below a folder."""
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def every_image_has_facts(server: LocalServer) -> bool:
+    """Each sample has the size, the shape and the thumbnail of its image."""
+    return all(
+        document["metaData"]["sizeInBytes"] == len(server.object_bytes(document["id"]) or b"")
+        and len(document["metaData"]["shape"]) == 3
+        and server.object_bytes(document["id"], thumbnail=True) is not None
+        for document in server.samples()
+    )
+
+
+@pytest.mark.parametrize("options", [["-r"], ["-a"], ["-rp"]])
+def test_cp(own_server: LocalServer, tree: MountedTree, source: Path, options: list[str]) -> None:
+    run("cp", *options, f"{source}/.", tree.mountpoint)
+
+    assert stored(own_server) == files_of(source)
+    assert every_image_has_facts(own_server)
+    if options != ["-r"]:
+        assert (tree.mountpoint / "a.png").stat().st_mtime == 1_600_000_000
+
+
+def test_mv_into_the_mount(own_server: LocalServer, tree: MountedTree, source: Path) -> None:
+    expected = files_of(source)
+
+    run("mv", source / "a.png", source / "b c.jpg", source / "deep", tree.mountpoint)
+
+    assert stored(own_server) == expected
+    assert files_of(source) == {}
+
+
+def test_mv_within_the_mount(own_server: LocalServer, tree: MountedTree, source: Path) -> None:
+    run("cp", source / "a.png", tree.mountpoint / "x.png")
+
+    run("mv", tree.mountpoint / "x.png", tree.mountpoint / "y.png")
+    run("mv", "-n", tree.mountpoint / "y.png", tree.mountpoint / "z.png")
+
+    assert list(stored(own_server)) == ["z.png"]
+
+
+def test_rsync_twice_moves_nothing_the_second_time(
+    own_server: LocalServer, tree: MountedTree, source: Path
+) -> None:
+    run("rsync", "-a", f"{source}/", f"{tree.mountpoint}/")
+    second = run("rsync", "-ai", f"{source}/", f"{tree.mountpoint}/")
+    tree.refresh()
+    third = run("rsync", "-ai", f"{source}/", f"{tree.mountpoint}/")
+
+    assert stored(own_server) == files_of(source)
+    assert every_image_has_facts(own_server)
+    assert [line for line in (second.stdout + third.stdout).splitlines() if not line.startswith(".d")] == []
+
+
+def test_rsync_over_a_changed_file(own_server: LocalServer, overwriting: MountedTree, source: Path) -> None:
+    run("rsync", "-a", f"{source}/", f"{overwriting.mountpoint}/")
+    Image.effect_noise((99, 99), 30).save(source / "a.png")
+
+    run("rsync", "-a", f"{source}/", f"{overwriting.mountpoint}/")
+
+    assert stored(own_server) == files_of(source)
+    assert every_image_has_facts(own_server)
+
+
+def test_rsync_in_place(own_server: LocalServer, overwriting: MountedTree, source: Path) -> None:
+    run("rsync", "-a", "--inplace", f"{source}/", f"{overwriting.mountpoint}/")
+    assert stored(own_server) == files_of(source)
+    data = (source / "a.png").read_bytes()
+    (source / "a.png").write_bytes(data[:20] + b"####" + data[24:])
+
+    run("rsync", "-a", "--inplace", "--no-whole-file", f"{source}/", f"{overwriting.mountpoint}/")
+
+    assert stored(own_server) == files_of(source)
+
+
+def test_tar(own_server: LocalServer, tree: MountedTree, source: Path, tmp_path: Path) -> None:
+    run("tar", "cf", tmp_path / "x.tar", "-C", source, ".")
+
+    run("tar", "xf", tmp_path / "x.tar", "-C", tree.mountpoint)
+
+    assert stored(own_server) == files_of(source)
+    assert (tree.mountpoint / "a.png").stat().st_mtime == 1_600_000_000
+
+
+def test_unzip(own_server: LocalServer, tree: MountedTree, source: Path, tmp_path: Path) -> None:
+    run("zip", "-qr", tmp_path / "x.zip", ".", cwd=source)
+
+    run("unzip", "-q", tmp_path / "x.zip", "-d", tree.mountpoint)
+
+    assert stored(own_server) == files_of(source)
+
+
+def test_dd_and_install(own_server: LocalServer, tree: MountedTree, source: Path) -> None:
+    run("dd", f"if={source / 'a.png'}", f"of={tree.mountpoint / 'dd.png'}", "bs=100", "conv=fsync")
+    run("install", "-m", "600", source / "a.png", tree.mountpoint / "installed.png")
+
+    data = (source / "a.png").read_bytes()
+    assert stored(own_server) == {"dd.png": data, "installed.png": data}
+
+
+def test_imagemagick(own_server: LocalServer, tree: MountedTree, source: Path) -> None:
+    if "ImageMagick" not in run("convert", "-version", check=False).stdout:
+        pytest.skip("convert of ImageMagick is not installed")
+    run("cp", source / "a.png", tree.mountpoint)
+
+    run("convert", tree.mountpoint / "a.png", "-resize", "50%", tree.mountpoint / "small.png")
+
+    assert sorted(stored(own_server)) == ["a.png", "small.png"]
+    with Image.open(tree.mountpoint / "small.png") as image:
+        assert image.width == 32
+    assert every_image_has_facts(own_server)
+
+
+def test_python_writes(own_server: LocalServer, tree: MountedTree, source: Path) -> None:
+    shutil.copytree(source, tree.mountpoint / "copied")
+    Image.new("RGB", (10, 10)).save(tree.mountpoint / "saved.png")
+    with (tree.mountpoint / "lines.txt").open("w") as file:
+        for number in range(1000):
+            print(number, file=file)
+
+    held = stored(own_server)
+    assert {name: data for name, data in held.items() if name.startswith("copied/")} == {
+        f"copied/{name}": data for name, data in files_of(source).items()
+    }
+    assert held["lines.txt"] == "".join(f"{number}\n" for number in range(1000)).encode()
+    assert held["saved.png"] == (tree.mountpoint / "saved.png").read_bytes()
+
+
+def test_the_shell_appends_and_two_programs_write_one_file(
+    own_server: LocalServer, tree: MountedTree
+) -> None:
+    run("sh", "-c", "{ echo one; echo two; cat /dev/null; } > both.txt", cwd=tree.mountpoint)
+
+    assert stored(own_server) == {"both.txt": b"one\ntwo\n"}
+
+
+def test_the_shell_appends_to_a_sample(own_server: LocalServer, overwriting: MountedTree) -> None:
+    run("sh", "-c", "echo one > log.txt; echo two >> log.txt", cwd=overwriting.mountpoint)
+
+    assert stored(own_server) == {"log.txt": b"one\ntwo\n"}
+
+
+def test_gio_copies_saves_and_trashes_nothing(
+    own_server: LocalServer, tree: MountedTree, source: Path
+) -> None:
+    run("gio", "copy", source / "a.png", tree.mountpoint / "copied.png")
+    run("sh", "-c", f"gio save '{tree.mountpoint}/saved.txt' < /dev/null", check=False)
+    run("sh", "-c", f"echo hello | gio save '{tree.mountpoint}/saved.txt'")
+    expected = {"copied.png": (source / "a.png").read_bytes(), "saved.txt": b"hello\n"}
+    assert stored(own_server) == expected
+
+    assert run("gio", "trash", tree.mountpoint / "copied.png", check=False).returncode != 0
+    assert run("gio", "remove", tree.mountpoint / "copied.png", check=False).returncode != 0
+
+    assert stored(own_server) == expected
+
+
+def test_vim_saves(own_server: LocalServer, overwriting: MountedTree) -> None:
+    editor = next((name for name in ("vim", "vim.tiny") if shutil.which(name)), None)
+    if editor is None:
+        pytest.skip("vim is not installed")
+    target = overwriting.mountpoint / "notes.txt"
+
+    run(editor, "-es", "-c", "normal ifirst", "-c", "wq", target, check=False)
+    run(editor, "-es", "-c", "normal Asecond", "-c", "wq", target, check=False)
+
+    assert stored(own_server) == {"notes.txt": b"firstsecond\n"}
+    assert os.listdir(overwriting.mountpoint) == ["notes.txt"]
+
+
+def test_a_shared_mapping_is_written(own_server: LocalServer, tree: MountedTree) -> None:
+    # in a process of its own: Python keeps its lock while it flushes a mapping, and the server needs it
+    program = """
+import mmap
+with open("mapped.bin", "w+b") as file:
+    file.truncate(10_000)
+    with mmap.mmap(file.fileno(), 10_000) as mapped:
+        mapped[5_000:5_005] = b"hello"
+        mapped.flush()
+"""
+    run(sys.executable, "-c", program, cwd=tree.mountpoint)
+
+    expected = b"\0" * 5_000 + b"hello" + b"\0" * 4_995
+    assert stored(own_server) == {"mapped.bin": expected}
+
+
+def test_an_open_file_can_be_removed_and_goes_on(own_server: LocalServer, tree: MountedTree) -> None:
+    path = tree.mountpoint / "scratch.tmp"
+    with path.open("w+b", buffering=0) as file:
+        file.write(b"before")
+        path.unlink()
+        assert os.listdir(tree.mountpoint) == []
+        file.write(b" after")
+        file.seek(0)
+        assert file.read() == b"before after"
+        file.truncate(3)
+        assert os.fstat(file.fileno()).st_size == 3
+
+    assert stored(own_server) == {}
+
+
+def test_a_name_that_exists_is_not_taken_by_a_move_that_may_not_replace(
+    own_server: LocalServer, tree: MountedTree, source: Path
+) -> None:
+    run("cp", source / "a.png", tree.mountpoint / "x.png")
+    run("cp", source / "b c.jpg", tree.mountpoint / "y.tmp")
+
+    with contextlib.suppress(AssertionError):
+        run("mv", "-n", tree.mountpoint / "y.tmp", tree.mountpoint / "x.png")
+
+    assert stored(own_server) == {"x.png": (source / "a.png").read_bytes()}
+    assert (tree.mountpoint / "y.tmp").exists()
