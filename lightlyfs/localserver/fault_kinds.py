@@ -15,11 +15,11 @@ from .transport import HANG_UP, Connections
 STALL_MAX_S = 3600.0
 
 STORAGE_CODES = {
-    400: "InvalidRequest",
     403: "AccessDenied",
     404: "NoSuchKey",
-    410: "Gone",
+    429: "SlowDown",
     500: "InternalError",
+    503: "SlowDown",
 }
 """What S3 calls these statuses; clients look at the code too."""
 
@@ -72,7 +72,7 @@ class Status(Fault, tag="status", frozen=True, kw_only=True):
             if self.retry_after_s is not None:
                 headers.append((b"retry-after", b"%d" % self.retry_after_s))
             if scope["raw_path"].startswith(b"/storage/"):
-                code = STORAGE_CODES.get(self.status, "SlowDown")
+                code = STORAGE_CODES.get(self.status, "InvalidRequest")
                 reply = xml_error(self.status, code, "injected fault", headers)
             else:
                 reply = Reply(self.status, error_body(self.code, "injected fault"), headers=tuple(headers))
