@@ -19,6 +19,7 @@ from lightlyfs.catalog.store import DirectoryEntry, SampleEntry
 from lightlyfs.errors import FileExists, InvalidArgument, IsADirectory, NotPermitted, ReadOnly
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr, DiskUsage, attr_of_directory, attr_of_sample
 from lightlyfs.fs.changes import TreeChanges, name_at, refuse_trash
+from lightlyfs.fs.completion import Completion
 from lightlyfs.fs.handles import HandleTable, ReadHandle
 from lightlyfs.fs.local import LocalFile
 from lightlyfs.fs.namespace import Listing, Namespace, Node
@@ -47,6 +48,7 @@ class WriteParts:
 
     writer: Writer
     changes: TreeChanges
+    completion: Completion
 
 
 class Filesystem:
@@ -263,7 +265,7 @@ class Filesystem:
         """The dataset changed at these paths (None: anywhere)."""
         self._names.renamed.prune(self._names.catalog)
         if self._writing is not None:
-            self._writing.writer.prune()
+            self._writing.completion.prune()
         self._forget(paths)
 
     def _need_writing(self, path: str) -> WriteParts:

@@ -229,7 +229,7 @@ class LocalFiles:
             return staged
         record = file.record
         generation = record.generation + 1
-        copied = self.spool.copy(record.key, record.generation, generation)
+        copied = self.spool.copy(staged, record.key, generation)
         staged.close()
         uploaded = file.entry is not None
         file.record = record.changed(

@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.store import SampleEntry
 from lightlyfs.errors import (
     BadHandle,
@@ -55,24 +54,19 @@ class Writer:
     def __init__(
         self,
         local: LocalFiles,
-        catalog: Catalog,
         uploader: Uploader,
         policy: WritePolicy,
         patience: Patience,
         *,
         read_sample: ReadSample,
         caller_process: Callable[[], int],
-        adopt: Callable[[Record], Record],
     ) -> None:
-        """`adopt(record)` makes an uploaded file's bytes readable as a sample; any thread calls it."""
         self._local = local
-        self._catalog = catalog
         self._uploader = uploader
         self._policy = policy
         self._patience = patience
         self._read_sample = read_sample
         self._caller_process = caller_process
-        self._adopt = adopt
         self._waiting = threading.BoundedSemaphore(MAX_WAITING)
 
     def resume(self) -> None:
@@ -201,23 +195,6 @@ class Writer:
             times.put(node.sample_id, node.published_size, when)
             self._local.touch()
 
-    def prune(self) -> None:
-        """Leave to the catalogue what it shows by itself now."""
-        for file in self._local.all():
-            self._leave_to_catalogue(file)
-
-    def _leave_to_catalogue(self, file: LocalFile) -> None:
-        entry = file.entry
-        if entry is None or entry.size is None or entry.etag is None:
-            return
-        found = self._catalog.by_id(entry.sample_id)
-        if found is not None and found[0] == file.path:
-            self._catalog.record_facts(entry.sample_id, entry.size, entry.etag)
-            # the journal forgets it now, so the catalogue must not go back to an old version in a crash
-            self._catalog.flush_facts()
-            self._local.drop(file)
-            self._local.journal.remove(file.record.key)
-
     # promises
 
     def flush(self, handle: WriteHandle) -> None:
@@ -278,42 +255,6 @@ class Writer:
         ticket = self._finish(file)
         if ticket is not None:
             self._wait(ticket)
-
-    def noted(self, record: Record) -> None:
-        """An upload took a step or failed; called in the uploader's thread, after the journal was told."""
-        file = self._local.by_key(record.key)
-        if file is None:
-            return
-        with file.lock:
-            known = file.record.changed(
-                sample_id=record.sample_id or file.record.sample_id,
-                mark=record.mark,
-                create_sent=record.create_sent,
-            )
-            if record.generation == known.generation:
-                known = known.changed(state=record.state, error=record.error)
-            file.record = known
-
-    def done(self, record: Record) -> None:
-        """The uploader brought a generation to the server; called in its thread."""
-        record = self._adopt(record)
-        file = self._local.by_key(record.key)
-        if file is None:
-            self._local.journal.remove(record.key)
-            self._local.spool.remove(record.key, record.generation)
-            return
-        with file.lock:
-            if file.record.generation != record.generation or file.dirty:
-                self._note_older_done_locked(file, record)
-                return
-            uploaded = record.changed(path=file.path, mtime=file.mtime)
-            self._local.journal.put(uploaded)
-            file.now_uploaded(uploaded)
-            if file.handles == 0:
-                self._local.unstage_locked(file)
-            self._local.spool.remove(record.key, record.generation)
-        self._leave_to_catalogue(file)
-        self._local.touch()
 
     # one file
 
@@ -390,14 +331,6 @@ class Writer:
             file.staged.write_at(offset, data)
             offset += len(data)
         file.size = offset
-
-    def _note_older_done_locked(self, file: LocalFile, record: Record) -> None:
-        """An earlier generation is on the server: later ones go to the same sample."""
-        file.record = file.record.changed(
-            sample_id=record.sample_id, mark=record.mark, create_sent=True, replaces=True
-        )
-        self._local.journal.put(file.record)
-        self._local.spool.remove(record.key, record.generation)
 
     def _put_back(self, file: LocalFile, before: Record) -> None:
         """A rename whose upload failed: the old name stays, and nothing is owed unless a create was sent."""

@@ -39,9 +39,8 @@ class Spool:
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         return StagedFile(os.open(self.path(key, generation), flags))
 
-    def copy(self, key: str, generation: int, target: int) -> StagedFile:
-        """A copy of a generation as another one, sharing its blocks where the disk can."""
-        source = self.open(key, generation)
+    def copy(self, source: StagedFile, key: str, target: int) -> StagedFile:
+        """A copy of an open file as another generation, sharing its blocks where the disk can."""
         self.path(key, target).unlink(missing_ok=True)
         copied = self.create(key, target)
         try:
@@ -55,8 +54,6 @@ class Spool:
             copied.close()
             self.remove(key, target)
             raise
-        finally:
-            source.close()
         return copied
 
     def remove(self, key: str, generation: int) -> None:

@@ -22,6 +22,7 @@ from lightlyfs.content.reader import Reader
 from lightlyfs.errors import LightlyFsError
 from lightlyfs.fs.adoption import Adoption
 from lightlyfs.fs.changes import ChangeParts, TreeChanges
+from lightlyfs.fs.completion import Completion
 from lightlyfs.fs.filesystem import WriteParts
 from lightlyfs.fs.local import LocalFiles
 from lightlyfs.fs.namespace import Namespace
@@ -32,7 +33,7 @@ from lightlyfs.fs.writer import WritePolicy, Writer
 from lightlyfs.settings import Settings
 from lightlyfs.upload.edits import SampleEdits
 from lightlyfs.upload.facts_process import FactsProcess
-from lightlyfs.upload.journal import Journal, Record, State
+from lightlyfs.upload.journal import Journal, State
 from lightlyfs.upload.spool import Spool
 from lightlyfs.upload.steps import Steps, UploadConfig
 from lightlyfs.upload.uploader import Uploader
@@ -76,30 +77,30 @@ class Uploads:
         self.local = LocalFiles(self.spool, self.journal)
         self.times = SetTimes(self.journal)
         self.facts = FactsProcess()
+        adoption = Adoption(needs.catalog, needs.reader, needs.cache, self.spool, self.times)
+        self.completion = Completion(self.local, needs.catalog, adoption)
         self.uploader = Uploader(
             self._make_steps(),
             self.journal,
             clock=time.monotonic,
             closing=needs.closing,
-            on_done=self._on_done,
-            on_note=self._on_note,
+            on_done=self.completion.done,
+            on_note=self.completion.noted,
         )
         self.writer = Writer(
             self.local,
-            needs.catalog,
             self.uploader,
             WritePolicy(needs.settings.allow_overwrite, needs.settings.write_back),
             needs.patience,
             read_sample=needs.samples.read_entry,
             caller_process=needs.caller_process,
-            adopt=Adoption(needs.catalog, needs.reader, needs.cache, self.spool, self.times),
         )
         self.edits = SampleEdits(needs.client, needs.dataset_id, needs.executor, self._can_be_read)
 
     def write_parts(self, namespace: Namespace) -> WriteParts:
         """The parts as the file system takes them."""
         parts = ChangeParts(namespace, self.local, self.writer, self.edits)
-        return WriteParts(self.writer, TreeChanges(parts))
+        return WriteParts(self.writer, TreeChanges(parts), self.completion)
 
     def start(self) -> None:
         """Go on with what an earlier mount left."""
@@ -141,12 +142,6 @@ class Uploads:
 
     def _pause(self, seconds: float) -> None:
         self._needs.closing.wait(seconds)
-
-    def _on_done(self, record: Record) -> None:
-        self.writer.done(record)
-
-    def _on_note(self, record: Record) -> None:
-        self.writer.noted(record)
 
     def _can_be_read(self, sample_id: str) -> None:
         """Read one byte of a sample through a URL that was asked for just now."""

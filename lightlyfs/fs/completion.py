@@ -1,0 +1,82 @@
+"""What becomes of a local file while the uploader works on it, and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lightlyfs.catalog.catalog import Catalog
+from lightlyfs.fs.local import LocalFile, LocalFiles
+from lightlyfs.upload.journal import Record
+
+
+class Completion:
+    """Follows uploads, in the uploader's threads.
+
+    `adopt(record)` makes an uploaded file's bytes readable as those of a sample.
+    """
+
+    def __init__(self, local: LocalFiles, catalog: Catalog, adopt: Callable[[Record], Record]) -> None:
+        self._local = local
+        self._catalog = catalog
+        self._adopt = adopt
+
+    def noted(self, record: Record) -> None:
+        """An upload took a step or failed; called in the uploader's thread, after the journal was told."""
+        file = self._local.by_key(record.key)
+        if file is None:
+            return
+        with file.lock:
+            known = file.record.changed(
+                sample_id=record.sample_id or file.record.sample_id,
+                mark=record.mark,
+                create_sent=record.create_sent,
+            )
+            if record.generation == known.generation:
+                known = known.changed(state=record.state, error=record.error)
+            file.record = known
+
+    def done(self, record: Record) -> None:
+        """The uploader brought a generation to the server; called in its thread."""
+        record = self._adopt(record)
+        file = self._local.by_key(record.key)
+        if file is None:
+            self._local.journal.remove(record.key)
+            self._local.spool.remove(record.key, record.generation)
+            return
+        with file.lock:
+            if file.record.generation != record.generation or file.dirty:
+                self._note_older_done_locked(file, record)
+                return
+            uploaded = record.changed(path=file.path, mtime=file.mtime)
+            self._local.journal.put(uploaded)
+            file.now_uploaded(uploaded)
+            if file.handles == 0:
+                self._local.unstage_locked(file)
+            self._local.spool.remove(record.key, record.generation)
+        self._leave_to_catalogue(file)
+        self._local.touch()
+
+    def prune(self) -> None:
+        """Leave to the catalogue what it shows by itself now."""
+        for file in self._local.all():
+            self._leave_to_catalogue(file)
+
+    def _leave_to_catalogue(self, file: LocalFile) -> None:
+        entry = file.entry
+        if entry is None or entry.size is None or entry.etag is None:
+            return
+        found = self._catalog.by_id(entry.sample_id)
+        if found is not None and found[0] == file.path:
+            self._catalog.record_facts(entry.sample_id, entry.size, entry.etag)
+            # the journal forgets it now, so the catalogue must not go back to an old version in a crash
+            self._catalog.flush_facts()
+            self._local.drop(file)
+            self._local.journal.remove(file.record.key)
+
+    def _note_older_done_locked(self, file: LocalFile, record: Record) -> None:
+        """An earlier generation is on the server: later ones go to the same sample."""
+        file.record = file.record.changed(
+            sample_id=record.sample_id, mark=record.mark, create_sent=True, replaces=True
+        )
+        self._local.journal.put(file.record)
+        self._local.spool.remove(record.key, record.generation)
