@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar
 
 from cachetools import TTLCache
 
+from lightlyfs.api.models import Sample
 from lightlyfs.catalog.inodes import directory_ino, sample_ino
 from lightlyfs.catalog.refresher import FreshnessConfig, Refresher, stored_dataset
 from lightlyfs.catalog.remote import DatasetState, Remote
@@ -142,7 +143,8 @@ class Catalog:
         while not self.refresher.complete:
             self._await_listing(wait)
         if self._ask_always and not self.refresher.stopped:
-            self._await(self.refresher.check_soon(), wait)
+            # where it fails, as `status` then shows, the old answers stay
+            self._wait_for(self.refresher.check_soon(), wait)
         self.refresher.touch()
         directories, samples = self._store.list_directory(path)
         if self._facts or self._unlisted:
@@ -206,7 +208,7 @@ class Catalog:
 
     def _ask_for(self, path: str, entry: SampleEntry, wait: Wait) -> Entry | None:
         try:
-            sample = self._await(self.refresher.run(lambda: self._remote.sample(entry.sample_id)), wait)
+            sample = self._await(self._ask_sample(entry.sample_id), wait)
         except NotFound:
             sample = None
         if sample is None or sample.file_name != true_name(path, entry):
@@ -218,6 +220,11 @@ class Catalog:
             hint = sample.meta_data.size_in_bytes if sample.meta_data else None
             entry = entry._replace(mtime=modified, size_hint=hint, size=None, verified=False)
         return self._with_facts(entry)
+
+    def _ask_sample(self, sample_id: str) -> Future[Sample]:
+        answer: Future[Sample] = Future()
+        self.refresher.run_into(answer, lambda: self._remote.sample(sample_id))
+        return answer
 
     def _lookup_early(self, path: str, wait: Wait) -> Entry | None:
         """Before the first listing is complete: what it has met so far, or what the API says of the name."""
@@ -244,28 +251,38 @@ class Catalog:
         file_name = join_name(path.split("/"))
         if file_name is None:
             return None
-        with self._lock:
-            try:
-                answer = self._answers[path]
-            except KeyError:
-                answer = self._answers[path] = self.refresher.run(lambda: self._remote.find(file_name))
         try:
-            rows = self._await(answer, wait)
+            rows = self._await(self._asked(path, file_name), wait)
         except RequestError as error:
             if isinstance(error, Cancelled):
                 raise
             return None  # the listing will tell
         return self._with_facts(_entry_of(rows[0])) if rows else None
 
+    def _asked(self, path: str, file_name: str) -> Future[list[Row]]:
+        """What the API says of a name; ten threads that ask cause one request."""
+        with self._lock:
+            try:
+                return self._answers[path]
+            except KeyError:
+                answer: Future[list[Row]] = Future()
+                self._answers[path] = answer
+        self.refresher.run_into(answer, lambda: self._remote.find(file_name))
+        return answer
+
     def _await(self, answer: Future[T], wait: Wait) -> T:
-        """The result of a request; while a listing moves on, the caller's limit counts anew."""
+        """The result of a request, or what it raised."""
+        self._wait_for(answer, wait)
+        return answer.result()
+
+    def _wait_for(self, answer: Future[T], wait: Wait) -> None:
+        """Wait for a request; while a listing moves on, the caller's limit counts anew."""
         seen = self.refresher.progress
         while not futures_wait((answer,), _POLL_S).done:
             wait.check()
             if self.refresher.progress is not seen:
                 seen = self.refresher.progress
                 wait.restart()
-        return answer.result()
 
     def _await_listing(self, wait: Wait) -> None:
         """Wait a moment for the first listing; raises what it failed with, or what ends the wait."""

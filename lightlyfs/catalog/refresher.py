@@ -163,14 +163,9 @@ class Refresher:
             with self._work_lock:
                 with self._state:
                     self._next_check = None
-                try:
-                    self._guarded(self._check)
-                except BaseException as error:
-                    check.set_exception(error)
-                else:
-                    check.set_result(None)
+                self._guarded(self._check)
 
-        self.run(run)
+        self.run_into(check, run)
         return check
 
     def expect_changes(self) -> None:
@@ -186,14 +181,19 @@ class Refresher:
             self._guarded(lambda: changes.append(self._list(self._remote.dataset())))
         return changes[0]
 
-    def run(self, request: Callable[[], T]) -> Future[T]:
+    def run_into(self, answer: Future[T], request: Callable[[], T]) -> None:
         """Run a request in the pool for metadata, so that whoever needs its answer can wait with patience."""
-        try:
-            return self._executor.submit(request)
-        except RuntimeError:
-            refused: Future[T] = Future()
-            refused.set_exception(Cancelled("the mount is being taken down", request_sent=False))
-            return refused
+
+        def run() -> None:
+            try:
+                result = request()
+            except BaseException as error:
+                answer.set_exception(error)
+            else:
+                answer.set_result(result)
+
+        if not self._submit(run):
+            answer.set_exception(Cancelled("the mount is being taken down", request_sent=False))
 
     # the work
 
@@ -202,9 +202,16 @@ class Refresher:
             if self._check_queued or self._stopped or self._clock() < self._retry_at:
                 return
             self._check_queued = True
-        queued = self.run(self._check_in_background)
-        if queued.done() and queued.exception() is not None:
-            self._end_background_check()  # it never ran
+        if not self._submit(self._check_in_background):
+            self._end_background_check()
+
+    def _submit(self, job: Callable[[], None]) -> bool:
+        """Whether the pool takes the job; it takes none once it is shut down."""
+        try:
+            self._executor.submit(job)
+        except RuntimeError:
+            return False
+        return True
 
     def _check_in_background(self) -> None:
         try:
@@ -343,7 +350,8 @@ def _is_settled(before: DatasetState, after: DatasetState, listed: int, distinct
     Rows that came twice show that rows moved, so others may have been missed. Samples that were only
     added were either met or are for the next check to find.
     """
-    return listed == distinct and (after == before or 0 < after.samples <= distinct)
+    only_added = 0 < before.samples <= after.samples <= distinct
+    return listed == distinct and (after == before or only_added)
 
 
 def stored_dataset(store: CatalogStore) -> DatasetState | None:
