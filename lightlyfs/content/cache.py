@@ -6,8 +6,10 @@ least recently used contents are deleted when the budget is exceeded. Every fail
 and answered as "not here": a reader then gets its bytes from the network. The last few blocks that the
 disk did not take are kept in memory, for a block is read in several pieces.
 
-Threads: any may call. The lock guards the tables and is never held during disk work. A read of a content
-whose file is open touches neither the index nor another file.
+Threads: any may call. The lock guards the tables and is never held during disk work. What makes or ends a
+content, here and in the index, happens under the lock of that content (one of a few that all share),
+which is taken before the other one, and never two of them. A read of a content whose file is open takes
+neither a content's lock nor the index's.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 MAX_OPEN_FILES = 512
 # the disk must keep this share free
 MIN_FREE_SHARE = 0.1
+_CONTENT_LOCKS = 64
 # how much is written between two looks at how full the disk is
 _LOOK_EVERY_BYTES = 8 << 20
 
@@ -78,6 +81,7 @@ class BlockCache:
         self._index = BlockIndex(directory / "blocks.db")
         self._overflow = Overflow()
         self._lock = threading.Lock()
+        self._content_locks = [threading.Lock() for _ in range(_CONTENT_LOCKS)]
         self._evicting = threading.Lock()  # held by the one thread that makes room
         if not self._index.was_closed:
             # a crash, or an index that was lost, leaves files nobody would ever delete
@@ -182,14 +186,18 @@ class BlockCache:
             if file is not None:
                 self._open.move_to_end(key)
                 return file
-        checksums = self._index.blocks(key)
-        if not checksums and not create:
-            return None
-        file = self._files.open(key, checksums, create=create)
-        if file is None:
-            self._remove(key)
-            return None
-        return self._keep_open(key, file)
+        with self._lock_of(key):
+            checksums = self._index.blocks(key)
+            if not checksums and not create:
+                return None
+            file = self._files.open(key, checksums, create=create)
+            if file is None:
+                self._remove_locked(key)
+                return None
+            return self._keep_open(key, file)
+
+    def _lock_of(self, key: str) -> threading.Lock:
+        return self._content_locks[hash(key) % _CONTENT_LOCKS]
 
     def _keep_open(self, key: str, file: CachedFile) -> CachedFile:
         let_go = []
@@ -258,30 +266,33 @@ class BlockCache:
     def _record(self, key: str, file: CachedFile, block: int, data: bytes) -> None:
         """Count a block whose bytes are written as present."""
         checksum = zlib.crc32(data)
-        with self._lock:
-            if file.dropped:
-                return
-            if block not in file.checksums:
-                self._bytes += len(data)
-            file.checksums[block] = checksum
-            file.proven.add(block)
+        with self._lock_of(key):
+            with self._lock:
+                if file.dropped:
+                    return
+                if block not in file.checksums:
+                    self._bytes += len(data)
+                file.checksums[block] = checksum
+                file.proven.add(block)
+            try:
+                self._index.add(key, block, checksum, len(data))
+            except sqlite3.Error as error:
+                self._count_error(error)
         self._overflow.discard(key, block)
-        try:
-            self._index.add(key, block, checksum, len(data))
-        except sqlite3.Error as error:
-            self._count_error(error)
 
     def _forget(self, content: ContentId, file: CachedFile, block: int) -> None:
         """A block turned out to be damaged or unreadable: it counts as absent from now on."""
-        with self._lock:
-            file.proven.discard(block)
-            if file.checksums.pop(block, None) is None or file.dropped:
-                return
-            self._bytes -= block_length(block, content.size)
-        try:
-            self._index.forget(content.key(), block)
-        except sqlite3.Error as error:
-            self._count_error(error)
+        key = content.key()
+        with self._lock_of(key):
+            with self._lock:
+                file.proven.discard(block)
+                if file.checksums.pop(block, None) is None or file.dropped:
+                    return
+                self._bytes -= block_length(block, content.size)
+            try:
+                self._index.forget(key, block)
+            except sqlite3.Error as error:
+                self._count_error(error)
 
     # room
 
@@ -342,6 +353,11 @@ class BlockCache:
         return failed
 
     def _remove(self, key: str) -> bool:
+        with self._lock_of(key):
+            return self._remove_locked(key)
+
+    def _remove_locked(self, key: str) -> bool:
+        """Delete a content, under its lock; False where the disk fails."""
         with self._lock:
             file = self._open.pop(key, None)
             if file is not None:
