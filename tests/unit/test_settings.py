@@ -1,0 +1,127 @@
+"""Settings: where they come from, what is refused, and that the README lists every one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lightlyfs.errors import SettingsError
+from lightlyfs.settings import BY_NAME, DEFAULT_SERVER, SETTINGS, Secrets, read_secrets, resolve
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def row_of(name: str) -> str:
+    """The README's row of a setting."""
+    setting = BY_NAME[name]
+    default = "" if setting.default in (None, "") or name in ("uid", "gid") else f"`{setting.default}`"
+    variable = f" Also `{setting.variable}`." if setting.variable else ""
+    return f"| `{setting.flag}` | {default} | {setting.help}{variable} |"
+
+
+def test_the_readme_lists_every_setting_as_it_is() -> None:
+    text = README.read_text(encoding="utf-8")
+
+    assert [row_of(s.name) for s in SETTINGS if row_of(s.name) not in text] == []
+
+
+def test_the_defaults_are_resolved() -> None:
+    settings = resolve({}, {})
+
+    assert settings.server == DEFAULT_SERVER
+    assert settings.metadata_ttl_s == 60
+    assert settings.umask == 0o022
+    assert (settings.read_only, settings.cache_dir, settings.cache_size_bytes) == (False, None, None)
+
+
+def test_a_flag_beats_a_variable_and_a_variable_beats_the_default() -> None:
+    environ = {"LIGHTLY_SERVER_LOCATION": " https://one.example/ "}
+
+    assert resolve({}, environ).server == "https://one.example"
+    assert resolve({"server": "https://two.example"}, environ).server == "https://two.example"
+    assert resolve({"server": None}, {"LIGHTLY_SERVER_LOCATION": ""}).server == DEFAULT_SERVER
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field", "value"),
+    [
+        ("metadata_ttl", "infinite", "metadata_ttl_s", float("inf")),
+        ("metadata_ttl", "0", "metadata_ttl_s", 0.0),
+        ("metadata_ttl", "1.5s", "metadata_ttl_s", 1.5),
+        ("cache_size", "20G", "cache_size_bytes", 20 << 30),
+        ("cache_size", "512 MiB", "cache_size_bytes", 512 << 20),
+        ("cache_size", "1.5t", "cache_size_bytes", 3 << 39),
+        ("cache_size", "0", "cache_size_bytes", 0),
+        ("umask", "077", "umask", 0o077),
+        ("no_cache", "on", "no_cache", True),
+        ("no_cache", "", "no_cache", True),
+        ("no_cache", "no", "no_cache", False),
+        ("jobs", "7", "jobs", 7),
+    ],
+)
+def test_a_text_becomes_a_value(name: str, text: str, field: str, value: object) -> None:
+    assert getattr(resolve({name: text}, {}), field) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata_ttl", "-1"),
+        ("metadata_ttl", "nan"),
+        ("metadata_ttl", "soon"),
+        ("cache_size", "much"),
+        ("cache_size", "-5"),
+        ("jobs", "0"),
+        ("jobs", "two"),
+        ("umask", "999"),
+        ("umask", "1777"),
+        ("uid", "-1"),
+        ("server", "api.lightly.ai"),
+        ("server", "ftp://x"),
+        ("read_mode", "fast"),
+        ("fuse", "4"),
+        ("no_cache", "maybe"),
+        ("cache_dir", ""),
+        ("ca_certs", "/no/such/file"),
+    ],
+)
+def test_a_wrong_text_is_refused_by_name(name: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{BY_NAME[name].flag} is "):
+        resolve({name: text}, {})
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(SettingsError, match="unknown option speed"):
+        resolve({"speed": "11"}, {})
+
+
+def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert resolve({"cache_dir": "cache"}, {}).cache_dir == tmp_path / "cache"
+
+
+def test_a_token_file_beats_the_variable(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("from-file\n")
+
+    assert read_secrets({"LIGHTLY_TOKEN": "from-variable"}, file).token == "from-file"
+    assert read_secrets({"LIGHTLY_TOKEN": "from-variable"}, None).token == "from-variable"
+
+
+def test_a_bearer_token_is_enough() -> None:
+    assert read_secrets({"LIGHTLY_BEARER_TOKEN": "b"}, None) == Secrets(None, "b", None)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe"])
+def test_a_useless_token_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(content)
+
+    with pytest.raises(SettingsError, match="token file"):
+        read_secrets({}, file)
+
+
+def test_secrets_show_nothing() -> None:
+    assert "hunter2" not in repr(Secrets("hunter2", "hunter2", None))
