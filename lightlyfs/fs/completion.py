@@ -48,7 +48,7 @@ class Completion:
                 self._note_older_done_locked(file, record)
                 return
             uploaded = record.changed(path=file.path, mtime=file.mtime)
-            self._local.journal.put(uploaded)
+            self._local.journal.put(uploaded, durable=False)
             file.now_uploaded(uploaded)
             if file.handles == 0:
                 self._local.unstage_locked(file)

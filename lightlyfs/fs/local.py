@@ -157,7 +157,7 @@ class LocalFiles:
             key, path, name, State.OPEN, mtime=self.now(), sample_id=sample_id, replaces=sample_id is not None
         )
         file = LocalFile(record, self.spool.create(key, 0))
-        self.journal.put(record)
+        self.journal.put(record, durable=False)
         self.add(file)
         return file
 

@@ -1,4 +1,4 @@
-"""Image facts computed in a process apart, so that no image can take the mount down with it.
+"""Image facts computed in processes apart, so that no image can take the mount down with it.
 
 The process may use a bounded amount of memory and time; one that crashes, hangs or runs out is replaced, and
 the file counts as no image. Run as `python -m lightlyfs.upload.facts_process` it is that process.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
 import resource
 import select
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 from lightlyfs.upload.image_facts import ImageFacts, facts_of, no_image
@@ -23,32 +23,47 @@ log = logging.getLogger(__name__)
 # enough for the largest image that is decoded, with its copies
 MAX_MEMORY_BYTES = 1500 << 20
 MAX_SECONDS = 30.0
+MAX_PROCESSES = 4
 
 
-class FactsProcess:
-    """Computes facts, one file at a time; any thread may call and waits for its turn."""
+class FactsPool:
+    """Computes facts in a few processes, started as they are needed; any thread may call."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self, processes: int | None = None) -> None:
+        count = processes or min(MAX_PROCESSES, os.cpu_count() or 1)
+        # last in, first out: where one keeps up, the others are never started
+        self._idle: queue.LifoQueue[_FactsProcess] = queue.LifoQueue()
+        self._all = [_FactsProcess() for _ in range(count)]
+        for process in self._all:
+            self._idle.put(process)
 
     def facts_of(self, path: Path) -> ImageFacts:
         """The facts of a file; those of no image where they cannot be computed within the limits."""
-        with self._lock:
-            try:
-                return self._ask_locked(path)
-            except (OSError, ValueError, KeyError) as error:
-                log.warning("the facts of an image could not be computed, so it goes without: %s", error)
-                self._stop_locked()
+        process = self._idle.get()
+        try:
+            return process.ask(path)
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("the facts of an image could not be computed, so it goes without: %s", error)
+            process.stop()
+        finally:
+            self._idle.put(process)
         return no_image(os.stat(path).st_size)
 
     def close(self) -> None:
-        """End the process."""
-        with self._lock:
-            self._stop_locked()
+        """End the processes; a call under way gets the facts of no image."""
+        for process in self._all:
+            process.stop()
 
-    def _ask_locked(self, path: Path) -> ImageFacts:
-        process = self._running_locked()
+
+class _FactsProcess:
+    """One process, used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, path: Path) -> ImageFacts:
+        """Send a path, wait for the facts; OSError, ValueError or KeyError where there is no good answer."""
+        process = self._running()
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(json.dumps(str(path)).encode() + b"\n")
@@ -61,17 +76,8 @@ class FactsProcess:
             raise OSError("the process that computes them ended")
         return ImageFacts.from_json(json.loads(line))
 
-    def _running_locked(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "lightlyfs.upload.facts_process"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
-        return self._process
-
-    def _stop_locked(self) -> None:
+    def stop(self) -> None:
+        """End the process; the next question starts another."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -83,6 +89,16 @@ class FactsProcess:
                     stream.close()
                 except OSError:
                     pass  # what it did not read any more
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "lightlyfs.upload.facts_process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        return self._process
 
 
 def serve() -> None:

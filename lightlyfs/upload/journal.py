@@ -1,7 +1,8 @@
 """The durable record of local files and of what is owed to the server; replayed after a crash.
 
-Every `put` is on the disk when it returns. What is promised to a program is written here first: that a
-create is about to be sent, under which mark; which id came back; that the file is the server's now.
+A `put` is on the disk when it returns, unless it says that it need not be. What is promised to a program is
+written here first: that a create is about to be sent, under which mark; which id came back; that the file is
+the server's now.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class Journal:
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
+        self._durable = True  # what `synchronous` is set to
         self._db.executescript(_SCHEMA)
 
     def close(self) -> None:
@@ -90,16 +92,22 @@ class Journal:
             rows = self._db.execute(f"SELECT {', '.join(_NAMES)} FROM file").fetchall()
         return [_record(row) for row in rows]
 
-    def put(self, record: Record) -> None:
-        """Add or replace a file's record."""
+    def put(self, record: Record, *, durable: bool = True) -> None:
+        """Add or replace a file's record.
+
+        Not durable, a crash of the machine (not of the mount) may lose it: for steps that can be taken
+        again. The order is kept: a later durable one makes it durable too.
+        """
         marks = ", ".join("?" * len(_NAMES))
         values = [getattr(record, name) for name in _NAMES]
         with self._lock:
+            self._sync_locked(durable)
             self._db.execute(f"INSERT OR REPLACE INTO file VALUES ({marks})", values)
 
     def remove(self, key: str) -> None:
-        """Forget a file."""
+        """Forget a file; a crash of the machine may remember it, and find that nothing is owed."""
         with self._lock:
+            self._sync_locked(False)
             self._db.execute("DELETE FROM file WHERE key = ?", (key,))
 
     # times that were set on samples
@@ -113,6 +121,7 @@ class Journal:
     def put_time(self, sample_id: str, mtime: int, version: str) -> None:
         """Remember a time for as long as the sample has this version."""
         with self._lock:
+            self._sync_locked(False)
             self._db.execute("INSERT OR REPLACE INTO time VALUES (?, ?, ?)", (sample_id, mtime, version))
 
     # renames of directories, one by one
@@ -125,6 +134,7 @@ class Journal:
     def put_renames(self, renames: list[tuple[str, str, str]]) -> None:
         """Remember what is about to be renamed."""
         with self._lock:
+            self._sync_locked(True)
             self._db.execute("BEGIN")
             self._db.executemany(
                 "INSERT OR REPLACE INTO rename (old, new, sample_id) VALUES (?, ?, ?)", renames
@@ -135,6 +145,12 @@ class Journal:
         """A rename is done, or undone."""
         with self._lock:
             self._db.execute("DELETE FROM rename WHERE sample_id = ?", (sample_id,))
+
+    def _sync_locked(self, durable: bool) -> None:
+        # in WAL mode NORMAL leaves the sync to the next durable commit; setting it is a variable, no I/O
+        if durable != self._durable:
+            self._durable = durable
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
 
 
 def _record(row: tuple[object, ...]) -> Record:

@@ -182,8 +182,11 @@ class Uploader:
         (job.ticket if following is None else done).result.set_result(record)
 
     def _note(self, job: _Job, changed: Record) -> None:
-        """A step was, or is about to be, taken: first the journal, then the table."""
-        self._journal.put(changed)
+        """A step was, or is about to be, taken: first the journal, then the table.
+
+        Only a create that is about to be sent must be known for sure: every other step can be taken again.
+        """
+        self._journal.put(changed, durable=changed.create_sent and changed.sample_id is None)
         with self._state:
             job.record = changed
         self._on_note(changed)

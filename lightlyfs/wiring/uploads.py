@@ -32,7 +32,7 @@ from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.writer import WritePolicy, Writer
 from lightlyfs.settings import Settings
 from lightlyfs.upload.edits import SampleEdits
-from lightlyfs.upload.facts_process import FactsProcess
+from lightlyfs.upload.facts_process import FactsPool
 from lightlyfs.upload.journal import Journal, State
 from lightlyfs.upload.spool import Spool
 from lightlyfs.upload.steps import Steps, UploadConfig
@@ -76,7 +76,7 @@ class Uploads:
         self.journal = Journal(place.path / "journal.db")
         self.local = LocalFiles(self.spool, self.journal)
         self.times = SetTimes(self.journal)
-        self.facts = FactsProcess()
+        self.facts = FactsPool()
         adoption = Adoption(needs.catalog, needs.reader, needs.cache, self.spool, self.times)
         self.completion = Completion(self.local, needs.catalog, adoption)
         self.uploader = Uploader(
@@ -131,7 +131,7 @@ class Uploads:
             needs.client,
             needs.dataset_id,
             needs.transport,
-            lambda path: self.facts.facts_of(path),
+            self.facts.facts_of,
             self.spool.path,
             UploadConfig(s3_sse_kms_key=needs.settings.s3_sse_kms_key),
             clock=time.monotonic,
