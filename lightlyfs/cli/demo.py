@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,7 @@ def _walk_through(mountpoint: Path, images: Path, environ: dict[str, str]) -> No
         _open_one(mountpoint / "colours" / "red.png", images / "colours" / "red.png")
         _say("What Lightly knows of it, as extended attributes")
         _show_attributes(mountpoint / "colours" / "red.png")
+        _copy_one_in(mountpoint, images)
         _say("What the mount did")
         _run(["status", str(mountpoint)], environ)
     finally:
@@ -64,6 +66,13 @@ def _open_one(path: Path, original: Path) -> None:
     if path.read_bytes() != original.read_bytes():
         raise StartError(f"{path} does not hold the bytes of the original; please report this")
     click.echo("    its bytes are those of the original")
+
+
+def _copy_one_in(mountpoint: Path, images: Path) -> None:
+    _say("A file that is copied in becomes a sample")
+    shutil.copyfile(images / "waves" / "wave-0.jpg", mountpoint / "copied.jpg")
+    state = os.getxattr(mountpoint / "copied.jpg", "user.lightly.upload").decode()
+    click.echo(f"    copied.jpg  {state}, and on the server: {(images / 'copied.jpg').exists()}")
 
 
 def _show_attributes(path: Path) -> None:

@@ -257,10 +257,11 @@ class LocalFiles:
         self.drop(file)
         with file.lock:
             file.unlinked = True
-            self.journal.remove(file.record.key)
+            # the bytes first: on a full disk the journal needs the room they free
             self.spool.remove(file.record.key, file.record.generation)
             if file.handles == 0:
                 self.unstage_locked(file)
+            self.journal.remove(file.record.key)
 
     # directories
 

@@ -7,8 +7,11 @@ the server's now.
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -100,15 +103,13 @@ class Journal:
         """
         marks = ", ".join("?" * len(_NAMES))
         values = [getattr(record, name) for name in _NAMES]
-        with self._lock:
-            self._sync_locked(durable)
-            self._db.execute(f"INSERT OR REPLACE INTO file VALUES ({marks})", values)
+        with self._writing(durable) as db:
+            db.execute(f"INSERT OR REPLACE INTO file VALUES ({marks})", values)
 
     def remove(self, key: str) -> None:
         """Forget a file; a crash of the machine may remember it, and find that nothing is owed."""
-        with self._lock:
-            self._sync_locked(False)
-            self._db.execute("DELETE FROM file WHERE key = ?", (key,))
+        with self._writing(False) as db:
+            db.execute("DELETE FROM file WHERE key = ?", (key,))
 
     # times that were set on samples
 
@@ -120,9 +121,8 @@ class Journal:
 
     def put_time(self, sample_id: str, mtime: int, version: str) -> None:
         """Remember a time for as long as the sample has this version."""
-        with self._lock:
-            self._sync_locked(False)
-            self._db.execute("INSERT OR REPLACE INTO time VALUES (?, ?, ?)", (sample_id, mtime, version))
+        with self._writing(False) as db:
+            db.execute("INSERT OR REPLACE INTO time VALUES (?, ?, ?)", (sample_id, mtime, version))
 
     # renames of directories, one by one
 
@@ -133,24 +133,31 @@ class Journal:
 
     def put_renames(self, renames: list[tuple[str, str, str]]) -> None:
         """Remember what is about to be renamed."""
-        with self._lock:
-            self._sync_locked(True)
-            self._db.execute("BEGIN")
-            self._db.executemany(
-                "INSERT OR REPLACE INTO rename (old, new, sample_id) VALUES (?, ?, ?)", renames
-            )
-            self._db.execute("COMMIT")
+        with self._writing(True) as db:
+            db.execute("BEGIN")
+            db.executemany("INSERT OR REPLACE INTO rename (old, new, sample_id) VALUES (?, ?, ?)", renames)
+            db.execute("COMMIT")
 
     def remove_rename(self, sample_id: str) -> None:
         """A rename is done, or undone."""
-        with self._lock:
-            self._db.execute("DELETE FROM rename WHERE sample_id = ?", (sample_id,))
+        with self._writing(False) as db:
+            db.execute("DELETE FROM rename WHERE sample_id = ?", (sample_id,))
 
-    def _sync_locked(self, durable: bool) -> None:
-        # in WAL mode NORMAL leaves the sync to the next durable commit; setting it is a variable, no I/O
-        if durable != self._durable:
-            self._durable = durable
-            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+    @contextmanager
+    def _writing(self, durable: bool) -> Iterator[sqlite3.Connection]:
+        """A change; OSError where the disk does not take it."""
+        with self._lock:
+            try:
+                if durable != self._durable:
+                    # in WAL mode NORMAL leaves the sync to the next durable commit; setting it is no I/O
+                    self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                    self._durable = durable
+                yield self._db
+            except sqlite3.Error as error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                full = "full" in str(error)
+                raise OSError(errno.ENOSPC if full else errno.EIO, f"the journal: {error}") from error
 
 
 def _record(row: tuple[object, ...]) -> Record:

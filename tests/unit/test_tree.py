@@ -9,7 +9,26 @@ from hypothesis import strategies as st
 from lightlyfs.catalog.tree import join_name, resolve_clashes, split_name
 
 PIECES = st.one_of(
-    st.sampled_from(["", "/", "//", ".", "..", "%", "%2F", "%25", "%00", "%FE", "%ED%A0%80", "\0", "\ud800", "a", "é", ".lightlyfs"]),
+    st.sampled_from(
+        [
+            "",
+            "/",
+            "//",
+            ".",
+            "..",
+            "%",
+            "%2F",
+            "%25",
+            "%00",
+            "%FE",
+            "%ED%A0%80",
+            "\0",
+            "\ud800",
+            "a",
+            "é",
+            ".lightlyfs",
+        ]
+    ),
     st.text(st.characters(), max_size=4),
 )
 HOSTILE = st.lists(PIECES, max_size=6).map("".join)
@@ -111,7 +130,9 @@ def test_a_suffix_that_is_taken_is_not_given_out() -> None:
 
 @given(st.permutations(["a" * 24, "b" * 24, "1" * 16 + "b" * 8, "2" * 16 + "b" * 8]))
 def test_the_order_of_the_samples_does_not_matter(ids: list[str]) -> None:
-    assert resolve_clashes("x", ids, (), is_directory=False) == resolve_clashes("x", sorted(ids), (), is_directory=False)
+    assert resolve_clashes("x", ids, (), is_directory=False) == resolve_clashes(
+        "x", sorted(ids), (), is_directory=False
+    )
 
 
 @given(st.sets(st.text("0123456789abcdef", min_size=24, max_size=24), min_size=1, max_size=5), st.booleans())
