@@ -277,9 +277,11 @@ class Stuck(Executor):
 
     def __init__(self) -> None:
         self.queue: list[Future[Any]] = []
+        self.jobs: list[Callable[..., Any]] = []
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         self.queue.append(Future())
+        self.jobs.append(fn)
         return self.queue[-1]
 
 
@@ -307,6 +309,30 @@ def test_jobs_that_are_thrown_away_end_every_wait(tmp_path: Path) -> None:
     assert isinstance(head.exception(0), Cancelled)
     assert [type(future.exception(0)) for future in blocks.values()] == [Cancelled] * 3
     assert content.reader.stats().under_way == 0
+
+
+def test_blocks_that_came_while_a_fetch_was_queued_are_not_fetched_again(tmp_path: Path) -> None:
+    pool = Stuck()
+    content = Content(tmp_path, executor=pool)
+    found = ContentId(A, "ev1", len(NOISE))
+    content.storage.put(A, NOISE, "v1")
+    futures = content.reader._claim(found, Span(0, 2))
+    content.cache.write(found, 1, NOISE[MIB : 2 * MIB])
+
+    pool.jobs[0]()
+
+    assert [future.result(0) for future in futures.values()] == [NOISE[n * MIB :][:MIB] for n in range(3)]
+    assert content.storage.requests == [f"bytes=0-{MIB - 1}", f"bytes={2 * MIB}-{3 * MIB - 1}"]
+
+
+def test_a_web_page_in_the_place_of_a_sample_is_no_sample(content: Content) -> None:
+    page = b"<html>please sign in</html>"
+    content.storage.style = lambda data, start, end: (200, {"content-type": "text/html; charset=utf-8"}, page)
+    content.storage.put(A, NOISE[:10])
+
+    with pytest.raises(ServerFault):
+        content.identify(A)
+    assert content.facts == []
 
 
 def test_a_failed_head_is_not_remembered(content: Content) -> None:
