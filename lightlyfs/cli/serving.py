@@ -94,7 +94,9 @@ def _serve(
         fuse_options=kernel_options,
     )
     with wiring.open_place(settings, found.id) as place:
-        mount = Mount(library, options, ownership, program_of=wiring.program_of, process_of=wiring.process_of)
+        mount = Mount(
+            library, options, ownership, program_of=wiring.program_of, process_of=wiring.Processes()
+        )
         if place.in_use_elsewhere:
             click.echo(f"lightlyfs: {_SHARES_NOTHING}", err=True)
         spool_place = None if settings.read_only else wiring.open_spool(settings, found.id)

@@ -16,7 +16,8 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 from lightlyfs.catalog.inodes import local_ino, sample_ino
 from lightlyfs.catalog.store import SampleEntry
@@ -94,6 +95,9 @@ class LocalFiles:
         # guarded by _lock
         self._files: dict[str, LocalFile] = {}
         self._by_key: dict[str, LocalFile] = {}
+        # the files directly in each directory, and how many are anywhere below it
+        self._within: dict[str, dict[str, LocalFile]] = {}
+        self._below: Counter[str] = Counter()
         self._directories: dict[str, int] = {}
         self.generation = 0
 
@@ -114,8 +118,7 @@ class LocalFiles:
             file = LocalFile(record, None)
             loaded.append(file)
             with self._lock:
-                self._files[record.path] = file
-                self._by_key[record.key] = file
+                self._show_locked(file)
         for key, generation in self.spool.generations():
             if (key, generation) not in kept:
                 self.spool.remove(key, generation)
@@ -142,8 +145,7 @@ class LocalFiles:
         if not self._files:
             return []
         with self._lock:
-            files = list(self._files.values())
-        return [file for file in files if file.path.rpartition("/")[0] == directory]
+            return list(self._within.get(directory, {}).values())
 
     def below(self, directory: str) -> list[LocalFile]:
         """The local files anywhere below a directory."""
@@ -177,25 +179,22 @@ class LocalFiles:
     def add(self, file: LocalFile) -> None:
         """Show a file at its path, with the directories above it."""
         with self._lock:
-            self._files[file.path] = file
-            self._by_key[file.record.key] = file
+            self._show_locked(file)
             self.generation += 1
 
     def drop(self, file: LocalFile) -> None:
         """Show it no more."""
         with self._lock:
-            if self._files.get(file.path) is file:
-                del self._files[file.path]
+            self._hide_locked(file)
             self._by_key.pop(file.record.key, None)
             self.generation += 1
 
     def move(self, file: LocalFile, record: Record) -> None:
         """Give a file another path; what was there is shown no more."""
         with self._lock:
-            if self._files.get(file.path) is file:
-                del self._files[file.path]
+            self._hide_locked(file)
             file.record = record
-            self._files[record.path] = file
+            self._show_locked(file)
             self.generation += 1
 
     def move_uploaded(self, file: LocalFile, record: Record) -> None:
@@ -267,18 +266,14 @@ class LocalFiles:
 
     def has_directory(self, path: str) -> bool:
         """Whether a directory is known here: made, or with a local file below it."""
-        if path in self._directories:
-            return True
-        return bool(self._files) and any(name.startswith(path + "/") for name in list(self._files))
+        return path in self._directories or path in self._below
 
     def directories_within(self, directory: str) -> set[str]:
         """The names of directories directly in a directory that are known here."""
         prefix = directory + "/" if directory else ""
         with self._lock:
-            known = [path for path in self._directories if path.startswith(prefix)]
-            known += [path.rpartition("/")[0] for path in self._files if path.startswith(prefix)]
-        names = {path[len(prefix) :].partition("/")[0] for path in known if path.startswith(prefix)}
-        return names - {""}
+            known = [path for path in (*self._directories, *self._below) if path.startswith(prefix)]
+        return {path[len(prefix) :].partition("/")[0] for path in known} - {""}
 
     def make_directory(self, path: str) -> None:
         """Make a directory that lives until the mount ends or it gets a sample."""
@@ -304,6 +299,27 @@ class LocalFiles:
         newest = max((file.mtime for file in self.below(path)), default=0)
         return max(newest, self._directories.get(path, 0))
 
+    def _show_locked(self, file: LocalFile) -> None:
+        replaced = self._files.get(file.path)
+        if replaced is not None:
+            self._hide_locked(replaced)
+        directory, _, name = file.path.rpartition("/")
+        self._files[file.path] = file
+        self._by_key[file.record.key] = file
+        self._within.setdefault(directory, {})[name] = file
+        self._below.update(_ancestors(directory))
+
+    def _hide_locked(self, file: LocalFile) -> None:
+        if self._files.get(file.path) is not file:
+            return
+        directory, _, name = file.path.rpartition("/")
+        del self._files[file.path]
+        del self._within[directory][name]
+        for ancestor in _ancestors(directory):
+            self._below[ancestor] -= 1
+            if not self._below[ancestor]:
+                del self._below[ancestor]
+
     def touch(self) -> None:
         """A file changed in a way that listings show."""
         with self._lock:
@@ -321,3 +337,10 @@ class LocalFiles:
             return
         file.size = staged.size()
         staged.close()
+
+
+def _ancestors(directory: str) -> Iterator[str]:
+    """A directory and those above it, without the root."""
+    while directory:
+        yield directory
+        directory = directory.rpartition("/")[0]

@@ -4,7 +4,7 @@ Nothing else builds parts. A mount of the demo, of a test and of a user differ i
 """
 
 from lightlyfs.wiring.connections import Connections, RequestCounter, connect, quick_policy
-from lightlyfs.wiring.kernel import process_of, program_of
+from lightlyfs.wiring.kernel import Processes, program_of
 from lightlyfs.wiring.owed import OwedFile, discard_owed, owed_files
 from lightlyfs.wiring.parts import Parts, open_place, open_spool, status_of
 
@@ -12,13 +12,13 @@ __all__ = [
     "Connections",
     "OwedFile",
     "Parts",
+    "Processes",
     "RequestCounter",
     "connect",
     "discard_owed",
     "open_place",
     "open_spool",
     "owed_files",
-    "process_of",
     "program_of",
     "quick_policy",
     "status_of",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Protocol
+
+from cachetools import TTLCache
 
 
 class Kernel(Protocol):
@@ -46,15 +49,31 @@ class NoKernel:
         return True
 
 
-def process_of(pid: int) -> int:
-    """The thread group of a thread; the number itself where it is gone."""
+class Processes:
+    """The processes of threads, remembered for a moment: one program opens and closes many files."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # guarded by _lock; short, for numbers are given out again
+        self._known: TTLCache[int, int] = TTLCache(256, ttl=1.0)
+
+    def __call__(self, thread: int) -> int:
+        """The thread group of a thread; the number itself where it is gone."""
+        with self._lock:
+            known: int | None = self._known.get(thread)
+            if known is None:
+                known = self._known[thread] = _thread_group(thread)
+        return known
+
+
+def _thread_group(thread: int) -> int:
     try:
-        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
+        for line in Path(f"/proc/{thread}/status").read_text(errors="replace").splitlines():
             if line.startswith("Tgid:"):
                 return int(line.split()[1])
     except (OSError, ValueError):
         pass
-    return pid
+    return thread
 
 
 def program_of(pid: int) -> str:
