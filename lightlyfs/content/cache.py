@@ -8,8 +8,8 @@ disk did not take are kept in memory, for a block is read in several pieces.
 
 Threads: any may call. The lock guards the tables and is never held during disk work. What makes or ends a
 content, here and in the index, happens under the lock of that content (one of a few that all share),
-which is taken before the other one, and never two of them. A read of a content whose file is open takes
-neither a content's lock nor the index's.
+which is taken before the other one; only a new count takes them all, in order. A read of a content whose
+file is open takes neither a content's lock nor the index's.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -337,7 +338,14 @@ class BlockCache:
         self._evict_some([key for key in in_use if key != keep], target)
         if self._bytes > self._limit:
             self._remove(keep)  # one content larger than the limit starts over
-            # records that the disk did not take may have been counted
+        if self._bytes > self._limit:
+            self._count_anew()
+
+    def _count_anew(self) -> None:
+        """Nothing is left to delete, so the count is wrong: records that the disk refused are in it."""
+        with ExitStack() as held:
+            for lock in self._content_locks:
+                held.enter_context(lock)
             self._bytes = self._index.total_bytes()
 
     def _evict_some(self, keys: list[str], target: int) -> list[str]:

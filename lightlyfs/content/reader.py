@@ -31,7 +31,7 @@ from lightlyfs.content.ranges import (
     to_fetch,
 )
 from lightlyfs.content.transfers import NotBrought, Transfer, Transfers
-from lightlyfs.errors import Cancelled, ContentChanged, NoContent
+from lightlyfs.errors import Cancelled, ContentChanged, NoContent, ServerFault
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class Reader:
             data = self._assemble(content, offset, length, span, got)
             if data is not None:
                 return data
-        raise NotBrought("storage does not bring the blocks it announces")
+        raise ServerFault("storage does not bring the blocks it announces")
 
     def _fetch_blocks(self, content: ContentId, blocks: list[int], wait: Waiter) -> dict[int, bytes]:
         futures: dict[int, Future[bytes]] = {}
@@ -256,7 +256,7 @@ class Reader:
         if not head.found.done():
             with self._lock:
                 self._failures += 1
-            head.found.set_exception(error or NotBrought("storage does not say what it has"))
+            head.found.set_exception(error or ServerFault("storage does not say what it has"))
         if head.transfer is not None:
             self._end_transfer(head.transfer, error)
 

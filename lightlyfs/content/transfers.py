@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 
 from lightlyfs.content.identity import ContentId
 from lightlyfs.content.ranges import Span
-from lightlyfs.errors import ServerFault
 
 
-class NotBrought(ServerFault):
+class NotBrought(Exception):
     """A transfer ended well but without a block it had promised; asking again brings it."""
 
 

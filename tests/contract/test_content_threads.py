@@ -15,8 +15,9 @@ from lightlyfs.api.contract import Request, Response
 from lightlyfs.content.cache import BlockCache, CacheConfig
 from lightlyfs.content.identity import ContentId
 from lightlyfs.content.ranges import Span
+from lightlyfs.content.transfers import NotBrought
 from lightlyfs.content.urls import ReadUrls
-from lightlyfs.errors import Cancelled, ServerFault
+from lightlyfs.errors import Cancelled
 
 T = TypeVar("T")
 A = sample_id(1)
@@ -137,7 +138,7 @@ def test_where_ranges_are_ignored_readers_of_all_blocks_share_one_transfer(
     for block, future in enumerate(futures):
         data = content.read(found, block * MIB, MIB)
         assert data == NOISE[block * MIB : (block + 1) * MIB]
-        assert future.exception(10) is None or isinstance(future.exception(), ServerFault)
+        assert future.exception(10) is None or isinstance(future.exception(), NotBrought)
 
     pool.shutdown()
     assert storage.sent_bytes < 3 * len(NOISE)
