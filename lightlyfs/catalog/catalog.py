@@ -215,10 +215,10 @@ class Catalog:
             self.refresher.expect_changes()
             return self._find(path, wait)
         modified = (sample.last_modified_at or sample.created_at or 0) // 1000
-        if modified not in (0, entry.mtime):
+        hint = sample.meta_data.size_in_bytes if sample.meta_data else None
+        if modified not in (0, entry.mtime) or hint != entry.size_hint:
             self.refresher.expect_changes()
-            hint = sample.meta_data.size_in_bytes if sample.meta_data else None
-            entry = entry._replace(mtime=modified, size_hint=hint, size=None, verified=False)
+            entry = entry._replace(mtime=modified or entry.mtime, size_hint=hint, size=None, verified=False)
         return self._with_facts(entry)
 
     def _ask_sample(self, sample_id: str) -> Future[Sample]:
