@@ -1,0 +1,321 @@
+"""The requests of an upload from every state a crash can leave it in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightlyfs.api.models import (
+    CreatedSampleWithWriteUrls,
+    Dataset,
+    Sample,
+    SampleCreate,
+    SampleMetaData,
+    SampleUpdate,
+    SampleWriteUrls,
+)
+from lightlyfs.api.transport import Request, Response
+from lightlyfs.errors import (
+    Forbidden,
+    NotFound,
+    QuotaExceeded,
+    RequestError,
+    ServerFault,
+    TimedOut,
+    Unreachable,
+)
+from lightlyfs.upload.image_facts import ImageFacts
+from lightlyfs.upload.journal import Record, State
+from lightlyfs.upload.steps import MARK, Steps, UploadConfig, put_headers
+
+SAMPLE = "a" * 24
+IMAGE = ImageFacts({"sizeInBytes": 5, "shape": [1, 1, 3]}, {"Make": "x"}, b"thumb")
+OTHER = ImageFacts({"sizeInBytes": 5}, {}, None)
+
+
+class Server:
+    """The API and the storage of a test: a log of calls, and what to fail next."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.failing: dict[str, list[RequestError]] = {}
+        self.samples: list[Sample] = []
+        self.created: list[SampleCreate] = []
+        self.updates: list[SampleUpdate] = []
+        self.statuses: list[int] = []
+        self.stored: dict[str, bytes] = {}
+
+    def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if self.failing.get(name):
+            raise self.failing[name].pop(0)
+
+    def create_sample_with_write_urls(self, _: str, sample: SampleCreate) -> CreatedSampleWithWriteUrls:
+        self.created.append(sample)
+        self._called("withWriteUrls")
+        urls = SampleWriteUrls(full="https://s/full", thumb="https://s/thumb")
+        return CreatedSampleWithWriteUrls(SAMPLE, urls)
+
+    def create_sample(self, _: str, sample: SampleCreate) -> str:
+        self.created.append(sample)
+        self._called("create")
+        return SAMPLE
+
+    def get_sample_write_urls(self, *_: str) -> SampleWriteUrls:
+        self._called("writeurls")
+        return SampleWriteUrls(full="https://s/full", thumb="https://s/thumb")
+
+    def get_sample_write_url(self, *_: str, is_thumbnail: bool) -> str:
+        self._called(f"writeurl {'thumb' if is_thumbnail else 'full'}")
+        return f"https://s/{'thumb' if is_thumbnail else 'full'}"
+
+    def list_samples_partial(self, *_: str, **__: Any) -> list[Sample]:
+        self._called("find")
+        return self.samples
+
+    def get_dataset(self, _: str) -> Dataset:
+        return Dataset(id="d" * 24, n_samples=len(self.samples))
+
+    def list_samples(self, _: str, *, offset: int, size: int) -> list[Sample]:
+        return self.samples[offset : offset + size]
+
+    def get_sample(self, *_: str) -> Sample:
+        self._called("get")
+        return Sample(id=SAMPLE, meta_data=SampleMetaData(custom={"mine": 1}))
+
+    def update_sample(self, _: str, __: str, update: SampleUpdate) -> None:
+        self.updates.append(update)
+        self._called("update")
+
+    def send(self, request: Request) -> Response:
+        self._called(f"PUT {request.url.rpartition('/')[2]}")
+        status = self.statuses.pop(0) if self.statuses else 200
+        if status == 200:
+            body = request.body
+            data = body if isinstance(body, bytes) else body.open().read()  # type: ignore[union-attr]
+            self.stored[request.url] = data
+        return Response(status, {"etag": '"e1"'}, b"")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Moving:
+    moved = 0
+
+
+class Bench:
+    """One file to upload, and the notes taken on the way."""
+
+    def __init__(self, tmp_path: Path, facts: ImageFacts = IMAGE) -> None:
+        self.server = Server()
+        self.notes: list[Record] = []
+        self.naps: list[float] = []
+        (tmp_path / "k.0").write_bytes(b"image")
+        clock = iter(range(1_000_000))
+        self.steps = Steps(
+            self.server,  # type: ignore[arg-type]
+            "d" * 24,
+            self.server,  # type: ignore[arg-type]
+            lambda path: facts,
+            lambda key, generation: tmp_path / f"{key}.{generation}",
+            UploadConfig(),
+            clock=lambda: next(clock) * 0.001,
+            sleep=self.naps.append,
+            random=lambda: 0.5,
+            cancelled=lambda: False,
+        )
+
+    def upload(self, **state: Any) -> Record:
+        record = Record("k", "cars/x.jpg", "cars/x.jpg", State.PENDING, **state)
+        return self.steps.upload(record, Moving(), self.notes.append)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_a_new_image_takes_a_create_and_two_puts(bench: Bench) -> None:
+    record = bench.upload()
+
+    assert bench.server.calls == ["withWriteUrls", "PUT thumb", "PUT full"]
+    assert bench.server.stored == {"https://s/thumb": b"thumb", "https://s/full": b"image"}
+    (created,) = bench.server.created
+    assert (created.file_name, created.thumb_name) == ("cars/x.jpg", "cars/x_thumb.webp")
+    assert isinstance(created.meta_data, SampleMetaData)
+    assert created.meta_data.custom == {MARK: record.mark}
+    assert (record.state, record.sample_id, record.etag) == (State.UPLOADED, SAMPLE, '"e1"')
+
+
+def test_a_file_that_is_no_image_takes_one_put(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, OTHER)
+
+    bench.upload()
+
+    assert bench.server.calls == ["withWriteUrls", "PUT full"]
+
+
+def test_the_journal_knows_of_a_create_before_it_is_sent(bench: Bench) -> None:
+    sent_with: list[Record] = []
+    original = bench.server.create_sample_with_write_urls
+
+    def create(dataset: str, sample: SampleCreate) -> CreatedSampleWithWriteUrls:
+        sent_with.append(bench.notes[-1])
+        return original(dataset, sample)
+
+    bench.server.create_sample_with_write_urls = create  # type: ignore[method-assign]
+    record = bench.upload()
+
+    assert sent_with[0].create_sent
+    assert sent_with[0].mark == record.mark != ""
+
+
+def test_an_old_server_is_asked_in_the_old_way(bench: Bench) -> None:
+    bench.server.failing["withWriteUrls"] = [NotFound("no such route", status=404)]
+
+    bench.upload()
+
+    assert bench.server.calls == ["withWriteUrls", "create", "writeurls", "PUT thumb", "PUT full"]
+
+
+def marked(mark: str) -> Sample:
+    return Sample(id=SAMPLE, file_name="cars/x.jpg", meta_data=SampleMetaData(custom={MARK: mark}))
+
+
+def test_a_lost_reply_leads_to_the_sample_that_bears_the_mark(bench: Bench) -> None:
+    bench.server.samples = [Sample(id="b" * 24, file_name="cars/x.jpg"), marked("m")]
+
+    bench.upload(mark="m", create_sent=True)
+
+    assert bench.server.created == []
+    assert bench.server.calls == ["find", "writeurls", "PUT thumb", "PUT full"]
+
+
+def test_where_nothing_bears_the_mark_another_create_is_sent(bench: Bench) -> None:
+    bench.server.samples = [marked("other")]
+
+    bench.upload(mark="m", create_sent=True)
+
+    assert len(bench.server.created) == 1
+    assert bench.server.calls.count("find") == 3
+    assert len(bench.naps) == 2
+
+
+def test_a_create_whose_reply_is_lost_is_looked_for_before_the_next(bench: Bench) -> None:
+    bench.server.failing["withWriteUrls"] = [TimedOut("no answer")]
+    original = bench.server.list_samples_partial
+
+    def find(*args: str, **kwargs: Any) -> list[Sample]:
+        bench.server.samples = [marked(bench.notes[-1].mark)]
+        return original(*args, **kwargs)
+
+    bench.server.list_samples_partial = find  # type: ignore[method-assign]
+    bench.upload()
+
+    assert len(bench.server.created) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Forbidden("no", status=403),
+        QuotaExceeded("full", status=402),
+        Unreachable("no route", request_sent=False),
+    ],
+)
+def test_a_create_that_surely_failed_is_noted_as_not_sent(bench: Bench, error: RequestError) -> None:
+    bench.server.failing["withWriteUrls"] = [error] * 20
+
+    with pytest.raises(type(error)):
+        bench.upload()
+
+    assert not bench.notes[-1].create_sent
+    assert "find" not in bench.server.calls
+
+
+def test_a_server_fault_at_the_create_is_tried_again_after_a_look(bench: Bench) -> None:
+    bench.server.failing["withWriteUrls"] = [ServerFault("busy", status=503)]
+
+    bench.upload()
+
+    assert bench.server.calls == ["withWriteUrls", "find", "withWriteUrls", "PUT thumb", "PUT full"]
+
+
+@pytest.mark.parametrize(
+    ("state", "calls"),
+    [
+        ({"sample_id": SAMPLE}, ["writeurls", "PUT thumb", "PUT full"]),
+        ({"sample_id": SAMPLE, "thumbnail_done": True}, ["writeurl full", "PUT full"]),
+    ],
+)
+def test_an_upload_goes_on_where_it_was_cut_off(
+    bench: Bench, state: dict[str, Any], calls: list[str]
+) -> None:
+    assert bench.upload(**state).state is State.UPLOADED
+    assert bench.server.calls == calls
+
+
+def test_an_overwrite_is_confirmed_and_keeps_other_peoples_metadata(bench: Bench) -> None:
+    bench.upload(sample_id=SAMPLE, replaces=True)
+
+    assert bench.server.calls == ["writeurls", "PUT thumb", "PUT full", "get", "update"]
+    (update,) = bench.server.updates
+    assert isinstance(update.meta_data, SampleMetaData)
+    assert (update.meta_data.size_in_bytes, update.meta_data.custom) == (5, {"mine": 1})
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_a_refused_write_url_is_renewed_once(bench: Bench, status: int) -> None:
+    bench.server.statuses = [status]
+
+    bench.upload()
+
+    assert bench.server.calls == ["withWriteUrls", "PUT thumb", "writeurl thumb", "PUT thumb", "PUT full"]
+
+
+def test_a_write_url_that_is_refused_twice_is_an_error(bench: Bench) -> None:
+    bench.server.statuses = [403, 403]
+
+    with pytest.raises(Forbidden):
+        bench.upload()
+
+    assert bench.notes[-1].sample_id == SAMPLE
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "headers"),
+    [
+        ("https://b.s3.eu-west-1.amazonaws.com/k?X-Amz-Signature=1", "", {}),
+        (
+            "https://b.s3.amazonaws.com/k?X-Amz-Signature=1",
+            "true",
+            {"x-amz-server-side-encryption": "AES256"},
+        ),
+        (
+            "https://b.s3.amazonaws.com/k?x-amz-signature=1",
+            "key-id",
+            {
+                "x-amz-server-side-encryption": "aws:kms",
+                "x-amz-server-side-encryption-aws-kms-key-id": "key-id",
+            },
+        ),
+        ("https://storage.googleapis.com/b/k?X-Goog-Signature=1", "true", {}),
+        ("https://a.blob.core.windows.net/c/k?sig=1", "true", {"x-ms-blob-type": "BlockBlob"}),
+        ("http://127.0.0.1/storage/k?sig=1", "true", {}),
+    ],
+)
+def test_a_put_has_the_headers_its_storage_wants(url: str, key: str, headers: dict[str, str]) -> None:
+    assert put_headers(url, key) == headers
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    bench, moving = Bench(tmp_path), Moving()
+    note: Callable[[Record], None] = bench.notes.append
+
+    bench.steps.upload(Record("k", "x.jpg", "x.jpg", State.PENDING), moving, note)
+
+    assert moving.moved >= 3
