@@ -378,6 +378,14 @@ def test_getfattr_shows_what_the_api_knows(server: LocalServer, mount: Path) -> 
     assert name == NOTE
 
 
+def test_nothing_of_all_that_sends_head(server: LocalServer, mount: Path) -> None:
+    """A signed GET refuses HEAD on S3, so sizes are found otherwise."""
+    assert (mount / NOTE).read_bytes()
+
+    assert server.stats.count("storage.get") > 0
+    assert server.stats.count("storage.head") == 0
+
+
 def test_a_second_ls_asks_the_api_for_nothing(server: LocalServer, tree: MountedTree) -> None:
     tree.refresh()  # the time for which answers count begins here
     first = tool("ls", "-l", tree.mountpoint / "train" / "cat")
