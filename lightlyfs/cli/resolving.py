@@ -20,6 +20,7 @@ from lightlyfs.errors import (
     MalformedAnswer,
     NotFound,
     Refused,
+    RequestError,
     Retryable,
     StartError,
     TlsFailed,
@@ -107,7 +108,8 @@ def _start_text(error: LightlyFsError, settings: Settings, wanted: str) -> str:
         if "wrong version number" in cause:
             return f"{settings.server} does not speak TLS; if that is right, use http:// instead"
         return f"the certificate of {settings.server} is not trusted ({cause}); name your CA with --ca-certs"
-    if isinstance(error, (MalformedAnswer, NotFound, Refused)):
+    answered = isinstance(error, RequestError) and error.status == 200
+    if answered or isinstance(error, (MalformedAnswer, NotFound, Refused)):
         cause = cause_of(error)
         return (
             f"{settings.server} does not answer like the Lightly API ({cause}); check LIGHTLY_SERVER_LOCATION"
