@@ -190,6 +190,11 @@ class Reader:
         if ahead is not None:
             self.ensure(content, ahead)
 
+    def holds(self, content: ContentId) -> bool:
+        """Whether the whole content is in the cache."""
+        count = block_count(content.size)
+        return content.has_object and (count == 0 or self._cache.has(content, Span(0, count - 1)))
+
     def _holds_start_of(self, content: ContentId) -> bool:
         return content.size == 0 or self._cache.has(content, Span(0, 0))
 

@@ -12,7 +12,7 @@ from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.store import SampleEntry
 from lightlyfs.content.identity import ContentId
 from lightlyfs.content.reader import Reader
-from lightlyfs.errors import ContentChanged, LightlyFsError, NoContent, RequestError, SizeUnknown
+from lightlyfs.errors import ContentChanged, LightlyFsError, NoContent, RequestError, Retryable, SizeUnknown
 from lightlyfs.fs.attributes import Attr
 from lightlyfs.fs.handles import ReadHandle
 from lightlyfs.fs.patience import Turn
@@ -105,10 +105,15 @@ class Samples:
 
     def _identify(self, entry: SampleEntry, turn: Turn) -> ContentId:
         known = None if entry.size is None or entry.etag is None else _content_of(entry)
+        if known is not None and self._api_is_away() and self._reader.holds(known):
+            return known  # it cannot be confirmed now, and what is cached stays readable
         future = self._reader.identify(
             entry.sample_id, size_hint=entry.published_size, for_reading=True, known=known
         )
         return turn.result(future)
+
+    def _api_is_away(self) -> bool:
+        return isinstance(self._catalog.refresher.error, Retryable)
 
     def _opened(
         self, path: str, entry: SampleEntry, content: ContentId, *, direct_io: bool = False

@@ -1,0 +1,25 @@
+"""What was cached stays readable while the API is away, also where it was to be confirmed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from trees import in_process
+
+from lightlyfs.errors import LightlyFsError
+from lightlyfs.localserver import LocalServer, ServerOptions
+
+
+def test_a_cached_file_that_was_to_be_confirmed_is_read_without_a_server(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(b"cached")
+    server = LocalServer(ServerOptions(source=tmp_path / "images"))
+    with server, in_process(server, tmp_path / "tree", read_only="on") as tree:
+        assert tree.read("a.jpg") == b"cached"
+        tree.refresh()
+        server.stop()
+        with pytest.raises(LightlyFsError):
+            tree.parts.catalog.refresher.check_now()
+
+        assert tree.read("a.jpg") == b"cached"
