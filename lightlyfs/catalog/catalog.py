@@ -151,6 +151,13 @@ class Catalog:
             samples = [self._with_sample_facts(entry) for entry in samples]
         return directories, samples
 
+    def samples_after(self, path: str, count: int) -> list[tuple[str, SampleEntry]]:
+        """At most `count` samples behind a path in its directory, with their paths; never asks the API."""
+        directory = path.rpartition("/")[0]
+        prefix = directory + "/" if directory else ""
+        found = self._store.samples_after(path, count)
+        return [(prefix + entry.name, self._with_sample_facts(entry)) for entry in found]
+
     def by_id(self, sample_id: str) -> tuple[str, SampleEntry] | None:
         """The path and entry of a sample, or None."""
         found = self._store.by_ino(sample_ino(bytes.fromhex(sample_id)))

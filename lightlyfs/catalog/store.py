@@ -178,6 +178,14 @@ class CatalogStore:
                 [SampleEntry._make(row) for row in db.execute(samples, (ino,))],
             )
 
+    def samples_after(self, path: str, count: int) -> list[SampleEntry]:
+        """At most `count` samples that come behind a path in its directory, in the byte order of names."""
+        directory, _, name = path.rpartition("/")
+        query = f"SELECT {_COLUMNS} FROM sample WHERE dir = ? AND name > ? ORDER BY name LIMIT ?"
+        with self._reader() as db:
+            rows = db.execute(query, (directory_ino(directory), name, count)).fetchall()
+        return [SampleEntry._make(row) for row in rows]
+
     def sample(self, ino: int) -> SampleEntry | None:
         """The sample with this inode number, or None."""
         with self._reader() as db:

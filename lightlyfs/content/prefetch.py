@@ -1,7 +1,4 @@
-"""What to fetch before it is asked for: read-ahead inside one file. Pure policy.
-
-The place of the prefetch of next files too, when that comes.
-"""
+"""How far to read ahead inside one large file. Pure policy; the next files are `sequence`'s business."""
 
 from __future__ import annotations
 

@@ -190,6 +190,15 @@ class Reader:
         if ahead is not None:
             self.ensure(content, ahead)
 
+    def fetch_whole(self, content: ContentId) -> Future[bytes] | None:
+        """Fetch all of a small content; a future that ends with it, or None where it is here already."""
+        count = block_count(content.size)
+        missing = self._cache.missing(content, Span(0, count - 1)) if count and content.has_object else []
+        futures: dict[int, Future[bytes]] = {}
+        for run in runs(missing):
+            futures.update(self._claim(content, run))
+        return futures[missing[-1]] if missing else None
+
     def holds(self, content: ContentId) -> bool:
         """Whether the whole content is in the cache."""
         count = block_count(content.size)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from concurrent.futures import Future
+from typing import Any, NamedTuple
 
 from cachetools import LRUCache
 
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.store import SampleEntry
 from lightlyfs.content.identity import ContentId
+from lightlyfs.content.prefetcher import Prefetcher
+from lightlyfs.content.ranges import SMALL_FILE_BYTES
 from lightlyfs.content.reader import Reader
 from lightlyfs.errors import ContentChanged, LightlyFsError, NoContent, RequestError, Retryable, SizeUnknown
 from lightlyfs.fs.attributes import Attr
@@ -46,11 +49,15 @@ class Samples:
         *,
         caller_name: Callable[[], str],
         forget: Callable[[tuple[str, ...] | None], bool],
+        max_prefetches: int,
     ) -> None:
         self._catalog = catalog
         self._reader = reader
         self._caller_name = caller_name
         self._forget = forget
+        self.prefetcher: Prefetcher[SampleEntry] = Prefetcher(
+            catalog.samples_after, self._prefetch, max_under_way=max_prefetches
+        )
         self._lock = threading.Lock()
         # guarded by _lock: the version of each file whose pages the kernel may hold
         self._kernel_has: LRUCache[int, str] = LRUCache(_KERNEL_VERSIONS)
@@ -64,10 +71,13 @@ class Samples:
         """
         # that there is no image is asked again each time: it may be on its way
         if entry.verified and _content_of(entry).has_object:
-            return self._opened(path, entry, _content_of(entry))
+            content = _content_of(entry)
+            if self.prefetcher.expects(path) or not self._reader.holds(content):
+                self.prefetcher.opened(path)
+            return self._opened(path, entry, content)
         if opens_without_reading(self._caller_name()):
             return OpenedSample(ReadHandle(path, entry, None), False, True)
-        content = self._identify(entry, turn)
+        content = self._identify(entry, turn, then=lambda: self.prefetcher.opened(path))
         outdated = entry.published_size not in (None, content.size) and not self._forget((path,))
         return self._opened(path, entry, content, direct_io=outdated)
 
@@ -103,14 +113,28 @@ class Samples:
             raise SizeUnknown(f"the size of {path} cannot be found: {error}") from error
         return Attr(entry.ino, False, content.size, entry.mtime)
 
-    def _identify(self, entry: SampleEntry, turn: Turn) -> ContentId:
-        known = None if entry.size is None or entry.etag is None else _content_of(entry)
+    def _identify(self, entry: SampleEntry, turn: Turn, then: Callable[[], None] | None = None) -> ContentId:
+        """Which content a sample has now; `then` is called when the question is on its way."""
+        known = _known_content(entry)
         if known is not None and self._api_is_away() and self._reader.holds(known):
             return known  # it cannot be confirmed now, and what is cached stays readable
         future = self._reader.identify(
             entry.sample_id, size_hint=entry.published_size, for_reading=True, known=known
         )
+        if then is not None:
+            then()
         return turn.result(future)
+
+    def _prefetch(self, entry: SampleEntry) -> Future[Any] | None:
+        """Begin to fetch a small file that is likely to be read next."""
+        size = entry.published_size
+        if size is None or size > SMALL_FILE_BYTES:
+            return None
+        if entry.verified:
+            return self._reader.fetch_whole(_content_of(entry))
+        return self._reader.identify(
+            entry.sample_id, size_hint=size, for_reading=True, known=_known_content(entry)
+        )
 
     def _api_is_away(self) -> bool:
         return isinstance(self._catalog.refresher.error, Retryable)
@@ -140,6 +164,11 @@ class Samples:
         later = [sample for sample in samples if sample.name > entry.name and sample.published_size is None]
         for sample in later[:_SIZES_AHEAD]:
             self._reader.identify(sample.sample_id, size_hint=None, for_reading=False)
+
+
+def _known_content(entry: SampleEntry) -> ContentId | None:
+    """What storage last said, whether or not that still counts."""
+    return None if entry.size is None or entry.etag is None else _content_of(entry)
 
 
 def _content_of(entry: SampleEntry) -> ContentId:

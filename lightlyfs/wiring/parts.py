@@ -20,6 +20,7 @@ from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.content.cache import BlockCache, CacheConfig, default_budget
 from lightlyfs.content.fetcher import FetchConfig, Fetcher
 from lightlyfs.content.identity import ContentId
+from lightlyfs.content.prefetcher import PrefetchStats
 from lightlyfs.content.reader import Reader
 from lightlyfs.content.thumbnails import Thumbnails
 from lightlyfs.content.urls import ReadUrls
@@ -70,8 +71,14 @@ class Parts:
         self.reader = self._make_reader()
         self.uploads: Uploads | None = None
         self._patience = Patience(clock=time.monotonic, interrupted=kernel.interrupted, closing=self.closing)
+        # a quarter of the downloads is left to readers who wait
+        max_prefetches = self.settings.jobs * 3 // 4
         self._samples = Samples(
-            self.catalog, self.reader, caller_name=kernel.caller_name, forget=kernel.forget
+            self.catalog,
+            self.reader,
+            caller_name=kernel.caller_name,
+            forget=kernel.forget,
+            max_prefetches=max_prefetches,
         )
         self.filesystem = self._make_filesystem(kernel, spool_place)
 
@@ -102,6 +109,10 @@ class Parts:
         self.catalog.close()
         self.cache.close()
         self.place.close()
+
+    def prefetch_stats(self) -> PrefetchStats:
+        """What was fetched before it was asked for."""
+        return self._samples.prefetcher.stats()
 
     def refresh(self) -> Changes:
         """Ask the API for everything now; what the kernel knows is forgotten along with it."""
@@ -240,6 +251,7 @@ def status_of(parts: Parts) -> dict[str, Any]:
         },
         "cache": {"directory": str(parts.place.path), "private": parts.place.temporary, **cache._asdict()},
         "content": reader._asdict(),
+        "prefetch": parts.prefetch_stats()._asdict(),
         "open_files": parts.filesystem.open_files,
         "requests": parts.requests.counts(),
         "read_only": parts.uploads is None,

@@ -1,0 +1,103 @@
+"""Fetching the next files of a reader that goes through a directory in order, before it asks.
+
+What comes next is decided in `sequence`; here it is looked up and started, with a bound on how much is under
+way that shrinks when the server is in trouble, so that readers who wait always come first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from lightlyfs.content.sequence import MAX_WINDOW, FileSequence, SequenceTable
+
+T = TypeVar("T")
+
+_MIN_UNDER_WAY = 2
+_GUESS_COUNT = 4
+
+
+class PrefetchStats(NamedTuple):
+    """Counters since the mount began, and what is under way now."""
+
+    started: int
+    under_way: int
+    limit: int
+
+
+class Prefetcher(Generic[T]):
+    """Follows readers by the files they open; any thread may call.
+
+    `after(path, count)` gives the files that come behind a path in its directory, from memory or the local
+    disk. `start(file)` begins a fetch and returns its future, or None where there is nothing to fetch.
+    """
+
+    def __init__(
+        self,
+        after: Callable[[str, int], Sequence[tuple[str, T]]],
+        start: Callable[[T], Future[Any] | None],
+        *,
+        max_under_way: int,
+    ) -> None:
+        self._after = after
+        self._start = start
+        self._max_under_way = max(_MIN_UNDER_WAY, max_under_way)
+        self._lock = threading.Lock()
+        # guarded by _lock
+        self._table: SequenceTable[T] = SequenceTable()
+        self._limit = self._max_under_way
+        self._under_way = 0
+        self._started = 0
+
+    def stats(self) -> PrefetchStats:
+        """Counters since the mount began, and what is under way now."""
+        with self._lock:
+            return PrefetchStats(self._started, self._under_way, self._limit)
+
+    def expects(self, path: str) -> bool:
+        """Whether a reader is expected to open this path; costs one look-up."""
+        return self._table.expects(path)
+
+    def opened(self, path: str) -> None:
+        """A file was opened that had to be fetched, or that was expected: see to the ones behind it."""
+        with self._lock:
+            sequence = self._table.opened(path)
+            count = MAX_WINDOW if sequence.is_followed else _GUESS_COUNT
+            wants_more = sequence.wants_more
+            last = sequence.upcoming[-1][0] if sequence.upcoming else path
+        if wants_more:
+            behind = self._after(last, count)
+            with self._lock:
+                self._table.extend(sequence, behind)
+        while (file := self._take(sequence)) is not None:
+            self._begin(file)
+
+    def _take(self, sequence: FileSequence[T]) -> T | None:
+        with self._lock:
+            if self._under_way >= self._limit:
+                return None
+            file = sequence.take_next()
+            if file is not None:
+                self._under_way += 1
+            return file
+
+    def _begin(self, file: T) -> None:
+        future = self._start(file)
+        if future is None:
+            with self._lock:
+                self._under_way -= 1
+            return
+        with self._lock:
+            self._started += 1
+        future.add_done_callback(self._ended)
+
+    def _ended(self, future: Future[Any]) -> None:
+        failed = future.cancelled() or future.exception() is not None
+        with self._lock:
+            self._under_way -= 1
+            # additive increase, multiplicative decrease: a server in trouble is asked for less
+            self._limit = (
+                max(_MIN_UNDER_WAY, self._limit // 2) if failed else min(self._max_under_way, self._limit + 1)
+            )

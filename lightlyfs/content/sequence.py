@@ -1,0 +1,143 @@
+"""Who reads the files of a directory in order, and which come next. Pure policy, keyed by paths.
+
+A sequence is one reader going through a directory: forward, or with others through the same files (as the
+workers of a data loader do). It is recognised when files are opened that were expected next; only from then
+on is anything worth fetching ahead. A shuffled reader is never expected, so nothing is fetched for it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence as Entries
+from itertools import islice
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+# files opened in order before the next ones are fetched: one expected file may be chance
+STREAK_TO_START = 2
+FIRST_WINDOW = 4
+MAX_WINDOW = 32
+# a reader that was not recognised yet is expected at the next two files only, and few such are remembered,
+# so that a shuffled reader hardly ever meets an expectation; a recognised one may leap, for workers share it
+_GUESSED_AHEAD = 2
+_FOLLOWED_AHEAD = 16
+_MAX_GUESSES = 16
+# readers that are followed at once, over all directories; a data loader has some ten workers
+_MAX_SEQUENCES = 64
+# files that were passed over and may still come, when several workers go through one directory
+_MAX_PASSED = 16
+# opens of other files after which a reader that did not come back is no longer followed
+_MAX_PAUSE = 32
+
+
+class FileSequence(Generic[T]):
+    """One reader's way through a directory: the files that are expected of it, in order."""
+
+    def __init__(self) -> None:
+        self.upcoming: deque[tuple[str, T]] = deque()
+        self.passed: deque[str] = deque()
+        self.streak = 0
+        self.window = 0
+        self.started = 0  # how many of the upcoming are being fetched, or have been
+        self.exhausted = False
+        self.seen_at = 0  # counted in opens, of any file
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether this is a reader in order, and not a guess."""
+        return self.streak >= STREAK_TO_START
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether the names that come after the last upcoming one should be looked up."""
+        wanted = max(self.window, _FOLLOWED_AHEAD) if self.is_followed else _GUESSED_AHEAD
+        return not self.exhausted and len(self.upcoming) < wanted
+
+    def take_next(self) -> T | None:
+        """The next file to fetch within the window, once; None where there is none."""
+        if not self.is_followed or self.started >= min(self.window, len(self.upcoming)):
+            return None
+        self.started += 1
+        return self.upcoming[self.started - 1][1]
+
+
+class SequenceTable(Generic[T]):
+    """All sequences, and who expects which path; used under the caller's lock."""
+
+    def __init__(self) -> None:
+        self._expected: dict[str, FileSequence[T]] = {}
+        # by identity, the latest last
+        self._guesses: OrderedDict[int, FileSequence[T]] = OrderedDict()
+        self._followed: OrderedDict[int, FileSequence[T]] = OrderedDict()
+        self._opens = 0
+
+    def expects(self, path: str) -> bool:
+        """Whether a reader is expected to open this path."""
+        return path in self._expected
+
+    def __len__(self) -> int:
+        return len(self._guesses) + len(self._followed)
+
+    def opened(self, path: str) -> FileSequence[T]:
+        """A file was opened: the sequence that expected it, one file further, or a new one."""
+        self._opens += 1
+        sequence = self._expected.pop(path, None)
+        if sequence is not None and self._opens - sequence.seen_at > _MAX_PAUSE:
+            self._forget(sequence)
+            sequence = None
+        if sequence is None:
+            sequence = FileSequence()
+        else:
+            self._advance(sequence, path)
+            sequence.streak += 1
+            if sequence.is_followed:
+                sequence.window = min(MAX_WINDOW, max(FIRST_WINDOW, sequence.window * 2))
+        sequence.seen_at = self._opens
+        self._keep(sequence)
+        self._expect(sequence)
+        return sequence
+
+    def extend(self, sequence: FileSequence[T], entries: Entries[tuple[str, T]]) -> None:
+        """These come after the upcoming ones; none means that the directory ends."""
+        sequence.exhausted = not entries
+        sequence.upcoming.extend(entries)
+        self._expect(sequence)
+
+    def _keep(self, sequence: FileSequence[T]) -> None:
+        """Remember a sequence as the latest, and let go of the oldest ones."""
+        for table in (self._guesses, self._followed):
+            table.pop(id(sequence), None)
+        table, most = (
+            (self._followed, _MAX_SEQUENCES) if sequence.is_followed else (self._guesses, _MAX_GUESSES)
+        )
+        table[id(sequence)] = sequence
+        while len(table) > most:
+            self._forget(table.popitem(last=False)[1])
+
+    def _expect(self, sequence: FileSequence[T]) -> None:
+        ahead = _FOLLOWED_AHEAD if sequence.is_followed else _GUESSED_AHEAD
+        for path, _ in islice(sequence.upcoming, ahead):
+            self._expected.setdefault(path, sequence)
+
+    def _advance(self, sequence: FileSequence[T], path: str) -> None:
+        if all(path != upcoming for upcoming, _ in sequence.upcoming):
+            return  # it was passed over before, by another worker
+        while sequence.upcoming:
+            passed, _ = sequence.upcoming.popleft()
+            sequence.started = max(0, sequence.started - 1)
+            if passed == path:
+                break
+            sequence.passed.append(passed)
+        while len(sequence.passed) > _MAX_PASSED:
+            self._drop(sequence, sequence.passed.popleft())
+
+    def _forget(self, sequence: FileSequence[T]) -> None:
+        for table in (self._guesses, self._followed):
+            table.pop(id(sequence), None)
+        for path in (*sequence.passed, *(path for path, _ in sequence.upcoming)):
+            self._drop(sequence, path)
+
+    def _drop(self, sequence: FileSequence[T], path: str) -> None:
+        if self._expected.get(path) is sequence:
+            del self._expected[path]

@@ -1,0 +1,143 @@
+"""What is fetched ahead: nothing by chance, the next files of a reader in order, less for a server in trouble."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+
+import pytest
+
+from lightlyfs.content.prefetcher import Prefetcher
+from lightlyfs.errors import Throttled
+
+FILES = [f"d/{number:04d}.jpg" for number in range(500)]
+
+
+class Bench:
+    """A directory of files, and what was fetched ahead of whom."""
+
+    def __init__(self, max_under_way: int = 24, *, at_once: bool = True) -> None:
+        self.fetched: list[str] = []
+        self.pending: list[Future[None]] = []
+        self.opened: set[str] = set()
+        self.at_once = at_once
+        self.prefetcher = Prefetcher(self.after, self.start, max_under_way=max_under_way)
+
+    def after(self, path: str, count: int) -> Sequence[tuple[str, str]]:
+        behind = [name for name in FILES if name > path][:count]
+        return [(name, name) for name in behind]
+
+    def start(self, name: str) -> Future[None] | None:
+        if name in self.opened or name in self.fetched:
+            return None
+        self.fetched.append(name)
+        future: Future[None] = Future()
+        if self.at_once:
+            future.set_result(None)
+        else:
+            self.pending.append(future)
+        return future
+
+    def open_all(self, names: Iterable[str]) -> float:
+        """Open files in an order; the share of those opened that were there already."""
+        hits = 0
+        total = 0
+        for name in names:
+            total += 1
+            hits += name in self.fetched
+            self.opened.add(name)
+            self.prefetcher.opened(name)
+        return hits / total
+
+    def unused(self) -> float:
+        """The share of what was fetched that nobody opened."""
+        return len(set(self.fetched) - self.opened) / max(1, len(self.fetched))
+
+
+def test_nothing_is_fetched_for_one_or_two_files() -> None:
+    bench = Bench()
+
+    bench.open_all(FILES[:2])
+
+    assert bench.fetched == []
+
+
+def test_a_reader_in_order_finds_nearly_everything_there() -> None:
+    bench = Bench()
+
+    assert bench.open_all(FILES) > 0.98
+    assert bench.unused() == 0
+
+
+def test_a_reader_that_stops_leaves_little_unused() -> None:
+    bench = Bench()
+
+    bench.open_all(FILES[:300])
+
+    assert len(set(bench.fetched) - bench.opened) <= 32
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_shuffled_reader_costs_next_to_nothing(seed: int) -> None:
+    bench = Bench()
+
+    bench.open_all(random.Random(seed).sample(FILES, len(FILES)))
+
+    # in 500 files two neighbours follow each other by chance now and then
+    assert len(bench.fetched) < len(FILES) * 0.15
+    assert bench.unused() == 0
+
+
+@pytest.mark.parametrize("workers", [2, 8])
+def test_workers_that_share_a_directory_are_followed(workers: int) -> None:
+    bench = Bench()
+    chunks = [FILES[start : start + 24] for start in range(0, 480, 24)]
+    order: list[str] = []
+    for first in range(0, len(chunks), workers):
+        group = chunks[first : first + workers]
+        order += [name for row in zip(*group, strict=False) for name in row]
+
+    assert bench.open_all(order) > 0.7
+    assert bench.unused() < 0.1
+
+
+def test_workers_that_take_every_nth_file_are_followed() -> None:
+    bench = Bench()
+    order = [
+        name
+        for start in range(0, 480, 8)
+        for name in random.Random(start).sample(FILES[start : start + 8], 8)
+    ]
+
+    assert bench.open_all(order) > 0.9
+
+
+def test_what_is_under_way_is_bounded() -> None:
+    bench = Bench(max_under_way=6, at_once=False)
+
+    bench.open_all(FILES[:20])
+
+    assert len(bench.pending) == 6
+    assert bench.prefetcher.stats().under_way == 6
+
+
+def test_a_server_in_trouble_is_asked_for_less_and_then_for_more_again() -> None:
+    bench = Bench(max_under_way=16, at_once=False)
+    bench.open_all(FILES[:30])
+    for future in bench.pending[:8]:
+        future.set_exception(Throttled("slow down", status=429))
+    assert bench.prefetcher.stats().limit == 2
+
+    for future in bench.pending[8:]:
+        future.set_result(None)
+    assert bench.prefetcher.stats().limit == 10
+
+
+def test_memory_is_bounded() -> None:
+    bench = Bench()
+
+    for number in range(1000):
+        bench.prefetcher.opened(f"other{number}/x.jpg")
+
+    assert len(bench.prefetcher._table) <= 80
