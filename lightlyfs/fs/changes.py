@@ -23,13 +23,14 @@ from lightlyfs.errors import (
     TooLarge,
     UnknownNamespace,
 )
-from lightlyfs.fs.local import LocalFile, LocalFiles, is_scratch
+from lightlyfs.fs.local import LocalFile, LocalFiles
 from lightlyfs.fs.namespace import Namespace, Node
 from lightlyfs.fs.patience import Turn
+from lightlyfs.fs.scratch import is_scratch
 from lightlyfs.fs.writer import Writer
 from lightlyfs.fs.xattrs import PREFIX
 from lightlyfs.upload.edits import SampleEdits
-from lightlyfs.upload.journal import State
+from lightlyfs.upload.journal import Record, State
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class TreeChanges:
             raise IsADirectory(f"a directory: {path}")
         if isinstance(node, SampleEntry):
             raise NotPermitted(f"{path} is a sample, and the Lightly API cannot delete samples")
-        self._remove_local(node)
+        self._writer.remove(node)
 
     def rename(self, old: str, new: str, flags: int, turn: Turn) -> None:
         """Rename a file or directory; samples are renamed on the server.
@@ -144,36 +145,46 @@ class TreeChanges:
 
     # one kind at a time
 
-    def _remove_local(self, file: LocalFile) -> None:
-        record = file.record
-        if record.replaces:
-            raise NotPermitted(f"{file.path} is a sample, and the Lightly API cannot delete samples")
-        if record.create_sent or (record.state is State.PENDING and not self._writer.withdraw(file)):
-            raise NotPermitted(f"{file.path} may be on the server already, which cannot delete it")
-        self._local.discard(file)
-
     def _rename_local(self, file: LocalFile, new: str, target: Node | None, turn: Turn) -> None:
-        name = name_at(new)
-        if file.record.state is State.PENDING or file.record.create_sent:
-            # it is on its way under its old name: once there, it is renamed like any sample
-            self._writer.wait_uploaded(file)
-            entry = self._names.lookup(file.path, turn)
-            if isinstance(entry, SampleEntry):
-                self._rename_sample(entry, file.path, new, target, turn)
+        record = file.record.changed(path=new, name=name_at(new))
+        if file.record.sample_id is not None:
+            self._rename_sent(file, new, target, turn)
             return
-        record = file.record.changed(path=new, name=name)
         if isinstance(target, SampleEntry):
             self._writer.need_overwrite(new)
             record = record.changed(name=true_name(new, target), sample_id=target.sample_id, replaces=True)
-        elif isinstance(target, LocalFile):
-            if target.record.create_sent or target.record.replaces:
-                raise NotPermitted(f"{new} is on its way to the server; try again when it is there")
-            self._local.discard(target)
-        if is_scratch(new) or (file.size == 0 and not file.handles):
-            self._local.journal.put(record)
-            self._local.move(file, record)
-        elif file.handles and file.dirty:
-            # it is being written: its close uploads it, under the name it has then
+        replaced = target if isinstance(target, LocalFile) else None
+        if replaced is not None:
+            self._writer.set_aside(replaced)
+        try:
+            if self._writer.withdraw(file):
+                self._move_local(file, record)
+            else:
+                self._rename_sent(file, new, target, turn)
+        except BaseException:
+            if replaced is not None and self._local.get(new) is not file:
+                self._writer.show_again(replaced)
+                replaced = None
+            raise
+        finally:
+            if replaced is not None:
+                self._local.discard(replaced)
+
+    def _rename_sent(self, file: LocalFile, new: str, target: Node | None, turn: Turn) -> None:
+        """It is on its way under its old name: once there, it is renamed like any sample."""
+        old = file.path
+        self._writer.wait_uploaded(file)
+        entry = self._names.lookup(old, turn)
+        if not isinstance(entry, SampleEntry):
+            raise NotPermitted(f"{old} is a sample that is being changed; close it, and try again")
+        self._rename_sample(entry, old, new, target, turn)
+
+    def _move_local(self, file: LocalFile, record: Record) -> None:
+        stays = file.size == 0 or (is_scratch(record.path) and not record.replaces)
+        if stays and record.state in (State.PENDING, State.FAILED) and not record.broken:
+            record = record.changed(state=State.LOCAL, error="")
+        if stays or (file.handles and file.dirty):
+            # where it is being written, its close uploads it, under the name it has then
             self._local.journal.put(record)
             self._local.move(file, record)
         else:
@@ -189,11 +200,11 @@ class TreeChanges:
         name = name_at(new)
         has_object = entry.published_size != 0
         turn.result(self._edits.rename(entry.sample_id, true_name(old, entry), name, has_object=has_object))
+        # also where a local file shows it: a listing under way may still bring the old name
+        self._names.renamed.note(old, new, entry)
         uploaded = self._local.get(old)
-        if uploaded is None or uploaded.entry is None:
-            self._names.renamed.note(old, new, entry)
-        else:
-            self._local.move_uploaded(uploaded, uploaded.record.changed(path=new, name=name))
+        if uploaded is not None and uploaded.entry is not None:
+            self._local.move_uploaded(uploaded, new, name)
 
     def _rename_directory(self, old: str, new: str, target: Node | None, turn: Turn) -> None:
         if new.startswith(old + "/"):

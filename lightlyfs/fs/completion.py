@@ -47,7 +47,7 @@ class Completion:
             if file.record.generation != record.generation or file.dirty:
                 self._note_older_done_locked(file, record)
                 return
-            uploaded = record.changed(path=file.path, mtime=file.mtime)
+            uploaded = record.changed(path=file.path, name=file.record.name, mtime=file.mtime)
             self._local.journal.put(uploaded, durable=False)
             file.now_uploaded(uploaded)
             if file.handles == 0:
@@ -62,11 +62,13 @@ class Completion:
             self._leave_to_catalogue(file)
 
     def _leave_to_catalogue(self, file: LocalFile) -> None:
-        entry = file.entry
-        if entry is None or entry.size is None or entry.etag is None:
-            return
-        found = self._catalog.by_id(entry.sample_id)
-        if found is not None and found[0] == file.path:
+        with file.lock:
+            entry = file.entry
+            if entry is None or entry.size is None or entry.etag is None or file.handles:
+                return
+            found = self._catalog.by_id(entry.sample_id)
+            if found is None or found[0] != file.path:
+                return
             self._catalog.record_facts(entry.sample_id, entry.size, entry.etag)
             # the journal forgets it now, so the catalogue must not go back to an old version in a crash
             self._catalog.flush_facts()
@@ -75,8 +77,14 @@ class Completion:
 
     def _note_older_done_locked(self, file: LocalFile, record: Record) -> None:
         """An earlier generation is on the server: later ones go to the same sample."""
-        file.record = file.record.changed(
-            sample_id=record.sample_id, mark=record.mark, create_sent=True, replaces=True
+        known = file.record
+        file.record = known.changed(
+            sample_id=record.sample_id,
+            mark=record.mark,
+            create_sent=True,
+            replaces=True,
+            acknowledged=-1 if known.acknowledged <= record.generation else known.acknowledged,
         )
         self._local.journal.put(file.record)
-        self._local.spool.remove(record.key, record.generation)
+        if known.generation != record.generation:
+            self._local.spool.remove(record.key, record.generation)

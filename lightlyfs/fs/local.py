@@ -3,8 +3,8 @@
 A `LocalFile` is one such file, `LocalFiles` all of them by path, with the directories that only this mount
 has. What a crash must not lose is in the journal before a program is told that it succeeded.
 
-Lock order: the table's lock is never taken while a file's is held, and neither while waiting or asking the
-server.
+Lock order: a file's lock, then the table's, the uploader's or the journal's. Nothing else is taken under
+those three, no two files' locks are held at once, and none of them while waiting or asking the server.
 """
 
 from __future__ import annotations
@@ -12,33 +12,24 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import secrets
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import NamedTuple
 
 from lightlyfs.catalog.inodes import local_ino, sample_ino
 from lightlyfs.catalog.store import SampleEntry
+from lightlyfs.catalog.tree import join_name
 from lightlyfs.errors import NoSuchFile
 from lightlyfs.fs.attributes import Attr
+from lightlyfs.fs.occupied import Occupied
 from lightlyfs.upload.journal import Journal, Record, State
+from lightlyfs.upload.recovery import recovered
 from lightlyfs.upload.spool import Spool, StagedFile
 from lightlyfs.upload.uploader import Ticket
 
 log = logging.getLogger(__name__)
-
-# names that programs give to what is not finished; they stay here until they get a real name
-_SCRATCH = re.compile(
-    r"\..*|.*~|.*\.(tmp|temp|part|partial|crdownload|swp|swx|swo|filepart|download|lock|bak)|#.*#|4913",
-    re.IGNORECASE | re.DOTALL,
-)
-
-
-def is_scratch(path: str) -> bool:
-    """Whether a path's last part is the name of something unfinished."""
-    return _SCRATCH.fullmatch(path.rpartition("/")[2]) is not None
 
 
 class LocalFile:
@@ -53,11 +44,16 @@ class LocalFile:
         self.dirty = False
         self.sealed = record.state is not State.OPEN
         self.handles = 0
+        self.writers = 0  # handles that may write
         self.unlinked = False
-        self.broken = ""  # why a write of it failed
         self.ticket: Ticket | None = None
         # set once the server has it: it is a sample then, shown from here until a listing shows it
         self.entry: SampleEntry | None = _entry_of(record) if record.state is State.UPLOADED else None
+
+    @property
+    def broken(self) -> str:
+        """Why it is half a file, or ""."""
+        return self.record.error if self.record.broken else ""
 
     def attr(self) -> Attr:
         """What `stat` shows."""
@@ -72,6 +68,13 @@ class LocalFile:
     def path(self) -> str:
         """Where it is on the mount."""
         return self.record.path
+
+
+class Draft(NamedTuple):
+    """The staged bytes of a file to be, which nobody sees yet."""
+
+    key: str
+    staged: StagedFile
 
 
 def _entry_of(record: Record) -> SampleEntry:
@@ -95,9 +98,9 @@ class LocalFiles:
         # guarded by _lock
         self._files: dict[str, LocalFile] = {}
         self._by_key: dict[str, LocalFile] = {}
-        # the files directly in each directory, and how many are anywhere below it
+        # the files directly in each directory
         self._within: dict[str, dict[str, LocalFile]] = {}
-        self._below: Counter[str] = Counter()
+        self._occupied = Occupied()
         self._directories: dict[str, int] = {}
         self.generation = 0
 
@@ -106,12 +109,17 @@ class LocalFiles:
         return int(self._clock())
 
     def load(self) -> list[LocalFile]:
-        """Take over what the journal holds, and drop staged bytes that nothing speaks of."""
-        loaded = []
+        """Take over what the journal holds, and drop staged bytes that nothing speaks of.
+
+        Of two files with one path (of two mounts, or of before and after a crash) the second gets another.
+        """
         kept = set()
-        for record in self.journal.records():
-            if record.state is State.OPEN:
-                record = record.changed(state=State.INTERRUPTED, error="the mount ended while it was written")
+        loaded = []
+        for record in recovered(self.journal, self.spool):
+            path = self._free_path(record.path)
+            if path != record.path:
+                log.warning("two local files are called %s; one is %s now", record.path, path)
+                record = _renamed(record, path)
                 self.journal.put(record)
             if record.state is not State.UPLOADED:
                 kept.add((record.key, record.generation))
@@ -122,8 +130,6 @@ class LocalFiles:
         for key, generation in self.spool.generations():
             if (key, generation) not in kept:
                 self.spool.remove(key, generation)
-        for file in loaded:
-            self._measure(file)
         return loaded
 
     def get(self, path: str) -> LocalFile | None:
@@ -152,29 +158,54 @@ class LocalFiles:
         with self._lock:
             return [file for path, file in self._files.items() if path.startswith(directory + "/")]
 
-    def new(self, path: str, name: str, *, sample_id: str | None = None) -> LocalFile:
-        """A new, empty local file; with `sample_id` it is to replace that sample's image."""
-        key = secrets.token_hex(16)
-        record = Record(
-            key, path, name, State.OPEN, mtime=self.now(), sample_id=sample_id, replaces=sample_id is not None
-        )
-        file = LocalFile(record, self.spool.create(key, 0))
-        self.journal.put(record, durable=False)
-        self.add(file)
+    def new(self, path: str, name: str) -> LocalFile:
+        """A new, empty local file."""
+        file = self.publish(self.draft(), path, name)
+        assert file is not None
         return file
 
-    def reopen(self, file: LocalFile) -> None:
-        """A file that the server has is to change again: an empty new generation for the same sample."""
-        with file.lock:
-            record = file.record
-            generation = record.generation + 1
-            file.record = record.changed(
-                generation=generation, state=State.OPEN, size=0, mtime=self.now(), replaces=True, etag=""
-            )
-            file.staged = self.spool.create(record.key, generation)
-            file.entry, file.sealed, file.size = None, False, 0
-            self.journal.put(file.record)
-        self.touch()
+    def draft(self) -> Draft:
+        """Room for the bytes of a file to be; `publish` it or `scrap` it."""
+        key = secrets.token_hex(16)
+        return Draft(key, self.spool.create(key, 0))
+
+    def scrap(self, draft: Draft) -> None:
+        """Forget a draft."""
+        draft.staged.close()
+        self.spool.remove(draft.key, 0)
+
+    def publish(
+        self, draft: Draft, path: str, name: str, *, sample_id: str | None = None
+    ) -> LocalFile | None:
+        """Show a draft as a file at a path, open for writing; with `sample_id` it is to replace that image.
+
+        None, and the draft is gone, where another is replacing the same image.
+        """
+        replaces = sample_id is not None
+        record = Record(
+            draft.key, path, name, State.OPEN, mtime=self.now(), sample_id=sample_id, replaces=replaces
+        )
+        try:
+            file = LocalFile(record, draft.staged)
+            file.size = draft.staged.size()
+            file.dirty, file.handles, file.writers = True, 1, 1
+            self.journal.put(record, durable=False)
+        except BaseException:
+            self.scrap(draft)
+            raise
+        with self._lock:
+            before = self._files.get(path)
+            taken = replaces and before is not None and (before.entry is None or before.handles > 0)
+            if not taken:
+                self._show_locked(file)
+                self.generation += 1
+        if taken:
+            self.journal.remove(draft.key)
+            self.scrap(draft)
+            return None
+        if before is not None and before.entry is not None:
+            self.journal.remove(before.record.key)
+        return file
 
     def add(self, file: LocalFile) -> None:
         """Show a file at its path, with the directories above it."""
@@ -197,12 +228,14 @@ class LocalFiles:
             self._show_locked(file)
             self.generation += 1
 
-    def move_uploaded(self, file: LocalFile, record: Record) -> None:
-        """Show a file that the server has at another path."""
-        self.journal.put(record)
-        self.move(file, record)
+    def move_uploaded(self, file: LocalFile, path: str, name: str) -> None:
+        """Show a file that the server has, and that was renamed there, at another path."""
         with file.lock:
-            file.now_uploaded(record)
+            record = file.record.changed(path=path, name=name)
+            self.journal.put(record)
+            self.move(file, record)
+            if file.entry is not None:
+                file.now_uploaded(record)
 
     # the bytes of one file; its lock is held
 
@@ -228,34 +261,55 @@ class LocalFiles:
             return staged
         record = file.record
         generation = record.generation + 1
-        copied = self.spool.copy(staged, record.key, generation)
-        staged.close()
-        uploaded = file.entry is not None
-        file.record = record.changed(
-            generation=generation, state=State.OPEN, replaces=record.replaces or uploaded, error=""
+        opened = record.changed(
+            generation=generation,
+            replaces=record.replaces or file.entry is not None,
+            acknowledged=record.generation if record.owed and not record.broken else record.acknowledged,
         )
-        file.entry = None
+        if not record.broken:
+            opened = opened.changed(state=State.OPEN, error="")
+        copied = self.spool.copy(staged, record.key, generation)
+        try:
+            self.journal.put(opened)
+        except BaseException:
+            copied.close()
+            self.spool.remove(record.key, generation)
+            raise
+        staged.close()
+        file.record, file.entry = opened, None
         file.staged, file.sealed = copied, False
-        self.journal.put(file.record)
         self.add(file)
         return copied
+
+    def sync_locked(self, file: LocalFile) -> None:
+        """Make its bytes durable; where that fails they may be lost, and it is broken."""
+        try:
+            self.stage_locked(file).sync()
+        except OSError as error:
+            self.note_broken_locked(file, error)
+            raise
 
     def note_broken_locked(self, file: LocalFile, error: OSError) -> None:
         """A write failed: half a file is not uploaded."""
         reason = os.strerror(error.errno or errno.EIO)
-        file.broken = reason
-        file.record = file.record.changed(state=State.FAILED, error=f"a write failed: {reason}")
+        file.record = file.record.changed(state=State.FAILED, broken=True, error=f"a write failed: {reason}")
         try:
             self.journal.put(file.record)
-        except Exception as second:
+        except OSError as second:
             # the disk is full; a crash now would find the record as it was: OPEN, and not upload it
             log.warning("the journal could not note a failed write: %s", second)
 
+    def mend_locked(self, file: LocalFile) -> None:
+        """All of it was cut away: what failed before does not matter any more."""
+        if file.record.broken:
+            file.record = file.record.changed(state=State.OPEN, broken=False, error="")
+            self.journal.put(file.record)
+
     def discard(self, file: LocalFile) -> None:
         """Forget a local file and its bytes; open descriptors keep them."""
-        self.drop(file)
         with file.lock:
             file.unlinked = True
+            self.drop(file)
             # the bytes first: on a full disk the journal needs the room they free
             self.spool.remove(file.record.key, file.record.generation)
             if file.handles == 0:
@@ -266,14 +320,15 @@ class LocalFiles:
 
     def has_directory(self, path: str) -> bool:
         """Whether a directory is known here: made, or with a local file below it."""
-        return path in self._directories or path in self._below
+        return path in self._directories or path in self._occupied
 
     def directories_within(self, directory: str) -> set[str]:
         """The names of directories directly in a directory that are known here."""
         prefix = directory + "/" if directory else ""
         with self._lock:
-            known = [path for path in (*self._directories, *self._below) if path.startswith(prefix)]
-        return {path[len(prefix) :].partition("/")[0] for path in known} - {""}
+            made = [path[len(prefix) :] for path in self._directories if path.startswith(prefix)]
+            names = self._occupied.within(directory)
+        return (names | {path.partition("/")[0] for path in made}) - {""}
 
     def make_directory(self, path: str) -> None:
         """Make a directory that lives until the mount ends or it gets a sample."""
@@ -296,8 +351,7 @@ class LocalFiles:
 
     def directory_time(self, path: str) -> int:
         """The time of a directory that is known here only: when it was made, or of its newest file."""
-        newest = max((file.mtime for file in self.below(path)), default=0)
-        return max(newest, self._directories.get(path, 0))
+        return max(self._occupied.newest(path), self._directories.get(path, 0))
 
     def _show_locked(self, file: LocalFile) -> None:
         replaced = self._files.get(file.path)
@@ -307,7 +361,7 @@ class LocalFiles:
         self._files[file.path] = file
         self._by_key[file.record.key] = file
         self._within.setdefault(directory, {})[name] = file
-        self._below.update(_ancestors(directory))
+        self._occupied.add(file.path, file.mtime)
 
     def _hide_locked(self, file: LocalFile) -> None:
         if self._files.get(file.path) is not file:
@@ -315,32 +369,31 @@ class LocalFiles:
         directory, _, name = file.path.rpartition("/")
         del self._files[file.path]
         del self._within[directory][name]
-        for ancestor in _ancestors(directory):
-            self._below[ancestor] -= 1
-            if not self._below[ancestor]:
-                del self._below[ancestor]
+        self._occupied.remove(file.path)
 
     def touch(self) -> None:
         """A file changed in a way that listings show."""
         with self._lock:
             self.generation += 1
 
-    def _measure(self, file: LocalFile) -> None:
-        """The size of a file that a crash left is what is on the disk."""
-        record = file.record
-        if record.state is State.UPLOADED:
-            return
-        try:
-            staged = self.spool.open(record.key, record.generation)
-        except OSError as error:
-            file.broken = f"its staged bytes are gone: {error.strerror}"
-            return
-        file.size = staged.size()
-        staged.close()
+    def _free_path(self, path: str) -> str:
+        """The path, or one like it that no local file has."""
+        directory, slash, name = path.rpartition("/")
+        stem, dot, extension = name.rpartition(".")
+        if not stem:
+            stem, dot, extension = name, "", ""
+        number = 1
+        while path in self._files:
+            number += 1
+            ending = f"~{number}{dot}{extension}"
+            # a part of a path has at most 255 bytes
+            room = 255 - len(ending.encode())
+            path = f"{directory}{slash}{stem.encode()[:room].decode(errors='ignore')}{ending}"
+        return path
 
 
-def _ancestors(directory: str) -> Iterator[str]:
-    """A directory and those above it, without the root."""
-    while directory:
-        yield directory
-        directory = directory.rpartition("/")[0]
+def _renamed(record: Record, path: str) -> Record:
+    """A record at another path; what the server may have under the old name keeps that name there."""
+    if record.create_sent or record.sample_id is not None:
+        return record.changed(path=path)
+    return record.changed(path=path, name=join_name(path.split("/")) or "")

@@ -11,41 +11,35 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from lightlyfs.catalog.store import SampleEntry
 from lightlyfs.errors import (
     BadHandle,
+    LightlyFsError,
+    NoContent,
+    NoSuchFile,
     NotPermitted,
-    TooManyWaiting,
     WriteFailed,
 )
 from lightlyfs.fs.handles import WriteHandle
-from lightlyfs.fs.local import LocalFile, LocalFiles, is_scratch
+from lightlyfs.fs.local import LocalFile, LocalFiles
 from lightlyfs.fs.namespace import Node
 from lightlyfs.fs.patience import Patience, Turn
+from lightlyfs.fs.policy import WritePolicy
+from lightlyfs.fs.scratch import is_scratch
 from lightlyfs.fs.times import SetTimes
+from lightlyfs.fs.waits import UploadWaits
 from lightlyfs.upload.journal import Record, State
+from lightlyfs.upload.spool import StagedFile
 from lightlyfs.upload.uploader import Ticket, Uploader
 
 log = logging.getLogger(__name__)
 
-# calls that wait for uploads hold a thread of libfuse each, and metadata must not run out of them
-MAX_WAITING = 64
 _COPY_BYTES = 4 << 20
 
 # read a sample's bytes: (entry, offset, size, turn)
 ReadSample = Callable[[SampleEntry, int, int, Turn], bytes]
-
-
-@dataclass(frozen=True)
-class WritePolicy:
-    """What writing may do: replace the image of a sample, return from `close` before the server has it."""
-
-    allow_overwrite: bool = False
-    write_back: bool = False
 
 
 class Writer:
@@ -67,12 +61,12 @@ class Writer:
         self._patience = patience
         self._read_sample = read_sample
         self._caller_process = caller_process
-        self._waiting = threading.BoundedSemaphore(MAX_WAITING)
+        self._waits = UploadWaits(patience)
 
     def resume(self) -> None:
         """Go on with what an earlier mount left."""
         for file in self._local.load():
-            if file.record.state is State.PENDING or (file.record.state is State.FAILED and not file.broken):
+            if file.record.owed and not file.broken:
                 file.ticket = self._uploader.submit(file.record.changed(state=State.PENDING))
 
     # opening
@@ -80,28 +74,56 @@ class Writer:
     def create(self, path: str, name: str) -> WriteHandle:
         """A new, empty file, open for writing."""
         file = self._local.new(path, name)
-        file.dirty = True
-        file.handles = 1
         return WriteHandle(path, file, None, True, self._caller_process())
 
     def open_local(self, file: LocalFile, flags: int) -> WriteHandle:
         """A local file, open for reading or writing."""
         writable = flags & os.O_ACCMODE != os.O_RDONLY
-        with file.lock:
-            self._local.stage_locked(file)
-            file.handles += 1
+        if not self._join(file, writable):
+            return self._open_uploaded(file, flags)
         handle = WriteHandle(file.path, file, None, writable, self._caller_process())
-        if flags & os.O_TRUNC:
-            self.truncate(handle, 0)
-        return handle
+        return self._cut(handle, "", flags)
 
     def open_sample(self, path: str, entry: SampleEntry, name: str, flags: int) -> WriteHandle:
-        """A sample, open for changing it; NotPermitted unless the mount allows overwriting."""
-        self.need_overwrite(path)
-        handle = WriteHandle(path, None, entry, True, self._caller_process())
+        """A sample, open for changing it; NotPermitted unless the mount allows overwriting.
+
+        A new file of this mount may be changed for as long as it is open, whoever has it already.
+        """
+        file = self._local.get(path)
+        if file is not None and file.handles and self._join(file, True):
+            handle = WriteHandle(path, file, None, True, self._caller_process())
+        else:
+            self.need_overwrite(path)
+            handle = WriteHandle(path, None, entry, True, self._caller_process())
+        return self._cut(handle, name, flags)
+
+    def _cut(self, handle: WriteHandle, name: str, flags: int) -> WriteHandle:
         if flags & os.O_TRUNC:
-            self._take_over(handle, name, copy=False)
+            try:
+                self.truncate(handle, 0, name)
+            except BaseException:
+                self.release(handle)
+                raise
         return handle
+
+    def _open_uploaded(self, file: LocalFile, flags: int) -> WriteHandle:
+        """A file that became a sample, or was removed, since it was looked up."""
+        entry = file.entry
+        if entry is None:
+            raise NoSuchFile(f"no such file: {file.path}")
+        if flags & (os.O_ACCMODE | os.O_TRUNC):
+            return self.open_sample(file.path, entry, file.record.name, flags)
+        return WriteHandle(file.path, None, entry, False, self._caller_process())
+
+    def _join(self, file: LocalFile, writable: bool) -> bool:
+        """Open a local file once more; False where its bytes are the server's now, or nobody's."""
+        with file.lock:
+            if file.unlinked or (file.entry is not None and not file.handles):
+                return False
+            self._local.stage_locked(file)
+            file.handles += 1
+            file.writers += writable
+            return True
 
     def need_overwrite(self, path: str) -> None:
         """NotPermitted unless the mount may replace the image of a sample."""
@@ -111,17 +133,22 @@ class Writer:
             )
 
     def release(self, handle: WriteHandle) -> None:
-        """The last descriptor of a handle is closed; whatever is dirty since its flush goes up now."""
+        """A handle is closed; whatever is dirty goes up with the last that may write."""
         file = handle.file
         if file is None:
             return
         with file.lock:
             file.handles -= 1
-            last = file.handles == 0
-        if last and handle.writable and not file.unlinked:
-            self._finish(file)
+            file.writers -= handle.writable
+            finished = handle.writable and not file.writers
+        try:
+            if finished:
+                self._finish(file)
+        except (LightlyFsError, OSError) as error:
+            # nobody is told of it here, and its close was; it stays what it is, and shows why
+            self._note_unfinished(file, error)
         with file.lock:
-            if file.handles == 0 and (file.unlinked or file.entry is not None or not file.dirty):
+            if file.handles == 0:
                 self._local.unstage_locked(file)
 
     # bytes
@@ -137,7 +164,7 @@ class Writer:
 
     def write(self, handle: WriteHandle, offset: int, data: bytes, name: str) -> int:
         """Write bytes at any place; OSError as the disk gives it."""
-        file = self._for_change(handle, name)
+        file = self._for_change(handle, name, copy=True)
         with file.lock:
             staged = self._local.unseal_locked(file)
             try:
@@ -145,21 +172,23 @@ class Writer:
             except OSError as error:
                 self._local.note_broken_locked(file, error)
                 raise
+            grew = offset + count > file.size
             file.size = max(file.size, offset + count)
             file.mtime = self._local.now()
             file.dirty = True
+        if grew:
+            # a listing with the old size would have the kernel cut the file
+            self._local.touch()
         return count
 
     def truncate(self, handle: WriteHandle, size: int, name: str = "") -> None:
         """Cut an open file, or extend it with zeros."""
-        file = self._for_change(handle, name)
+        file = self._for_change(handle, name, copy=size > 0)
         with file.lock:
-            staged = self._local.unseal_locked(file)
-            try:
-                staged.truncate(size)
-            except OSError as error:
-                self._local.note_broken_locked(file, error)
-                raise
+            # where it fails, the file is as it was
+            self._local.unseal_locked(file).truncate(size)
+            if size == 0:
+                self._local.mend_locked(file)
             file.size = size
             file.mtime = self._local.now()
             file.dirty = True
@@ -210,7 +239,7 @@ class Writer:
             return
         ticket = self._finish(file)
         if ticket is not None and not self._policy.write_back:
-            self._wait(ticket)
+            self._waits.wait(ticket)
 
     def fsync(self, handle: WriteHandle) -> None:
         """What was written is the server's, for a real name; on this disk, for a scratch name."""
@@ -220,7 +249,7 @@ class Writer:
         self._sync(file)
         ticket = self._finish(file)
         if ticket is not None:
-            self._wait(ticket)
+            self._waits.wait(ticket)
 
     def upload_as(self, file: LocalFile, record: Record) -> None:
         """Upload a local file under another name, and wait; where that fails nothing is owed.
@@ -228,9 +257,10 @@ class Writer:
         The file's own record changes only with success.
         """
         with file.lock:
-            staged = self._local.stage_locked(file)
-            staged.sync()
-            wanted = record.changed(state=State.PENDING, size=file.size, mtime=file.mtime)
+            if file.broken:
+                raise WriteFailed(f"{file.path} could not be written whole: {file.broken}")
+            self._local.sync_locked(file)
+            wanted = record.changed(state=State.PENDING, size=file.size, mtime=file.mtime, error="")
             self._local.spool.sync()
             before = file.record
             self._local.journal.put(wanted)
@@ -240,105 +270,127 @@ class Writer:
         if self._policy.write_back:
             return
         try:
-            self._wait(ticket)
+            self._waits.wait(ticket)
         except BaseException:
             self._put_back(file, before)
             raise
 
     def withdraw(self, file: LocalFile) -> bool:
         """Take a file back from the uploader; False where it is on its way, or may be on the server."""
-        owed = self._uploader.withdraw(file.record.key)
-        return owed is not None and not owed.create_sent
+        return self._uploader.withdraw(file.record.key) and not file.record.create_sent
+
+    def remove(self, file: LocalFile) -> None:
+        """Forget a local file; NotPermitted where it is a sample, or may be one already."""
+        with file.lock:
+            record = file.record
+            if record.replaces:
+                raise NotPermitted(f"{file.path} is a sample, and the Lightly API cannot delete samples")
+            if record.create_sent or not self.withdraw(file):
+                raise NotPermitted(f"{file.path} may be on the server already, which cannot delete it")
+            self._local.discard(file)
+
+    def set_aside(self, file: LocalFile) -> None:
+        """Hold on to a local file that another is about to replace; NotPermitted where it is on its way."""
+        with file.lock:
+            if file.record.create_sent or file.record.replaces or not self.withdraw(file):
+                raise NotPermitted(f"{file.path} is on its way to the server; try again when it is there")
+
+    def show_again(self, file: LocalFile) -> None:
+        """A file that was set aside is not replaced after all."""
+        self._local.add(file)
+        with file.lock:
+            if file.record.owed and not file.broken and not file.dirty:
+                file.ticket = self._uploader.submit(file.record)
 
     def wait_uploaded(self, file: LocalFile) -> None:
         """Wait until what is owed of a file is the server's; raises why it is not."""
         ticket = self._finish(file)
         if ticket is not None:
-            self._wait(ticket)
+            self._waits.wait(ticket)
 
     # one file
 
     def _finish(self, file: LocalFile) -> Ticket | None:
         """Seal what is dirty and hand it over; the ticket to wait for, or None where nothing is owed."""
         with file.lock:
+            if file.unlinked or file.entry is not None:
+                return None
             if file.broken:
                 raise WriteFailed(f"{file.path} could not be written whole: {file.broken}")
             if not file.dirty:
                 return file.ticket
-            staged = self._local.stage_locked(file)
-            staged.sync()
+            self._local.sync_locked(file)
             self._local.spool.sync()
-            real = bool(file.size) and bool(file.record.name) and not is_scratch(file.path)
+            record = file.record
+            # what is a sample already has its name, whatever that looks like
+            real = bool(file.size and record.name) and (record.replaces or not is_scratch(file.path))
             state = State.PENDING if real else State.LOCAL
-            record = file.record.changed(state=state, size=file.size, mtime=file.mtime, error="")
+            record = record.changed(
+                state=state, size=file.size, mtime=file.mtime, error="", acknowledged=-1, thumbnail_done=False
+            )
             self._local.journal.put(record)
             file.record, file.dirty = record, False
             file.sealed = real
             file.ticket = self._uploader.submit(record) if real else None
-            return file.ticket
+        self._local.touch()
+        return file.ticket
 
-    def _wait(self, ticket: Ticket) -> None:
-        if ticket.result.done():
-            ticket.result.result()
-            return
-        if not self._waiting.acquire(blocking=False):
-            raise TooManyWaiting("too many files wait for the server; this one stays pending")
-        try:
-            self._patience.turn().result(ticket.result, moved=lambda: ticket.moved)
-        finally:
-            self._waiting.release()
+    def _note_unfinished(self, file: LocalFile, error: Exception) -> None:
+        log.warning("%s stays on this machine: %s", file.path, error)
+        with file.lock:
+            if file.dirty and not file.broken:
+                file.record = file.record.changed(state=State.FAILED, error=str(error))
 
     def _sync(self, file: LocalFile) -> None:
         with file.lock:
             if file.staged is not None:
-                file.staged.sync()
+                self._local.sync_locked(file)
 
-    def _for_change(self, handle: WriteHandle, name: str) -> LocalFile:
+    def _for_change(self, handle: WriteHandle, name: str, *, copy: bool) -> LocalFile:
         if not handle.writable:
             raise BadHandle("the file is open for reading only")
         if handle.file is None:
-            self._take_over(handle, name, copy=True)
+            self._take_over(handle, name, copy=copy)
         assert handle.file is not None
         return handle.file
 
     def _take_over(self, handle: WriteHandle, name: str, *, copy: bool) -> None:
-        """Stage a sample that is about to change, with its present bytes unless they are cut away."""
+        """Stage a sample that is about to change, with its present bytes unless they are cut away.
+
+        Whoever else changes it has the same staged file; nobody sees it before its bytes are there.
+        """
         entry = handle.entry
         assert entry is not None
-        file = self._local.get(handle.path)
-        if file is None:
-            file = self._local.new(handle.path, name, sample_id=entry.sample_id)
-        elif file.entry is not None:
-            self._local.reopen(file)
-        else:
-            copy = False  # somebody else is changing it already
-        if copy:
-            try:
-                self._copy_sample(entry, file)
-            except BaseException:
-                self._local.discard(file)
-                raise
-        with file.lock:
-            self._local.stage_locked(file)
-            file.handles += 1
-            file.dirty = True
-        handle.file = file
+        while handle.file is None:
+            file = self._local.get(handle.path)
+            if file is not None and self._join(file, True):
+                handle.file = file
+                return
+            draft = self._local.draft()
+            if copy:
+                try:
+                    self._copy_sample(entry, draft.staged)
+                except BaseException:
+                    self._local.scrap(draft)
+                    raise
+            handle.file = self._local.publish(draft, handle.path, name, sample_id=entry.sample_id)
 
-    def _copy_sample(self, entry: SampleEntry, file: LocalFile) -> None:
-        assert file.staged is not None
+    def _copy_sample(self, entry: SampleEntry, target: StagedFile) -> None:
         offset = 0
-        while data := self._read_sample(entry, offset, _COPY_BYTES, self._patience.turn()):
-            file.staged.write_at(offset, data)
-            offset += len(data)
-        file.size = offset
+        try:
+            while data := self._read_sample(entry, offset, _COPY_BYTES, self._patience.turn()):
+                target.write_at(offset, data)
+                offset += len(data)
+        except NoContent:
+            return  # a sample without an image gets its first
 
     def _put_back(self, file: LocalFile, before: Record) -> None:
         """A rename whose upload failed: the old name stays, and nothing is owed unless a create was sent."""
-        owed = self._uploader.withdraw(file.record.key)
-        if owed is None or owed.create_sent:
-            return  # it is on its way, or may be: what the server got must not be forgotten
         with file.lock:
+            if not self.withdraw(file):
+                return  # it is on its way, or may be: what the server got must not be forgotten
             self._local.journal.put(before)
             self._local.move(file, before)
-            file.ticket = None
-            file.sealed = False
+            # what was owed under the old name still is
+            file.sealed = before.owed
+            file.ticket = self._uploader.submit(before) if before.owed else None

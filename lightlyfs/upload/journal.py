@@ -16,6 +16,8 @@ from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
 
+from lightlyfs.errors import StartError
+
 
 class State(StrEnum):
     """What is to become of a local file."""
@@ -35,6 +37,8 @@ class Record:
     `path` is its place on the mount, `name` the sample's name or "" where it is not for the server.
     `mark` is what a create of it carries, so that a create whose reply was lost can be told. `replaces`
     is set where `sample_id` is a sample that existed before. `etag` is what storage called the upload.
+    `broken` says that a write failed, so that it is half a file. While `generation` is being written,
+    `acknowledged` is the earlier one that the server is still owed, or -1.
     """
 
     key: str
@@ -51,6 +55,8 @@ class Record:
     thumbnail_done: bool = False
     etag: str = ""
     error: str = ""
+    broken: bool = False
+    acknowledged: int = -1
 
     def changed(self, **values: object) -> Record:
         """A copy with other values."""
@@ -63,6 +69,9 @@ class Record:
 
 
 _NAMES = [field.name for field in fields(Record)]
+_FLAGS = ("create_sent", "replaces", "thumbnail_done", "broken")
+# columns that journals of earlier versions lack, with what their records mean
+_ADDED = {"broken": 0, "acknowledged": -1}
 _COLUMNS = ", ".join(name if name == "sample_id" else f"{name} NOT NULL" for name in _NAMES)
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS file ({_COLUMNS}, PRIMARY KEY (key)) WITHOUT ROWID;
@@ -71,23 +80,48 @@ CREATE TABLE IF NOT EXISTS time (
 CREATE TABLE IF NOT EXISTS rename (
     sample_id TEXT PRIMARY KEY, old TEXT NOT NULL, new TEXT NOT NULL) WITHOUT ROWID;
 """
+_NOTE = """
+UPDATE file SET sample_id = :sample_id, mark = :mark, create_sent = :create_sent,
+    state = CASE generation WHEN :generation THEN :state ELSE state END,
+    error = CASE generation WHEN :generation THEN :error ELSE error END,
+    thumbnail_done = CASE generation WHEN :generation THEN :thumbnail_done ELSE thumbnail_done END
+WHERE key = :key
+"""
 
 
 class Journal:
-    """The record in one SQLite file; any thread may call, and a `put` that returned is durable."""
+    """The record in one SQLite file; any thread may call, and a `put` that returned is durable.
+
+    Raises StartError for a file that cannot be read: it says what is owed, so it is never begun anew.
+    """
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60)
+            self._open()
+        except sqlite3.Error as error:
+            raise StartError(
+                f"{path} cannot be read ({error}); it says what is owed to the server. "
+                f"The files themselves are in {path.parent / 'files'}; move both away to go on without"
+            ) from error
         self._durable = True  # what `synchronous` is set to
-        self._db.executescript(_SCHEMA)
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
             self._db.close()
+
+    def _open(self) -> None:
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.executescript(_SCHEMA)
+        (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
+        present = {row[1] for row in self._db.execute("PRAGMA table_info(file)")}
+        for name in _ADDED.keys() - present:
+            self._db.execute(f"ALTER TABLE file ADD COLUMN {name} NOT NULL DEFAULT {_ADDED[name]}")
 
     def records(self) -> list[Record]:
         """Every local file, in no order."""
@@ -104,7 +138,16 @@ class Journal:
         marks = ", ".join("?" * len(_NAMES))
         values = [getattr(record, name) for name in _NAMES]
         with self._writing(durable) as db:
-            db.execute(f"INSERT OR REPLACE INTO file VALUES ({marks})", values)
+            db.execute(f"INSERT OR REPLACE INTO file ({', '.join(_NAMES)}) VALUES ({marks})", values)
+
+    def note(self, record: Record, *, durable: bool = True) -> None:
+        """What an upload of a generation found out; nothing else of the file's record changes.
+
+        Meanwhile the file may have been renamed, forgotten, or written again: its place stays, a file that
+        is forgotten stays so, and what speaks of one generation is not said of a later one.
+        """
+        with self._writing(durable) as db:
+            db.execute(_NOTE, {name: getattr(record, name) for name in _NAMES})
 
     def remove(self, key: str) -> None:
         """Forget a file; a crash of the machine may remember it, and find that nothing is owed."""
@@ -163,6 +206,6 @@ class Journal:
 def _record(row: tuple[object, ...]) -> Record:
     values = dict(zip(_NAMES, row, strict=True))
     values["state"] = State(str(values["state"]))
-    for name in ("create_sent", "replaces", "thumbnail_done"):
+    for name in _FLAGS:
         values[name] = bool(values[name])
     return Record(**values)  # type: ignore[arg-type]

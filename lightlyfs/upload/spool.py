@@ -60,6 +60,10 @@ class Spool:
         """Delete a generation; harmless where it is not there."""
         self.path(key, generation).unlink(missing_ok=True)
 
+    def move(self, key: str, generation: int, other_key: str) -> None:
+        """Give a generation to another file."""
+        os.rename(self.path(key, generation), self.path(other_key, generation))
+
     def generations(self) -> list[tuple[str, int]]:
         """Every (key, generation) that has a file."""
         names = (_NAME.fullmatch(path.name) for path in self._directory.iterdir())

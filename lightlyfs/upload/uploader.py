@@ -26,6 +26,7 @@ WORKERS = 16
 # a failed upload is tried again after this, twice as long each time
 _FIRST_RETRY_S = 5.0
 _MAX_RETRY_S = 300.0
+_LOOK_FOR_RETRIES_S = 1.0
 
 
 class Ticket:
@@ -119,23 +120,23 @@ class Uploader:
                 self._start_locked(job)
             elif job.running:
                 if job.following is not None:
-                    # nobody will ever see the generation between
-                    job.following[1].result.cancel()
+                    # the generation between is never sent: who waits for it waits for this one
+                    ticket = job.following[1]
                 job.following = (record, ticket)
             else:
                 job.record, job.ticket = _onto(job.record, record), ticket
                 self._start_locked(job)
         return ticket
 
-    def withdraw(self, key: str) -> Record | None:
-        """Take back a file that is not on its way just now; None, and no change, where it is."""
+    def withdraw(self, key: str) -> bool:
+        """Take a file back, so that it is not tried again; False, and no change, where it is on its way."""
         with self._state:
             job = self._jobs.get(key)
-            if job is None or job.running:
-                return None
-            del self._jobs[key]
+            if job is not None and job.running:
+                return False
+            self._jobs.pop(key, None)
             self._state.notify_all()
-            return job.record
+            return True
 
     def retry_all(self) -> int:
         """Try everything that waits or failed now; how many that are."""
@@ -179,26 +180,29 @@ class Uploader:
                 done, job.record, job.ticket, job.tries = job.ticket, _onto(record, later), ticket, 0
                 self._start_locked(job)
             self._state.notify_all()
-        (job.ticket if following is None else done).result.set_result(record)
+        _settle(job.ticket if following is None else done, record)
 
     def _note(self, job: _Job, changed: Record) -> None:
         """A step was, or is about to be, taken: first the journal, then the table.
 
         Only a create that is about to be sent must be known for sure: every other step can be taken again.
         """
-        self._journal.put(changed, durable=changed.create_sent and changed.sample_id is None)
+        self._journal.note(changed, durable=changed.create_sent and changed.sample_id is None)
         with self._state:
             job.record = changed
         self._on_note(changed)
 
     def _failed(self, job: _Job, error: Exception) -> None:
-        if not isinstance(error, LightlyFsError):
+        if not isinstance(error, LightlyFsError | OSError):
             log.error("an upload failed", exc_info=error)
-        again = isinstance(error, Retryable | Cancelled)
+        again = _may_pass(error)
         state = State.PENDING if again else State.FAILED
-        self._note(
-            job, job.record.changed(state=state, error="" if isinstance(error, Cancelled) else str(error))
-        )
+        text = "" if isinstance(error, Cancelled) else str(error)
+        try:
+            self._note(job, job.record.changed(state=state, error=text))
+        except OSError as second:
+            # it stays owed as the journal has it, and whoever waits must not wait for ever
+            log.warning("the journal could not note a failed upload: %s", second)
         with self._state:
             job.running = False
             job.tries += 1
@@ -210,17 +214,32 @@ class Uploader:
                 job.record, job.following = _onto(job.record, later), None
                 self._start_locked(job)
             self._state.notify_all()
-        if not ticket.result.done():
-            ticket.result.set_exception(error)
+        _settle(ticket, error)
 
     def _retry_loop(self) -> None:
-        while not self._closing.is_set():
+        while not self._closing.wait(_LOOK_FOR_RETRIES_S):
             with self._state:
                 now = self._clock()
                 for job in self._jobs.values():
                     if not job.running and job.retry_at <= now:
                         self._start_locked(job)
-                self._state.wait(1.0)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether trying again may help without anybody's doing; the disk may have room again."""
+    if isinstance(error, OSError):
+        return not isinstance(error, FileNotFoundError)
+    return isinstance(error, Retryable | Cancelled)
+
+
+def _settle(ticket: Ticket, outcome: Record | Exception) -> None:
+    """Tell who waits; that a first try failed is not taken back by a later one."""
+    if ticket.result.done():
+        return
+    if isinstance(outcome, Exception):
+        ticket.result.set_exception(outcome)
+    else:
+        ticket.result.set_result(outcome)
 
 
 def _onto(earlier: Record, later: Record) -> Record:

@@ -27,9 +27,10 @@ from lightlyfs.fs.filesystem import WriteParts
 from lightlyfs.fs.local import LocalFiles
 from lightlyfs.fs.namespace import Namespace
 from lightlyfs.fs.patience import Patience
+from lightlyfs.fs.policy import WritePolicy
 from lightlyfs.fs.samples import Samples
 from lightlyfs.fs.times import SetTimes
-from lightlyfs.fs.writer import WritePolicy, Writer
+from lightlyfs.fs.writer import Writer
 from lightlyfs.settings import Settings
 from lightlyfs.upload.edits import SampleEdits
 from lightlyfs.upload.facts_process import FactsPool

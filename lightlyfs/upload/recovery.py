@@ -1,0 +1,99 @@
+"""What the journal and the spool of an earlier mount amount to, wherever a crash left them."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+
+from lightlyfs.upload.journal import Journal, Record, State
+from lightlyfs.upload.spool import Spool
+
+log = logging.getLogger(__name__)
+
+_UNFINISHED = "the mount ended while it was written"
+_GONE = "its staged bytes are gone"
+
+
+def recovered(journal: Journal, spool: Spool) -> list[Record]:
+    """The records to go on with, made true in the journal; those that keep their path come first."""
+    present = set(spool.generations())
+    records = journal.records()
+    changing = {record.sample_id for record in records if record.state is not State.UPLOADED}
+    found: list[Record] = []
+    for record in records:
+        if record.state is not State.UPLOADED:
+            found += _recovered(journal, spool, record, present)
+        elif record.sample_id in changing:
+            journal.remove(record.key)  # a newer image of the same sample is under way
+        else:
+            found.append(record)
+    return sorted(found, key=_precedence)
+
+
+def _precedence(record: Record) -> tuple[bool, bool, bool, str]:
+    unfinished = record.state is State.INTERRUPTED or record.broken
+    return record.state is not State.UPLOADED, unfinished, not record.create_sent, record.key
+
+
+def _recovered(journal: Journal, spool: Spool, record: Record, present: set[tuple[str, int]]) -> list[Record]:
+    unfinished = record.state is State.OPEN or record.broken
+    if unfinished and (record.key, record.acknowledged) in present:
+        return _split(journal, spool, record, present)
+    if (record.key, record.generation) not in present:
+        return _without_bytes(journal, record)
+    known = record.changed(size=spool.path(record.key, record.generation).stat().st_size)
+    if record.state is State.OPEN:
+        known = known.changed(state=State.INTERRUPTED, error=_UNFINISHED)
+    if known != record:
+        journal.put(known)
+    return [known]
+
+
+def _split(journal: Journal, spool: Spool, record: Record, present: set[tuple[str, int]]) -> list[Record]:
+    """A file that was being written anew while the server was still owed its earlier generation.
+
+    That one was acknowledged, so it goes up; what was being written becomes a file of its own.
+    """
+    found = []
+    if (record.key, record.generation) in present:
+        half = Record(
+            secrets.token_hex(16),
+            record.path,
+            record.name,
+            State.INTERRUPTED,
+            generation=record.generation,
+            size=spool.path(record.key, record.generation).stat().st_size,
+            mtime=record.mtime,
+            error=record.error or _UNFINISHED,
+            broken=record.broken,
+        )
+        journal.put(half)
+        spool.move(record.key, record.generation, half.key)
+        found.append(half)
+    size = spool.path(record.key, record.acknowledged).stat().st_size
+    whole = record.changed(
+        generation=record.acknowledged,
+        state=State.PENDING,
+        size=size,
+        error="",
+        broken=False,
+        acknowledged=-1,
+        thumbnail_done=False,
+    )
+    journal.put(whole)
+    return [whole, *found]
+
+
+def _without_bytes(journal: Journal, record: Record) -> list[Record]:
+    """A record whose bytes are not there.
+
+    They are deleted only after an upload or a removal, which a crash of the machine may have made the
+    journal forget: then the server has what there is. Bytes that nobody was promised are no loss either.
+    """
+    if record.sample_id or record.create_sent or record.state in (State.OPEN, State.INTERRUPTED):
+        log.warning("%s was %s, and its staged bytes are gone; forgotten", record.path, record.state.value)
+        journal.remove(record.key)
+        return []
+    lost = record.changed(state=State.FAILED, broken=True, error=_GONE)
+    journal.put(lost)
+    return [lost]
