@@ -42,5 +42,8 @@ format: $(STAMP) ## put the code into shape
 	$(BIN)/ruff format lightlyfs tests
 	$(BIN)/ruff check --fix lightlyfs tests
 
+bench: $(STAMP) fuse ## measure, beside the local disk and rclone, in one run
+	$(BIN)/python tests/bench/run.py all
+
 clean: ## remove what was made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

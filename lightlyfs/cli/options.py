@@ -27,7 +27,7 @@ def setting_options(command: F) -> F:
     for row in reversed(SETTINGS):
         origin = f"  [env {row.variable}]" if row.variable else ""
         default = (
-            "" if row.default in (None, "off") or row.name in ("uid", "gid") else f"  [default {row.default}]"
+            "" if row.default in (None, "", "off") or row.name in ("uid", "gid") else f"  [default {row.default}]"
         )
         text = row.help + default + origin
         if row.is_switch:
