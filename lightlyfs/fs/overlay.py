@@ -6,6 +6,7 @@ import threading
 
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.store import SampleEntry
+from lightlyfs.fs.occupied import Occupied
 
 
 class RenamedSamples:
@@ -13,32 +14,45 @@ class RenamedSamples:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # guarded by _lock: entries by new path, and by old path the inode number that is gone there
+        # guarded by _lock: entries by new path, and where those are; by old path the inode number gone there
         self._shown: dict[str, SampleEntry] = {}
+        self._within: dict[str, dict[str, SampleEntry]] = {}
+        self._occupied = Occupied()
         self._hidden: dict[str, int] = {}
-        self._gone: set[str] = set()  # directories that were renamed with all their samples
+        # directories that were renamed with all their samples; replaced as a whole, read without the lock
+        self._gone: frozenset[str] = frozenset()
         self.generation = 0
 
     def note(self, old: str, new: str, entry: SampleEntry) -> None:
         """A sample is at `new` now."""
         with self._lock:
-            self._shown.pop(old, None)
+            self._forget_locked(old)
+            self._forget_locked(new)
             if self._hidden.get(new) == entry.ino:
                 del self._hidden[new]
             self._hidden[old] = entry.ino
-            self._shown[new] = entry._replace(name=new.rpartition("/")[2], file_name_raw=None)
+            directory, _, name = new.rpartition("/")
+            shown = entry._replace(name=name, file_name_raw=None)
+            self._shown[new] = self._within.setdefault(directory, {})[name] = shown
+            self._occupied.add(new)
             self.generation += 1
 
     def note_directory(self, old: str, new: str) -> None:
         """A whole directory is at `new` now."""
         with self._lock:
-            self._gone.add(old)
-            self._gone.discard(new)
+            if self._hides_below_locked(old):
+                self._gone |= {old}
+            self._gone -= {new}
             self.generation += 1
 
     def is_gone(self, path: str) -> bool:
         """Whether the directory that the catalogue shows at a path was renamed, or is in one that was."""
-        return bool(self._gone) and any(path == gone or path.startswith(gone + "/") for gone in self._gone)
+        gone = self._gone
+        while gone and path:
+            if path in gone:
+                return True
+            path = path.rpartition("/")[0]
+        return False
 
     def at(self, path: str) -> SampleEntry | None:
         """The sample that was renamed to this path."""
@@ -51,35 +65,44 @@ class RenamedSamples:
     def within(self, directory: str) -> list[SampleEntry]:
         """The samples renamed to a place directly in a directory."""
         with self._lock:
-            return [entry for path, entry in self._shown.items() if path.rpartition("/")[0] == directory]
+            return list(self._within.get(directory, {}).values())
 
     def directories_within(self, directory: str) -> set[str]:
         """The names of directories in a directory that samples were renamed into."""
-        prefix = directory + "/" if directory else ""
         with self._lock:
-            parents = [path.rpartition("/")[0] for path in self._shown]
-        return {
-            parent[len(prefix) :].partition("/")[0] for parent in parents if parent.startswith(prefix)
-        } - {""}
+            return self._occupied.within(directory)
 
     def has_directory(self, path: str) -> bool:
         """Whether a sample was renamed to a place below this path."""
-        return bool(self._shown) and any(name.startswith(path + "/") for name in list(self._shown))
+        return path in self._occupied
 
     def prune(self, catalog: Catalog) -> None:
         """Forget what a new listing shows by itself."""
         with self._lock:
             shown = list(self._shown.items())
-        found = {path: catalog.by_id(entry.sample_id) for path, entry in shown}
-        settled = {path: entry for path, entry in shown if (at := found[path]) is None or at[0] == path}
-        if not settled:
-            return
-        inos = {entry.ino for entry in settled.values()}
+        settled = {}
+        for path, entry in shown:
+            found = catalog.by_id(entry.sample_id)
+            if found is None or found[0] == path:
+                settled[path] = entry
         with self._lock:
+            # one that was renamed on meanwhile is not settled
+            done = {entry.ino for path, entry in settled.items() if self._shown.get(path) is entry}
             for path in settled:
-                self._shown.pop(path, None)
-            self._hidden = {old: ino for old, ino in self._hidden.items() if ino not in inos}
-            self._gone = {
-                gone for gone in self._gone if any(old.startswith(gone + "/") for old in self._hidden)
-            }
-            self.generation += 1
+                if self._shown.get(path) is settled[path]:
+                    self._forget_locked(path)
+            self._hidden = {old: ino for old, ino in self._hidden.items() if ino not in done}
+            self._gone = frozenset(gone for gone in self._gone if self._hides_below_locked(gone))
+            self.generation += bool(done)
+
+    def _forget_locked(self, path: str) -> None:
+        if self._shown.pop(path, None) is None:
+            return
+        directory, _, name = path.rpartition("/")
+        del self._within[directory][name]
+        if not self._within[directory]:
+            del self._within[directory]
+        self._occupied.remove(path)
+
+    def _hides_below_locked(self, directory: str) -> bool:
+        return any(old.startswith(directory + "/") for old in self._hidden)

@@ -19,7 +19,7 @@ from lightlyfs.api.transport import Request, Transport, raise_for_status
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.reader import Reader
-from lightlyfs.errors import LightlyFsError
+from lightlyfs.errors import Cancelled, LightlyFsError, Retryable
 from lightlyfs.fs.adoption import Adoption
 from lightlyfs.fs.changes import ChangeParts, TreeChanges
 from lightlyfs.fs.completion import Completion
@@ -155,6 +155,9 @@ class Uploads:
         for old, new, sample_id in renames:
             try:
                 self.edits.finish_rename(sample_id, old, new)
+            except (Retryable, Cancelled) as error:
+                log.warning("a rename that was begun is finished by the next mount: %s", error)
+                continue
             except LightlyFsError as error:
                 log.warning("a rename that was begun could not be finished: %s", error)
             self.journal.remove_rename(sample_id)
@@ -180,20 +183,33 @@ def uploads_status(uploads: Uploads | None) -> dict[str, Any]:
 
 
 def _take_over(source: Path, place: places.SpoolPlace) -> None:
-    """Move what another mount left into the place of this one."""
+    """Move what another mount left into the place of this one; a crash in the middle is gone on with.
+
+    A record leaves its journal last, when its bytes are here for sure.
+    """
     if not (source / "journal.db").exists():
         return
     journal, mine = Journal(source / "journal.db"), Journal(place.path / "journal.db")
-    Spool(place.path / "files")
+    theirs, ours = Spool(source / "files"), Spool(place.path / "files")
     try:
-        for record in journal.records():
-            staged = f"{record.key}.{record.generation}"
-            if (source / "files" / staged).exists():
-                os.rename(source / "files" / staged, place.path / "files" / staged)
-            mine.put(record)
-            journal.remove(record.key)
+        records = journal.records()
+        here = {record.key for record in mine.records()} & {key for key, _ in ours.generations()}
+        for record in records:
+            if record.key not in here:
+                mine.put(record)
+        keys = {record.key for record in records}
+        for key, generation in theirs.generations():
+            if key in keys:
+                os.rename(theirs.path(key, generation), ours.path(key, generation))
         for sample_id, (mtime, version) in journal.times().items():
             mine.put_time(sample_id, mtime, version)
+        renames = journal.renames()
+        mine.put_renames(renames)
+        ours.sync()
+        for key in keys:
+            journal.remove(key)
+        for _, _, sample_id in renames:
+            journal.remove_rename(sample_id)
     finally:
         journal.close()
         mine.close()
