@@ -118,6 +118,9 @@ class Samples:
         known = _known_content(entry)
         if known is not None and self._api_is_away() and self._reader.holds(known):
             return known  # it cannot be confirmed now, and what is cached stays readable
+        told = self._catalog.with_facts(entry)
+        if told.verified and _content_of(told).has_object:
+            return _content_of(told)  # another open asked since this one looked
         future = self._reader.identify(
             entry.sample_id, size_hint=entry.published_size, for_reading=True, known=known
         )
