@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lightlyfs.cli.progress import progress_bar
 from lightlyfs.control import ask
 from lightlyfs.errors import StartError
 from lightlyfs.kernel import mounts
@@ -72,16 +70,8 @@ def refresh(mountpoint: Path) -> None:
 
 def _drain(mountpoint: Path, expected: int) -> None:
     """Wait for the uploads under way, as long as they move."""
-    with Progress(
-        TextColumn("uploading"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as shown:
-        task = shown.add_task("", total=expected)
+    with progress_bar() as shown:
+        task = shown.add_task("uploading", total=expected)
         left, since = expected, time.monotonic()
         while left and time.monotonic() - since < _DRAIN_STALLED_S:
             answer = ask(socket_path(mountpoint), "drain")

@@ -7,9 +7,8 @@ import sys
 import time
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lightlyfs.cli.progress import progress_bar
 from lightlyfs.cli.resolving import FoundDataset
 from lightlyfs.errors import StartError
 from lightlyfs.kernel.mount import STOP_SIGNALS
@@ -24,16 +23,8 @@ def wait_for_listing(parts: Parts, found: FoundDataset, *, no_wait: bool) -> Non
     refresher = parts.catalog.refresher
     if refresher.complete or no_wait:
         return
-    with Progress(
-        TextColumn("listing {task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as shown:
-        task = shown.add_task(found.name, total=None)
+    with progress_bar() as shown:
+        task = shown.add_task(f"listing {found.name}", total=None)
         next_line = time.monotonic() + _LINE_EVERY_S
         while not refresher.complete:
             _stop_if_asked()

@@ -26,9 +26,8 @@ def setting_options(command: F) -> F:
     """Add one option a row of the settings table."""
     for row in reversed(SETTINGS):
         origin = f"  [env {row.variable}]" if row.variable else ""
-        default = (
-            "" if row.default in (None, "", "off") or row.name in ("uid", "gid") else f"  [default {row.default}]"
-        )
+        shown = row.default not in (None, "", "off") and row.name not in ("uid", "gid")
+        default = f"  [default {row.default}]" if shown else ""
         text = row.help + default + origin
         if row.is_switch:
             option = click.option(row.flag, row.name, flag_value="on", default=None, help=text)

@@ -5,11 +5,7 @@ libfuse 2 has neither readdirplus nor a way to tell the kernel to forget; time-o
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import logging
-import os
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -18,27 +14,22 @@ from lightlyfs.fs.attributes import Ownership
 from lightlyfs.kernel import binding
 from lightlyfs.kernel.binding import Library, MountOptions
 from lightlyfs.kernel.operations import Operations
+from lightlyfs.kernel.session import Session, answer, decode, plain_times
 
 log = logging.getLogger(__name__)
 
 
-class Fuse2Session:
+class Fuse2Session(Session):
     """One mount through libfuse 2; `run` blocks until it is unmounted."""
 
     def __init__(self, library: Library, options: MountOptions, ownership: Ownership) -> None:
-        self._fuse: Any = binding.load_fusepy(library)
-        self._library = library
-        self._options = options
-        self._libfuse: Any = self._fuse._libfuse
-        self._libfuse.fuse_interrupted.restype = ctypes.c_int
-        self._libfuse.fuse_exit.argtypes = [ctypes.c_void_p]
-        self._handle: int | None = None
+        super().__init__(binding.load_fusepy(library), library, options)
 
     def run(self, operations: Operations, on_init: Callable[[], None]) -> None:
         """Mount and serve until unmounted; StartError where it cannot be mounted."""
 
         def init() -> None:
-            self._handle = int(self._libfuse.fuse_get_context().contents.fuse)
+            self._note_handle()
             on_init()
 
         session_class = type("Session", (_Callbacks, self._fuse.FUSE), {})
@@ -53,19 +44,6 @@ class Fuse2Session:
             raise StartError(f"libfuse could not mount {self._options.mountpoint} (code {error})") from None
         finally:
             self._handle = None
-
-    def stop(self) -> None:
-        """Make `run` return; the main thread has to be woken by a signal."""
-        if self._handle is not None:
-            self._libfuse.fuse_exit(self._handle)
-
-    def interrupted(self) -> bool:
-        """Whether the caller of the callback under way was interrupted; False outside of one."""
-        return bool(self._libfuse.fuse_interrupted())
-
-    def caller_pid(self) -> int:
-        """The process that the callback under way serves."""
-        return int(self._libfuse.fuse_get_context().contents.pid)
 
 
 class _Callable:
@@ -91,31 +69,14 @@ class _Callable:
 class _Callbacks:
     """What stands before fusepy's own methods: a wrapper that answers every exception."""
 
-    _kept = threading.local()
-
     @staticmethod
     def _wrapper(func: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
-        try:
-            if not hasattr(_Callbacks._kept, "state"):
-                _Callbacks._kept.state = True
-                binding.keep_thread_state()
-            return func(*args, **kwargs) or 0
-        except OSError as error:
-            return -(error.errno or errno.EIO)
-        except UnicodeError:
-            return -errno.EILSEQ
-        except BaseException:
-            log.exception("a callback failed")
-            return -errno.EIO
+        return answer(func, *args, **kwargs)
 
     def utimens(self, path: bytes, buf: Any) -> int:
         """With "now" and "as it was" told apart from times."""
-        times = None
-        if buf:
-            spec = buf.contents
-            times = tuple(binding.plain_time(t.tv_sec, t.tv_nsec) for t in (spec.actime, spec.modtime))
         operations: Any = self.operations  # type: ignore[attr-defined]
-        return int(operations("utimens", os.fsdecode(path), times))
+        return int(operations("utimens", decode(path), plain_times(buf)))
 
     def _decode_optional_path(self, path: bytes | None) -> str | None:
-        return None if path is None else os.fsdecode(path)
+        return decode(path)

@@ -11,12 +11,10 @@ What is done here and not in mfusepy, and why:
 from __future__ import annotations
 
 import ctypes
-import errno
 import itertools
 import logging
 import os
 import struct
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +24,7 @@ from lightlyfs.kernel import binding
 from lightlyfs.kernel.binding import Library, MountOptions
 from lightlyfs.kernel.operations import Operations
 from lightlyfs.kernel.packing import PackedListing, Packer
+from lightlyfs.kernel.session import Session, answer, decode, plain_times
 
 log = logging.getLogger(__name__)
 
@@ -36,22 +35,16 @@ _OUT_HEADER = struct.Struct("=IiQ")  # fuse_out_header: length, notification, un
 _NOTIFY_INC_EPOCH = 8  # fuse_notify_code of Linux 6.16 and later
 
 
-class Fuse3Session:
+class Fuse3Session(Session):
     """One mount through libfuse 3; `run` blocks until it is unmounted."""
 
     def __init__(self, library: Library, options: MountOptions, ownership: Ownership) -> None:
-        self._fuse: Any = binding.load_mfusepy(library)
-        self._library = library
-        self._options = options
+        super().__init__(binding.load_mfusepy(library), library, options)
         self._ownership = ownership
-        self._libfuse: Any = self._fuse._libfuse
-        self._libfuse.fuse_interrupted.restype = ctypes.c_int
         self._libfuse.fuse_invalidate_path.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
         self._libfuse.fuse_get_session.argtypes = [ctypes.c_void_p]
         self._libfuse.fuse_get_session.restype = ctypes.c_void_p
         self._libfuse.fuse_session_fd.argtypes = [ctypes.c_void_p]
-        self._libfuse.fuse_exit.argtypes = [ctypes.c_void_p]
-        self._handle: int | None = None  # libfuse's `struct fuse *`, known from init on
 
     def run(self, operations: Operations, on_init: Callable[[], None]) -> None:
         """Mount and serve until unmounted; StartError where it cannot be mounted."""
@@ -60,7 +53,7 @@ class Fuse3Session:
         failure: list[BaseException] = []
 
         def init(connection: Any, config: Any) -> None:
-            self._handle = int(self._libfuse.fuse_get_context().contents.fuse)
+            self._note_handle()
             try:
                 _configure(connection, config)
                 on_init()
@@ -86,19 +79,6 @@ class Fuse3Session:
             self._handle = None
         if failure:
             raise failure[0]
-
-    def stop(self) -> None:
-        """Make `run` return; the main thread has to be woken by a signal."""
-        if self._handle is not None:
-            self._libfuse.fuse_exit(self._handle)
-
-    def interrupted(self) -> bool:
-        """Whether the caller of the callback under way was interrupted; False outside of one."""
-        return bool(self._libfuse.fuse_interrupted())
-
-    def caller_pid(self) -> int:
-        """The process that the callback under way serves."""
-        return int(self._libfuse.fuse_get_context().contents.pid)
 
     def forget_path(self, path: str) -> None:
         """Drop the kernel's attributes and pages of one path; may block on a read in flight there."""
@@ -150,22 +130,12 @@ class _Callbacks:
         self.operations = operations
         self._on_init = on_init
         self._failure = failure
-        self._thread = threading.local()
         self._directories: dict[int, PackedListing] = {}
         self._numbers = itertools.count(1)
         super().__init__(operations, mountpoint, **options)  # type: ignore[call-arg]
 
     def _wrapper(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
-        try:
-            if not hasattr(self._thread, "kept"):
-                self._thread.kept = True
-                binding.keep_thread_state()
-            return func(*args, **kwargs) or 0
-        except OSError as error:
-            return -(error.errno or errno.EIO)
-        except BaseException:
-            log.exception("a callback failed")
-            return -errno.EIO
+        return answer(func, *args, **kwargs)
 
     def init_fuse_3(self, connection: Any, config: Any) -> None:
         """Called once; an exception has no caller to reach, so it is kept and the mount ended."""
@@ -176,7 +146,7 @@ class _Callbacks:
 
     def getattr_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> int:
         """Attributes from packed bytes."""
-        packed = self.operations.getattr_packed(_decode(path), fip.contents if fip else None)
+        packed = self.operations.getattr_packed(decode(path), fip.contents if fip else None)
         ctypes.memmove(buf, packed, len(packed))
         return 0
 
@@ -206,28 +176,21 @@ class _Callbacks:
 
     def truncate_fuse_3(self, path: bytes | None, length: int, fip: Any) -> int:
         """With the handle, which mfusepy drops: an open file may have lost its name."""
-        return int(self.operations.truncate(_decode(path), length, fip.contents if fip else None))
+        return int(self.operations.truncate(decode(path), length, fip.contents if fip else None))
 
     def chmod_fuse_3(self, path: bytes | None, mode: int, fip: Any) -> int:
         """With the handle, likewise."""
-        return int(self.operations.chmod(_decode(path), mode, fip.contents if fip else None))
+        return int(self.operations.chmod(decode(path), mode, fip.contents if fip else None))
 
     def chown_fuse_3(self, path: bytes | None, uid: int, gid: int, fip: Any) -> int:
         """With the handle, likewise."""
-        return int(self.operations.chown(_decode(path), uid, gid, fip.contents if fip else None))
+        return int(self.operations.chown(decode(path), uid, gid, fip.contents if fip else None))
 
     def utimens_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> int:
         """With the handle, and with "now" and "as it was" told apart from times."""
-        times = None
-        if buf:
-            spec = buf.contents
-            times = tuple(binding.plain_time(t.tv_sec, t.tv_nsec) for t in (spec.actime, spec.modtime))
-        return int(self.operations.utimens(_decode(path), times, fip.contents if fip else None))
+        handle = fip.contents if fip else None
+        return int(self.operations.utimens(decode(path), plain_times(buf), handle))
 
     def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> int:
         """With the flags, which mfusepy drops."""
         return int(self.operations.rename(os.fsdecode(old), os.fsdecode(new), flags))
-
-
-def _decode(path: bytes | None) -> str | None:
-    return None if path is None else os.fsdecode(path)

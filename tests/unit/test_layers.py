@@ -103,8 +103,7 @@ def test_errno_is_chosen_in_one_module() -> None:
     assert users <= {
         "kernel/errno_table.py",
         "kernel/operations.py",
-        "kernel/fuse2.py",
-        "kernel/fuse3.py",
+        "kernel/session.py",
         "kernel/mounts.py",
         "fs/local.py",
         "upload/journal.py",
