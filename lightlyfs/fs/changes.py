@@ -25,8 +25,8 @@ from lightlyfs.errors import (
 )
 from lightlyfs.fs.local import LocalFile, LocalFiles
 from lightlyfs.fs.namespace import Namespace, Node
+from lightlyfs.fs.paths import is_scratch
 from lightlyfs.fs.patience import Turn
-from lightlyfs.fs.scratch import is_scratch
 from lightlyfs.fs.writer import Writer
 from lightlyfs.fs.xattrs import PREFIX
 from lightlyfs.upload.edits import SampleEdits

@@ -8,6 +8,10 @@ from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.fs.local import LocalFile, LocalFiles
 from lightlyfs.upload.journal import Record
 
+# a listing may have begun before a change, or be of a server that lags; after this many the sample was
+# renamed or deleted by others
+MAX_LISTINGS_WITHOUT = 5
+
 
 class Completion:
     """Follows uploads, in the uploader's threads.
@@ -57,9 +61,11 @@ class Completion:
         self._local.touch()
 
     def prune(self) -> None:
-        """Leave to the catalogue what it shows by itself now."""
+        """Leave to the catalogue what it shows by itself now, and what it does not show time and again."""
         for file in self._local.all():
-            self._leave_to_catalogue(file)
+            if file.entry is not None:
+                file.listings_without += 1
+                self._leave_to_catalogue(file)
 
     def _leave_to_catalogue(self, file: LocalFile) -> None:
         with file.lock:
@@ -67,7 +73,8 @@ class Completion:
             if entry is None or entry.size is None or entry.etag is None or file.handles:
                 return
             found = self._catalog.by_id(entry.sample_id)
-            if found is None or found[0] != file.path:
+            shown = found is not None and found[0] == file.path
+            if not shown and file.listings_without < MAX_LISTINGS_WITHOUT:
                 return
             self._catalog.record_facts(entry.sample_id, entry.size, entry.etag)
             # the journal forgets it now, so the catalogue must not go back to an old version in a crash

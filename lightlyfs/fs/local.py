@@ -24,6 +24,7 @@ from lightlyfs.catalog.tree import join_name
 from lightlyfs.errors import NoSuchFile
 from lightlyfs.fs.attributes import Attr
 from lightlyfs.fs.occupied import Occupied
+from lightlyfs.fs.paths import numbered
 from lightlyfs.upload.journal import Journal, Record, State
 from lightlyfs.upload.recovery import recovered
 from lightlyfs.upload.spool import Spool, StagedFile
@@ -49,6 +50,7 @@ class LocalFile:
         self.ticket: Ticket | None = None
         # set once the server has it: it is a sample then, shown from here until a listing shows it
         self.entry: SampleEntry | None = _entry_of(record) if record.state is State.UPLOADED else None
+        self.listings_without = 0  # that came since then and did not show it here
 
     @property
     def broken(self) -> str:
@@ -63,6 +65,7 @@ class LocalFile:
         """The server has it; the lock is held."""
         self.record = record
         self.entry = _entry_of(record)
+        self.listings_without = 0
 
     @property
     def path(self) -> str:
@@ -116,7 +119,7 @@ class LocalFiles:
         kept = set()
         loaded = []
         for record in recovered(self.journal, self.spool):
-            path = self._free_path(record.path)
+            path = next(path for path in numbered(record.path) if path not in self._files)
             if path != record.path:
                 log.warning("two local files are called %s; one is %s now", record.path, path)
                 record = _renamed(record, path)
@@ -375,21 +378,6 @@ class LocalFiles:
         """A file changed in a way that listings show."""
         with self._lock:
             self.generation += 1
-
-    def _free_path(self, path: str) -> str:
-        """The path, or one like it that no local file has."""
-        directory, slash, name = path.rpartition("/")
-        stem, dot, extension = name.rpartition(".")
-        if not stem:
-            stem, dot, extension = name, "", ""
-        number = 1
-        while path in self._files:
-            number += 1
-            ending = f"~{number}{dot}{extension}"
-            # a part of a path has at most 255 bytes
-            room = 255 - len(ending.encode())
-            path = f"{directory}{slash}{stem.encode()[:room].decode(errors='ignore')}{ending}"
-        return path
 
 
 def _renamed(record: Record, path: str) -> Record:

@@ -8,6 +8,10 @@ from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.store import SampleEntry
 from lightlyfs.fs.occupied import Occupied
 
+# a listing may have begun before the rename, or be of a server that lags; after this many the sample was
+# renamed again by others
+MAX_LISTINGS_WITHOUT = 5
+
 
 class RenamedSamples:
     """Where samples were renamed to, until a listing says the same; any thread may call."""
@@ -19,6 +23,7 @@ class RenamedSamples:
         self._within: dict[str, dict[str, SampleEntry]] = {}
         self._occupied = Occupied()
         self._hidden: dict[str, int] = {}
+        self._listings_without: dict[str, int] = {}
         # directories that were renamed with all their samples; replaced as a whole, read without the lock
         self._gone: frozenset[str] = frozenset()
         self.generation = 0
@@ -83,7 +88,8 @@ class RenamedSamples:
         settled = {}
         for path, entry in shown:
             found = catalog.by_id(entry.sample_id)
-            if found is None or found[0] == path:
+            missed = self._listings_without[path] = self._listings_without.get(path, 0) + 1
+            if found is None or found[0] == path or missed >= MAX_LISTINGS_WITHOUT:
                 settled[path] = entry
         with self._lock:
             # one that was renamed on meanwhile is not settled
@@ -96,6 +102,7 @@ class RenamedSamples:
             self.generation += bool(done)
 
     def _forget_locked(self, path: str) -> None:
+        self._listings_without.pop(path, None)
         if self._shown.pop(path, None) is None:
             return
         directory, _, name = path.rpartition("/")

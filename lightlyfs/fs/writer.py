@@ -25,9 +25,9 @@ from lightlyfs.errors import (
 from lightlyfs.fs.handles import WriteHandle
 from lightlyfs.fs.local import LocalFile, LocalFiles
 from lightlyfs.fs.namespace import Node
+from lightlyfs.fs.paths import is_scratch
 from lightlyfs.fs.patience import Patience, Turn
 from lightlyfs.fs.policy import WritePolicy
-from lightlyfs.fs.scratch import is_scratch
 from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.waits import UploadWaits
 from lightlyfs.upload.journal import Record, State

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.models import SampleUpdate
-from lightlyfs.errors import LightlyFsError, NotPermitted, Retryable
+from lightlyfs.errors import Cancelled, LightlyFsError, NotPermitted, Retryable
 
 
 class SampleEdits:
@@ -57,8 +57,10 @@ class SampleEdits:
         try:
             self._can_be_read(sample_id)
         except LightlyFsError as error:
+            # where the network failed, that says nothing of renames
+            unclear = isinstance(error, Retryable | Cancelled)
+            self._renames_break = self._renames_break or not unclear
             self._client.update_sample(self._dataset_id, sample_id, SampleUpdate(file_name=old))
-            if isinstance(error, Retryable):
-                raise  # the network failed, which says nothing of the rename
-            self._renames_break = True
+            if unclear:
+                raise
             raise NotPermitted(f"the image of {old} cannot be read under another name: {error}") from error

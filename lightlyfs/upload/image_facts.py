@@ -8,7 +8,9 @@ copy of the image in floating point is needed. Images that are not 3-channel are
 from __future__ import annotations
 
 import base64
+import functools
 import io
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -23,6 +25,12 @@ _THUMBNAIL_PIXELS = 128
 _THUMBNAIL_QUALITY = 90
 _LAPLACIAN = ImageFilter.Kernel((3, 3), (-1, -1, -1, -1, 8, -1, -1, -1, -1), 1, 0)
 _LEVELS = 256
+# EXIF goes into the sample's record: notes and profiles of cameras would take it over the API's limit
+MAX_EXIF_BYTES = 16 << 10
+_MAX_VALUE_BYTES = 2 << 10
+_MAX_INTEGER = 1 << 53  # JSON's, where numbers are doubles
+# decoders that run other programs on what they read, or read what it points to
+_NEVER_DECODED = {"EPS", "WMF", "FPX", "MIC"}
 
 
 @dataclass(frozen=True)
@@ -65,12 +73,18 @@ def facts_of(path: str | os.PathLike[str]) -> ImageFacts:
     """
     size = os.stat(path).st_size
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_formats()) as image:
             return _facts_of_image(image, size)
     except Exception:
         # Pillow's decoders raise whatever they like on bytes that are not what they claim
         os.stat(path)
         return no_image(size)
+
+
+@functools.cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in Image.OPEN if name not in _NEVER_DECODED]
 
 
 def no_image(size: int) -> ImageFacts:
@@ -137,25 +151,32 @@ def _exif_of(image: Image.Image) -> dict[str, Any]:
         tags.update(image.getexif().get_ifd(ExifTags.IFD.Exif))
     except Exception:
         return {}  # damaged EXIF in a sound image
-    named = {ExifTags.TAGS.get(tag, str(tag)): value for tag, value in tags.items()}
     hidden = {"GPSInfo", "ExifOffset", "MakerNote"}
-    plain = {name: _plain(value) for name, value in named.items() if name not in hidden}
-    return {name: value for name, value in plain.items() if value is not None}
+    found: dict[str, Any] = {}
+    room = MAX_EXIF_BYTES
+    for tag, value in tags.items():
+        name = ExifTags.TAGS.get(tag, str(tag))
+        plain = None if name in hidden else _plain(value)
+        size = len(json.dumps({name: plain}))
+        if plain is not None and size <= min(room, _MAX_VALUE_BYTES):
+            found[name] = plain
+            room -= size
+    return found
 
 
 def _plain(value: object) -> Any:
     """A value that JSON can hold, or None where there is none."""
     if isinstance(value, bytes):
         text = value.rstrip(b"\0").decode("ascii", "replace")
-        return text if text.isprintable() else None
+        return text if text.isprintable() and "\ufffd" not in text else None
     if isinstance(value, str):
         return value.rstrip("\0").encode("utf-8", "replace").decode()
     if isinstance(value, bool | int):
-        return value
+        return value if abs(value) <= _MAX_INTEGER else None
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [_plain(item) for item in value] if len(value) <= _MAX_VALUE_BYTES else None
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, ZeroDivisionError):
+    except (TypeError, ValueError, ArithmeticError):
         return None
     return number if math.isfinite(number) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from lightlyfs.api.contract import BodyFile, BodyReader
 from lightlyfs.api.models import Sample, SampleCreate, SampleMetaData, SampleUpdate
 from lightlyfs.api.retry import RetryPolicy, call_with_retries
 from lightlyfs.api.transport import Request, Response, Timeouts, Transport, raise_for_status
-from lightlyfs.errors import NotFound, Refused, RequestError, ServerFault
+from lightlyfs.errors import MalformedAnswer, NotFound, Refused, RequestError, ServerFault, UnsafeUrl
 from lightlyfs.upload.image_facts import ImageFacts, thumbnail_name
 from lightlyfs.upload.journal import Record, State
 
@@ -26,6 +27,8 @@ _LOOKS = 3
 _LOOK_AGAIN_S = 1.0
 # samples at the end of the list among which a created one is looked for, newest last
 _TAIL = 1_000
+_BY_NAME = 100
+_CLOCKS_DIFFER_S = 86_400.0
 _URL_REFUSED = (400, 401, 403)
 
 
@@ -108,11 +111,13 @@ class Steps:
         note: Callable[[Record], None],
     ) -> Record:
         lost = record.create_sent  # by an earlier try, perhaps of an earlier mount
+        since_ms = self._staged_ms(record) if lost else None
 
         def attempt() -> str:
-            nonlocal record, lost
+            nonlocal record, lost, since_ms
             if record.create_sent:
-                found = self._find_created(record, _LOOKS if lost else 1)
+                found = self._find_created(record, _LOOKS if lost else 1, since_ms)
+                since_ms = None
                 if found is not None:
                     return found
             record = record.changed(mark=record.mark or secrets.token_hex(12), create_sent=True)
@@ -125,12 +130,22 @@ class Steps:
                 if refused or not error.request_sent:
                     record = record.changed(create_sent=False)
                     note(record)
+                elif isinstance(error, MalformedAnswer | UnsafeUrl):
+                    # it succeeded, whatever it said
+                    found = self._find_created(record, _LOOKS)
+                    if found is not None:
+                        return found
                 raise
 
         sample_id = self._retrying(attempt)
         record = record.changed(sample_id=sample_id)
         note(record)
         return record
+
+    def _staged_ms(self, record: Record) -> int:
+        """A time before the create of a file was sent, in ms; clocks may differ by a day."""
+        staged = self._path_of(record.key, record.generation).stat()
+        return int((staged.st_mtime - _CLOCKS_DIFFER_S) * 1000)
 
     def _send_create(self, wanted: SampleCreate, urls: _Urls) -> str:
         try:
@@ -143,24 +158,52 @@ class Steps:
         urls.keep(created.sample_write_urls.full, created.sample_write_urls.thumb)
         return created.id
 
-    def _find_created(self, record: Record, looks: int) -> str | None:
-        """The sample that bears this file's mark: by name, then among the newest."""
+    def _find_created(self, record: Record, looks: int, since_ms: int | None = None) -> str | None:
+        """The sample that bears this file's mark: by name, then among the newest.
+
+        With `since_ms` the last look goes back to the samples that were created then.
+        """
         for look in range(looks):
             if look:
                 self._sleep(_LOOK_AGAIN_S * look)
-            by_name = self._client.list_samples_partial(
-                self._dataset_id, mode="full", offset=0, size=100, file_name=record.name
-            )
-            for sample in [*by_name, *self._newest()]:
+            back_to_ms = since_ms if look == looks - 1 else None
+            for sample in itertools.chain(self._by_name(record.name), self._newest(back_to_ms)):
                 if _mark_of(sample) == record.mark:
                     return sample.id
         return None
 
-    def _newest(self) -> Iterator[Sample]:
-        """The end of the list, however short its pages are."""
+    def _by_name(self, name: str) -> Iterator[Sample]:
+        """The samples of a name, however short the pages are; few where the server ignores the name."""
+        seen: set[str] = set()
+        while page := self._client.list_samples_partial(
+            self._dataset_id, mode="full", offset=len(seen), size=_BY_NAME, file_name=name
+        ):
+            new = [sample for sample in page if sample.id not in seen]
+            yield from new
+            seen.update(sample.id for sample in new)
+            # nothing new: the server ignores paging, too
+            if not any((sample.file_name or "").startswith(name) for sample in new):
+                return
+
+    def _newest(self, back_to_ms: int | None) -> Iterator[Sample]:
+        """The end of the list, and what is before it back to a time; however short the pages are."""
         count = self._client.get_dataset(self._dataset_id).n_samples or 0
-        offset = max(0, count - _TAIL)
-        while page := self._client.list_samples(self._dataset_id, offset=offset, size=_TAIL):
+        start, end = max(0, count - _TAIL), None
+        while True:
+            created: list[int] = []
+            for sample in self._from(start, end):
+                created.append(sample.created_at or 0)
+                yield sample
+            if back_to_ms is None or start == 0 or max(created, default=0) < back_to_ms:
+                return
+            start, end = max(0, start - _TAIL), start
+
+    def _from(self, offset: int, end: int | None) -> Iterator[Sample]:
+        while end is None or offset < end:
+            size = _TAIL if end is None else end - offset
+            page = self._client.list_samples(self._dataset_id, offset=offset, size=size)
+            if not page:
+                return
             yield from page
             offset += len(page)
 

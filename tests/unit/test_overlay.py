@@ -1,0 +1,76 @@
+"""Renamed samples, until a listing shows the same."""
+
+from __future__ import annotations
+
+from lightlyfs.catalog.store import SampleEntry
+from lightlyfs.fs.overlay import MAX_LISTINGS_WITHOUT, RenamedSamples
+
+ID = "c" * 24
+ENTRY = SampleEntry("x.jpg", 7, bytes.fromhex(ID), None, 5, 0, 5, "e", True)
+
+
+class Listed:
+    """A catalogue that shows the one sample somewhere, or not at all."""
+
+    def __init__(self, path: str | None) -> None:
+        self.path = path
+
+    def by_id(self, _: str) -> tuple[str, SampleEntry] | None:
+        return None if self.path is None else (self.path, ENTRY)
+
+
+def prune(renamed: RenamedSamples, path: str | None, times: int = 1) -> None:
+    for _ in range(times):
+        renamed.prune(Listed(path))  # type: ignore[arg-type]
+
+
+def test_there_and_back_again() -> None:
+    renamed = RenamedSamples()
+    renamed.note("a/x.jpg", "b/x.jpg", ENTRY)
+    renamed.note_directory("a", "b")
+    assert renamed.is_gone("a")
+    assert renamed.is_gone("a/deep")
+    assert renamed.directories_within("") == {"b"}
+
+    renamed.note("b/x.jpg", "a/x.jpg", ENTRY)
+    renamed.note_directory("b", "a")
+
+    assert not renamed.is_gone("a")
+    assert not renamed.is_hidden("a/x.jpg", ENTRY.ino)
+    assert renamed.at("b/x.jpg") is None
+    assert renamed.directories_within("") == {"a"}
+    prune(renamed, "a/x.jpg")
+    assert renamed.at("a/x.jpg") is None
+    assert not renamed.has_directory("a")
+
+
+def test_a_listing_that_lags_changes_nothing_and_one_that_agrees_settles() -> None:
+    renamed = RenamedSamples()
+    renamed.note("a/x.jpg", "b/y.jpg", ENTRY)
+    renamed.note_directory("a", "b")
+
+    prune(renamed, "a/x.jpg")
+    assert renamed.at("b/y.jpg") is not None
+    assert renamed.is_hidden("a/x.jpg", ENTRY.ino)
+    assert renamed.is_gone("a")
+
+    prune(renamed, "b/y.jpg")
+    assert renamed.at("b/y.jpg") is None
+    assert not renamed.is_gone("a")
+
+
+def test_a_sample_that_others_renamed_again_is_shown_once() -> None:
+    renamed = RenamedSamples()
+    renamed.note("a.jpg", "b.jpg", ENTRY)
+
+    prune(renamed, "c.jpg", MAX_LISTINGS_WITHOUT)
+
+    assert renamed.at("b.jpg") is None
+
+
+def test_a_directory_of_local_files_alone_can_be_used_again_under_its_old_name() -> None:
+    renamed = RenamedSamples()
+
+    renamed.note_directory("a", "b")
+
+    assert not renamed.is_gone("a")
