@@ -377,12 +377,11 @@ class Writer:
 
     def _copy_sample(self, entry: SampleEntry, target: StagedFile) -> None:
         offset = 0
-        try:
-            while data := self._read_sample(entry, offset, _COPY_BYTES, self._patience.turn()):
-                target.write_at(offset, data)
-                offset += len(data)
-        except NoContent:
-            return  # a sample without an image gets its first
+        while data := self._read_sample(entry, offset, _COPY_BYTES, self._patience.turn()):
+            target.write_at(offset, data)
+            offset += len(data)
+        if offset == 0 and entry.published_size:
+            raise NoContent(f"the image of {entry.name} cannot be read, so that it cannot be changed in part")
 
     def _put_back(self, file: LocalFile, before: Record) -> None:
         """A rename whose upload failed: the old name stays, and nothing is owed unless a create was sent."""

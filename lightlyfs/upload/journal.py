@@ -106,10 +106,12 @@ class Journal:
                 f"The files themselves are in {path.parent / 'files'}; move both away to go on without"
             ) from error
         self._durable = True  # what `synchronous` is set to
+        self._closed = False
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
+            self._closed = True
             self._db.close()
 
     def _open(self) -> None:
@@ -190,6 +192,8 @@ class Journal:
     def _writing(self, durable: bool) -> Iterator[sqlite3.Connection]:
         """A change; OSError where the disk does not take it."""
         with self._lock:
+            if self._closed:
+                raise OSError(errno.EIO, "the journal is closed")
             try:
                 if durable != self._durable:
                     # in WAL mode NORMAL leaves the sync to the next durable commit; setting it is no I/O

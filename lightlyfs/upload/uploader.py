@@ -200,7 +200,7 @@ class Uploader:
         text = "" if isinstance(error, Cancelled) else str(error)
         try:
             self._note(job, job.record.changed(state=state, error=text))
-        except OSError as second:
+        except Exception as second:
             # it stays owed as the journal has it, and whoever waits must not wait for ever
             log.warning("the journal could not note a failed upload: %s", second)
         with self._state:

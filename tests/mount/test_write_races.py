@@ -1,0 +1,296 @@
+"""Calls that meet: each ends as if one had come after the other, and no bytes are lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_writing import stored
+from trees import InProcessTree, in_process, refused, wait_until
+
+from lightlyfs.fs.completion import MAX_LISTINGS_WITHOUT
+from lightlyfs.localserver import Latency, LocalServer, Status
+from lightlyfs.upload.journal import State
+
+REFUSED = Status(status=403, target="withWriteUrls")
+
+
+@pytest.fixture
+def tree(own_server: LocalServer, tmp_path: Path) -> Iterator[InProcessTree]:
+    with in_process(own_server, tmp_path / "tree") as subject:
+        yield subject
+
+
+@pytest.fixture
+def behind(own_server: LocalServer, tmp_path: Path) -> Iterator[InProcessTree]:
+    """A mount that uploads behind."""
+    with in_process(own_server, tmp_path / "tree", write_back="on") as subject:
+        yield subject
+
+
+@pytest.fixture
+def overwriting(own_server: LocalServer, tmp_path: Path) -> Iterator[InProcessTree]:
+    own_server.add_sample("old.jpg", b"0123456789")
+    with in_process(own_server, tmp_path / "tree", allow_overwrite="on") as subject:
+        yield subject
+
+
+def records(tree: InProcessTree) -> dict[str, State]:
+    """What the journal holds."""
+    assert tree.parts.uploads is not None
+    return {record.path: record.state for record in tree.parts.uploads.journal.records()}
+
+
+def test_a_file_is_rewritten_while_it_uploads(own_server: LocalServer, behind: InProcessTree) -> None:
+    own_server.faults.add(Latency(delay_s=0.2, target="storage.put"))
+    for number in range(5):
+        behind.write("x.jpg", b"generation %d" % number)
+
+    wait_until(lambda: records(behind).get("x.jpg") in (None, State.UPLOADED), 10)
+
+    assert stored(own_server) == {"x.jpg": b"generation 4"}
+    assert behind.read("x.jpg") == b"generation 4"
+
+
+def test_a_second_close_waits_for_what_it_wrote(own_server: LocalServer, tree: InProcessTree) -> None:
+    own_server.faults.add(Latency(delay_s=0.3, target="storage.put"))
+    errors: list[BaseException] = []
+
+    def write(data: bytes) -> None:
+        try:
+            with tree.writing("x.jpg", create=False) as file:
+                file.write(0, data)
+        except BaseException as error:
+            errors.append(error)
+
+    with tree.writing("x.jpg") as first:
+        first.write(0, b"first")
+        threads = [threading.Thread(target=write, args=(b"%d...." % n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.05)
+        for thread in threads:
+            thread.join()
+
+    assert errors == []
+    assert stored(own_server)["x.jpg"] == tree.read("x.jpg")
+
+
+def test_a_file_that_is_uploaded_between_lookup_and_open_is_read_as_a_sample(
+    own_server: LocalServer, tree: InProcessTree
+) -> None:
+    with tree.writing("x.jpg") as file:
+        file.write(0, b"content")
+        assert tree.parts.uploads is not None
+        looked_up = tree.parts.uploads.local.get("x.jpg")
+    assert looked_up is not None
+
+    writer = tree.parts.uploads.writer
+    handle = writer.open_local(looked_up, os.O_RDONLY)
+
+    assert writer.read(handle, 0, 100) == b"content"
+    writer.release(handle)
+
+
+def test_two_that_change_one_sample_change_one_file(
+    own_server: LocalServer, overwriting: InProcessTree
+) -> None:
+    with (
+        overwriting.writing("old.jpg", create=False) as one,
+        overwriting.writing("old.jpg", create=False) as two,
+    ):
+        threads = [
+            threading.Thread(target=one.write, args=(0, b"AA")),
+            threading.Thread(target=two.write, args=(8, b"BB")),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert stored(own_server) == {"old.jpg": b"AA234567BB"}
+    assert overwriting.read("old.jpg") == b"AA234567BB"
+
+
+def test_nobody_sees_a_sample_half_copied(own_server: LocalServer, overwriting: InProcessTree) -> None:
+    own_server.faults.add(Status(status=404, target="storage.get"))
+    with overwriting.writing("old.jpg", create=False) as file, refused(errno.ENODATA):
+        file.write(0, b"A")
+    own_server.faults.clear()
+
+    assert records(overwriting) == {}
+    assert overwriting.read("old.jpg") == b"0123456789"
+
+
+def test_cutting_a_sample_away_fetches_nothing(own_server: LocalServer, overwriting: InProcessTree) -> None:
+    own_server.faults.add(Status(status=503, target="storage.get"))
+
+    with overwriting.writing("old.jpg", create=False) as file:
+        file.truncate(0)
+        file.write(0, b"new")
+
+    assert stored(own_server) == {"old.jpg": b"new"}
+
+
+def test_a_listing_does_not_take_a_file_from_whoever_writes_it(
+    own_server: LocalServer, tree: InProcessTree
+) -> None:
+    with tree.writing("x.jpg") as file:
+        file.write(0, b"one")
+        tree._call(tree.parts.filesystem.fsync, file._handle)
+        assert stored(own_server) == {"x.jpg": b"one"}
+        tree.refresh()
+        file.write(3, b" two")
+        tree.refresh()
+        assert records(tree) == {"x.jpg": State.OPEN}
+        assert tree.read("x.jpg") == b"one two"
+
+    assert stored(own_server) == {"x.jpg": b"one two"}
+
+
+def test_a_file_of_ones_own_may_be_opened_again_while_it_is_open(
+    own_server: LocalServer, tree: InProcessTree
+) -> None:
+    with tree.writing("x.jpg") as file:
+        file.write(0, b"one")
+        tree._call(tree.parts.filesystem.fsync, file._handle)
+        with tree.writing("x.jpg", create=False) as second:
+            second.write(3, b" two")
+    with refused(errno.EPERM):
+        tree.writing("x.jpg", create=False).__enter__()
+
+    assert stored(own_server) == {"x.jpg": b"one two"}
+
+
+def test_the_last_writer_uploads_though_a_reader_is_still_there(
+    own_server: LocalServer, tree: InProcessTree
+) -> None:
+    fs = tree.parts.filesystem
+    writer = fs.create("x.jpg", os.O_RDWR).handle
+    fs.write(writer, 0, b"one")
+    fs.flush(writer)
+    assert tree.parts.uploads is not None
+    local = tree.parts.uploads.local.get("x.jpg")
+    assert local is not None
+    still_open = tree.parts.uploads.writer.open_local(local, os.O_RDONLY)
+    fs.write(writer, 3, b" mapped")  # a mapping writes after the descriptor is closed
+
+    fs.release(writer)
+
+    wait_until(lambda: stored(own_server) == {"x.jpg": b"one mapped"}, 5)
+    tree.parts.uploads.writer.release(still_open)
+
+
+def test_a_listing_shows_what_was_written_so_far(tree: InProcessTree) -> None:
+    fs = tree.parts.filesystem
+    with tree.writing("x.tmp") as file:
+        before = fs.list_directory("").generation
+        file.write(0, b"12345")
+        assert fs.current_generation() != before
+        assert [attr.size for _, attr in fs.list_directory("").entries] == [5]
+
+
+def test_a_rename_that_fails_leaves_what_it_would_have_replaced(
+    own_server: LocalServer, tree: InProcessTree
+) -> None:
+    own_server.faults.add(REFUSED)
+    with refused(errno.EACCES):
+        tree.write("x.jpg", b"owed")
+    tree.write("x.tmp", b"other")
+
+    with refused(errno.EACCES):
+        tree.rename("x.tmp", "x.jpg")
+
+    assert (tree.read("x.jpg"), tree.read("x.tmp")) == (b"owed", b"other")
+    own_server.faults.clear()
+    tree.retry_uploads()
+    wait_until(lambda: stored(own_server) == {"x.jpg": b"owed"}, 10)
+    assert sorted(records(tree)) == ["x.jpg", "x.tmp"]
+
+
+def test_what_is_removed_or_renamed_after_a_refusal_is_not_sent_under_its_old_name(
+    own_server: LocalServer, tree: InProcessTree
+) -> None:
+    own_server.faults.add(REFUSED)
+    for name in ("gone.jpg", "moved.jpg", "kept.jpg"):
+        with refused(errno.EACCES):
+            tree.write(name, name.encode())
+    tree.unlink("gone.jpg")
+    tree.rename("kept.jpg", "kept.tmp")
+    own_server.faults.clear()
+    tree.rename("moved.jpg", "there.jpg")
+    tree.retry_uploads()
+
+    wait_until(lambda: stored(own_server) == {"there.jpg": b"moved.jpg"}, 5)
+    time.sleep(0.3)
+    assert stored(own_server) == {"there.jpg": b"moved.jpg"}
+    assert records(tree)["kept.tmp"] is State.LOCAL
+    assert "gone.jpg" not in records(tree)
+
+
+def test_an_empty_file_is_renamed_while_it_is_open_and_written_then(
+    own_server: LocalServer, tree: InProcessTree
+) -> None:
+    with tree.writing("x.tmp") as file:
+        tree._call(tree.parts.filesystem.fsync, file._handle)
+        tree.rename("x.tmp", "x.jpg")
+        assert stored(own_server) == {}
+        file.write(0, b"now")
+
+    assert stored(own_server) == {"x.jpg": b"now"}
+
+
+def test_a_sample_with_a_scratch_name_is_replaced_like_any(
+    own_server: LocalServer, overwriting: InProcessTree
+) -> None:
+    own_server.add_sample("x.tmp", b"old")
+    overwriting.refresh()
+
+    overwriting.write("x.tmp", b"new")
+
+    assert stored(own_server)["x.tmp"] == b"new"
+
+
+def test_a_sample_that_is_being_changed_is_not_renamed_here_alone(
+    own_server: LocalServer, overwriting: InProcessTree
+) -> None:
+    with overwriting.writing("old.jpg", create=False) as file:
+        file.truncate(0)
+        with refused(errno.EPERM):
+            overwriting.rename("old.jpg", "new.jpg")
+        file.write(0, b"x")
+    overwriting.rename("old.jpg", "new.jpg")
+
+    assert stored(own_server) == {"new.jpg": b"x"}
+
+
+def test_a_sample_that_others_delete_before_any_listing_is_not_shown_for_ever(
+    own_server: LocalServer, tree: InProcessTree
+) -> None:
+    tree.write("x.jpg", b"x")
+    assert tree.parts.uploads is not None
+
+    for _ in range(MAX_LISTINGS_WITHOUT):
+        tree.parts.uploads.completion.prune()
+
+    assert tree.names() == []
+    assert records(tree) == {}
+
+
+def test_the_next_of_thousands_of_local_files_costs_no_more_than_the_first(tree: InProcessTree) -> None:
+    tree.mkdir("d")
+    assert tree.parts.uploads is not None
+    local = tree.parts.uploads.local
+    started = time.process_time()
+    for number in range(3_000):
+        file = local.new(f"d/{number}.tmp", f"d/{number}.tmp")
+        local.unstage_locked(file)
+        tree.stat("d")
+        tree.stat(f"d/{number}.tmp")
+    assert len(tree.names("d")) == 3_000
+    assert time.process_time() - started < 6
