@@ -5,12 +5,18 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 from PIL import Image
 
-from lightlyfs.upload.image_facts import ImageFacts, facts_of, thumbnail_name
+from lightlyfs.api.models import SampleMetaData
+from lightlyfs.upload import facts_process
+from lightlyfs.upload.image_facts import MAX_EXIF_BYTES, ImageFacts, facts_of, thumbnail_name
 
 MODES = ["RGB", "L", "P", "RGBA", "CMYK", "1", "LA", "I;16", "F"]
 
@@ -143,3 +149,112 @@ def test_facts_pass_between_processes(tmp_path: Path) -> None:
     facts = facts_of(save(tmp_path / "x.png", Image.new("RGB", (5, 5))))
 
     assert ImageFacts.from_json(json.loads(json.dumps(facts.as_json()))) == facts
+
+
+def hostile(tmp_path: Path) -> list[Path]:
+    """Images made to be trouble, and a few that are odd only."""
+    rgb = Image.effect_noise((64, 48), 60).convert("RGB")
+    frames = [Image.new("RGB", (64, 48), (n * 20, 0, 0)) for n in range(5)]
+    made = [
+        save(tmp_path / "animated.gif", frames[0], save_all=True, append_images=frames[1:]),
+        save(tmp_path / "animated.webp", frames[0], save_all=True, append_images=frames[1:]),
+        save(tmp_path / "animated.png", frames[0], save_all=True, append_images=frames[1:]),
+        save(tmp_path / "two.mpo", rgb, save_all=True, append_images=[rgb]),
+        save(tmp_path / "sixteen.png", Image.new("I;16", (64, 48), 40_000)),
+        save(tmp_path / "cmyk.jpg", rgb.convert("CMYK")),
+    ]
+    whole = save(tmp_path / "whole.jpg", rgb).read_bytes()
+    for cut in (10, 200, len(whole) // 2, len(whole) - 1):
+        path = tmp_path / f"cut{cut}.jpg"
+        path.write_bytes(whole[:cut])
+        made.append(path)
+    return made
+
+
+def test_odd_and_damaged_images_have_facts_that_the_api_takes(tmp_path: Path) -> None:
+    for path in hostile(tmp_path):
+        facts = facts_of(path)
+
+        meta = msgspec.convert(json.loads(json.dumps(facts.meta, allow_nan=False)), SampleMetaData)
+        json.dumps(facts.exif, allow_nan=False)
+        assert meta.size_in_bytes == path.stat().st_size, path
+        assert all(0 <= value <= 1 for value in (meta.mean or []) + (meta.std or [])), path
+        if not path.name.startswith("cut"):
+            assert meta.shape is not None, path
+            assert meta.shape[:2] == [48, 64], path
+            assert facts.thumbnail is not None, path
+
+
+def test_exif_is_bounded_and_plain_whatever_a_camera_put_there(tmp_path: Path) -> None:
+    image = Image.new("RGB", (10, 10))
+    exif = image.getexif()
+    exif[0x010E] = "d" * 60_000
+    exif[0x010F] = "Maker"
+    for tag in range(0xC000, 0xC000 + 60):
+        exif[tag] = "n" * 1_000
+    exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0" + bytes(range(256)) * 20
+
+    facts = facts_of(save(tmp_path / "x.png", image, exif=exif))
+
+    assert facts.exif["Make"] == "Maker"
+    assert "ImageDescription" not in facts.exif
+    assert 1_000 < len(json.dumps(facts.exif)) < MAX_EXIF_BYTES + 1_000
+    assert facts.thumbnail is not None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, b"\xff\xfe", object(), 1 << 60])
+def test_an_exif_value_that_json_cannot_hold_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: object
+) -> None:
+    class Exif(dict[int, object]):
+        def get_ifd(self, _: int) -> dict[int, object]:
+            return {0x9202: [1.5, value]}
+
+    monkeypatch.setattr(Image.Image, "getexif", lambda _: Exif({0x010F: "Maker", 0x829A: value}))
+
+    facts = facts_of(save(tmp_path / "x.png", Image.new("RGB", (10, 10))))
+
+    assert facts.exif == {"Make": "Maker", "ApertureValue": [1.5, None]}
+    json.dumps(facts.exif, allow_nan=False)
+
+
+def test_nothing_is_handed_to_another_program(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n")
+
+    assert facts_of(path).meta == {"sizeInBytes": path.stat().st_size}
+
+
+def test_a_process_that_is_killed_or_hangs_costs_one_image_its_facts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "x.png", Image.new("RGB", (20, 20)))
+    pool = facts_process.FactsPool(1)
+    try:
+        assert pool.facts_of(path).thumbnail is not None
+        (process,) = pool._all
+        assert process._process is not None
+        os.kill(process._process.pid, signal.SIGKILL)
+        pool.facts_of(path)
+        assert pool.facts_of(path).thumbnail is not None
+        assert process._process is not None
+        os.kill(process._process.pid, signal.SIGSTOP)
+        monkeypatch.setattr(facts_process, "MAX_SECONDS", 0.1)
+        assert pool.facts_of(path).thumbnail is None
+        monkeypatch.undo()
+        assert pool.facts_of(path).thumbnail is not None
+    finally:
+        pool.close()
+
+
+def test_an_image_that_takes_too_much_memory_costs_nobody_else(tmp_path: Path) -> None:
+    large = save(tmp_path / "large.tiff", Image.new("F", (7_900, 8_000)))
+    small = save(tmp_path / "small.png", Image.new("RGB", (20, 20)))
+    pool = facts_process.FactsPool(2)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            answers = list(threads.map(pool.facts_of, [large, small, small, small]))
+        assert [answer.thumbnail is not None for answer in answers[1:]] == [True] * 3
+        assert answers[0].meta["sizeInBytes"] == large.stat().st_size
+    finally:
+        pool.close()
