@@ -22,12 +22,13 @@ from lightlyfs.localserver.fault_kinds import Fault
 
 LISTED = {f"folder {number % 7}/{number:03d} ü.jpg": 10 + number for number in range(300)}
 PAGE = "40"  # samples, so that there are pages to go wrong
+# four at most where chance decides, for a page is tried five times
 FAULTS: dict[str, Sequence[Fault]] = {
-    "503 on some pages": [Status(target="partial", status=503, probability=0.3)],
+    "503 on some pages": [Status(target="partial", status=503, probability=0.3, count=4)],
     "500 twice": [Status(target="partial", status=500, count=2)],
     "429 with Retry-After": [Status(target="api", status=429, retry_after_s=1, count=3)],
-    "hangs up on some pages": [DropReply(target="partial", probability=0.3)],
-    "some pages end early": [Truncate(target="partial", probability=0.3)],
+    "hangs up on some pages": [DropReply(target="partial", probability=0.3, count=4)],
+    "some pages end early": [Truncate(target="partial", probability=0.3, count=4)],
     "a web page once": [Html(target="partial", count=1)],
     "a web page for the dataset once": [Html(target="dataset", count=1)],
     "chunked": [Chunked(target="api")],
