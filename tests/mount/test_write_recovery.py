@@ -1,0 +1,266 @@
+"""What one mount leaves and the next one finds, wherever the first was cut off."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from test_writing import stored
+from trees import InProcessTree, in_process, refused, wait_until
+
+from lightlyfs import places
+from lightlyfs.errors import StartError
+from lightlyfs.localserver import LocalServer, Status
+from lightlyfs.upload.journal import Journal, Record, State
+from lightlyfs.upload.spool import Spool
+from lightlyfs.wiring.uploads import _take_over
+
+REFUSED = Status(status=403, target="withWriteUrls")
+DATASET = "d" * 24
+
+
+class Machine:
+    """Mounts of one dataset on one machine, one after the other."""
+
+    def __init__(self, server: LocalServer, directory: Path) -> None:
+        self.server = server
+        self.directory = directory / "tree"
+
+    @contextmanager
+    def mount(self, **flags: str) -> Iterator[InProcessTree]:
+        with in_process(self.server, self.directory, **flags) as tree:
+            yield tree
+
+    @property
+    def spool(self) -> Path:
+        (found,) = self.directory.rglob("uploads/0")
+        return found
+
+
+@pytest.fixture
+def machine(own_server: LocalServer, tmp_path: Path) -> Machine:
+    return Machine(own_server, tmp_path)
+
+
+def full_disk(*_: object) -> int:
+    raise OSError(errno.ENOSPC, "no room")
+
+
+def test_half_a_file_is_not_uploaded_by_the_next_mount(
+    machine: Machine, own_server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with machine.mount() as tree:
+        with refused(errno.ENOSPC), tree.writing("x.jpg") as file:
+            file.write(0, b"half")
+            with monkeypatch.context() as patched:
+                patched.setattr("lightlyfs.upload.spool.StagedFile.write_at", full_disk)
+                file.write(4, b"whole")
+        assert tree.xattr("x.jpg", "user.lightly.upload").startswith(b"failed: a write failed")
+
+    with machine.mount() as tree:
+        tree.retry_uploads()
+        assert tree.xattr("x.jpg", "user.lightly.upload").startswith(b"failed: a write failed")
+        with refused(errno.EIO):
+            tree.rename("x.jpg", "y.jpg")
+        assert stored(own_server) == {}
+
+        tree.write("x.jpg", b"whole")
+
+        assert stored(own_server) == {"x.jpg": b"whole"}
+
+
+def test_a_failed_sync_keeps_a_file_from_being_called_whole(
+    machine: Machine, own_server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with machine.mount() as tree:
+        with (
+            refused(errno.ENOSPC),
+            monkeypatch.context() as patched,
+            tree.writing("x.jpg") as file,
+        ):
+            file.write(0, b"data")
+            patched.setattr("lightlyfs.upload.spool.StagedFile.sync", full_disk)
+        assert stored(own_server) == {}
+        assert tree.xattr("x.jpg", "user.lightly.upload").startswith(b"failed: a write failed")
+        tree.unlink("x.jpg")
+        assert tree.names() == []
+
+
+def test_a_full_disk_under_the_journal_fails_each_step_and_the_mount_lives_on(
+    machine: Machine, own_server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with machine.mount() as tree:
+        for passing in range(5):
+            with monkeypatch.context() as patched:
+                patched.setattr(Journal, "put", puts_until_full(passing))
+                try:
+                    tree.write(f"{passing}.jpg", b"data")
+                except OSError as error:
+                    assert error.errno == errno.ENOSPC  # noqa: PT017
+        tree.retry_uploads()
+        for passing in range(5):
+            tree.write(f"again{passing}.jpg", b"data")
+        names = tree.names()
+        assert [tree.read(name) for name in names] == [b"data"] * len(names)
+    held = stored(own_server)
+    assert set(held.values()) == {b"data"}
+    assert {f"again{passing}.jpg" for passing in range(5)} <= held.keys()
+
+
+def test_an_acknowledged_file_goes_up_though_the_mount_died_while_it_was_rewritten(
+    machine: Machine, own_server: LocalServer
+) -> None:
+    own_server.faults.add(REFUSED)
+    with machine.mount(write_back="on") as tree:
+        tree.write("x.jpg", b"acknowledged")
+        wait_until(lambda: tree.xattr("x.jpg", "user.lightly.upload").startswith(b"failed"), 5)
+        handle = tree.parts.filesystem.open("x.jpg", os.O_RDWR | os.O_TRUNC).handle
+        tree.parts.filesystem.write(handle, 0, b"half")
+        # the mount ends without a release, as by a kill
+    own_server.faults.clear()
+
+    with machine.mount() as tree:
+        wait_until(lambda: stored(own_server) == {"x.jpg": b"acknowledged"}, 10)
+        assert tree.names() == ["x.jpg", "x~2.jpg"]
+        assert tree.read("x~2.jpg") == b"half"
+        assert tree.xattr("x~2.jpg", "user.lightly.upload").startswith(b"interrupted")
+
+
+def test_a_journal_that_cannot_be_read_stops_the_mount_and_stays(
+    machine: Machine, own_server: LocalServer
+) -> None:
+    with machine.mount() as tree:
+        tree.write("x.tmp", b"scratch")
+    journal = machine.spool / "journal.db"
+    for path in machine.spool.glob("journal.db*"):
+        path.unlink()
+    journal.write_bytes(b"something else" * 500)
+
+    with pytest.raises(StartError, match=r"journal\.db"), machine.mount():
+        pass
+
+    assert journal.read_bytes() == b"something else" * 500
+    assert len(list((machine.spool / "files").iterdir())) == 1
+
+
+def test_discarding_a_failed_overwrite_brings_the_servers_version_back(
+    machine: Machine, own_server: LocalServer
+) -> None:
+    own_server.add_sample("old.jpg", b"on the server")
+    own_server.faults.add(Status(status=403, target="storage.put"))
+    with machine.mount(allow_overwrite="on") as tree:
+        with refused(errno.EACCES):
+            tree.write("old.jpg", b"refused")
+        assert tree.read("old.jpg") == b"refused"
+        with refused(errno.EPERM):
+            tree.unlink("old.jpg")
+    journal = Journal(machine.spool / "journal.db")
+    (record,) = journal.records()
+    journal.remove(record.key)
+    journal.close()
+
+    with machine.mount(allow_overwrite="on") as tree:
+        assert tree.read("old.jpg") == b"on the server"
+
+
+def puts_until_full(passing: int) -> Callable[..., None]:
+    """A `Journal.put` for which the disk is full after so many."""
+    original = Journal.put
+    calls = iter(range(100))
+
+    def put(journal: Journal, record: Record, **options: bool) -> None:
+        if next(calls) >= passing:
+            full_disk()
+        original(journal, record, **options)
+
+    return put
+
+
+class Spools:
+    """Two places of what is owed; the second takes over the first."""
+
+    def __init__(self, directory: Path) -> None:
+        root = directory / DATASET / "uploads"
+        for name in ("0", "1"):
+            (root / name).mkdir(parents=True, mode=0o700)
+        for path in (directory, directory / DATASET, root):
+            path.chmod(0o700)
+        self.source, self.target = root / "1", root / "0"
+        journal = Journal(self.source / "journal.db")
+        spool = Spool(self.source / "files")
+        for number in range(3):
+            key = f"{number:032x}"
+            journal.put(Record(key, f"{number}.jpg", f"{number}.jpg", State.PENDING, generation=1))
+            for generation in range(2):
+                spool.path(key, generation).write_bytes(b"%d.%d" % (number, generation))
+        journal.put_renames([("old", "new", "c" * 24)])
+        journal.close()
+        self.place = places.SpoolPlace(directory, DATASET)
+        assert self.place.path == self.target
+        assert self.place.others == [self.source]
+
+    def check(self) -> None:
+        journal = Journal(self.target / "journal.db")
+        try:
+            assert [r.path for r in journal.records()] == ["0.jpg", "1.jpg", "2.jpg"]
+            assert journal.renames() == [("old", "new", "c" * 24)]
+        finally:
+            journal.close()
+        assert len(list((self.target / "files").iterdir())) == 6
+        assert list((self.source / "files").iterdir()) == []
+        left = Journal(self.source / "journal.db")
+        assert (left.records(), left.renames()) == ([], [])
+        left.close()
+
+
+@pytest.mark.parametrize("step", ["put", "rename", "put_renames", "remove"])
+@pytest.mark.parametrize("nth", [0, 1])
+def test_taking_over_a_spool_may_be_cut_off_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, nth: int
+) -> None:
+    spools = Spools(tmp_path / "state")
+    owner: object = os if step == "rename" else Journal
+    original = getattr(owner, step)
+    calls = iter(range(100))
+
+    def cut_off(*args: object, **options: object) -> object:
+        if next(calls) == nth:
+            raise KeyboardInterrupt
+        return original(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, step, cut_off)
+        try:
+            _take_over(spools.source, spools.place)
+        except KeyboardInterrupt:
+            held = {path.name for path in tmp_path.rglob("files/*")}
+            assert len(held) == 6
+    _take_over(spools.source, spools.place)
+
+    spools.check()
+    spools.place.close()
+
+
+def test_two_spools_with_files_of_one_path_both_reach_the_server(
+    machine: Machine, own_server: LocalServer, tmp_path: Path
+) -> None:
+    own_server.faults.add(REFUSED)
+    with machine.mount() as tree, refused(errno.EACCES):
+        tree.write("x.jpg", b"one")
+    kept = machine.spool.with_name("kept")
+    machine.spool.rename(kept)
+    with machine.mount() as tree, refused(errno.EACCES):
+        tree.write("x.jpg", b"two")
+    shutil.move(kept, kept.with_name("1"))
+    own_server.faults.clear()
+
+    with machine.mount() as tree:
+        wait_until(lambda: len(own_server.samples()) == 2, 10)
+        assert tree.names() == ["x.jpg", "x~2.jpg"]
+        assert {tree.read("x.jpg"), tree.read("x~2.jpg")} == {b"one", b"two"}
+    assert sorted(stored(own_server)) == ["x.jpg", "x~2.jpg"]
