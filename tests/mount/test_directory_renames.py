@@ -1,0 +1,170 @@
+"""A directory of samples is renamed one by one, and what is shown is what the server has."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_writing import stored
+from trees import InProcessTree, in_process, refused, wait_until
+
+from lightlyfs.errors import Forbidden
+from lightlyfs.localserver import LocalServer, Status
+
+FILES = {f"a/{number}.jpg": str(number).encode() for number in range(4)}
+
+
+@pytest.fixture
+def tree(own_server: LocalServer, tmp_path: Path) -> Iterator[InProcessTree]:
+    for name, data in FILES.items():
+        own_server.add_sample(name, data)
+    with in_process(own_server, tmp_path / "tree") as subject:
+        subject.names("a")
+        yield subject
+
+
+def shown(tree: InProcessTree, directory: str = "") -> dict[str, bytes]:
+    """Every file and its bytes."""
+    found = {}
+    for name in tree.names(directory):
+        path = f"{directory}/{name}" if directory else name
+        found.update(shown(tree, path) if tree.stat(path).is_directory else {path: tree.read(path)})
+    return found
+
+
+def moved(directory: str) -> dict[str, bytes]:
+    return {f"{directory}/{name.partition('/')[2]}": data for name, data in FILES.items()}
+
+
+def test_there_and_back_before_any_listing_and_after(own_server: LocalServer, tree: InProcessTree) -> None:
+    for old, new in (("a", "b"), ("b", "a"), ("a", "c")):
+        tree.rename(old, new)
+        assert shown(tree) == moved(new) == stored(own_server)
+        assert tree.names() == [new]
+    tree.refresh()
+    assert shown(tree) == moved("c")
+    tree.rename("c", "a")
+    tree.refresh()
+    assert shown(tree) == FILES
+    assert tree.names() == ["a"]
+
+
+def test_a_directory_below_the_old_name_again(own_server: LocalServer, tree: InProcessTree) -> None:
+    tree.rename("a", "b")
+    tree.mkdir("a")
+    tree.rename("b", "a/deep")
+
+    assert shown(tree) == moved("a/deep") == stored(own_server)
+    tree.refresh()
+    assert shown(tree) == moved("a/deep")
+    assert tree.names() == ["a"]
+
+
+def test_a_new_file_under_the_old_name_is_seen(own_server: LocalServer, tree: InProcessTree) -> None:
+    tree.rename("a", "b")
+    tree.mkdir("a")
+    tree.write("a/new.jpg", b"new")
+    for _ in range(2):
+        assert shown(tree) == {**moved("b"), "a/new.jpg": b"new"}
+        tree.refresh()
+
+
+def test_a_directory_of_local_files_alone_is_renamed_and_its_old_name_used_again(
+    own_server: LocalServer, tree: InProcessTree
+) -> None:
+    tree.mkdir("l")
+    tree.write("l/x.tmp", b"x")
+    tree.rename("l", "m")
+    tree.mkdir("l")
+    tree.write("l/y.jpg", b"y")
+    tree.refresh()
+
+    assert shown(tree) == {**FILES, "m/x.tmp": b"x", "l/y.jpg": b"y"}
+
+
+def test_an_empty_directory_is_replaced_and_another_is_not(tree: InProcessTree) -> None:
+    tree.mkdir("empty")
+    tree.rename("a", "empty")
+    assert shown(tree) == moved("empty")
+    tree.mkdir("a")
+    tree.write("a/x.tmp", b"x")
+    with refused(errno.ENOTEMPTY):
+        tree.rename("a", "empty")
+    with refused(errno.EINVAL):
+        tree.rename("empty", "empty/below")
+
+
+def test_a_failure_in_the_middle_shows_what_the_server_has(
+    own_server: LocalServer, tree: InProcessTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renamed = iter(range(100))
+
+    def update(*args: object) -> None:
+        if next(renamed) == 2:
+            raise Forbidden("no", status=403)
+        original(*args)  # type: ignore[arg-type]
+
+    original = tree.parts._client.update_sample
+    monkeypatch.setattr(tree.parts._client, "update_sample", update)
+
+    with refused(errno.EACCES):
+        tree.rename("a", "b")
+
+    held = stored(own_server)
+    assert len([name for name in held if name.startswith("b/")]) == 2
+    assert shown(tree) == held
+    tree.refresh()
+    assert shown(tree) == held
+    assert tree.parts.uploads is not None
+    assert tree.parts.uploads.journal.renames() == []
+
+
+def test_too_large_a_directory_is_refused_before_anything_is_changed(
+    own_server: LocalServer, tree: InProcessTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightlyfs.fs.changes.MAX_RENAMED_SAMPLES", 3)
+
+    with refused(errno.EPERM):
+        tree.rename("a", "b")
+
+    assert shown(tree) == FILES == stored(own_server)
+
+
+def test_a_rename_that_loses_the_image_is_taken_back_and_the_last(
+    own_server: LocalServer, tree: InProcessTree
+) -> None:
+    own_server.faults.add(Status(status=404, target="storage.get", count=1))
+
+    with refused(errno.EPERM):
+        tree.rename("a/0.jpg", "a/new.jpg")
+    own_server.faults.clear()
+    with refused(errno.EPERM):
+        tree.rename("a/1.jpg", "a/new.jpg")
+
+    assert shown(tree) == FILES == stored(own_server)
+
+
+def test_a_rename_that_was_cut_off_is_finished_by_the_first_mount_that_reaches_the_server(
+    own_server: LocalServer, tmp_path: Path
+) -> None:
+    for name, data in FILES.items():
+        own_server.add_sample(name, data)
+    ids = {document["fileName"]: document["id"] for document in own_server.samples()}
+    with in_process(own_server, tmp_path / "tree") as subject:
+        assert subject.parts.uploads is not None
+        subject.names("a")
+        subject.parts.uploads.journal.put_renames(
+            [(name, name.replace("a/", "b/"), sample_id) for name, sample_id in ids.items()]
+        )
+    own_server.faults.add(Status(status=503, target="get"))
+    with in_process(own_server, tmp_path / "tree") as subject:
+        pass
+    own_server.faults.clear()
+
+    with in_process(own_server, tmp_path / "tree") as subject:
+        assert subject.parts.uploads is not None
+        wait_until(lambda: stored(own_server) == moved("b"), 10)
+        journal = subject.parts.uploads.journal
+        wait_until(lambda: journal.renames() == [], 5)
