@@ -94,13 +94,13 @@ class Crashing:
 
 
 @contextlib.contextmanager
-def crashing(tmp_path: Path, *options: str) -> Iterator[Crashing]:
+def crashing(tmp_path: Path, *options: str, kind: type[Crashing] = Crashing) -> Iterator[Crashing]:
     """A dataset to crash on; no mount outlives the test."""
     need_fuse("3")
     images = tmp_path / "images"
     images.mkdir()
     with LocalServer(ServerOptions(source=images)) as server:
-        subject = Crashing(server, tmp_path / "tree", *options)
+        subject = kind(server, tmp_path / "tree", *options)
         try:
             yield subject
         finally:
@@ -136,6 +136,50 @@ def test_killing_the_mount_while_replies_are_lost_doubles_nothing(tmp_path: Path
         subject.server.faults.clear()
         subject.settle()
         subject.check()
+
+
+class Rewriting(Crashing):
+    """A few files that are written again and again, so that a kill meets every step of an overwrite."""
+
+    def __init__(self, server: LocalServer, directory: Path, *options: str) -> None:
+        super().__init__(server, directory, *options)
+        self.possible: dict[str, set[bytes]] = {}  # what a crash may have left, by name
+
+    def _write_one(self, name: str, number: int) -> None:
+        data = random.Random(name).randbytes(number * 977 % 40_000 + 1)
+        target = f"{number % 4}.bin"
+        self.possible.setdefault(target, set()).add(data)
+        with (self.mountpoint / target).open("wb", buffering=0) as file:
+            file.write(data)
+        self.acknowledged[target] = data
+        self.possible[target] = {data}
+
+    def settle(self) -> None:
+        """Mount once more and wait until nothing is owed."""
+        tree = self.start()
+        try:
+            tree.run("uploads", "retry")
+            wait_until(lambda: self.status()["uploads"]["pending"] == 0, 60)
+        finally:
+            tree.end()
+
+    def check(self) -> None:
+        """Each file is once on the server, and is what was acknowledged last, or was written since."""
+        held: dict[str, list[bytes | None]] = {}
+        for document in self.server.samples():
+            held.setdefault(document["fileName"], []).append(self.server.object_bytes(document["id"]))
+        assert set(self.acknowledged) <= set(held), "lost"
+        assert [name for name, found in held.items() if len(found) > 1] == [], "doubled"
+        wrong = [name for name, (data,) in held.items() if data not in self.possible[name]]
+        assert wrong == [], "an older one, or half there"
+
+
+@pytest.mark.parametrize("options", [(), ("--write-back",)], ids=["close-waits", "write-back"])
+def test_killing_the_mount_while_files_are_rewritten_leaves_the_last_or_a_later_one(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    with crashing(tmp_path, "--allow-overwrite", *options, kind=Rewriting) as subject:
+        run_rounds(subject, SHORT_ROUNDS, 5)
 
 
 @pytest.mark.long
