@@ -93,6 +93,7 @@ class TreeChanges:
         if not self._names.is_empty(path, turn):
             raise DirectoryNotEmpty(f"the directory is not empty: {path}")
         self._local.remove_directory(path)
+        self._names.renamed.note_removed(path)
 
     # files
 

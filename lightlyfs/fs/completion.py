@@ -25,7 +25,7 @@ class Completion:
         self._adopt = adopt
 
     def noted(self, record: Record) -> None:
-        """An upload took a step or failed; called in the uploader's thread, after the journal was told."""
+        """An upload took a step or failed; called in the uploader's thread, before the journal is told."""
         file = self._local.by_key(record.key)
         if file is None:
             return

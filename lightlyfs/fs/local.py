@@ -260,7 +260,7 @@ class LocalFiles:
     def unseal_locked(self, file: LocalFile) -> StagedFile:
         """The staged file to change: a copy where the present generation is sealed."""
         staged = self.stage_locked(file)
-        if not file.sealed:
+        if not file.sealed or file.unlinked:
             return staged
         record = file.record
         generation = record.generation + 1
@@ -295,9 +295,9 @@ class LocalFiles:
     def note_broken_locked(self, file: LocalFile, error: OSError) -> None:
         """A write failed: half a file is not uploaded."""
         reason = os.strerror(error.errno or errno.EIO)
-        file.record = file.record.changed(state=State.FAILED, broken=True, error=f"a write failed: {reason}")
+        broken = file.record.changed(state=State.FAILED, broken=True, error=f"a write failed: {reason}")
         try:
-            self.journal.put(file.record)
+            self.note_locked(file, broken)
         except OSError as second:
             # the disk is full; a crash now would find the record as it was: OPEN, and not upload it
             log.warning("the journal could not note a failed write: %s", second)
@@ -305,8 +305,13 @@ class LocalFiles:
     def mend_locked(self, file: LocalFile) -> None:
         """All of it was cut away: what failed before does not matter any more."""
         if file.record.broken:
-            file.record = file.record.changed(state=State.OPEN, broken=False, error="")
-            self.journal.put(file.record)
+            self.note_locked(file, file.record.changed(state=State.OPEN, broken=False, error=""))
+
+    def note_locked(self, file: LocalFile, record: Record) -> None:
+        """Change what is known of a file, in the journal too unless that has forgotten it."""
+        file.record = record
+        if not file.unlinked:
+            self.journal.put(record)
 
     def discard(self, file: LocalFile) -> None:
         """Forget a local file and its bytes; open descriptors keep them."""

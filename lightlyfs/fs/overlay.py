@@ -44,10 +44,16 @@ class RenamedSamples:
 
     def note_directory(self, old: str, new: str) -> None:
         """A whole directory is at `new` now."""
+        self.note_removed(old)
         with self._lock:
-            if self._hides_below_locked(old):
-                self._gone |= {old}
             self._gone -= {new}
+            self.generation += 1
+
+    def note_removed(self, directory: str) -> None:
+        """A directory has nothing in it any more, and was removed."""
+        with self._lock:
+            if self._hides_below_locked(directory):
+                self._gone |= {directory}
             self.generation += 1
 
     def is_gone(self, path: str) -> bool:

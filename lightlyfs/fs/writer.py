@@ -214,8 +214,7 @@ class Writer:
                 node.mtime = when
                 entry = node.entry
                 if entry is None:
-                    node.record = node.record.changed(mtime=when)
-                    self._local.journal.put(node.record)
+                    self._local.note_locked(node, node.record.changed(mtime=when))
             self._local.touch()
             if entry is None:
                 return

@@ -62,7 +62,8 @@ class Uploader:
 
     `on_done(record)` is told of each success before its ticket is; it is to make that durable, and the spool
     file is its to delete. A crash before that costs a second PUT of the same bytes.
-    `on_note(record)` is told of every other change of a record, after the journal is.
+    `on_note(record)` is told of every other change of a record, before the journal is: whoever keeps a record
+    of the file and writes that down meanwhile must not take the change back.
     """
 
     def __init__(
@@ -183,14 +184,14 @@ class Uploader:
         _settle(job.ticket if following is None else done, record)
 
     def _note(self, job: _Job, changed: Record) -> None:
-        """A step was, or is about to be, taken: first the journal, then the table.
+        """A step was, or is about to be, taken.
 
         Only a create that is about to be sent must be known for sure: every other step can be taken again.
         """
+        self._on_note(changed)
         self._journal.note(changed, durable=changed.create_sent and changed.sample_id is None)
         with self._state:
             job.record = changed
-        self._on_note(changed)
 
     def _failed(self, job: _Job, error: Exception) -> None:
         if not isinstance(error, LightlyFsError | OSError):

@@ -62,6 +62,22 @@ def test_a_directory_below_the_old_name_again(own_server: LocalServer, tree: InP
     assert tree.names() == ["a"]
 
 
+def test_a_directory_whose_samples_were_moved_out_can_be_removed(
+    own_server: LocalServer, tree: InProcessTree
+) -> None:
+    tree.mkdir("b")
+    for name in tree.names("a"):
+        tree.rename(f"a/{name}", f"b/{name}")
+
+    tree.rmdir("a")
+
+    assert tree.names() == ["b"]
+    tree.mkdir("a")
+    tree.rmdir("a")
+    tree.refresh()
+    assert shown(tree) == moved("b")
+
+
 def test_a_new_file_under_the_old_name_is_seen(own_server: LocalServer, tree: InProcessTree) -> None:
     tree.rename("a", "b")
     tree.mkdir("a")

@@ -294,3 +294,27 @@ def test_the_next_of_thousands_of_local_files_costs_no_more_than_the_first(tree:
         tree.stat(f"d/{number}.tmp")
     assert len(tree.names("d")) == 3_000
     assert time.process_time() - started < 6
+
+
+def test_a_file_that_is_removed_while_open_stays_removed_whatever_is_done_with_it(
+    own_server: LocalServer, tree: InProcessTree
+) -> None:
+    own_server.faults.add(REFUSED)
+    fs = tree.parts.filesystem
+    with refused(errno.EACCES):
+        tree.write("x.jpg", b"owed")
+    handle = fs.open("x.jpg", os.O_RDWR).handle
+    tree.unlink("x.jpg")
+
+    fs.write(handle, 4, b" more")
+    fs.set_mtime(None, handle, 5)
+    fs.truncate(None, handle, 2)
+    assert fs.read(handle, 0, 10) == b"ow"
+    fs.flush(handle)
+    fs.release(handle)
+
+    assert tree.names() == []
+    assert records(tree) == {}
+    own_server.faults.clear()
+    tree.retry_uploads()
+    assert stored(own_server) == {}
