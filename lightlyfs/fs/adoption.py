@@ -43,7 +43,10 @@ class Adoption:
         if content.size == record.size:
             self._fill_cache(content, self._spool.path(record.key, record.generation))
         self._catalog.record_facts(sample_id, content.size, content.etag)
-        self._times.put(sample_id, content.size, record.mtime)
+        try:
+            self._times.put(sample_id, content.size, content.etag, record.mtime)
+        except OSError as error:
+            log.warning("the time of an uploaded file is not kept: %s", error)  # the upload stands
         return record
 
     def _identify(self, record: Record) -> ContentId:

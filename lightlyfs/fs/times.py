@@ -16,17 +16,21 @@ class SetTimes:
         self._journal = journal
         self._times = journal.times() if journal else {}
 
-    def put(self, sample_id: str, size: int | None, mtime: int) -> None:
-        """Remember a time, in seconds, for a sample of this size."""
-        self._times[sample_id] = (mtime, str(size))
+    def put(self, sample_id: str, size: int | None, etag: str | None, mtime: int) -> None:
+        """Remember a time, in seconds, for a sample of this size and, where it is known, this version."""
+        version = f"{size} {etag or ''}"
+        self._times[sample_id] = (mtime, version)
         if self._journal is not None:
-            self._journal.put_time(sample_id, mtime, str(size))
+            self._journal.put_time(sample_id, mtime, version)
 
     def apply(self, entry: SampleEntry) -> SampleEntry:
         """The entry with the time that was set on it, if that still counts."""
         if not self._times:
             return entry
         known = self._times.get(entry.sample_id)
-        if known is None or known[1] != str(entry.published_size):
+        if known is None:
             return entry
-        return entry._replace(mtime=known[0])
+        mtime, (size, _, etag) = known[0], known[1].partition(" ")
+        if size != str(entry.published_size) or (etag and entry.etag and etag != entry.etag):
+            return entry
+        return entry._replace(mtime=mtime)

@@ -220,7 +220,7 @@ class Writer:
                 return
             node = entry
         if isinstance(node, SampleEntry):
-            times.put(node.sample_id, node.published_size, when)
+            times.put(node.sample_id, node.published_size, node.etag, when)
             self._local.touch()
 
     # promises

@@ -271,6 +271,17 @@ def test_a_set_time_is_kept_with_the_content(own_server: LocalServer, tree: Writ
     assert tree.stat("a.jpg").mtime == 1_600_000_000
 
 
+def test_a_set_time_goes_with_the_content_it_was_set_on(own_server: LocalServer, tree: WritableTree) -> None:
+    tree.write("a.jpg", b"one")
+    tree.set_mtime("a.jpg", 1_600_000_000)
+    own_server.replace_object(str(document(own_server, "a.jpg")["id"]), b"two")
+
+    tree.refresh()
+
+    assert tree.read("a.jpg") == b"two"
+    soon(lambda: tree.stat("a.jpg").mtime != 1_600_000_000)
+
+
 def test_custom_metadata_are_set_by_attribute(own_server: LocalServer, tree: WritableTree) -> None:
     tree.write("a.jpg", b"x")
     name = "user.lightly.custom_metadata"
