@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from typing import Generic, TypeVar
 
-from lightlyfs.errors import RequestError, ServerFault, TimedOut, TooLarge
+from lightlyfs.errors import MalformedAnswer, RequestError, ServerFault, TimedOut, TooLarge
 
 T = TypeVar("T")
 
@@ -22,6 +22,8 @@ T = TypeVar("T")
 DEFAULT_PAGE_SIZE = 5_000
 # below this a page that still fails is not too large but broken
 MIN_PAGE_SIZE = 20
+# a page that is broken so often is what the server sends
+MAX_BROKEN_PAGES = 3
 # a run of a server's small pages is one page long as we wanted it, or an eighth: progress has to show
 _PAGES_PER_RUN = 8
 
@@ -105,10 +107,18 @@ class Pager(Generic[T]):
         return pages, False
 
     def _fetch_page(self, offset: int, size: int) -> Sequence[T]:
-        """Fetch one page, asking for half as much as often as the server finds it too large or is slow."""
+        """Fetch one page, asking for half as much as often as the server finds it too large or is slow.
+
+        One that arrives broken is asked for again.
+        """
+        broken = 0
         while True:
             try:
                 return self._fetch(offset, size)
+            except MalformedAnswer:
+                broken += 1
+                if broken == MAX_BROKEN_PAGES:
+                    raise
             except (TooLarge, TimedOut, ServerFault) as error:
                 if size <= MIN_PAGE_SIZE or (isinstance(error, RequestError) and error.status == 501):
                     raise

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightlyfs.catalog.listing import Pager
-from lightlyfs.errors import ServerFault, TooLarge
+from lightlyfs.errors import MalformedAnswer, ServerFault, TooLarge
 
 
 class Inline(Executor):
@@ -93,3 +93,23 @@ def test_an_exact_expectation_costs_one_empty_page() -> None:
     read(fetch, 40)
 
     assert asked == [0, 10, 20, 30, 40]
+
+
+def test_a_page_that_arrives_broken_is_asked_for_again() -> None:
+    broken = [True, True]
+
+    def fetch(offset: int, size: int) -> Sequence[int]:
+        if offset == 10 and broken:
+            broken.pop()
+            raise MalformedAnswer("half of a page")
+        return list(range(40))[offset : offset + size]
+
+    assert list(range(40)) == read(fetch, 40)
+
+
+def test_a_page_that_is_always_broken_fails_the_listing() -> None:
+    def fetch(offset: int, size: int) -> Sequence[int]:
+        raise MalformedAnswer("half of a page")
+
+    with pytest.raises(MalformedAnswer):
+        read(fetch, 40)

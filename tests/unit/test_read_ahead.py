@@ -1,0 +1,53 @@
+"""How far ahead of a reader a large file is fetched."""
+
+from __future__ import annotations
+
+from lightlyfs.content.prefetch import MAX_WINDOW_BLOCKS, ReadAhead
+from lightlyfs.content.ranges import BLOCK_BYTES, Span
+
+LARGE = 200 * BLOCK_BYTES
+
+
+def read_through(blocks: list[int], size: int = LARGE) -> list[Span]:
+    """What is fetched ahead of single-block reads in an order."""
+    ahead = ReadAhead()
+    return [span for block in blocks if (span := ahead.after("k", Span(block, block), size)) is not None]
+
+
+def test_a_reader_in_order_gets_every_block_once() -> None:
+    spans = read_through(list(range(200)))
+
+    assert [block for span in spans for block in range(span.first, span.last + 1)] == list(range(1, 200))
+
+
+def test_requests_grow_to_a_quarter_of_the_window() -> None:
+    lengths = [span.last - span.first + 1 for span in read_through(list(range(100)))]
+
+    assert lengths[0] == 1
+    assert lengths[-1] == MAX_WINDOW_BLOCKS // 4
+    assert len(lengths) < 30
+
+
+def test_one_read_at_the_start_costs_one_block_more() -> None:
+    assert read_through([0]) == [Span(1, 1)]
+
+
+def test_a_jump_fetches_nothing_ahead() -> None:
+    assert read_through([50]) == []
+    assert read_through([0, 1, 2, 100]) == read_through([0, 1, 2])
+
+
+def test_reads_a_little_out_of_order_are_one_reader() -> None:
+    order = [0, 1, 2, 3, 4, 6, 5, 8, 7, 10, 9, 11, 12]
+
+    spans = read_through(order)
+
+    assert spans[-1].last > 20
+
+
+def test_a_backward_reader_gets_nothing_ahead() -> None:
+    assert read_through(list(range(150, 100, -1))) == []
+
+
+def test_a_small_file_is_no_matter_of_reading_ahead() -> None:
+    assert read_through([0], 4 * BLOCK_BYTES) == []
