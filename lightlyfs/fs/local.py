@@ -257,8 +257,8 @@ class LocalFiles:
             file.staged.close()
             file.staged = None
 
-    def unseal_locked(self, file: LocalFile) -> StagedFile:
-        """The staged file to change: a copy where the present generation is sealed."""
+    def unseal_locked(self, file: LocalFile, *, empty: bool = False) -> StagedFile:
+        """The staged file to change: a copy, or an empty one, where the present generation is sealed."""
         staged = self.stage_locked(file)
         if not file.sealed or file.unlinked:
             return staged
@@ -271,7 +271,10 @@ class LocalFiles:
         )
         if not record.broken:
             opened = opened.changed(state=State.OPEN, error="")
-        copied = self.spool.copy(staged, record.key, generation)
+        if empty:
+            copied = self.spool.create_anew(record.key, generation)
+        else:
+            copied = self.spool.copy(staged, record.key, generation)
         try:
             self.journal.put(opened)
         except BaseException:

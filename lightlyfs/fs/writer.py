@@ -186,7 +186,7 @@ class Writer:
         file = self._for_change(handle, name, copy=size > 0)
         with file.lock:
             # where it fails, the file is as it was
-            self._local.unseal_locked(file).truncate(size)
+            self._local.unseal_locked(file, empty=size == 0).truncate(size)
             if size == 0:
                 self._local.mend_locked(file)
             file.size = size

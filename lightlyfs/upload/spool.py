@@ -34,6 +34,11 @@ class Spool:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         return StagedFile(os.open(self.path(key, generation), flags, 0o600))
 
+    def create_anew(self, key: str, generation: int) -> StagedFile:
+        """A new, empty file, in place of what an earlier failure left there."""
+        self.remove(key, generation)
+        return self.create(key, generation)
+
     def open(self, key: str, generation: int) -> StagedFile:
         """A file that is there already."""
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -41,8 +46,7 @@ class Spool:
 
     def copy(self, source: StagedFile, key: str, target: int) -> StagedFile:
         """A copy of an open file as another generation, sharing its blocks where the disk can."""
-        self.path(key, target).unlink(missing_ok=True)
-        copied = self.create(key, target)
+        copied = self.create_anew(key, target)
         try:
             try:
                 fcntl.ioctl(copied.descriptor, _FICLONE, source.descriptor)

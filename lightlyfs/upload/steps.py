@@ -199,13 +199,14 @@ class Steps:
             start, end = max(0, start - _TAIL), start
 
     def _from(self, offset: int, end: int | None) -> Iterator[Sample]:
+        last: str | None = None
         while end is None or offset < end:
             size = _TAIL if end is None else end - offset
             page = self._client.list_samples(self._dataset_id, offset=offset, size=size)
-            if not page:
+            if not page or page[-1].id == last:  # the same again: the server ignores paging
                 return
             yield from page
-            offset += len(page)
+            offset, last = offset + len(page), page[-1].id
 
     def _update(self, record: Record, facts: ImageFacts, meta: SampleMetaData) -> None:
         """Confirm an overwrite; what others keep in the metadata stays."""

@@ -74,6 +74,21 @@ def test_half_a_file_is_not_uploaded_by_the_next_mount(
         assert stored(own_server) == {"x.jpg": b"whole"}
 
 
+def test_a_file_that_is_owed_is_written_anew_without_a_copy_of_it(
+    machine: Machine, own_server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_server.faults.add(REFUSED)
+    with machine.mount() as tree:
+        with refused(errno.EACCES):
+            tree.write("x.jpg", b"owed")
+        own_server.faults.clear()
+        monkeypatch.setattr("lightlyfs.upload.spool.Spool.copy", full_disk)
+
+        tree.write("x.jpg", b"anew")
+
+    assert stored(own_server) == {"x.jpg": b"anew"}
+
+
 def test_a_failed_sync_keeps_a_file_from_being_called_whole(
     machine: Machine, own_server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,7 +85,8 @@ class Server:
         return Dataset(id="d" * 24, n_samples=len(self.samples))
 
     def list_samples(self, _: str, *, offset: int, size: int) -> list[Sample]:
-        return self.samples[offset : offset + min(size, self.clamp)]
+        page = self.samples[offset : offset + min(size, self.clamp)]
+        return self.samples[:size] if self.ignores_paging else page
 
     def get_sample(self, *_: str) -> Sample:
         self._called("get")
