@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install fuse demo unit test test-long check format bench clean
+.PHONY: help install fuse test-tools demo unit test test-long check format bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -20,19 +20,22 @@ $(STAMP): pyproject.toml
 fuse: ## see to libfuse 3, by apt and sudo where it is missing
 	@sh tests/install-fuse.sh
 
+test-tools: ## see to what the tests try a mount with, likewise
+	@sh tests/install-fuse.sh --tests
+
 demo: $(STAMP) fuse ## serve sample images, mount them, show them, unmount
 	$(BIN)/lightlyfs demo
 
 unit: $(STAMP) ## the tests without threads, sockets or mounts: seconds
 	$(BIN)/pytest -q tests/unit
 
-test: $(STAMP) fuse ## all tests but the long ones
+test: $(STAMP) test-tools ## all tests but the long ones
 	$(BIN)/pytest -q -m 'not long'
 
-test-long: $(STAMP) fuse ## the tests that take minutes
+test-long: $(STAMP) test-tools ## the tests that take minutes
 	$(BIN)/pytest -q -m long
 
-check: $(STAMP) fuse ## format, lint, types, tests, docs
+check: $(STAMP) test-tools ## format, lint, types, tests, docs
 	$(BIN)/ruff format --check lightlyfs tests
 	$(BIN)/ruff check lightlyfs tests
 	$(BIN)/mypy -p lightlyfs

@@ -8,7 +8,7 @@ import os
 import threading
 
 import pytest
-from conftest import FILES
+from datasets import FILES
 from trees import Tree, refused, soon
 
 from lightlyfs.localserver import LocalServer

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from conftest import FILES
+from datasets import FILES
 from trees import InProcessTree, MountedTree, Tree, in_process, mounted, refused, wait_until
 
 from lightlyfs.localserver import LocalServer, ServerOptions
