@@ -5,11 +5,11 @@ from __future__ import annotations
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from authority import Authority
 from raw_server import Handler, RawServer
 
 from lightlyfs.api.curl import CurlTransport
@@ -53,14 +53,6 @@ def serve() -> Iterator[Callable[..., RawServer]]:
     yield start
     for server in started:
         server.__exit__()
-
-
-@dataclass(frozen=True)
-class Authority:
-    """A certificate authority of our own and the TLS side of a server it vouches for."""
-
-    bundle: str
-    server: ssl.SSLContext
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Authority
+from authority import Authority
 from raw_server import Connection, RawServer, Received, answering, saying
 
 from lightlyfs import errors

@@ -1,4 +1,4 @@
-"""What is fetched ahead: nothing by chance, the next files of a reader in order, less for a server in trouble."""
+"""What is fetched ahead: the next files of a reader in order, hardly any by chance."""
 
 from __future__ import annotations
 
