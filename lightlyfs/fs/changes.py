@@ -30,7 +30,7 @@ from lightlyfs.fs.patience import Turn
 from lightlyfs.fs.writer import Writer
 from lightlyfs.fs.xattrs import PREFIX
 from lightlyfs.upload.edits import SampleEdits
-from lightlyfs.upload.journal import Record, State
+from lightlyfs.upload.journal import State
 
 log = logging.getLogger(__name__)
 
@@ -147,19 +147,19 @@ class TreeChanges:
     # one kind at a time
 
     def _rename_local(self, file: LocalFile, new: str, target: Node | None, turn: Turn) -> None:
-        record = file.record.changed(path=new, name=name_at(new))
+        changes: dict[str, object] = {"path": new, "name": name_at(new)}
         if file.record.sample_id is not None:
             self._rename_sent(file, new, target, turn)
             return
         if isinstance(target, SampleEntry):
             self._writer.need_overwrite(new)
-            record = record.changed(name=true_name(new, target), sample_id=target.sample_id, replaces=True)
+            changes |= {"name": true_name(new, target), "sample_id": target.sample_id, "replaces": True}
         replaced = target if isinstance(target, LocalFile) else None
         if replaced is not None:
             self._writer.set_aside(replaced)
         try:
             if self._writer.withdraw(file):
-                self._move_local(file, record)
+                self._move_local(file, changes)
             else:
                 self._rename_sent(file, new, target, turn)
         except BaseException:
@@ -180,16 +180,18 @@ class TreeChanges:
             raise NotPermitted(f"{old} is a sample that is being changed; close it, and try again")
         self._rename_sample(entry, old, new, target, turn)
 
-    def _move_local(self, file: LocalFile, record: Record) -> None:
-        stays = file.size == 0 or (is_scratch(record.path) and not record.replaces)
-        if stays and record.state in (State.PENDING, State.FAILED) and not record.broken:
-            record = record.changed(state=State.LOCAL, error="")
-        if stays or (file.handles and file.dirty):
-            # where it is being written, its close uploads it, under the name it has then
-            self._local.journal.put(record)
-            self._local.move(file, record)
-        else:
-            self._writer.upload_as(file, record)
+    def _move_local(self, file: LocalFile, changes: dict[str, object]) -> None:
+        with file.lock:
+            record = file.record.changed(**changes)
+            stays = file.size == 0 or (is_scratch(record.path) and not record.replaces)
+            if stays and record.state in (State.PENDING, State.FAILED) and not record.broken:
+                record = record.changed(state=State.LOCAL, error="")
+            if stays or (file.handles and file.dirty):
+                # where it is being written, its close uploads it, under the name it has then
+                self._local.journal.put(record)
+                self._local.move(file, record)
+                return
+        self._writer.upload_as(file, changes)
 
     def _rename_sample(self, entry: SampleEntry, old: str, new: str, target: Node | None, turn: Turn) -> None:
         if target is not None:
@@ -201,11 +203,14 @@ class TreeChanges:
         name = name_at(new)
         has_object = entry.published_size != 0
         turn.result(self._edits.rename(entry.sample_id, true_name(old, entry), name, has_object=has_object))
+        raw = None if name == new else name.encode("utf-8", "surrogatepass")
+        renamed = entry._replace(name=new.rpartition("/")[2], file_name_raw=raw)
         # also where a local file shows it: a listing under way may still bring the old name
-        self._names.renamed.note(old, new, entry)
-        uploaded = self._local.get(old)
-        if uploaded is not None and uploaded.entry is not None:
-            self._local.move_uploaded(uploaded, new, name)
+        self._names.renamed.note(old, new, renamed)
+        self._writer.follow(renamed, new)
+        local = self._local.get(old)
+        if local is not None and local.record.sample_id == entry.sample_id:
+            self._local.move_uploaded(local, new, name)
 
     def _rename_directory(self, old: str, new: str, target: Node | None, turn: Turn) -> None:
         if new.startswith(old + "/"):

@@ -225,14 +225,14 @@ class LocalFiles:
 
     def move(self, file: LocalFile, record: Record) -> None:
         """Give a file another path; what was there is shown no more."""
-        with self._lock:
+        with file.lock, self._lock:
             self._hide_locked(file)
             file.record = record
             self._show_locked(file)
             self.generation += 1
 
     def move_uploaded(self, file: LocalFile, path: str, name: str) -> None:
-        """Show a file that the server has, and that was renamed there, at another path."""
+        """Show a file at another path whose sample was renamed on the server."""
         with file.lock:
             record = file.record.changed(path=path, name=name)
             self.journal.put(record)

@@ -29,7 +29,7 @@ class RenamedSamples:
         self.generation = 0
 
     def note(self, old: str, new: str, entry: SampleEntry) -> None:
-        """A sample is at `new` now."""
+        """A sample is at `new` now, and `entry` what it is there."""
         with self._lock:
             self._forget_locked(old)
             self._forget_locked(new)
@@ -37,8 +37,7 @@ class RenamedSamples:
                 del self._hidden[new]
             self._hidden[old] = entry.ino
             directory, _, name = new.rpartition("/")
-            shown = entry._replace(name=name, file_name_raw=None)
-            self._shown[new] = self._within.setdefault(directory, {})[name] = shown
+            self._shown[new] = self._within.setdefault(directory, {})[name] = entry
             self._occupied.add(new)
             self.generation += 1
 

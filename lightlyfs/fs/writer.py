@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from lightlyfs.catalog.store import SampleEntry
 from lightlyfs.errors import (
     BadHandle,
     LightlyFsError,
-    NoContent,
     NoSuchFile,
     NotPermitted,
     WriteFailed,
@@ -26,20 +25,15 @@ from lightlyfs.fs.handles import WriteHandle
 from lightlyfs.fs.local import LocalFile, LocalFiles
 from lightlyfs.fs.namespace import Node
 from lightlyfs.fs.paths import is_scratch
-from lightlyfs.fs.patience import Patience, Turn
+from lightlyfs.fs.patience import Patience
 from lightlyfs.fs.policy import WritePolicy
+from lightlyfs.fs.takeover import ReadSample, Takeover
 from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.waits import UploadWaits
 from lightlyfs.upload.journal import Record, State
-from lightlyfs.upload.spool import StagedFile
 from lightlyfs.upload.uploader import Ticket, Uploader
 
 log = logging.getLogger(__name__)
-
-_COPY_BYTES = 4 << 20
-
-# read a sample's bytes: (entry, offset, size, turn)
-ReadSample = Callable[[SampleEntry, int, int, Turn], bytes]
 
 
 class Writer:
@@ -62,6 +56,7 @@ class Writer:
         self._read_sample = read_sample
         self._caller_process = caller_process
         self._waits = UploadWaits(patience)
+        self._takeover = Takeover(local, read_sample, patience)
 
     def resume(self) -> None:
         """Go on with what an earlier mount left."""
@@ -79,7 +74,7 @@ class Writer:
     def open_local(self, file: LocalFile, flags: int) -> WriteHandle:
         """A local file, open for reading or writing."""
         writable = flags & os.O_ACCMODE != os.O_RDONLY
-        if not self._join(file, writable):
+        if not self._takeover.join(file, writable):
             return self._open_uploaded(file, flags)
         handle = WriteHandle(file.path, file, None, writable, self._caller_process())
         return self._cut(handle, "", flags)
@@ -90,11 +85,12 @@ class Writer:
         A new file of this mount may be changed for as long as it is open, whoever has it already.
         """
         file = self._local.get(path)
-        if file is not None and file.handles and self._join(file, True):
+        if file is not None and file.handles and self._takeover.join(file, True):
             handle = WriteHandle(path, file, None, True, self._caller_process())
         else:
             self.need_overwrite(path)
             handle = WriteHandle(path, None, entry, True, self._caller_process())
+            self._takeover.watch(handle)
         return self._cut(handle, name, flags)
 
     def _cut(self, handle: WriteHandle, name: str, flags: int) -> WriteHandle:
@@ -115,16 +111,6 @@ class Writer:
             return self.open_sample(file.path, entry, file.record.name, flags)
         return WriteHandle(file.path, None, entry, False, self._caller_process())
 
-    def _join(self, file: LocalFile, writable: bool) -> bool:
-        """Open a local file once more; False where its bytes are the server's now, or nobody's."""
-        with file.lock:
-            if file.unlinked or (file.entry is not None and not file.handles):
-                return False
-            self._local.stage_locked(file)
-            file.handles += 1
-            file.writers += writable
-            return True
-
     def need_overwrite(self, path: str) -> None:
         """NotPermitted unless the mount may replace the image of a sample."""
         if not self._policy.allow_overwrite:
@@ -136,6 +122,7 @@ class Writer:
         """A handle is closed; whatever is dirty goes up with the last that may write."""
         file = handle.file
         if file is None:
+            self._takeover.forget(handle)
             return
         with file.lock:
             file.handles -= 1
@@ -250,8 +237,8 @@ class Writer:
         if ticket is not None:
             self._waits.wait(ticket)
 
-    def upload_as(self, file: LocalFile, record: Record) -> None:
-        """Upload a local file under another name, and wait; where that fails nothing is owed.
+    def upload_as(self, file: LocalFile, changes: Mapping[str, object]) -> None:
+        """Upload a local file with these changes to its record, and wait; where that fails nothing is owed.
 
         The file's own record changes only with success.
         """
@@ -259,9 +246,11 @@ class Writer:
             if file.broken:
                 raise WriteFailed(f"{file.path} could not be written whole: {file.broken}")
             self._local.sync_locked(file)
-            wanted = record.changed(state=State.PENDING, size=file.size, mtime=file.mtime, error="")
             self._local.spool.sync()
             before = file.record
+            wanted = before.changed(**changes).changed(
+                state=State.PENDING, size=file.size, mtime=file.mtime, error=""
+            )
             self._local.journal.put(wanted)
             self._local.move(file, wanted)
             file.sealed, file.dirty = True, False
@@ -289,17 +278,31 @@ class Writer:
             self._local.discard(file)
 
     def set_aside(self, file: LocalFile) -> None:
-        """Hold on to a local file that another is about to replace; NotPermitted where it is on its way."""
+        """Hold on to a local file that another is about to replace; NotPermitted where it is on its way.
+
+        From here on it counts as removed, so that a close does not send it after all.
+        """
         with file.lock:
             if file.record.create_sent or file.record.replaces or not self.withdraw(file):
                 raise NotPermitted(f"{file.path} is on its way to the server; try again when it is there")
+            file.unlinked = True
 
     def show_again(self, file: LocalFile) -> None:
-        """A file that was set aside is not replaced after all."""
-        self._local.add(file)
+        """A file that was set aside is not replaced after all; what was closed meanwhile is owed."""
         with file.lock:
-            if file.record.owed and not file.broken and not file.dirty:
-                file.ticket = self._uploader.submit(file.record)
+            file.unlinked = False
+            self._local.add(file)
+            file.dirty |= file.record.owed and not file.broken
+            if file.writers:
+                return
+        try:
+            self._finish(file)
+        except (LightlyFsError, OSError) as error:
+            self._note_unfinished(file, error)
+
+    def follow(self, renamed: SampleEntry, path: str) -> None:
+        """A sample was renamed: whoever has it open for changing it goes on at its new path."""
+        self._takeover.follow(renamed, path)
 
     def wait_uploaded(self, file: LocalFile) -> None:
         """Wait until what is owed of a file is the server's; raises why it is not."""
@@ -349,46 +352,30 @@ class Writer:
         if not handle.writable:
             raise BadHandle("the file is open for reading only")
         if handle.file is None:
-            self._take_over(handle, name, copy=copy)
+            self._takeover.take(handle, copy=copy)
         assert handle.file is not None
         return handle.file
-
-    def _take_over(self, handle: WriteHandle, name: str, *, copy: bool) -> None:
-        """Stage a sample that is about to change, with its present bytes unless they are cut away.
-
-        Whoever else changes it has the same staged file; nobody sees it before its bytes are there.
-        """
-        entry = handle.entry
-        assert entry is not None
-        while handle.file is None:
-            file = self._local.get(handle.path)
-            if file is not None and self._join(file, True):
-                handle.file = file
-                return
-            draft = self._local.draft()
-            if copy:
-                try:
-                    self._copy_sample(entry, draft.staged)
-                except BaseException:
-                    self._local.scrap(draft)
-                    raise
-            handle.file = self._local.publish(draft, handle.path, name, sample_id=entry.sample_id)
-
-    def _copy_sample(self, entry: SampleEntry, target: StagedFile) -> None:
-        offset = 0
-        while data := self._read_sample(entry, offset, _COPY_BYTES, self._patience.turn()):
-            target.write_at(offset, data)
-            offset += len(data)
-        if offset == 0 and entry.published_size:
-            raise NoContent(f"the image of {entry.name} cannot be read, so that it cannot be changed in part")
 
     def _put_back(self, file: LocalFile, before: Record) -> None:
         """A rename whose upload failed: the old name stays, and nothing is owed unless a create was sent."""
         with file.lock:
             if not self.withdraw(file):
                 return  # it is on its way, or may be: what the server got must not be forgotten
-            self._local.journal.put(before)
-            self._local.move(file, before)
+            later = file.record
+            if later.generation == before.generation:
+                back = before
+            else:
+                # it was written again meanwhile
+                back = later.changed(
+                    path=before.path,
+                    name=before.name,
+                    sample_id=before.sample_id,
+                    replaces=before.replaces,
+                    acknowledged=before.generation if before.owed else -1,
+                )
+            self._local.journal.put(back)
+            self._local.move(file, back)
             # what was owed under the old name still is
-            file.sealed = before.owed
-            file.ticket = self._uploader.submit(before) if before.owed else None
+            owed = back is before and before.owed
+            file.sealed = owed
+            file.ticket = self._uploader.submit(before) if owed else None

@@ -1,0 +1,104 @@
+"""Samples that become local files because somebody changes them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from lightlyfs.catalog.catalog import true_name
+from lightlyfs.catalog.store import SampleEntry
+from lightlyfs.errors import NoContent, NotPermitted
+from lightlyfs.fs.handles import WriteHandle
+from lightlyfs.fs.local import LocalFile, LocalFiles
+from lightlyfs.fs.patience import Patience, Turn
+from lightlyfs.upload.spool import StagedFile
+
+_COPY_BYTES = 4 << 20
+
+# read a sample's bytes: (entry, offset, size, turn)
+ReadSample = Callable[[SampleEntry, int, int, Turn], bytes]
+
+
+class Takeover:
+    """Opens local files, and makes local files of samples at their first change; any thread may call."""
+
+    def __init__(self, local: LocalFiles, read_sample: ReadSample, patience: Patience) -> None:
+        self._local = local
+        self._read_sample = read_sample
+        self._patience = patience
+        # taken before any other lock; held while a file appears at the path its handle has then
+        self._lock = threading.Lock()
+        # guarded by _lock: open handles of samples that nothing was changed by yet
+        self._watched: dict[int, WriteHandle] = {}
+
+    def join(self, file: LocalFile, writable: bool) -> bool:
+        """Open a local file once more; False where its bytes are the server's now, or nobody's."""
+        with file.lock:
+            if file.unlinked or (file.entry is not None and not file.handles):
+                return False
+            self._local.stage_locked(file)
+            file.handles += 1
+            file.writers += writable
+            return True
+
+    def watch(self, handle: WriteHandle) -> None:
+        """A sample was opened for changing it."""
+        with self._lock:
+            self._watched[id(handle)] = handle
+
+    def forget(self, handle: WriteHandle) -> None:
+        """A handle is closed, or has a local file."""
+        with self._lock:
+            self._watched.pop(id(handle), None)
+
+    def take(self, handle: WriteHandle, *, copy: bool) -> None:
+        """Stage a sample that is about to change, with its present bytes unless they are cut away.
+
+        Whoever else changes it has the same staged file; nobody sees it before its bytes are there.
+        """
+        while handle.file is None:
+            entry = handle.entry
+            assert entry is not None
+            file = self._local.get(handle.path)
+            if file is not None and self._is_of(file, entry) and self.join(file, True):
+                handle.file = file
+                break
+            draft = self._local.draft()
+            if copy:
+                try:
+                    self._copy_sample(entry, draft.staged)
+                except BaseException:
+                    self._local.scrap(draft)
+                    raise
+            with self._lock:
+                # it may have been renamed meanwhile
+                path, name = handle.path, true_name(handle.path, handle.entry or entry)
+                handle.file = self._local.publish(draft, path, name, sample_id=entry.sample_id)
+        self.forget(handle)
+
+    def follow(self, renamed: SampleEntry, path: str) -> None:
+        """A sample was renamed: whoever has it open for changing it goes on at its new path."""
+        with self._lock:
+            for handle in self._watched.values():
+                if handle.entry is not None and handle.entry.ino == renamed.ino:
+                    handle.path = path
+                    handle.entry = handle.entry._replace(
+                        name=renamed.name, file_name_raw=renamed.file_name_raw
+                    )
+
+    @staticmethod
+    def _is_of(file: LocalFile, entry: SampleEntry) -> bool:
+        """Whether a local file at the sample's path is that sample's; NotPermitted where it is in its way."""
+        if file.record.sample_id == entry.sample_id:
+            return True
+        if file.entry is None:
+            raise NotPermitted(f"{file.path} is another file now")
+        return False
+
+    def _copy_sample(self, entry: SampleEntry, target: StagedFile) -> None:
+        offset = 0
+        while data := self._read_sample(entry, offset, _COPY_BYTES, self._patience.turn()):
+            target.write_at(offset, data)
+            offset += len(data)
+        if offset == 0 and entry.published_size:
+            raise NoContent(f"the image of {entry.name} cannot be read, so that it cannot be changed in part")
