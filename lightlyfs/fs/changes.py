@@ -158,9 +158,7 @@ class TreeChanges:
         if replaced is not None:
             self._writer.set_aside(replaced)
         try:
-            if self._writer.withdraw(file):
-                self._move_local(file, changes)
-            else:
+            if not self._move_local(file, changes):
                 self._rename_sent(file, new, target, turn)
         except BaseException:
             if replaced is not None and self._local.get(new) is not file:
@@ -180,8 +178,11 @@ class TreeChanges:
             raise NotPermitted(f"{old} is a sample that is being changed; close it, and try again")
         self._rename_sample(entry, old, new, target, turn)
 
-    def _move_local(self, file: LocalFile, changes: dict[str, object]) -> None:
+    def _move_local(self, file: LocalFile, changes: dict[str, object]) -> bool:
+        """Rename what the server has not heard of; False where it is on its way."""
         with file.lock:
+            if not self._writer.withdraw(file):
+                return False
             record = file.record.changed(**changes)
             stays = file.size == 0 or (is_scratch(record.path) and not record.replaces)
             if stays and record.state in (State.PENDING, State.FAILED) and not record.broken:
@@ -190,8 +191,9 @@ class TreeChanges:
                 # where it is being written, its close uploads it, under the name it has then
                 self._local.journal.put(record)
                 self._local.move(file, record)
-                return
+                return True
         self._writer.upload_as(file, changes)
+        return True
 
     def _rename_sample(self, entry: SampleEntry, old: str, new: str, target: Node | None, turn: Turn) -> None:
         if target is not None:

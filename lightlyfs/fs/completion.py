@@ -45,7 +45,7 @@ class Completion:
         file = self._local.by_key(record.key)
         if file is None:
             self._local.journal.remove(record.key)
-            self._local.spool.remove(record.key, record.generation)
+            self._local.spool.remove_up_to(record.key, record.generation)
             return
         with file.lock:
             if file.record.generation != record.generation or file.dirty:
@@ -56,7 +56,7 @@ class Completion:
             file.now_uploaded(uploaded)
             if file.handles == 0:
                 self._local.unstage_locked(file)
-            self._local.spool.remove(record.key, record.generation)
+            self._local.spool.remove_up_to(record.key, record.generation)
         self._leave_to_catalogue(file)
         self._local.touch()
 
@@ -94,4 +94,4 @@ class Completion:
         )
         self._local.journal.put(file.record)
         if known.generation != record.generation:
-            self._local.spool.remove(record.key, record.generation)
+            self._local.spool.remove_up_to(record.key, record.generation)

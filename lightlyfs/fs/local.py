@@ -322,7 +322,7 @@ class LocalFiles:
             file.unlinked = True
             self.drop(file)
             # the bytes first: on a full disk the journal needs the room they free
-            self.spool.remove(file.record.key, file.record.generation)
+            self.spool.remove_up_to(file.record.key, file.record.generation)
             if file.handles == 0:
                 self.unstage_locked(file)
             self.journal.remove(file.record.key)

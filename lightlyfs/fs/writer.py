@@ -245,6 +245,8 @@ class Writer:
         with file.lock:
             if file.broken:
                 raise WriteFailed(f"{file.path} could not be written whole: {file.broken}")
+            if not self.withdraw(file):
+                raise NotPermitted(f"{file.path} is on its way to the server; try again when it is there")
             self._local.sync_locked(file)
             self._local.spool.sync()
             before = file.record
@@ -265,7 +267,7 @@ class Writer:
 
     def withdraw(self, file: LocalFile) -> bool:
         """Take a file back from the uploader; False where it is on its way, or may be on the server."""
-        return self._uploader.withdraw(file.record.key) and not file.record.create_sent
+        return not file.record.create_sent and self._uploader.withdraw(file.record.key)
 
     def remove(self, file: LocalFile) -> None:
         """Forget a local file; NotPermitted where it is a sample, or may be one already."""

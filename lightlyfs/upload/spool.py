@@ -15,6 +15,8 @@ from pathlib import Path
 # ioctl that shares the blocks of one file with another (linux/fs.h: _IOW(0x94, 9, int))
 _FICLONE = 0x40049409
 _COPY_BYTES = 8 << 20
+# a file that is written again and again has no more gaps than this between generations still on the disk
+_MOST_MISSING = 16
 _NAME = re.compile(r"([0-9a-f]{32})\.(\d+)")
 
 
@@ -63,6 +65,17 @@ class Spool:
     def remove(self, key: str, generation: int) -> None:
         """Delete a generation; harmless where it is not there."""
         self.path(key, generation).unlink(missing_ok=True)
+
+    def remove_up_to(self, key: str, generation: int) -> None:
+        """Delete a generation and those before it, some of which may have gone already."""
+        missing = 0
+        while generation >= 0 and missing < _MOST_MISSING:
+            try:
+                self.path(key, generation).unlink()
+                missing = 0
+            except FileNotFoundError:
+                missing += 1
+            generation -= 1
 
     def move(self, key: str, generation: int, other_key: str) -> None:
         """Give a generation to another file."""

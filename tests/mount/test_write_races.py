@@ -55,6 +55,8 @@ def test_a_file_is_rewritten_while_it_uploads(own_server: LocalServer, behind: I
 
     assert stored(own_server) == {"x.jpg": b"generation 4"}
     assert behind.read("x.jpg") == b"generation 4"
+    assert behind.parts.uploads is not None
+    wait_until(lambda: behind.parts.uploads.spool.generations() == [], 5)  # type: ignore[union-attr]
 
 
 def test_a_second_close_waits_for_what_it_wrote(own_server: LocalServer, tree: InProcessTree) -> None:
@@ -318,3 +320,27 @@ def test_a_file_that_is_removed_while_open_stays_removed_whatever_is_done_with_i
     own_server.faults.clear()
     tree.retry_uploads()
     assert stored(own_server) == {}
+
+
+def test_an_open_sample_that_is_renamed_is_changed_at_its_new_path(
+    own_server: LocalServer, overwriting: InProcessTree
+) -> None:
+    with overwriting.writing("old.jpg", create=False) as file:
+        overwriting.rename("old.jpg", "d/new.jpg")
+        file.write(0, b"AB")
+
+    assert stored(own_server) == {"d/new.jpg": b"AB23456789"}
+    assert overwriting.names() == ["d"]
+    assert overwriting.read("d/new.jpg") == b"AB23456789"
+
+
+def test_a_file_that_is_replaced_is_not_sent_when_it_is_closed(
+    own_server: LocalServer, tree: InProcessTree
+) -> None:
+    tree.write("x.tmp", b"new")
+    with tree.writing("x.jpg") as replaced:
+        replaced.write(0, b"old")
+        tree.rename("x.tmp", "x.jpg")
+
+    assert stored(own_server) == {"x.jpg": b"new"}
+    assert tree.read("x.jpg") == b"new"
