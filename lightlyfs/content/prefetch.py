@@ -8,8 +8,8 @@ from cachetools import LRUCache
 
 from lightlyfs.content.ranges import SMALL_FILE_BYTES, Span, block_count
 
-# one block first, so that a sniffer of a large file costs one; doubled with each read that goes on. 32 MiB keep
-# four requests of 8 MiB under way, which hides a round trip of 20 ms at some 500 MB/s
+# one block first, so that a sniffer of a large file costs one; doubled with each read that goes on. 32 MiB
+# keep four requests of 8 MiB under way, which hides a round trip of 20 ms at some 500 MB/s
 MAX_WINDOW_BLOCKS = 32
 _REQUESTS_IN_WINDOW = 4
 # reads of one reader reach us a little out of order: the kernel sends several at once
