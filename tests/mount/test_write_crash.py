@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -224,3 +225,35 @@ def test_an_end_of_the_mount_waits_for_what_is_under_way(tmp_path: Path) -> None
         tree.end()
         assert time.monotonic() - started < 30
         assert len(subject.server.samples()) == 50
+
+
+def test_a_server_that_goes_and_comes_back_holds_every_file_once(tmp_path: Path) -> None:
+    need_fuse("3")
+    (tmp_path / "images").mkdir()
+    options = ServerOptions(source=tmp_path / "images", state=tmp_path / "server", token="t" * 32)
+    server = LocalServer(options).start()
+    subject = Crashing(server, tmp_path / "tree")
+    tree = subject.start()
+    try:
+        writer = threading.Thread(target=_write_many, args=(subject, 120))
+        writer.start()
+        wait_until(lambda: len(subject.acknowledged) >= 20, 60)
+        server.stop()
+        port = int(server.url.rpartition(":")[2])
+        subject.server = LocalServer(replace(options, port=port)).start()
+        writer.join(90)
+        assert not writer.is_alive()
+        tree.run("uploads", "retry")
+        wait_until(lambda: subject.status()["uploads"]["pending"] == 0, 60)
+        assert len(subject.acknowledged) >= 20
+        subject.check()
+        assert set(subject.attempted) == {document["fileName"] for document in subject.server.samples()}
+    finally:
+        tree.end()
+        subject.server.stop()
+
+
+def _write_many(subject: Crashing, count: int) -> None:
+    for number in range(count):
+        with contextlib.suppress(OSError):
+            subject._write_one(f"file-{number}.bin", number * 3 + 1)
