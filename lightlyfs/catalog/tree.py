@@ -96,11 +96,6 @@ def resolve_clashes(
     return names
 
 
-def sort_key(component: str) -> bytes:
-    """Order components by their bytes, as `ls` does in the C locale."""
-    return component.encode("utf-8", "surrogateescape")
-
-
 def _escaped_parts(file_name: str) -> list[str]:
     if not file_name:
         return [_EMPTY_NAME]

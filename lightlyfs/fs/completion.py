@@ -52,7 +52,7 @@ class Completion:
                 self._note_older_done_locked(file, record)
                 return
             uploaded = record.changed(path=file.path, name=file.record.name, mtime=file.mtime)
-            self._local.journal.put(uploaded, durable=False)
+            self._local.journal.settle(uploaded)
             file.now_uploaded(uploaded)
             if file.handles == 0:
                 self._local.unstage_locked(file)

@@ -254,6 +254,7 @@ class Writer:
                 state=State.PENDING, size=file.size, mtime=file.mtime, error=""
             )
             self._local.journal.put(wanted)
+            covered = self._local.get(wanted.path)
             self._local.move(file, wanted)
             file.sealed, file.dirty = True, False
             ticket = file.ticket = self._uploader.submit(wanted)
@@ -262,7 +263,7 @@ class Writer:
         try:
             self._waits.wait(ticket)
         except BaseException:
-            self._put_back(file, before)
+            self._put_back(file, before, covered)
             raise
 
     def withdraw(self, file: LocalFile) -> bool:
@@ -358,8 +359,11 @@ class Writer:
         assert handle.file is not None
         return handle.file
 
-    def _put_back(self, file: LocalFile, before: Record) -> None:
-        """A rename whose upload failed: the old name stays, and nothing is owed unless a create was sent."""
+    def _put_back(self, file: LocalFile, before: Record, covered: LocalFile | None) -> None:
+        """A rename whose upload failed: the old name stays, and nothing is owed unless a create was sent.
+
+        `covered` is what was shown at the new name; a sample that no listing shows yet is shown again.
+        """
         with file.lock:
             if not self.withdraw(file):
                 return  # it is on its way, or may be: what the server got must not be forgotten
@@ -381,3 +385,5 @@ class Writer:
             owed = back is before and before.owed
             file.sealed = owed
             file.ticket = self._uploader.submit(before) if owed else None
+        if covered is not None and covered.entry is not None:
+            self._local.add(covered)

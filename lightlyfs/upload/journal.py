@@ -151,6 +151,20 @@ class Journal:
         with self._writing(durable) as db:
             db.execute(_NOTE, {name: getattr(record, name) for name in _NAMES})
 
+    def settle(self, record: Record) -> None:
+        """The server has a file: keep that, and forget earlier uploads of the same sample, in one step.
+
+        Not durable: a crash of the machine may lose it, and costs a second PUT of the same bytes.
+        """
+        marks = ", ".join("?" * len(_NAMES))
+        values = [getattr(record, name) for name in _NAMES]
+        others = "DELETE FROM file WHERE sample_id = ? AND key != ? AND state = ?"
+        with self._writing(False) as db:
+            db.execute("BEGIN")
+            db.execute(f"INSERT OR REPLACE INTO file VALUES ({marks})", values)
+            db.execute(others, (record.sample_id, record.key, State.UPLOADED))
+            db.execute("COMMIT")
+
     def remove(self, key: str) -> None:
         """Forget a file; a crash of the machine may remember it, and find that nothing is owed."""
         with self._writing(False) as db:

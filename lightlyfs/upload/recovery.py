@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import Counter
 
 from lightlyfs.upload.journal import Journal, Record, State
 from lightlyfs.upload.spool import Spool
@@ -19,12 +20,15 @@ def recovered(journal: Journal, spool: Spool) -> list[Record]:
     present = set(spool.generations())
     records = journal.records()
     changing = {record.sample_id for record in records if record.state is not State.UPLOADED}
+    uploaded = Counter(record.sample_id for record in records if record.state is State.UPLOADED)
+    # which of several uploads of one sample is the latest is not known; the next listing shows the sample
+    changing |= {sample_id for sample_id, uploads in uploaded.items() if uploads > 1}
     found: list[Record] = []
     for record in records:
         if record.state is not State.UPLOADED:
             found += _recovered(journal, spool, record, present)
         elif record.sample_id in changing:
-            journal.remove(record.key)  # a newer image of the same sample is under way
+            journal.remove(record.key)  # it may not be the sample's latest image
         else:
             found.append(record)
     return sorted(found, key=_precedence)

@@ -421,3 +421,33 @@ def test_links_and_devices_are_refused(tree: WritableTree, own_server: LocalServ
             make(tree.mountpoint / "a.jpg", tree.mountpoint / "b.jpg")
     with refused(errno.EPERM):
         os.mkfifo(tree.mountpoint / "fifo")
+
+
+def test_a_sample_that_was_replaced_has_one_name_and_its_new_bytes_after_a_remount(
+    own_server: LocalServer, tmp_path: Path
+) -> None:
+    with in_process(own_server, tmp_path / "tree", allow_overwrite="on") as tree:
+        tree.write("a.jpg", b"first")
+        tree.write("a.tmp", b"second")
+        tree.rename("a.tmp", "a.jpg")
+
+    with in_process(own_server, tmp_path / "tree", allow_overwrite="on") as tree:
+        assert tree.names() == ["a.jpg"]
+        assert tree.read("a.jpg") == b"second"
+        tree.refresh()
+        assert tree.names() == ["a.jpg"]
+        assert tree.read("a.jpg") == b"second"
+
+
+def test_a_new_sample_stays_in_view_where_replacing_it_fails(own_server: LocalServer, tmp_path: Path) -> None:
+    with in_process(own_server, tmp_path / "tree", allow_overwrite="on") as tree:
+        tree.write("a.jpg", b"first")
+        tree.write("a.tmp", b"second")
+        own_server.faults.add(Status(status=403, target="writeurls"), Status(status=403, target="writeurl"))
+
+        with refused(errno.EACCES):
+            tree.rename("a.tmp", "a.jpg")
+
+        assert tree.names() == ["a.jpg", "a.tmp"]
+        assert tree.read("a.jpg") == b"first"
+        assert tree.read("a.tmp") == b"second"
