@@ -35,11 +35,10 @@ _STORED_WAIT_S = 0.5
 
 @dataclass(frozen=True)
 class FoundDataset:
-    """The dataset to mount; `offline` where only an earlier mount knows it."""
+    """The dataset to mount."""
 
     id: str
     name: str
-    offline: bool = False
 
 
 def find_dataset(client: LightlyClient, settings: Settings, secrets: Secrets, wanted: str) -> FoundDataset:
@@ -57,7 +56,7 @@ def find_dataset(client: LightlyClient, settings: Settings, secrets: Secrets, wa
                 f"lightlyfs: {_reason(error, settings)}; the names of an earlier mount are shown", err=True
             )
             assert stored is not None
-            return FoundDataset(stored, wanted, offline=True)
+            return FoundDataset(stored, wanted)
         raise StartError(_start_text(error, settings, wanted)) from error
     names.remember(wanted, found.id)
     return found

@@ -14,8 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lightlyfs.catalog.catalog import true_name
-from lightlyfs.catalog.store import DirectoryEntry, SampleEntry
+from lightlyfs.catalog.store import DirectoryEntry
 from lightlyfs.errors import FileExists, InvalidArgument, IsADirectory, NotPermitted, ReadOnly
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr, DiskUsage, attr_of_directory, attr_of_sample
 from lightlyfs.fs.changes import TreeChanges, name_at, refuse_trash
@@ -131,7 +130,7 @@ class Filesystem:
             handle = self._need_writing(path).writer.open_local(node, flags)
             return Opened(self._handles.add(handle), True, False, True)
         if changing:
-            handle = writer.open_sample(path, node, self._true_name(path, node), flags)
+            handle = writer.open_sample(path, node, flags)
             return Opened(self._handles.add(handle), True, False, True)
         opened = self._samples.open(path, node, turn)
         return Opened(self._handles.add(opened.handle), opened.keep_cache, opened.direct_io, False)
@@ -163,7 +162,7 @@ class Filesystem:
         if isinstance(opened, ReadHandle):
             raise NotPermitted("the file is open for reading only")
         writer = self._need_writing(opened.path).writer
-        return writer.write(opened, offset, data, self._name_of_handle(opened.path, opened.entry))
+        return writer.write(opened, offset, data)
 
     def truncate(self, path: str | None, handle: int | None, size: int) -> None:
         """Cut or extend a file, by an open one of it where there is one."""
@@ -171,16 +170,14 @@ class Filesystem:
             opened = self._handles.get(handle)
             if isinstance(opened, ReadHandle):
                 raise NotPermitted("the file is open for reading only")
-            name = self._name_of_handle(opened.path, opened.entry)
-            self._need_writing(opened.path).writer.truncate(opened, size, name)
+            self._need_writing(opened.path).writer.truncate(opened, size)
             return
         assert path is not None
         writer = self._need_writing(path).writer
         node = self._names.lookup(path, self._patience.turn())
         if isinstance(node, DirectoryEntry):
             raise IsADirectory(f"a directory: {path}")
-        name = self._true_name(path, node) if isinstance(node, SampleEntry) else ""
-        writer.truncate_path(path, node, size, name)
+        writer.truncate_path(path, node, size)
 
     def flush(self, handle: int) -> None:
         """A descriptor of an open file is closed; raises why what it wrote is not on the server."""
@@ -272,10 +269,3 @@ class Filesystem:
         if self._writing is None:
             raise ReadOnly(f"the mount is read-only: {path}")
         return self._writing
-
-    @staticmethod
-    def _true_name(path: str, entry: SampleEntry) -> str:
-        return true_name(path, entry)
-
-    def _name_of_handle(self, path: str, entry: SampleEntry | None) -> str:
-        return "" if entry is None else self._true_name(path, entry)

@@ -77,9 +77,9 @@ class Writer:
         if not self._takeover.join(file, writable):
             return self._open_uploaded(file, flags)
         handle = WriteHandle(file.path, file, None, writable, self._caller_process())
-        return self._cut(handle, "", flags)
+        return self._cut(handle, flags)
 
-    def open_sample(self, path: str, entry: SampleEntry, name: str, flags: int) -> WriteHandle:
+    def open_sample(self, path: str, entry: SampleEntry, flags: int) -> WriteHandle:
         """A sample, open for changing it; NotPermitted unless the mount allows overwriting.
 
         A new file of this mount may be changed for as long as it is open, whoever has it already.
@@ -91,12 +91,12 @@ class Writer:
             self.need_overwrite(path)
             handle = WriteHandle(path, None, entry, True, self._caller_process())
             self._takeover.watch(handle)
-        return self._cut(handle, name, flags)
+        return self._cut(handle, flags)
 
-    def _cut(self, handle: WriteHandle, name: str, flags: int) -> WriteHandle:
+    def _cut(self, handle: WriteHandle, flags: int) -> WriteHandle:
         if flags & os.O_TRUNC:
             try:
-                self.truncate(handle, 0, name)
+                self.truncate(handle, 0)
             except BaseException:
                 self.release(handle)
                 raise
@@ -108,7 +108,7 @@ class Writer:
         if entry is None:
             raise NoSuchFile(f"no such file: {file.path}")
         if flags & (os.O_ACCMODE | os.O_TRUNC):
-            return self.open_sample(file.path, entry, file.record.name, flags)
+            return self.open_sample(file.path, entry, flags)
         return WriteHandle(file.path, None, entry, False, self._caller_process())
 
     def need_overwrite(self, path: str) -> None:
@@ -149,9 +149,9 @@ class Writer:
         with file.lock:
             return self._local.stage_locked(file).read_at(offset, size)
 
-    def write(self, handle: WriteHandle, offset: int, data: bytes, name: str) -> int:
+    def write(self, handle: WriteHandle, offset: int, data: bytes) -> int:
         """Write bytes at any place; OSError as the disk gives it."""
-        file = self._for_change(handle, name, copy=True)
+        file = self._for_change(handle, copy=True)
         with file.lock:
             staged = self._local.unseal_locked(file)
             try:
@@ -168,9 +168,9 @@ class Writer:
             self._local.touch()
         return count
 
-    def truncate(self, handle: WriteHandle, size: int, name: str = "") -> None:
+    def truncate(self, handle: WriteHandle, size: int) -> None:
         """Cut an open file, or extend it with zeros."""
-        file = self._for_change(handle, name, copy=size > 0)
+        file = self._for_change(handle, copy=size > 0)
         with file.lock:
             # where it fails, the file is as it was
             self._local.unseal_locked(file, empty=size == 0).truncate(size)
@@ -181,14 +181,14 @@ class Writer:
             file.dirty = True
         self._local.touch()
 
-    def truncate_path(self, path: str, node: LocalFile | SampleEntry, size: int, name: str) -> None:
+    def truncate_path(self, path: str, node: LocalFile | SampleEntry, size: int) -> None:
         """Cut a file that is not open by the caller."""
         if isinstance(node, LocalFile):
             handle = self.open_local(node, os.O_RDWR)
         else:
-            handle = self.open_sample(path, node, name, os.O_RDWR | (os.O_TRUNC if size == 0 else 0))
+            handle = self.open_sample(path, node, os.O_RDWR | (os.O_TRUNC if size == 0 else 0))
         try:
-            self.truncate(handle, size, name)
+            self.truncate(handle, size)
             self.flush(handle)
         finally:
             self.release(handle)
@@ -351,7 +351,7 @@ class Writer:
             if file.staged is not None:
                 self._local.sync_locked(file)
 
-    def _for_change(self, handle: WriteHandle, name: str, *, copy: bool) -> LocalFile:
+    def _for_change(self, handle: WriteHandle, *, copy: bool) -> LocalFile:
         if not handle.writable:
             raise BadHandle("the file is open for reading only")
         if handle.file is None:
