@@ -12,6 +12,7 @@ from contentkit import Clock, Inline
 
 from lightlyfs.api.models import Sample, SampleMetaData
 from lightlyfs.catalog.catalog import Catalog
+from lightlyfs.catalog.census import Census
 from lightlyfs.catalog.refresher import FreshnessConfig, Refresher
 from lightlyfs.catalog.remote import DatasetState
 from lightlyfs.catalog.staging import Changes, Row, make_row
@@ -118,7 +119,8 @@ class World:
             wall_clock=self.clock,
             on_changes=self._changed,
         )
-        self.catalog = Catalog(self.store, remote, self.refresher, config, clock=self.clock)
+        census = Census(self.store, "none")
+        self.catalog = Catalog(self.store, remote, self.refresher, config, census, clock=self.clock)
 
     def _changed(self, changes: Changes) -> None:
         self.catalog.note_changes()

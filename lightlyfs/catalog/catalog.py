@@ -21,11 +21,14 @@ from typing import Protocol, TypeVar
 from cachetools import TTLCache
 
 from lightlyfs.api.models import Sample
+from lightlyfs.catalog.census import Census
 from lightlyfs.catalog.inodes import directory_ino, sample_ino
+from lightlyfs.catalog.recent import RecentLookups
 from lightlyfs.catalog.refresher import FreshnessConfig, Refresher, stored_dataset
 from lightlyfs.catalog.remote import DatasetState, Remote
+from lightlyfs.catalog.reported import Reported
 from lightlyfs.catalog.staging import Changes, Row
-from lightlyfs.catalog.store import CatalogStore, DirectoryEntry, Entry, Facts, SampleEntry, Totals
+from lightlyfs.catalog.store import CatalogStore, DirectoryEntry, Entry, SampleEntry, Totals
 from lightlyfs.catalog.tree import join_name
 from lightlyfs.errors import Cancelled, LightlyFsError, NotFound, RequestError, Unreachable
 
@@ -37,8 +40,6 @@ _FLUSH_EVERY_S = 0.5
 _POLL_S = 0.2
 # as long as the kernel keeps names that are not there
 _ANSWER_TTL_S = 2.0
-# while the disk takes none of them; older ones are asked for again
-_MAX_WAITING_FACTS = 100_000
 
 
 class Wait(Protocol):
@@ -60,22 +61,22 @@ class Catalog:
         remote: Remote,
         refresher: Refresher,
         config: FreshnessConfig,
+        census: Census,
         *,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._remote = remote
+        self._census = census
         self.refresher = refresher
         self._ask_always = config.ttl_s == 0
         self._lock = threading.Lock()
-        # guarded by _lock: what storage reported since the last flush, by inode number
-        self._facts: dict[int, Facts] = {}
-        # guarded by _lock: the same of samples that no listing has met yet
-        self._unlisted: dict[int, Facts] = {}
+        self._reported = Reported(store, on_written=self._outdate)
         # guarded by _lock: what the API said, or is being asked, of single names
         self._answers: TTLCache[str, Future[list[Row]]] = TTLCache(10_000, _ANSWER_TTL_S, timer=clock)
-        self._flush_fails = False  # used by whoever flushes
+        self._looked_at = -1  # the version at the last census; used by the flusher
         self._generation = 0
+        self._recent = RecentLookups(store)
         self._closing = threading.Event()
         self._flusher = threading.Thread(target=self._flush_loop, name="lightlyfs-facts", daemon=True)
 
@@ -88,13 +89,18 @@ class Catalog:
         self._closing.set()
         if self._flusher.is_alive():
             self._flusher.join()
-        self._flush()
+        self._reported.write()
         self._store.close()
 
     @property
     def generation(self) -> int:
         """A number that moves whenever a listing would come out differently."""
         return self._generation
+
+    @property
+    def settled(self) -> bool:
+        """Whether storage has reported every sample, and has an object of each; found out behind."""
+        return self._census.settled
 
     def current_generation(self) -> int:
         """`generation`, after seeing to freshness; -1 where every listing has to ask the API."""
@@ -105,15 +111,11 @@ class Catalog:
 
     def note_changes(self) -> None:
         """Let `generation` move; called after each commit of a listing."""
+        self._census.start_over()
         with self._lock:
             self._generation += 1
-            unlisted = list(self._unlisted)
-        for ino in unlisted:
-            if self._stored(ino) is not None:
-                with self._lock:
-                    facts = self._unlisted.pop(ino, None)
-                    if facts is not None:
-                        self._facts.setdefault(ino, facts)
+            self._recent.outdate()
+        self._reported.note_listing(lambda ino: self._stored(ino) is not None)
 
     def dataset(self) -> DatasetState | None:
         """The dataset's record as of the last listing."""
@@ -133,7 +135,7 @@ class Catalog:
         if not self.refresher.complete:
             return self._lookup_early(path, wait)
         self.refresher.touch()
-        entry = self._store.lookup(path)
+        entry = self._recent.lookup(path)
         if self._ask_always and not self.refresher.stopped:
             return self._lookup_asking(path, entry, wait)
         return self._with_facts(entry)
@@ -147,8 +149,8 @@ class Catalog:
             self._wait_for(self.refresher.check_soon(), wait)
         self.refresher.touch()
         directories, samples = self._store.list_directory(path)
-        if self._facts or self._unlisted:
-            samples = [self._with_sample_facts(entry) for entry in samples]
+        if self._reported:
+            samples = [self._reported.apply(entry) for entry in samples]
         return directories, samples
 
     def samples_after(self, path: str, count: int) -> list[tuple[str, SampleEntry]]:
@@ -156,34 +158,44 @@ class Catalog:
         directory = path.rpartition("/")[0]
         prefix = directory + "/" if directory else ""
         found = self._store.samples_after(path, count)
-        return [(prefix + entry.name, self._with_sample_facts(entry)) for entry in found]
+        return [(prefix + entry.name, self._reported.apply(entry)) for entry in found]
 
     def with_facts(self, entry: SampleEntry) -> SampleEntry:
         """An entry with what storage reported of it since it was looked up; asks nobody."""
-        return self._with_sample_facts(entry)
+        return self._reported.apply(entry)
 
     def by_id(self, sample_id: str) -> tuple[str, SampleEntry] | None:
         """The path and entry of a sample, or None."""
         found = self._store.by_ino(sample_ino(bytes.fromhex(sample_id)))
-        return None if found is None else (found[0], self._with_sample_facts(found[1]))
+        return None if found is None else (found[0], self._reported.apply(found[1]))
 
     # what storage reported
 
-    def record_facts(self, sample_id: str, size: int, etag: str) -> None:
-        """Keep a sample's true size in bytes and its version; written down shortly after. Never raises."""
+    def record_facts(
+        self,
+        sample_id: str,
+        size: int,
+        etag: str,
+        before: Callable[[SampleEntry], None] = lambda _: None,
+    ) -> None:
+        """Keep a sample's true size in bytes and its version; written down shortly after. Never raises.
+
+        `before` is called with the sample as it is shown, if it is, before that changes.
+        """
         ino = sample_ino(bytes.fromhex(sample_id))
         found = self._stored(ino)
-        published = None if found is None else self._with_sample_facts(found).published_size
-        with self._lock:
-            self._generation += published != size
-            if found is None:
-                _put_bounded(self._unlisted, ino, Facts(size, etag))
-            else:
-                _put_bounded(self._facts, ino, Facts(size, etag, (found.mtime, found.size_hint)))
+        shown = None if found is None else self._reported.apply(found)
+        if shown is not None:
+            before(shown)
+        same = shown is not None and shown.published_size == size and shown.etag in (None, etag)
+        self._reported.put(ino, size, etag, found)
+        if not same:
+            with self._lock:
+                self._generation += 1
 
     def flush_facts(self) -> None:
         """Write down now what storage reported."""
-        self._flush()
+        self._reported.write()
 
     def refresh(self) -> Changes:
         """Ask the API for everything now, and storage for each content before it is next used.
@@ -191,14 +203,12 @@ class Catalog:
         Where the API cannot be asked, what was known stays in force.
         """
         changes = self.refresher.list_now()
-        self._flush()
+        self._reported.write()
         try:
             self._store.forget_facts()
         except sqlite3.Error as error:
             raise LightlyFsError(f"the catalogue on disk cannot be written: {error}") from error
-        with self._lock:
-            self._facts.clear()
-            self._unlisted.clear()
+        self._reported.clear()
         self.note_changes()
         return changes
 
@@ -229,7 +239,9 @@ class Catalog:
         hint = sample.meta_data.size_in_bytes if sample.meta_data else None
         if modified not in (0, entry.mtime) or hint != entry.size_hint:
             self.refresher.expect_changes()
-            entry = entry._replace(mtime=modified or entry.mtime, size_hint=hint, size=None, verified=False)
+            entry = entry._replace(
+                mtime=modified or entry.mtime, size_hint=hint, size=None, verified=False, stands=False
+            )
         return self._with_facts(entry)
 
     def _ask_sample(self, sample_id: str) -> Future[Sample]:
@@ -308,14 +320,8 @@ class Catalog:
 
     def _with_facts(self, entry: Entry | None) -> Entry | None:
         if isinstance(entry, SampleEntry):
-            return self._with_sample_facts(entry)
+            return self._reported.apply(entry)
         return entry
-
-    def _with_sample_facts(self, entry: SampleEntry) -> SampleEntry:
-        facts = self._facts.get(entry.ino) or self._unlisted.get(entry.ino)
-        if facts is None or not facts.hold_for(entry):
-            return entry
-        return entry._replace(size=facts.size, etag=facts.etag, verified=True)
 
     def _stored(self, ino: int) -> SampleEntry | None:
         """The listed sample; None, too, where the disk fails."""
@@ -325,35 +331,25 @@ class Catalog:
             log.warning("the catalogue on disk cannot be read: %s", error)
             return None
 
+    def _outdate(self) -> None:
+        with self._lock:
+            self._recent.outdate()
+
     def _flush_loop(self) -> None:
         while not self._closing.wait(_FLUSH_EVERY_S):
-            if self._facts:
-                self._flush()
+            self._reported.write()
+            if self._looked_at != self._recent.version and self.refresher.complete:
+                self._look_around()
 
-    def _flush(self) -> None:
-        """Write facts down; where the disk fails they stay in memory, and count from there."""
-        with self._lock:
-            facts = dict(self._facts)
-        if not facts:
-            return
+    def _look_around(self) -> None:
+        """See whether storage has reported every sample by now."""
+        version = self._recent.version
         try:
-            self._store.record_facts(facts)
+            self._census.look()
         except sqlite3.Error as error:
-            if not self._flush_fails:
-                log.warning("what storage reports cannot be written to the catalogue: %s", error)
-            self._flush_fails = True
+            log.warning("the catalogue on disk cannot be read: %s", error)
             return
-        self._flush_fails = False
-        with self._lock:
-            for ino, fact in facts.items():
-                if self._facts.get(ino) is fact:
-                    del self._facts[ino]
-
-
-def _put_bounded(facts: dict[int, Facts], ino: int, fact: Facts) -> None:
-    facts[ino] = fact
-    while len(facts) > _MAX_WAITING_FACTS:
-        del facts[next(iter(facts))]
+        self._looked_at = version
 
 
 def true_name(path: str, entry: SampleEntry) -> str:
@@ -364,5 +360,14 @@ def true_name(path: str, entry: SampleEntry) -> str:
 
 def _entry_of(row: Row) -> SampleEntry:
     return SampleEntry(
-        row.wanted, sample_ino(row.id), row.id, row.file_name_raw, row.hint, row.mtime, None, None, False
+        row.wanted,
+        sample_ino(row.id),
+        row.id,
+        row.file_name_raw,
+        row.hint,
+        row.mtime,
+        None,
+        None,
+        False,
+        False,
     )

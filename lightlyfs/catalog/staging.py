@@ -72,7 +72,7 @@ _FRESH = """
 CREATE TEMP TABLE fresh AS
 SELECT n.dir, coalesce(n.name, n.wanted) AS name, n.ino, n.id, n.file_name, n.hint, n.mtime, n.created,
        CASE WHEN o.hint IS n.hint THEN o.size END AS size, o.etag,
-       coalesce(o.mtime = n.mtime AND o.hint IS n.hint AND o.verified, 0) AS verified
+       CASE WHEN o.mtime = n.mtime AND o.hint IS n.hint THEN o.verified ELSE 0 END AS verified
 FROM temp.changed c CROSS JOIN temp.staged n ON n.ino = c.ino LEFT JOIN main.sample o ON o.ino = n.ino
 """
 _TOUCHED = "(SELECT ino FROM temp.changed UNION ALL SELECT ino FROM temp.gone)"

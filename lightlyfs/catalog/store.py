@@ -17,6 +17,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,22 +38,26 @@ CREATE TABLE sample (
     hint INTEGER,        -- metaData.sizeInBytes
     mtime INTEGER NOT NULL, created INTEGER NOT NULL,
     size INTEGER, etag TEXT,  -- what storage last reported; NULL until it did
-    verified INTEGER NOT NULL DEFAULT 0,  -- and whether that still counts
+    verified INTEGER NOT NULL DEFAULT 0,  -- 1: that counts; 2: it did until a refresh; 0: it may not
     PRIMARY KEY (dir, name)) WITHOUT ROWID;
 CREATE UNIQUE INDEX sample_by_ino ON sample (ino);
 """
-_COLUMNS = "name, ino, id, file_name, hint, mtime, size, etag, verified"
+_COLUMNS = "name, ino, id, file_name, hint, mtime, size, etag, verified = 1, verified != 0"
 # one connection's page cache; the operating system caches the file once for all of them
 _READER_CACHE_KIB = 512
 _WRITER_CACHE_KIB = 32 * 1024
 _IDLE_READERS = 8
+
+# a directory's number is asked for with each of its files
+_parent_ino = lru_cache(4_096)(directory_ino)
 
 
 class SampleEntry(NamedTuple):
     """A sample as a directory entry.
 
     `size` (bytes) and `etag` are what storage last reported, None until it did; they count as true while
-    `verified` is set, and are a better guess than `size_hint` otherwise.
+    `verified` is set, and are a better guess than `size_hint` otherwise. `stands` is set where nothing
+    speaks against them: also after a refresh that asks storage anew, as long as no listing differs.
     """
 
     name: str
@@ -64,6 +69,7 @@ class SampleEntry(NamedTuple):
     size: int | None
     etag: str | None
     verified: bool
+    stands: bool
 
     @property
     def published_size(self) -> int | None:
@@ -85,6 +91,8 @@ class DirectoryEntry(NamedTuple):
 
 
 Entry = SampleEntry | DirectoryEntry
+# of a sample in the order of the table: the inode number of its directory, and its name
+Place = tuple[int, str]
 
 
 class Facts(NamedTuple):
@@ -146,22 +154,33 @@ class CatalogStore:
 
     def lookup(self, path: str) -> Entry | None:
         """The entry of a path without a leading slash, or None; "" is the root."""
-        parent, _, name = path.rpartition("/")
-        sample = f"SELECT {_COLUMNS} FROM sample WHERE dir = ? AND name = ?"
+        return self.lookup_with_next(path, 0)[0]
+
+    def lookup_with_next(self, path: str, count: int) -> tuple[Entry | None, list[SampleEntry]]:
+        """The entry of a path, and where it is a sample at most `count` behind it in its directory."""
+        directory, _, name = path.rpartition("/")
+        query = f"SELECT {_COLUMNS} FROM sample WHERE dir = ? AND name >= ? ORDER BY name LIMIT ?"
         try:
-            ino, key = directory_ino(path), (directory_ino(parent), name)
+            key = (_parent_ino(directory), name, count + 1)
+            with self._reader() as db:
+                rows = db.execute(query, key).fetchall()
         except UnicodeEncodeError:
-            return None  # not UTF-8, so no sample can have it
-        with self._reader() as db:
-            row = db.execute(sample, key).fetchone()
-        if row is not None:
-            return SampleEntry._make(row)
+            return None, []  # not UTF-8, so no sample can have it
+        if rows and rows[0][0] == name:
+            return SampleEntry._make(rows[0]), [SampleEntry._make(row) for row in rows[1:]]
+        return self._lookup_directory(path), []
+
+    def _lookup_directory(self, path: str) -> Entry | None:
+        """The entry of a path that was no sample a moment ago."""
+        directory, _, name = path.rpartition("/")
+        sample = f"SELECT {_COLUMNS} FROM sample WHERE dir = ? AND name = ?"
         # both of one commit: a listing that comes between may make a file of a directory
         with self._snapshot() as db:
-            found = db.execute("SELECT name, ino, mtime FROM directory WHERE ino = ?", (ino,)).fetchone()
-            row = None if found else db.execute(sample, key).fetchone()
-        if found is not None:
-            return DirectoryEntry._make(found)
+            key = (directory_ino(path),)
+            found = db.execute("SELECT name, ino, mtime FROM directory WHERE ino = ?", key).fetchone()
+            if found is not None:
+                return DirectoryEntry._make(found)
+            row = db.execute(sample, (_parent_ino(directory), name)).fetchone()
         return None if row is None else SampleEntry._make(row)
 
     def list_directory(self, path: str) -> tuple[list[DirectoryEntry], list[SampleEntry]]:
@@ -201,9 +220,19 @@ class CatalogStore:
             entry = SampleEntry._make(row[1:])
             return "/".join([*directory_path(db, "main.directory", row[0]), entry.name]), entry
 
+    def first_unsettled(self, start: Place, absent_etag: str) -> Place | None:
+        """The first sample at or behind a place that is unverified or of this version; None where none is.
+
+        Scans from there, in the order of the table.
+        """
+        query = "SELECT dir, name FROM sample WHERE (dir, name) >= (?, ?) AND (verified != 1 OR etag = ?)"
+        with self._reader() as db:
+            row = db.execute(f"{query} LIMIT 1", (*start, absent_etag)).fetchone()
+        return None if row is None else (row[0], row[1])
+
     def totals(self) -> Totals:
         """Sums over all samples; scans the table, so not for a hot path."""
-        sums = "count(*), coalesce(sum(coalesce(size, hint)), 0), coalesce(sum(1 - verified), 0)"
+        sums = "count(*), coalesce(sum(coalesce(size, hint)), 0), coalesce(sum(verified != 1), 0)"
         with self._reader() as db:
             samples, total, unverified = db.execute(f"SELECT {sums} FROM sample").fetchone()
             (directories,) = db.execute("SELECT count(*) FROM directory").fetchone()
@@ -229,7 +258,7 @@ class CatalogStore:
     def forget_facts(self) -> None:
         """Make every size and version unverified; they stay as the best guess."""
         with self._transaction() as db:
-            db.execute("UPDATE sample SET verified = 0 WHERE verified")
+            db.execute("UPDATE sample SET verified = 2 WHERE verified = 1")
 
     @contextmanager
     def listing(self) -> Iterator[ListingWriter]:

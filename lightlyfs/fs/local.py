@@ -87,7 +87,8 @@ def _entry_of(record: Record) -> SampleEntry:
     raw = None if record.name == record.path else record.name.encode("utf-8", "surrogatepass")
     name = record.path.rpartition("/")[2]
     size, etag = record.size, record.etag
-    return SampleEntry(name, sample_ino(sample_id), sample_id, raw, size, record.mtime, size, etag, True)
+    ino = sample_ino(sample_id)
+    return SampleEntry(name, ino, sample_id, raw, size, record.mtime, size, etag, verified=True, stands=True)
 
 
 class LocalFiles:

@@ -6,7 +6,7 @@ from lightlyfs.catalog.store import SampleEntry
 from lightlyfs.fs.overlay import MAX_LISTINGS_WITHOUT, RenamedSamples
 
 ID = "c" * 24
-ENTRY = SampleEntry("x.jpg", 7, bytes.fromhex(ID), None, 5, 0, 5, "e", True)
+ENTRY = SampleEntry("x.jpg", 7, bytes.fromhex(ID), None, 5, 0, 5, "e", True, True)
 
 
 class Listed:

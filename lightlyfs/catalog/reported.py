@@ -1,0 +1,94 @@
+"""What storage reported of samples, on its way into the store: it counts at once, and is written in batches.
+
+Threads: any may call. The lock is not held while the store is used.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable
+
+from lightlyfs.catalog.store import CatalogStore, Facts, SampleEntry
+
+log = logging.getLogger(__name__)
+
+# while the disk takes none of them; older ones are asked for again
+_MAX_WAITING = 100_000
+
+
+class Reported:
+    """Facts by inode number that the store does not hold yet; `on_written` is called under the lock when
+    the store has them and they are about to be dropped here.
+    """
+
+    def __init__(self, store: CatalogStore, on_written: Callable[[], None]) -> None:
+        self._store = store
+        self._on_written = on_written
+        self._lock = threading.Lock()
+        # guarded by _lock: of listed samples, and of those that no listing has met yet
+        self._facts: dict[int, Facts] = {}
+        self._unlisted: dict[int, Facts] = {}
+        self._fails = False  # used by whoever writes
+
+    def __bool__(self) -> bool:
+        return bool(self._facts or self._unlisted)
+
+    def apply(self, entry: SampleEntry) -> SampleEntry:
+        """An entry with what storage reported of it since it was written."""
+        facts = self._facts.get(entry.ino) or self._unlisted.get(entry.ino)
+        if facts is None or not facts.hold_for(entry):
+            return entry
+        return entry._replace(size=facts.size, etag=facts.etag, verified=True, stands=True)
+
+    def put(self, ino: int, size: int, etag: str, of: SampleEntry | None) -> None:
+        """Keep facts of a sample as it is listed, or of one that is not listed yet."""
+        with self._lock:
+            if of is None:
+                _put_bounded(self._unlisted, ino, Facts(size, etag))
+            else:
+                _put_bounded(self._facts, ino, Facts(size, etag, (of.mtime, of.size_hint)))
+
+    def note_listing(self, is_listed: Callable[[int], bool]) -> None:
+        """A listing may have met samples it had not met before."""
+        with self._lock:
+            unlisted = list(self._unlisted)
+        for ino in unlisted:
+            if is_listed(ino):
+                with self._lock:
+                    facts = self._unlisted.pop(ino, None)
+                    if facts is not None:
+                        self._facts.setdefault(ino, facts)
+
+    def clear(self) -> None:
+        """Forget all of it."""
+        with self._lock:
+            self._facts.clear()
+            self._unlisted.clear()
+
+    def write(self) -> None:
+        """Write them down; where the disk fails they stay in memory, and count from there."""
+        with self._lock:
+            facts = dict(self._facts)
+        if not facts:
+            return
+        try:
+            self._store.record_facts(facts)
+        except sqlite3.Error as error:
+            if not self._fails:
+                log.warning("what storage reports cannot be written to the catalogue: %s", error)
+            self._fails = True
+            return
+        self._fails = False
+        with self._lock:
+            self._on_written()
+            for ino, fact in facts.items():
+                if self._facts.get(ino) is fact:
+                    del self._facts[ino]
+
+
+def _put_bounded(facts: dict[int, Facts], ino: int, fact: Facts) -> None:
+    facts[ino] = fact
+    while len(facts) > _MAX_WAITING:
+        del facts[next(iter(facts))]
