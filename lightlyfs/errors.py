@@ -34,6 +34,7 @@
         +-- NotPermitted         lightlyfs or the API does not allow it
         +-- ReadOnly             the mount is read-only
         +-- BadHandle            the file handle is not open
+        +-- OpenNotNeeded        files are read by path: their opens need not be told
         +-- NoAttribute          no such extended attribute
         +-- UnknownNamespace     extended attributes of this namespace are not kept
         +-- InvalidArgument      the arguments make no sense together
@@ -210,6 +211,10 @@ class ReadOnly(FileError):
 
 class BadHandle(FileError):
     """The file handle is not open."""
+
+
+class OpenNotNeeded(FileError):
+    """Files are read by their path from now on, and need not be opened."""
 
 
 class NoAttribute(FileError):

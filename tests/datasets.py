@@ -11,6 +11,8 @@ SUBJECTS = [
     pytest.param("fuse3", marks=pytest.mark.fuse),
     pytest.param("fuse2", marks=pytest.mark.fuse),
 ]
+# and, of those who only read: a mount whose kernel opens files without telling it
+READING_SUBJECTS = [*SUBJECTS, pytest.param("by-path", marks=pytest.mark.fuse)]
 
 
 def content(seed: str, size: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import stat
 import subprocess
@@ -46,6 +47,11 @@ class Tree(Protocol):
     def xattrs(self, path: str) -> list[str]: ...
     def xattr(self, path: str, name: str) -> bytes: ...
     def refresh(self) -> None: ...
+
+
+def is_by_path(tree: Tree) -> bool:
+    """Whether a tree is a mount that hears of no open any more."""
+    return isinstance(tree, MountedTree) and tree.by_path
 
 
 class WritableFile(Protocol):
@@ -230,6 +236,7 @@ class MountedTree:
     process: subprocess.Popen[str]
     log: Path
     ended: bool = field(default=False)
+    by_path: bool = field(default=False)  # it hears of no open any more
 
     def names(self, path: str = "") -> list[str]:
         return sorted(os.listdir(self.mountpoint / path), key=os.fsencode)
@@ -374,6 +381,24 @@ def mounted(server: LocalServer, directory: Path, version: str = "3", *options: 
         yield tree
     finally:
         tree.end()
+
+
+@contextlib.contextmanager
+def mounted_by_path(server: LocalServer, directory: Path, *options: str) -> Iterator[MountedTree]:
+    """A read-only mount whose kernel opens files without telling it, as once all of them were read."""
+    with mounted(server, directory, "3", "--read-only", *options) as tree:
+        wait_until(lambda: reads_by_path(tree), 20)
+        tree.by_path = True
+        yield tree
+
+
+def reads_by_path(tree: MountedTree) -> bool:
+    """Whether a mount hears of no open any more, after reading a bit of every file."""
+    for directory, _, names in os.walk(tree.mountpoint):
+        for name in names:
+            with open(os.path.join(directory, name), "rb", buffering=0) as file:
+                file.read(1)
+    return bool(json.loads(tree.run("status", str(tree.mountpoint), "--json").stdout)["reads_by_path"])
 
 
 def start_mount(

@@ -137,7 +137,9 @@ def _status_text(answer: dict[str, Any]) -> str:
         "cache": f"{_size(cache['bytes'])} of {_size(cache['budget_bytes'])} in {cache['directory']}",
         "reads": f"{cache['hits']:,} from the cache, {_size(content['fetched_bytes'])} fetched, "
         f"{content['under_way']} under way, {content['failures']} failed",
-        "open": f"{answer['open_files']} files",
+        "open": "not told: files are read by their path"
+        if answer["reads_by_path"]
+        else f"{answer['open_files']} files",
         "requests": requests or "none",
         "uploads": _uploads_text(answer),
     }

@@ -34,8 +34,6 @@ from lightlyfs.content.ranges import BLOCK_BYTES, Span, block_length, span_of
 
 log = logging.getLogger(__name__)
 
-# open descriptors kept; each is one content that can be read without an open
-MAX_OPEN_FILES = 512
 # the disk must keep this share free
 MIN_FREE_SHARE = 0.1
 _CONTENT_LOCKS = 64
@@ -47,11 +45,13 @@ _LOOK_EVERY_BYTES = 8 << 20
 class CacheConfig:
     """Limits of the block cache; `budget_bytes` counts the bytes of blocks.
 
-    The cache shrinks below its budget rather than leave less than `min_free_share` of the disk free.
+    The cache shrinks below its budget rather than leave less than `min_free_share` of the disk free. Up to
+    `max_open_files` contents are kept open; each can then be read without an open.
     """
 
     budget_bytes: int = 20 << 30
     min_free_share: float = MIN_FREE_SHARE
+    max_open_files: int = 512
 
 
 class CacheStats(NamedTuple):
@@ -206,7 +206,7 @@ class BlockCache:
             # of two threads that opened it, the first one's file holds the state
             kept = self._open.setdefault(key, file)
             self._open.move_to_end(key)
-            while len(self._open) > MAX_OPEN_FILES:
+            while len(self._open) > self._config.max_open_files:
                 let_go.append(self._open.popitem(last=False)[0])
         if let_go:
             self._index.note_use(let_go)

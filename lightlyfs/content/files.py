@@ -48,22 +48,23 @@ class BlockFiles:
             directory.unlink()
         directory.mkdir(mode=0o700, exist_ok=True)
         self.directory = directory
+        self._prefix = f"{directory}/"
 
     def open(self, key: str, checksums: dict[int, int], *, create: bool) -> CachedFile | None:
         """The file of a content, or None where there is none; raises OSError."""
         path = self._path(key)
-        flags = _OPEN
-        if create:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            flags |= os.O_CREAT
+        flags = _OPEN | os.O_CREAT if create else _OPEN
         try:
             fd = os.open(path, flags, 0o600)
         except FileNotFoundError:
-            return None
+            if not create:
+                return None
+            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            fd = os.open(path, flags, 0o600)
         except OSError:
-            if not path.is_symlink():
+            if not os.path.islink(path):
                 raise
-            path.unlink()
+            os.unlink(path)
             if not create:
                 return None
             fd = os.open(path, flags, 0o600)
@@ -74,7 +75,10 @@ class BlockFiles:
 
     def delete(self, key: str) -> None:
         """Delete the file of a content, if there is one; raises OSError."""
-        self._path(key).unlink(missing_ok=True)
+        try:
+            os.unlink(self._path(key))
+        except FileNotFoundError:
+            pass
 
     def tidy(self, known: set[str]) -> set[str]:
         """Delete all but the files of `known`; returns those of `known` that have no file."""
@@ -95,9 +99,10 @@ class BlockFiles:
                 else:
                     _delete(directory)
 
-    def _path(self, key: str) -> Path:
-        # the last digits of an id count up, so they spread contents over 256 directories
-        return self.directory / key[22:24] / key
+    def _path(self, key: str) -> str:
+        # a string, for this is asked for each file that is read; the last digits of an id count up, so they
+        # spread contents over 256 directories
+        return f"{self._prefix}{key[22:24]}/{key}"
 
 
 def _delete(entry: os.DirEntry[str]) -> None:

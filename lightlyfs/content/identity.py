@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 # the etag of a sample that has no stored object: a version like any other, with no bytes
@@ -31,10 +32,16 @@ class ContentId(NamedTuple):
 
     def key(self) -> str:
         """A file name for this content: the id and 16 hex digits of the version."""
-        if not _SAMPLE_ID.fullmatch(self.sample_id):
-            raise ValueError(f"not a sample id: {self.sample_id!r}")
-        version = hashlib.blake2b(f"{self.size}\0{self.etag}".encode(), digest_size=8).hexdigest()
-        return f"{self.sample_id}.{version}"
+        return _key_of(self)
+
+
+# every read asks for the key of what it reads, several times
+@lru_cache(16_384)
+def _key_of(content: ContentId) -> str:
+    if not _SAMPLE_ID.fullmatch(content.sample_id):
+        raise ValueError(f"not a sample id: {content.sample_id!r}")
+    version = hashlib.blake2b(f"{content.size}\0{content.etag}".encode(), digest_size=8).hexdigest()
+    return f"{content.sample_id}.{version}"
 
 
 def etag_of(headers: Mapping[str, str]) -> str:

@@ -113,11 +113,19 @@ class Reader:
         self._submit(lambda: self._run_head(head), lambda error: self._end_head(head, error))
         return future
 
-    def read(self, content: ContentId, offset: int, size: int, wait: Waiter) -> bytes:
+    def read(
+        self,
+        content: ContentId,
+        offset: int,
+        size: int,
+        wait: Waiter,
+        on_miss: Callable[[], None] = lambda: None,
+    ) -> bytes:
         """The bytes [offset, offset + size) of a content, short only where it ends.
 
-        Raises ContentChanged where storage has another version, NoContent where it has none, and what
-        the fetch or the wait raised.
+        `on_miss` is called, once those that are not in the cache are on their way, where there are any.
+        Raises ContentChanged where storage has another version, NoContent where it has none, and what the
+        fetch or the wait raised.
         """
         if not content.has_object:
             raise NoContent("the sample has no image on the server")
@@ -127,7 +135,7 @@ class Reader:
         length = min(size, content.size - offset)
         data = self._cache.read(content, offset, length)
         if data is None:
-            data = self._read_missing(content, offset, length, span, wait)
+            data = self._read_missing(content, offset, length, span, wait, on_miss)
         self._go_ahead(content, span)
         return data
 
@@ -136,15 +144,26 @@ class Reader:
         for run in runs(self._cache.missing(content, span)):
             self._claim(content, run)
 
-    def _read_missing(self, content: ContentId, offset: int, length: int, span: Span, wait: Waiter) -> bytes:
+    def _read_missing(
+        self,
+        content: ContentId,
+        offset: int,
+        length: int,
+        span: Span,
+        wait: Waiter,
+        on_miss: Callable[[], None],
+    ) -> bytes:
         for round_left in reversed(range(_MAX_ROUNDS)):
             if round_left:
                 blocks = self._cache.missing(content, span)
             else:
                 # the cache loses blocks as fast as they come: take them all as they come
                 blocks = list(range(span.first, span.last + 1))
+            futures = self._claim_all(content, blocks)
+            if round_left == _MAX_ROUNDS - 1:
+                on_miss()
             try:
-                got = self._fetch_blocks(content, blocks, wait)
+                got = {block: wait(futures[block]) for block in blocks}
             except NotBrought:
                 continue
             data = self._assemble(content, offset, length, span, got)
@@ -152,11 +171,11 @@ class Reader:
                 return data
         raise ServerFault("storage does not bring the blocks it announces")
 
-    def _fetch_blocks(self, content: ContentId, blocks: list[int], wait: Waiter) -> dict[int, bytes]:
+    def _claim_all(self, content: ContentId, blocks: list[int]) -> dict[int, Future[bytes]]:
         futures: dict[int, Future[bytes]] = {}
         for run in runs(blocks):
             futures.update(self._claim(content, run))
-        return {block: wait(futures[block]) for block in blocks}
+        return futures
 
     def _claim(self, content: ContentId, run: Span) -> dict[int, Future[bytes]]:
         """The futures of a run's blocks, after starting the fetch of those that nobody fetches yet."""
@@ -194,9 +213,7 @@ class Reader:
         """Fetch all of a small content; a future that ends with it, or None where it is here already."""
         count = block_count(content.size)
         missing = self._cache.missing(content, Span(0, count - 1)) if count and content.has_object else []
-        futures: dict[int, Future[bytes]] = {}
-        for run in runs(missing):
-            futures.update(self._claim(content, run))
+        futures = self._claim_all(content, missing)
         return futures[missing[-1]] if missing else None
 
     def holds(self, content: ContentId) -> bool:

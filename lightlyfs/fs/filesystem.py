@@ -15,13 +15,22 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lightlyfs.catalog.store import DirectoryEntry
-from lightlyfs.errors import FileExists, InvalidArgument, IsADirectory, NotPermitted, ReadOnly
+from lightlyfs.errors import (
+    BadHandle,
+    FileExists,
+    InvalidArgument,
+    IsADirectory,
+    NotPermitted,
+    OpenNotNeeded,
+    ReadOnly,
+)
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr, DiskUsage, attr_of_directory, attr_of_sample
 from lightlyfs.fs.changes import TreeChanges, name_at, refuse_trash
 from lightlyfs.fs.completion import Completion
 from lightlyfs.fs.handles import HandleTable, ReadHandle
 from lightlyfs.fs.local import LocalFile
 from lightlyfs.fs.namespace import Listing, Namespace, Node
+from lightlyfs.fs.path_reads import PathReads
 from lightlyfs.fs.patience import Patience
 from lightlyfs.fs.samples import Samples
 from lightlyfs.fs.times import SetTimes
@@ -51,7 +60,10 @@ class WriteParts:
 
 
 class Filesystem:
-    """A dataset as a tree of files; `writing` is None on a read-only mount."""
+    """A dataset as a tree of files; `writing` is None on a read-only mount.
+
+    With `by_path` files need not be opened once storage has reported every sample.
+    """
 
     def __init__(
         self,
@@ -63,6 +75,7 @@ class Filesystem:
         *,
         forget: Callable[[tuple[str, ...] | None], bool],
         writing: WriteParts | None = None,
+        by_path: PathReads | None = None,
     ) -> None:
         self._names = namespace
         self._samples = samples
@@ -71,7 +84,13 @@ class Filesystem:
         self._patience = patience
         self._forget = forget
         self._writing = writing
+        self._by_path = by_path
         self._handles = HandleTable()
+
+    @property
+    def reads_by_path(self) -> bool:
+        """Whether files are read by their path, and opens are not told."""
+        return self._by_path is not None and self._by_path.active
 
     @property
     def open_files(self) -> int:
@@ -92,6 +111,8 @@ class Filesystem:
             return attr_of_directory(node)
         if isinstance(node, LocalFile):
             return node.attr()
+        if self._by_path is not None and self._by_path.active:
+            return self._by_path.attr(path, node, turn)
         attr = attr_of_sample(node)
         return attr if attr.size != UNKNOWN_SIZE else self._samples.find_size(path, node, turn)
 
@@ -118,7 +139,12 @@ class Filesystem:
     # open files
 
     def open(self, path: str, flags: int) -> Opened:
-        """Open a file; changing a sample needs a mount that allows overwriting."""
+        """Open a file; changing a sample needs a mount that allows overwriting.
+
+        Raises OpenNotNeeded once files are read by their path alone.
+        """
+        if self._by_path is not None and self._by_path.begin():
+            raise OpenNotNeeded("files are read by their path")
         turn = self._patience.turn()
         node = self._names.lookup(path, turn)
         if isinstance(node, DirectoryEntry):
@@ -155,6 +181,14 @@ class Filesystem:
         if isinstance(opened, ReadHandle):
             return self._samples.read(opened, offset, size, self._patience.turn())
         return self._need_writing(opened.path).writer.read(opened, offset, size)
+
+    def read_path(self, path: str, offset: int, size: int) -> bytes:
+        """Bytes of a file that was not opened, for `open` said that there is no need to."""
+        if self._by_path is None or not self._by_path.active:
+            raise BadHandle(f"not open: {path}")
+        if offset < 0 or size < 0:
+            raise InvalidArgument("negative offset or size")
+        return self._by_path.read(path, offset, size, self._patience.turn())
 
     def write(self, handle: int, offset: int, data: bytes) -> int:
         """Write bytes into an open file; how many were."""
@@ -264,6 +298,8 @@ class Filesystem:
         if self._writing is not None:
             self._writing.completion.prune()
         self._forget(paths)
+        if paths is None and self._by_path is not None and self._by_path.active:
+            self._by_path.forget_pages(self._patience.turn())
 
     def _need_writing(self, path: str) -> WriteParts:
         if self._writing is None:

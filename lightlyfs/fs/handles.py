@@ -16,13 +16,15 @@ from lightlyfs.fs.local import LocalFile
 class ReadHandle:
     """A file open for reading; `content` is None until the first read where opening cost no request.
 
-    `outdated` is set once a newer version is open too; nothing more is read then.
+    `outdated` is set once a newer version is open too; nothing more is read then. `followed` is set once the
+    files that are likely to be next were seen to.
     """
 
     path: str
     entry: SampleEntry
     content: ContentId | None
     outdated: bool = False
+    followed: bool = False
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from lightlyfs.catalog.catalog import Catalog
@@ -16,6 +17,8 @@ from lightlyfs.fs.probes import is_probe
 from lightlyfs.fs.times import SetTimes
 
 Node = SampleEntry | DirectoryEntry | LocalFile
+# the samples of a directory, whose path ends in a slash unless it is the root, as they are to be listed
+ShowSamples = Callable[[str, Sequence[SampleEntry]], Iterable[tuple[str, Attr]]]
 
 
 class Listing(NamedTuple):
@@ -38,6 +41,11 @@ class Namespace:
         self._local = local
         self._times = times
         self.renamed = RenamedSamples()
+        self._show_samples: ShowSamples | None = None
+
+    def show_samples_by(self, show: ShowSamples) -> None:
+        """Let `show` say which samples of a directory are listed, and with which attributes."""
+        self._show_samples = show
 
     def current_generation(self) -> int:
         """The generation whose listings may be shown again; -1 where each one has to ask the API."""
@@ -83,11 +91,14 @@ class Namespace:
         entries = [
             (d.name, attr_of_directory(d)) for d in directories if not self.renamed.is_gone(prefix + d.name)
         ]
-        entries += [
-            (sample.name, attr_of_sample(self._times.apply(sample)))
-            for sample in samples
-            if not self.renamed.is_hidden(prefix + sample.name, sample.ino)
-        ]
+        if self._show_samples is not None:
+            entries += self._show_samples(prefix, samples)
+        else:
+            entries += [
+                (sample.name, attr_of_sample(self._times.apply(sample)))
+                for sample in samples
+                if not self.renamed.is_hidden(prefix + sample.name, sample.ino)
+            ]
         unsorted = bool(directories)
         if self._local is not None:
             unsorted |= self._add_local(self._local, path, entries)

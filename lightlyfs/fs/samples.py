@@ -11,7 +11,7 @@ from cachetools import LRUCache
 
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.store import SampleEntry
-from lightlyfs.content.identity import ContentId
+from lightlyfs.content.identity import NO_OBJECT, ContentId
 from lightlyfs.content.prefetcher import Prefetcher
 from lightlyfs.content.ranges import SMALL_FILE_BYTES
 from lightlyfs.content.reader import Reader
@@ -63,6 +63,8 @@ class Samples:
         self._kernel_has: LRUCache[int, str] = LRUCache(_KERNEL_VERSIONS)
         # guarded by _lock: the open handles of each file
         self._open: dict[int, list[ReadHandle]] = {}
+        # files of which the kernel may hold what no longer holds; single operations on it are atomic
+        self._untold: set[int] = set()
 
     def open(self, path: str, entry: SampleEntry, turn: Turn) -> OpenedSample:
         """Open a sample; an unverified one waits for the headers of the GET that reads it.
@@ -70,16 +72,12 @@ class Samples:
         Programs known to open without reading are not made to wait: their first read is.
         """
         # that there is no image is asked again each time: it may be on its way
-        if entry.verified and _content_of(entry).has_object:
-            content = _content_of(entry)
-            if self.prefetcher.expects(path) or not self._reader.holds(content):
-                self.prefetcher.opened(path)
-            return self._opened(path, entry, content)
+        if entry.verified and entry.etag != NO_OBJECT:
+            return self._opened(path, entry, content_of(entry))
         if opens_without_reading(self._caller_name()):
-            return OpenedSample(ReadHandle(path, entry, None), False, True)
+            return OpenedSample(ReadHandle(path, entry, None, followed=True), False, True)
         content = self._identify(entry, turn, then=lambda: self.prefetcher.opened(path))
-        outdated = entry.published_size not in (None, content.size) and not self._forget((path,))
-        return self._opened(path, entry, content, direct_io=outdated)
+        return self._opened(path, entry, content, followed=True)
 
     def read(self, handle: ReadHandle, offset: int, size: int, turn: Turn) -> bytes:
         """Bytes of an open sample, short only at its end; ContentChanged once storage has another version."""
@@ -88,7 +86,10 @@ class Samples:
             _need_object(handle.content, handle.path)
         if handle.outdated:
             raise ContentChanged(f"the stored object changed since it was opened: {handle.path}")
-        return self._reader.read(handle.content, offset, size, turn.result)
+        if offset or handle.followed:
+            return self._reader.read(handle.content, offset, size, turn.result)
+        handle.followed = True
+        return self.begin_to_read(handle.path, handle.content, size, turn)
 
     def release(self, handle: ReadHandle) -> None:
         """Close a sample."""
@@ -98,9 +99,48 @@ class Samples:
             if left:
                 self._open[ino] = left
 
+    def storage_reported(self, content: ContentId) -> None:
+        """Keep what storage says, and have the kernel forget what no longer holds; any thread may call.
+
+        To be called before anyone is told of the content, so that who opens it then finds no older pages.
+        """
+        outdated: list[int] = []
+
+        def before(shown: SampleEntry) -> None:
+            if _shows_another(shown, content):
+                outdated.append(shown.ino)
+                self._untold.add(shown.ino)
+
+        self._catalog.record_facts(content.sample_id, content.size, content.etag, before)
+        found = self._catalog.by_id(content.sample_id) if outdated else None
+        if found is not None:
+            self._is_untold(*found)
+
+    @property
+    def has_opened(self) -> bool:
+        """Whether any file was opened, of which the kernel may hold pages then."""
+        return bool(self._kernel_has)
+
+    def begin_to_read(self, path: str, content: ContentId, size: int, turn: Turn) -> bytes:
+        """The first bytes of a file; sees to the files that are likely to be next where that helps."""
+        if self.prefetcher.expects(path):
+            self.prefetcher.opened(path)
+            return self._reader.read(content, 0, size, turn.result)
+        return self._reader.read(content, 0, size, turn.result, lambda: self.prefetcher.opened(path))
+
+    def read_content(self, content: ContentId, offset: int, size: int, turn: Turn) -> bytes:
+        """Bytes of a content, short only at its end; ContentChanged once storage has another version."""
+        return self._reader.read(content, offset, size, turn.result)
+
+    def identify(self, entry: SampleEntry, turn: Turn) -> ContentId:
+        """Which content a sample has; asks storage unless that is verified."""
+        if entry.verified and entry.etag != NO_OBJECT:
+            return content_of(entry)
+        return self._identify(entry, turn)
+
     def read_entry(self, entry: SampleEntry, offset: int, size: int, turn: Turn) -> bytes:
         """Bytes of a sample that is not open."""
-        content = _content_of(entry) if entry.verified else self._identify(entry, turn)
+        content = content_of(entry) if entry.verified else self._identify(entry, turn)
         return b"" if not content.has_object else self._reader.read(content, offset, size, turn.result)
 
     def find_size(self, path: str, entry: SampleEntry, turn: Turn) -> Attr:
@@ -119,8 +159,8 @@ class Samples:
         if known is not None and self._api_is_away() and self._reader.holds(known):
             return known  # it cannot be confirmed now, and what is cached stays readable
         told = self._catalog.with_facts(entry)
-        if told.verified and _content_of(told).has_object:
-            return _content_of(told)  # another open asked since this one looked
+        if told.verified and told.etag != NO_OBJECT:
+            return content_of(told)  # another open asked since this one looked
         future = self._reader.identify(
             entry.sample_id, size_hint=entry.published_size, for_reading=True, known=known
         )
@@ -134,20 +174,30 @@ class Samples:
         if size is None or size > SMALL_FILE_BYTES:
             return None
         if entry.verified:
-            return self._reader.fetch_whole(_content_of(entry))
+            return self._reader.fetch_whole(content_of(entry))
         return self._reader.identify(
             entry.sample_id, size_hint=size, for_reading=True, known=_known_content(entry)
         )
+
+    def _is_untold(self, path: str, entry: SampleEntry) -> bool:
+        """Whether the kernel, although it was told, may still hold what no longer holds of a file."""
+        if entry.ino not in self._untold:
+            return False
+        if not self._forget((path,)):
+            return True
+        self._untold.discard(entry.ino)
+        return False
 
     def _api_is_away(self) -> bool:
         return isinstance(self._catalog.refresher.error, Retryable)
 
     def _opened(
-        self, path: str, entry: SampleEntry, content: ContentId, *, direct_io: bool = False
+        self, path: str, entry: SampleEntry, content: ContentId, *, followed: bool = False
     ) -> OpenedSample:
         _need_object(content, path)
         key = content.key()
-        handle = ReadHandle(path, entry, content)
+        handle = ReadHandle(path, entry, content, followed=followed)
+        untold = self._is_untold(path, entry)
         with self._lock:
             keep = self._kernel_has.get(entry.ino, key) == key
             self._kernel_has[entry.ino] = key
@@ -157,7 +207,7 @@ class Samples:
             # the kernel keeps one set of pages a file: a handle on an older version must not meet ours in it
             mixed = any(other.outdated for other in handles)
             handles.append(handle)
-        return OpenedSample(handle, keep, direct_io or mixed)
+        return OpenedSample(handle, keep, untold or mixed)
 
     def _find_sizes_after(self, path: str, entry: SampleEntry, turn: Turn) -> None:
         try:
@@ -171,10 +221,16 @@ class Samples:
 
 def _known_content(entry: SampleEntry) -> ContentId | None:
     """What storage last said, whether or not that still counts."""
-    return None if entry.size is None or entry.etag is None else _content_of(entry)
+    return None if entry.size is None or entry.etag is None else content_of(entry)
 
 
-def _content_of(entry: SampleEntry) -> ContentId:
+def _shows_another(entry: SampleEntry, content: ContentId) -> bool:
+    """Whether the size or the version of a sample, as far as it is shown, is not that of a content."""
+    return entry.published_size not in (None, content.size) or entry.etag not in (None, content.etag)
+
+
+def content_of(entry: SampleEntry) -> ContentId:
+    """The content that storage last reported of a sample; to be asked only where it did."""
     assert entry.size is not None
     assert entry.etag is not None
     return ContentId(entry.sample_id, entry.etag, entry.size)

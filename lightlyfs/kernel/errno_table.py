@@ -39,6 +39,8 @@ _TABLE: dict[type[BaseException], tuple[int, int]] = {
     errors.NotPermitted: (errno.EPERM, logging.INFO),
     errors.ReadOnly: (errno.EROFS, logging.DEBUG),
     errors.BadHandle: (errno.EBADF, logging.WARNING),
+    # the kernel's own way to be told so (FUSE_OPEN); no program sees it
+    errors.OpenNotNeeded: (errno.ENOSYS, logging.DEBUG),
     errors.NoAttribute: (errno.ENODATA, logging.DEBUG),
     errors.UnknownNamespace: (errno.ENOTSUP, logging.DEBUG),
     errors.InvalidArgument: (errno.EINVAL, logging.DEBUG),

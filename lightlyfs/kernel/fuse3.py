@@ -55,7 +55,7 @@ class Fuse3Session(Session):
         def init(connection: Any, config: Any) -> None:
             self._note_handle()
             try:
-                _configure(connection, config)
+                _configure(connection, config, read_only=self._options.read_only)
                 on_init()
             except BaseException:
                 self.stop()
@@ -99,14 +99,15 @@ class Fuse3Session(Session):
             log.debug("the kernel does not forget names on demand: %s", error)
 
 
-def _configure(connection: Any, config: Any) -> None:
+def _configure(connection: Any, config: Any, *, read_only: bool) -> None:
     connection.want = (connection.want | connection.capable & _CAP_READDIRPLUS) & ~_CAP_READDIRPLUS_AUTO
     connection.max_background = binding.MAX_BACKGROUND
     connection.congestion_threshold = binding.MAX_BACKGROUND * 3 // 4
     connection.max_readahead = binding.READ_AHEAD_BYTES
     config.use_ino = 1
     config.hard_remove = 1
-    config.nullpath_ok = 1  # an open file may have lost its path
+    # where files can be removed an open one may have lost its path; where they cannot it is read by it
+    config.nullpath_ok = int(not read_only)
 
 
 # the binding's own prototype takes a structure; an address saves making one for each entry

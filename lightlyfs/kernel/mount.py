@@ -13,7 +13,7 @@ from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.kernel.binding import Library, MountOptions, supports_noflush
 from lightlyfs.kernel.fuse2 import Fuse2Session
 from lightlyfs.kernel.fuse3 import Fuse3Session
-from lightlyfs.kernel.operations import Operations
+from lightlyfs.kernel.operations import Operations, ReadOnlyOperations
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +46,18 @@ class Mount:
         kind = Fuse3Session if library.version[0] == 3 else Fuse2Session
         self._session: Fuse3Session | Fuse2Session = kind(library, options, ownership)
         self._library = library
+        self._options = options
         self._ownership = ownership
         self._program_of = program_of
         self._process_of = process_of
-        self._forgets: queue.SimpleQueue[tuple[str | None, threading.Event]] = queue.SimpleQueue()
+        self._forgets: queue.SimpleQueue[tuple[str | None, threading.Event | None]] = queue.SimpleQueue()
 
     # for the parts below
+
+    @property
+    def forgets_at_once(self) -> bool:
+        """Whether `forget` makes the kernel forget: libfuse 3 can tell it."""
+        return isinstance(self._session, Fuse3Session)
 
     def interrupted(self) -> bool:
         """Whether the caller of the callback under way was interrupted."""
@@ -72,16 +78,14 @@ class Mount:
         """
         if not isinstance(self._session, Fuse3Session):
             return False
-        done = []
+        if paths is not None and len(paths) == 1:
+            done = threading.Event()
+            self._forgets.put((paths[0], done))
+            return done.wait(_FORGET_WAIT_S)
         for path in paths or ():
-            event = threading.Event()
-            self._forgets.put((path, event))
-            done.append(event)
-        if paths is None or len(paths) > 1:
-            event = threading.Event()
-            self._forgets.put((None, event))
-            return False
-        return all(event.wait(_FORGET_WAIT_S) for event in done)
+            self._forgets.put((path, None))
+        self._forgets.put((None, None))
+        return False
 
     # running
 
@@ -93,7 +97,10 @@ class Mount:
         `on_mounted` is called when the kernel has answered; `on_stop` when a signal asks for the end,
         and the mount ends when it returns.
         """
-        operations = Operations(filesystem, self._ownership, noflush=supports_noflush(self._library))
+        # fusepy takes what a class has for a callback, also where that is None
+        silent = self._options.read_only and self.forgets_at_once
+        kind = ReadOnlyOperations if silent else Operations
+        operations = kind(filesystem, self._ownership, noflush=supports_noflush(self._library))
         signal.signal(_WAKE_SIGNAL, lambda *_: None)
         watcher = threading.Thread(
             target=self._watch_signals, args=(on_stop,), name="lightlyfs-signals", daemon=True
@@ -127,4 +134,5 @@ class Mount:
                     self._session.forget_names()
                 else:
                     self._session.forget_path(path)
-            done.set()
+            if done is not None:
+                done.set()

@@ -131,6 +131,8 @@ class Operations:
 
     @answers
     def read(self, path: str | None, size: int, offset: int, fi: FileInfo) -> bytes:
+        if not fi.fh:
+            return self._fs.read_path(_relative(path), offset, size)
         return self._fs.read(fi.fh, offset, size)
 
     @answers
@@ -263,6 +265,12 @@ class Operations:
             "st_mtime": time_ns,
             "st_ctime": time_ns,
         }
+
+
+class ReadOnlyOperations(Operations):
+    """Those of a mount that cannot be written to: without `flush`, which the kernel then does not send."""
+
+    flush = None  # type: ignore[assignment]
 
 
 def _handle(fi: Any) -> int | None:

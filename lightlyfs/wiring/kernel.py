@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 from pathlib import Path
 from typing import Protocol
 
 from cachetools import TTLCache
 
+# a cached file that is kept open costs 1 KB of memory, and saves a tenth of a millisecond when it is read
+_DESCRIPTORS = 8_192
+
 
 class Kernel(Protocol):
     """What the parts need of the mount they serve; a no-op where there is none."""
+
+    @property
+    def forgets_at_once(self) -> bool:
+        """Whether `forget` makes the kernel forget, rather than leave that to its time-outs."""
+        ...
 
     def interrupted(self) -> bool:
         """Whether the caller of the callback under way was interrupted."""
@@ -31,6 +40,8 @@ class Kernel(Protocol):
 
 class NoKernel:
     """The file system without a mount, as tests and libraries use it."""
+
+    forgets_at_once = False
 
     def interrupted(self) -> bool:
         """Nobody interrupts."""
@@ -74,6 +85,16 @@ def _thread_group(thread: int) -> int:
     except (OSError, ValueError):
         pass
     return thread
+
+
+def open_files_limit() -> int:
+    """How many cached files this process can keep open, after raising its limit of descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < _DESCRIPTORS:
+        soft = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    # half of them: connections and the catalogue need some, too
+    return _DESCRIPTORS // 2 if soft == resource.RLIM_INFINITY else min(soft, _DESCRIPTORS) // 2
 
 
 def program_of(pid: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from lightlyfs import places
 from lightlyfs.catalog.catalog import Catalog
+from lightlyfs.catalog.census import Census
 from lightlyfs.catalog.details import Details
 from lightlyfs.catalog.refresher import FreshnessConfig, Refresher
 from lightlyfs.catalog.remote import ApiRemote
@@ -19,20 +20,21 @@ from lightlyfs.catalog.staging import Changes
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.content.cache import BlockCache, CacheConfig, default_budget
 from lightlyfs.content.fetcher import FetchConfig, Fetcher
-from lightlyfs.content.identity import ContentId
+from lightlyfs.content.identity import NO_OBJECT
 from lightlyfs.content.prefetcher import PrefetchStats
 from lightlyfs.content.reader import Reader
 from lightlyfs.content.thumbnails import Thumbnails
 from lightlyfs.content.urls import ReadUrls
 from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.fs.namespace import Namespace
+from lightlyfs.fs.path_reads import PathReads
 from lightlyfs.fs.patience import Patience
 from lightlyfs.fs.samples import Samples
 from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.xattrs import ExtendedAttributes
 from lightlyfs.settings import Settings
 from lightlyfs.wiring.connections import METADATA_THREADS, Connections, RequestCounter
-from lightlyfs.wiring.kernel import Kernel, NoKernel
+from lightlyfs.wiring.kernel import Kernel, NoKernel, open_files_limit
 from lightlyfs.wiring.uploads import UploadNeeds, Uploads, uploads_status
 
 log = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ class Parts:
         self._page_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-pages")
         self._content_pool = ThreadPoolExecutor(settings.jobs, "lightlyfs-content")
         self.catalog = self._make_catalog()
-        self.cache = BlockCache(place.path, CacheConfig(self._budget()))
+        self.cache = BlockCache(place.path, CacheConfig(self._budget(), max_open_files=open_files_limit()))
         self.reader = self._make_reader()
         self.uploads: Uploads | None = None
         self._patience = Patience(clock=time.monotonic, interrupted=kernel.interrupted, closing=self.closing)
@@ -139,7 +141,7 @@ class Parts:
         self._details = Details(
             remote, self._metadata_pool, ttl_s=settings.metadata_ttl_s, clock=time.monotonic
         )
-        return Catalog(store, remote, refresher, freshness, clock=time.monotonic)
+        return Catalog(store, remote, refresher, freshness, Census(store, NO_OBJECT), clock=time.monotonic)
 
     def _make_reader(self) -> Reader:
         fetcher = Fetcher(
@@ -151,7 +153,9 @@ class Parts:
             random=random.random,
             cancelled=self.closing.is_set,
         )
-        return Reader(self.cache, fetcher, self._content_pool, self._on_facts)
+        return Reader(
+            self.cache, fetcher, self._content_pool, lambda content: self._samples.storage_reported(content)
+        )
 
     def _make_xattrs(self) -> ExtendedAttributes:
         thumbnails = Thumbnails(
@@ -168,6 +172,11 @@ class Parts:
         local = self.uploads.local if self.uploads else None
         times = self.uploads.times if self.uploads else SetTimes(journal)
         namespace = Namespace(self.catalog, local, times)
+        by_path = None
+        if self.uploads is None and kernel.forgets_at_once:
+            by_path = PathReads(
+                namespace, self._samples, settled=lambda: self.catalog.settled, forget=kernel.forget
+            )
         return Filesystem(
             namespace,
             self._samples,
@@ -176,6 +185,7 @@ class Parts:
             self._patience,
             forget=kernel.forget,
             writing=self.uploads.write_parts(namespace) if self.uploads else None,
+            by_path=by_path,
         )
 
     def _upload_needs(self, kernel: Kernel) -> UploadNeeds:
@@ -207,9 +217,6 @@ class Parts:
     def _budget(self) -> int:
         chosen = self.settings.cache_size_bytes
         return default_budget(self.place.path) if chosen is None else chosen
-
-    def _on_facts(self, content: ContentId) -> None:
-        self.catalog.record_facts(content.sample_id, content.size, content.etag)
 
     def _on_changes(self, changes: Changes) -> None:
         self.catalog.note_changes()
@@ -252,6 +259,7 @@ def status_of(parts: Parts) -> dict[str, Any]:
         "cache": {"directory": str(parts.place.path), "private": parts.place.temporary, **cache._asdict()},
         "content": reader._asdict(),
         "prefetch": parts.prefetch_stats()._asdict(),
+        "reads_by_path": parts.filesystem.reads_by_path,
         "open_files": parts.filesystem.open_files,
         "requests": parts.requests.counts(),
         "read_only": parts.uploads is None,

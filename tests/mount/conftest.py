@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from datasets import FILES, SUBJECTS
-from trees import InProcessTree, MountedTree, in_process, mounted
+from datasets import FILES, READING_SUBJECTS
+from trees import InProcessTree, MountedTree, in_process, mounted, mounted_by_path
 
 from lightlyfs.kernel import mounts
 from lightlyfs.localserver import LocalServer, ServerOptions
@@ -46,7 +46,7 @@ def server(folder: Path) -> Iterator[LocalServer]:
         yield running
 
 
-@pytest.fixture(scope="module", params=SUBJECTS)
+@pytest.fixture(scope="module", params=READING_SUBJECTS)
 def tree(
     request: pytest.FixtureRequest, server: LocalServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[InProcessTree | MountedTree]:
@@ -54,6 +54,9 @@ def tree(
     directory = tmp_path_factory.mktemp("tree")
     if request.param == "in-process":
         with in_process(server, directory) as subject:
+            yield subject
+    elif request.param == "by-path":
+        with mounted_by_path(server, directory) as subject:
             yield subject
     else:
         with mounted(server, directory, request.param[-1]) as subject:
@@ -69,13 +72,17 @@ def own_server(tmp_path: Path) -> Iterator[LocalServer]:
         yield running
 
 
-@pytest.fixture(params=SUBJECTS)
+@pytest.fixture(params=READING_SUBJECTS)
 def own_tree(
     request: pytest.FixtureRequest, own_server: LocalServer, tmp_path: Path
 ) -> Iterator[InProcessTree | MountedTree]:
     """The dataset of `own_server`, as each of the subjects; fill the server in a fixture before this one."""
     if request.param == "in-process":
         with in_process(own_server, tmp_path / "tree") as subject:
+            yield subject
+    elif request.param == "by-path":
+        own_server.add_sample("read before.bin", b"read before")
+        with mounted_by_path(own_server, tmp_path / "tree") as subject:
             yield subject
     else:
         with mounted(own_server, tmp_path / "tree", request.param[-1]) as subject:

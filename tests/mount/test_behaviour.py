@@ -9,7 +9,7 @@ import threading
 
 import pytest
 from datasets import FILES
-from trees import Tree, refused, soon
+from trees import Tree, is_by_path, refused, soon
 
 from lightlyfs.localserver import LocalServer
 
@@ -156,7 +156,8 @@ def test_a_wrong_size_hint_never_cuts_or_pads(
 
     assert "liar.jpg" in own_tree.names()
     if reported is not None:
-        assert own_tree.stat("liar.jpg").size == reported
+        # where an open cannot correct the size, it is shown only once it is known
+        assert own_tree.stat("liar.jpg").size == (actual if is_by_path(own_tree) else reported)
     assert own_tree.read("liar.jpg") == data
     soon(lambda: own_tree.stat("liar.jpg").size == actual)
     assert own_tree.read("liar.jpg") == data
@@ -165,12 +166,21 @@ def test_a_wrong_size_hint_never_cuts_or_pads(
 def test_a_sample_without_an_object_is_empty_and_says_so_at_open(
     own_server: LocalServer, own_tree: Tree
 ) -> None:
-    own_server.add_sample("nothing.jpg", None)
+    sample_id = own_server.add_sample("nothing.jpg", None)
     own_tree.refresh()
 
-    assert own_tree.stat("nothing.jpg").size == 0
+    assert "nothing.jpg" in own_tree.names()
+    if is_by_path(own_tree):
+        # an open could not be refused there, so the look-up before it is
+        with refused(errno.ENODATA):
+            own_tree.stat("nothing.jpg")
+    else:
+        assert own_tree.stat("nothing.jpg").size == 0
     with refused(errno.ENODATA):
         own_tree.read("nothing.jpg")
+
+    own_server.replace_object(sample_id, b"something")
+    assert own_tree.read("nothing.jpg") == b"something"
 
 
 def test_a_new_sample_shows_on_refresh_and_a_changed_one_has_its_new_bytes(
@@ -243,6 +253,8 @@ def test_every_sample_of_a_hostile_name_is_reachable_and_nothing_escapes(
 
     found = walk(own_tree)
 
+    if is_by_path(own_tree):
+        del found["read before.bin"]
     assert sorted(found.values()) == sorted(name.encode("utf-8", "surrogatepass") for name in HOSTILE)
     by_id = {own_tree.xattr(path, "user.lightly.sample_id").decode(): path for path in found}
     assert set(by_id) == set(ids)

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from contentkit import MIB, NOISE, sample_id
 
-from lightlyfs.content import cache as cache_module
 from lightlyfs.content.cache import BlockCache, CacheConfig, default_budget
 from lightlyfs.content.files import CachedFile
 from lightlyfs.content.identity import ContentId
@@ -24,7 +23,8 @@ LARGE = ContentId(sample_id(2), "ev1", 3 * MIB + 5)
 
 
 def make(directory: Path, budget: int = 1 << 30, **options: Any) -> BlockCache:
-    return BlockCache(directory, CacheConfig(budget, options.pop("min_free_share", 0.0)), **options)
+    limits = {name: options.pop(name) for name in ("min_free_share", "max_open_files") if name in options}
+    return BlockCache(directory, CacheConfig(budget, **{"min_free_share": 0.0, **limits}), **options)
 
 
 def fill(cache: BlockCache, content: ContentId) -> None:
@@ -239,9 +239,8 @@ def test_a_reader_keeps_a_file_that_is_evicted(tmp_path: Path) -> None:
     assert cache.read(SMALL, 0, 10) is None
 
 
-def test_more_files_than_descriptors_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "MAX_OPEN_FILES", 3)
-    cache = make(tmp_path)
+def test_more_files_than_descriptors_are_kept(tmp_path: Path) -> None:
+    cache = make(tmp_path, max_open_files=3)
     for number in range(10):
         fill(cache, numbered(number))
 
@@ -318,8 +317,7 @@ def test_a_read_that_fails_is_counted_and_means_not_here(
 def test_an_index_that_fails_is_counted_and_never_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    monkeypatch.setattr(cache_module, "MAX_OPEN_FILES", 2)
-    cache = make(tmp_path, budget=500_000)
+    cache = make(tmp_path, budget=500_000, max_open_files=2)
 
     def fail(*args: Any) -> Any:
         raise sqlite3.OperationalError("database or disk is full")

@@ -1,0 +1,158 @@
+"""Reading by path: on a mount whose kernel opens files without telling us.
+
+A read-only mount needs to hear of no open once storage has reported every sample: the kernel then keeps the
+pages of a file from one open to the next, and a second epoch never reaches this process. From then on there
+are no handles, so what a path shows and what a read of it gives are held together here: a size is shown only
+once storage has reported it, and the version of a path stays the same until it is shown anew.
+
+Threads: any may call. Single operations on the dictionary of pins are atomic; a lost one costs a look-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from lightlyfs.catalog.store import SampleEntry
+from lightlyfs.content.identity import NO_OBJECT, ContentId
+from lightlyfs.errors import ContentChanged, IsADirectory, NoContent, RequestError, SizeUnknown
+from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr, attr_of_sample
+from lightlyfs.fs.namespace import Namespace
+from lightlyfs.fs.patience import Turn
+from lightlyfs.fs.samples import Samples, content_of
+
+# versions that are held for paths that were read; of others the catalogue's version counts
+_MAX_PINS = 100_000
+# paths that the kernel is told of at a time
+_FORGOTTEN_AT_ONCE = 1_000
+# a path that was read may have changed since, by which its first read finds out; the second one is sure
+_TRIES = 2
+
+
+class _Pin(NamedTuple):
+    """The version that reads of a path give, and the generation of the catalogue that was asked."""
+
+    generation: int
+    content: ContentId
+
+
+class PathReads:
+    """What a path shows and reads, on a mount without handles.
+
+    `settled()` says whether storage has reported every sample. `forget(paths)` tells the kernel that what it
+    knows of these paths is outdated.
+    """
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        samples: Samples,
+        *,
+        settled: Callable[[], bool],
+        forget: Callable[[tuple[str, ...] | None], bool],
+    ) -> None:
+        self._names = namespace
+        self._samples = samples
+        self._settled = settled
+        self._forget = forget
+        self._pins: dict[str, _Pin] = {}
+        # whether the kernel may hold pages of files that are not pinned
+        self._read_others = False
+        self.active = False
+
+    def begin(self) -> bool:
+        """Whether opens need not be told, from now until the mount ends."""
+        if not self.active and self._settled():
+            self._names.show_samples_by(self.listed)
+            self._read_others = self._samples.has_opened
+            self.active = True
+        return self.active
+
+    def attr(self, path: str, entry: SampleEntry, turn: Turn) -> Attr:
+        """The attributes of a sample, after asking storage where they are not verified.
+
+        Raises NoContent for a sample without an object, since its open could not be refused.
+        """
+        try:
+            content = self._samples.identify(entry, turn)
+        except RequestError as error:
+            raise SizeUnknown(f"the size of {path} cannot be found: {error}") from error
+        if not content.has_object:
+            raise NoContent(f"the sample has no image on the server: {path}")
+        self._show(path, content)
+        return Attr(entry.ino, False, content.size, entry.mtime)
+
+    def listed(self, prefix: str, samples: Sequence[SampleEntry]) -> Iterator[tuple[str, Attr]]:
+        """The samples of a directory; asks nobody.
+
+        After a refresh sizes are shown that storage has yet to confirm, for asking for each would take long:
+        one that turns out wrong fails the read that finds out, and is right from then on.
+        """
+        for entry in samples:
+            if not entry.stands or entry.etag == NO_OBJECT:
+                yield entry.name, Attr(entry.ino, False, UNKNOWN_SIZE, entry.mtime)
+                continue
+            if self._pins:
+                self._show(prefix + entry.name, content_of(entry))
+            yield entry.name, attr_of_sample(entry)
+
+    def read(self, path: str, offset: int, size: int, turn: Turn) -> bytes:
+        """Bytes of a file, short only at its end; ContentChanged once its path shows another version."""
+        for tries_left in reversed(range(_TRIES)):
+            pin = self._pins.get(path)
+            is_first = pin is None
+            if pin is None or pin.generation != self._names.catalog.generation:
+                pin = self._pin(path, turn)
+            try:
+                if offset == 0:
+                    return self._samples.begin_to_read(path, pin.content, size, turn)
+                return self._samples.read_content(pin.content, offset, size, turn)
+            except ContentChanged:
+                self._pins.pop(path, None)
+                # nothing of the older version was given yet, so nothing would be mixed
+                if not is_first or not tries_left:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    def forget_pages(self, turn: Turn) -> None:
+        """Have the kernel ask again for whatever was read, so that it is compared with what storage has."""
+        paths = iter(tuple(self._pins))
+        if self._read_others:
+            self._read_others = False
+            paths = self._every_path(turn)
+        while some := tuple(islice(paths, _FORGOTTEN_AT_ONCE)):
+            self._forget(some)
+
+    def _every_path(self, turn: Turn) -> Iterator[str]:
+        waiting = [""]
+        while waiting:
+            path = waiting.pop()
+            directories, samples = self._names.catalog.list_directory(path, turn)
+            prefix = path + "/" if path else ""
+            waiting += [prefix + directory.name for directory in directories]
+            yield from (prefix + sample.name for sample in samples)
+
+    def _pin(self, path: str, turn: Turn) -> _Pin:
+        generation = self._names.catalog.generation
+        entry = self._names.lookup(path, turn)
+        if not isinstance(entry, SampleEntry):
+            raise IsADirectory(f"a directory: {path}")
+        content = self._samples.identify(entry, turn)
+        before = self._pins.get(path)
+        shown = entry.size if entry.stands else content.size
+        if content.size != shown or (before is not None and before.content != content):
+            self._pins.pop(path, None)
+            self._forget((path,))
+            raise ContentChanged(f"the stored object changed since it was opened: {path}")
+        if len(self._pins) >= _MAX_PINS:
+            self._read_others = True
+            self._pins.clear()
+        pin = self._pins[path] = _Pin(generation, content)
+        return pin
+
+    def _show(self, path: str, content: ContentId) -> None:
+        """A path shows this version now, so its reads need not give the one before."""
+        pin = self._pins.get(path)
+        if pin is not None and pin.content != content:
+            self._pins.pop(path, None)
