@@ -18,12 +18,14 @@ from lightlyfs.errors import (
     InvalidArgument,
     IsADirectory,
     LightlyFsError,
+    NoSuchFile,
     NotADirectory,
     NotPermitted,
     TooLarge,
     UnknownNamespace,
 )
-from lightlyfs.fs.local import LocalFile, LocalFiles
+from lightlyfs.fs.local import LocalFiles
+from lightlyfs.fs.local_file import LocalFile
 from lightlyfs.fs.namespace import Namespace, Node
 from lightlyfs.fs.paths import is_scratch
 from lightlyfs.fs.patience import Turn
@@ -181,6 +183,8 @@ class TreeChanges:
     def _move_local(self, file: LocalFile, changes: dict[str, object]) -> bool:
         """Rename what the server has not heard of; False where it is on its way."""
         with file.lock:
+            if file.unlinked or self._local.get(file.path) is not file:
+                raise NoSuchFile(f"it is elsewhere by now: {file.path}")
             if not self._writer.withdraw(file):
                 return False
             record = file.record.changed(**changes)
@@ -189,8 +193,7 @@ class TreeChanges:
                 record = record.changed(state=State.LOCAL, error="")
             if stays or (file.handles and file.dirty):
                 # where it is being written, its close uploads it, under the name it has then
-                self._local.journal.put(record)
-                self._local.move(file, record)
+                self._writer.rename_here(file, record)
                 return True
         self._writer.upload_as(file, changes)
         return True
@@ -209,7 +212,7 @@ class TreeChanges:
         renamed = entry._replace(name=new.rpartition("/")[2], file_name_raw=raw)
         # also where a local file shows it: a listing under way may still bring the old name
         self._names.renamed.note(old, new, renamed)
-        self._writer.follow(renamed, new)
+        self._writer.takeover.follow(renamed, new)
         local = self._local.get(old)
         if local is not None and local.record.sample_id == entry.sample_id:
             self._local.move_uploaded(local, new, name)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lightlyfs.catalog.catalog import Catalog
-from lightlyfs.fs.local import LocalFile, LocalFiles
+from lightlyfs.fs.local import LocalFiles
+from lightlyfs.fs.local_file import LocalFile
 from lightlyfs.upload.journal import Record
 
 # a listing may have begun before a change, or be of a server that lags; after this many the sample was

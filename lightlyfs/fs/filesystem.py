@@ -28,7 +28,7 @@ from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr, DiskUsage, attr_of_direc
 from lightlyfs.fs.changes import TreeChanges, name_at, refuse_trash
 from lightlyfs.fs.completion import Completion
 from lightlyfs.fs.handles import HandleTable, ReadHandle
-from lightlyfs.fs.local import LocalFile
+from lightlyfs.fs.local_file import LocalFile
 from lightlyfs.fs.namespace import Listing, Namespace, Node
 from lightlyfs.fs.path_reads import PathReads
 from lightlyfs.fs.patience import Patience
@@ -167,8 +167,9 @@ class Filesystem:
         refuse_trash(path)
         name = name_at(path)
         existing = self._names.find(path, self._patience.turn())
-        if existing is None:
-            return Opened(self._handles.add(writer.create(path, name)), True, False, True)
+        handle = writer.create(path, name) if existing is None else None
+        if handle is not None:
+            return Opened(self._handles.add(handle), True, False, True)
         if flags & os.O_EXCL:
             raise FileExists(f"it exists already: {path}")
         return self.open(path, flags)

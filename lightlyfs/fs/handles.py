@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lightlyfs.catalog.store import SampleEntry
 from lightlyfs.content.identity import ContentId
 from lightlyfs.errors import BadHandle
-from lightlyfs.fs.local import LocalFile
+from lightlyfs.fs.local_file import LocalFile
 
 
 @dataclass

@@ -10,7 +10,8 @@ from lightlyfs.catalog.inodes import directory_ino
 from lightlyfs.catalog.store import DirectoryEntry, SampleEntry
 from lightlyfs.errors import NoSuchFile, NotADirectory
 from lightlyfs.fs.attributes import Attr, attr_of_directory, attr_of_sample
-from lightlyfs.fs.local import LocalFile, LocalFiles
+from lightlyfs.fs.local import LocalFiles
+from lightlyfs.fs.local_file import LocalFile
 from lightlyfs.fs.overlay import RenamedSamples
 from lightlyfs.fs.patience import Turn
 from lightlyfs.fs.probes import is_probe

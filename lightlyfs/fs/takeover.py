@@ -9,7 +9,8 @@ from lightlyfs.catalog.catalog import true_name
 from lightlyfs.catalog.store import SampleEntry
 from lightlyfs.errors import NoContent, NotPermitted
 from lightlyfs.fs.handles import WriteHandle
-from lightlyfs.fs.local import LocalFile, LocalFiles
+from lightlyfs.fs.local import LocalFiles
+from lightlyfs.fs.local_file import LocalFile
 from lightlyfs.fs.patience import Patience, Turn
 from lightlyfs.upload.spool import StagedFile
 

@@ -22,7 +22,8 @@ from lightlyfs.errors import (
     WriteFailed,
 )
 from lightlyfs.fs.handles import WriteHandle
-from lightlyfs.fs.local import LocalFile, LocalFiles
+from lightlyfs.fs.local import LocalFiles
+from lightlyfs.fs.local_file import LocalFile, put_back
 from lightlyfs.fs.namespace import Node
 from lightlyfs.fs.paths import is_scratch
 from lightlyfs.fs.patience import Patience
@@ -56,7 +57,7 @@ class Writer:
         self._read_sample = read_sample
         self._caller_process = caller_process
         self._waits = UploadWaits(patience)
-        self._takeover = Takeover(local, read_sample, patience)
+        self.takeover = Takeover(local, read_sample, patience)
 
     def resume(self) -> None:
         """Go on with what an earlier mount left."""
@@ -66,15 +67,15 @@ class Writer:
 
     # opening
 
-    def create(self, path: str, name: str) -> WriteHandle:
-        """A new, empty file, open for writing."""
+    def create(self, path: str, name: str) -> WriteHandle | None:
+        """A new, empty file, open for writing; None where there is one by now."""
         file = self._local.new(path, name)
-        return WriteHandle(path, file, None, True, self._caller_process())
+        return None if file is None else WriteHandle(path, file, None, True, self._caller_process())
 
     def open_local(self, file: LocalFile, flags: int) -> WriteHandle:
         """A local file, open for reading or writing."""
         writable = flags & os.O_ACCMODE != os.O_RDONLY
-        if not self._takeover.join(file, writable):
+        if not self.takeover.join(file, writable):
             return self._open_uploaded(file, flags)
         handle = WriteHandle(file.path, file, None, writable, self._caller_process())
         return self._cut(handle, flags)
@@ -85,12 +86,12 @@ class Writer:
         A new file of this mount may be changed for as long as it is open, whoever has it already.
         """
         file = self._local.get(path)
-        if file is not None and file.handles and self._takeover.join(file, True):
+        if file is not None and file.handles and self.takeover.join(file, True):
             handle = WriteHandle(path, file, None, True, self._caller_process())
         else:
             self.need_overwrite(path)
             handle = WriteHandle(path, None, entry, True, self._caller_process())
-            self._takeover.watch(handle)
+            self.takeover.watch(handle)
         return self._cut(handle, flags)
 
     def _cut(self, handle: WriteHandle, flags: int) -> WriteHandle:
@@ -122,7 +123,7 @@ class Writer:
         """A handle is closed; whatever is dirty goes up with the last that may write."""
         file = handle.file
         if file is None:
-            self._takeover.forget(handle)
+            self.takeover.forget(handle)
             return
         with file.lock:
             file.handles -= 1
@@ -253,9 +254,7 @@ class Writer:
             wanted = before.changed(**changes).changed(
                 state=State.PENDING, size=file.size, mtime=file.mtime, error=""
             )
-            self._local.journal.put(wanted)
-            covered = self._local.get(wanted.path)
-            self._local.move(file, wanted)
+            covered = self.rename_here(file, wanted)
             file.sealed, file.dirty = True, False
             ticket = file.ticket = self._uploader.submit(wanted)
         if self._policy.write_back:
@@ -266,6 +265,24 @@ class Writer:
             self._put_back(file, before, covered)
             raise
 
+    def rename_here(self, file: LocalFile, record: Record) -> LocalFile | None:
+        """Give a file another record, with another path; FileExists where a local file is there by now.
+
+        Returns the sample of this mount that was shown there, of which the journal speaks no more.
+        """
+        with file.lock:
+            before = file.record
+            covered = self._local.move(file, record)
+            try:
+                self._local.journal.put(record)
+            except BaseException:
+                self._local.move_back(file, before)
+                raise
+        if covered is None or covered.entry is None:
+            return None
+        self._local.journal.remove(covered.record.key)
+        return covered
+
     def withdraw(self, file: LocalFile) -> bool:
         """Take a file back from the uploader; False where it is on its way, or may be on the server."""
         return not file.record.create_sent and self._uploader.withdraw(file.record.key)
@@ -274,6 +291,8 @@ class Writer:
         """Forget a local file; NotPermitted where it is a sample, or may be one already."""
         with file.lock:
             record = file.record
+            if file.unlinked:
+                raise NoSuchFile(f"no such file: {file.path}")
             if record.replaces:
                 raise NotPermitted(f"{file.path} is a sample, and the Lightly API cannot delete samples")
             if record.create_sent or not self.withdraw(file):
@@ -286,6 +305,8 @@ class Writer:
         From here on it counts as removed, so that a close does not send it after all.
         """
         with file.lock:
+            if file.unlinked:
+                raise NoSuchFile(f"no such file: {file.path}")
             if file.record.create_sent or file.record.replaces or not self.withdraw(file):
                 raise NotPermitted(f"{file.path} is on its way to the server; try again when it is there")
             file.unlinked = True
@@ -302,10 +323,6 @@ class Writer:
             self._finish(file)
         except (LightlyFsError, OSError) as error:
             self._note_unfinished(file, error)
-
-    def follow(self, renamed: SampleEntry, path: str) -> None:
-        """A sample was renamed: whoever has it open for changing it goes on at its new path."""
-        self._takeover.follow(renamed, path)
 
     def wait_uploaded(self, file: LocalFile) -> None:
         """Wait until what is owed of a file is the server's; raises why it is not."""
@@ -355,7 +372,7 @@ class Writer:
         if not handle.writable:
             raise BadHandle("the file is open for reading only")
         if handle.file is None:
-            self._takeover.take(handle, copy=copy)
+            self.takeover.take(handle, copy=copy)
         assert handle.file is not None
         return handle.file
 
@@ -367,23 +384,13 @@ class Writer:
         with file.lock:
             if not self.withdraw(file):
                 return  # it is on its way, or may be: what the server got must not be forgotten
-            later = file.record
-            if later.generation == before.generation:
-                back = before
-            else:
-                # it was written again meanwhile
-                back = later.changed(
-                    path=before.path,
-                    name=before.name,
-                    sample_id=before.sample_id,
-                    replaces=before.replaces,
-                    acknowledged=before.generation if before.owed else -1,
-                )
-            self._local.journal.put(back)
-            self._local.move(file, back)
+            back = put_back(file.record, before)
+            self._local.move_back(file, back)
+            self._local.journal.put(file.record)
             # what was owed under the old name still is
             owed = back is before and before.owed
             file.sealed = owed
-            file.ticket = self._uploader.submit(before) if owed else None
-        if covered is not None and covered.entry is not None:
+            file.ticket = self._uploader.submit(file.record) if owed else None
+        if covered is not None and self._local.get(covered.path) is None:
+            self._local.journal.put(covered.record)
             self._local.add(covered)

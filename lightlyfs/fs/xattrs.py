@@ -11,7 +11,7 @@ from lightlyfs.api.models import Sample
 from lightlyfs.catalog.catalog import true_name
 from lightlyfs.catalog.store import DirectoryEntry, SampleEntry
 from lightlyfs.errors import NoAttribute, NotFound, UnknownNamespace
-from lightlyfs.fs.local import LocalFile
+from lightlyfs.fs.local_file import LocalFile
 from lightlyfs.fs.namespace import Node
 from lightlyfs.fs.patience import Turn
 from lightlyfs.upload.journal import Record, State

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -344,3 +345,38 @@ def test_a_file_that_is_replaced_is_not_sent_when_it_is_closed(
 
     assert stored(own_server) == {"x.jpg": b"new"}
     assert tree.read("x.jpg") == b"new"
+
+
+def test_whatever_eight_threads_do_to_a_few_names_each_file_stays_in_view(
+    own_server: LocalServer, tmp_path: Path
+) -> None:
+    """No kernel orders these calls, and yet each file that is owed or kept here has a path of its own."""
+    names = [stem + ending for stem in "abcd" for ending in (".jpg", ".tmp")]
+
+    def work(tree: InProcessTree, seed: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(40):
+            one, other = chance.choice(names), chance.choice(names)
+            try:
+                if chance.random() < 0.5:
+                    tree.write(one, chance.randbytes(chance.choice([0, 10, 1000])))
+                elif chance.random() < 0.7:
+                    tree.rename(one, other)
+                else:
+                    tree.unlink(one)
+            except OSError:
+                pass  # what another thread did meanwhile may make it impossible
+
+    with in_process(own_server, tmp_path / "tree", write_back="on", allow_overwrite="on") as tree:
+        threads = [threading.Thread(target=work, args=(tree, seed)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert tree.parts.uploads is not None
+        tree.parts.uploads.uploader.wait_idle(20)
+
+        local = tree.parts.uploads.local
+        shown = {file.record.key for file in local.all()}
+        hidden = [record for record in tree.parts.uploads.journal.records() if record.key not in shown]
+        assert hidden == []
