@@ -56,6 +56,13 @@ def server_directory(root: Path, server: str) -> Path:
     return _own_directory(root / host)
 
 
+def catalogue_name(tag: str | None) -> str:
+    """The file in the directory of a dataset that holds the catalogue, of all samples or of one tag's."""
+    if tag is None:
+        return "catalog.db"
+    return f"catalog-{hashlib.blake2b(tag.encode('utf-8', 'surrogatepass'), digest_size=8).hexdigest()}.db"
+
+
 class DatasetPlace:
     """The directory of one dataset, locked for this process as long as it is open.
 

@@ -54,6 +54,7 @@ class Settings:
     jobs: int
     page_size: int
     read_only: bool
+    tag: str | None
     allow_overwrite: bool
     write_back: bool
     no_wait: bool
@@ -164,6 +165,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("jobs", "32", "Downloads at once.", parse_count),
     Setting("page_size", "5000", "Samples asked for at once while listing.", parse_count),
     Setting("read_only", "off", "Refuse every change.", parse_switch),
+    Setting("tag", None, "Show only the samples of this tag, by name or id; read-only.", str),
     Setting("allow_overwrite", "off", "Let the images of existing samples be replaced.", parse_switch),
     Setting("write_back", "off", "Return from close before a new file is uploaded.", parse_switch),
     Setting("no_wait", "off", "Mount before the first listing is complete.", parse_switch),
@@ -201,6 +203,10 @@ def resolve(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Sett
         raise SettingsError(f"unknown option {unknown[0]}; `lightlyfs mount --help` lists them")
     values = {_FIELD_OF.get(row.name, row.name): _value(row, flags, environ) for row in SETTINGS}
     assert set(values) == {field.name for field in fields(Settings)}
+    if values["tag"] == "":
+        raise SettingsError("--tag is empty; give the name or the id of a tag")
+    # a new sample is in no tag, so a file that is written there would vanish
+    values["read_only"] |= values["tag"] is not None
     return Settings(**values)
 
 

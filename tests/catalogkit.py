@@ -58,6 +58,9 @@ class FakeRemote:
         rows = list(self.records.items())[offset : offset + min(size, self.page_limit)]
         return [self._row(sample_id, record) for sample_id, record in rows]
 
+    def kept(self, rows: Sequence[Row]) -> Sequence[Row]:
+        return rows
+
     def find(self, file_name: str) -> list[Row]:
         self._ask("find")
         if self.filter_ignored:

@@ -294,16 +294,18 @@ class Refresher:
     def _list_once(self, record: DatasetState, *, last: bool) -> tuple[Changes | None, DatasetState, bool]:
         """One pass over all pages; kept if the dataset stood still meanwhile, or as the last try."""
         tail = b""
-        rows_listed = 0
+        rows_listed = left_out = 0
 
         with self._store.listing() as writer:
             self._writer = writer
 
             def take(rows: Sequence[Row]) -> None:
-                nonlocal tail, rows_listed
-                writer.add(rows)
+                nonlocal tail, rows_listed, left_out
+                kept = self._remote.kept(rows)
+                writer.add(kept)
                 tail = rows[-1].id
                 rows_listed += len(rows)
+                left_out += len(rows) - len(kept)
                 self._note_progress(rows_listed, record.samples)
 
             self._note_progress(0, record.samples)
@@ -316,7 +318,7 @@ class Refresher:
             try:
                 pager.read_all(record.samples, take)
                 after = self._remote.dataset()
-                if not last and not _is_settled(record, after, rows_listed, writer.count()):
+                if not last and not _is_settled(record, after, rows_listed, left_out + writer.count()):
                     log.info("the dataset changed while it was listed; listing again")
                     return None, after, False
                 # the record of before: where it moved meanwhile, the next check lists again

@@ -5,26 +5,35 @@ Turns API samples into catalogue rows; holds the choice between the partial list
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from lightlyfs.api.client import LightlyClient
-from lightlyfs.api.models import ListedSample, Sample
+from lightlyfs.api.models import ListedSample, Sample, is_oid
 from lightlyfs.catalog.staging import Row, make_row
-from lightlyfs.errors import BadRequest, NotFound, Refused, ServerFault
+from lightlyfs.catalog.tags import ID_BYTES, TagRecord
+from lightlyfs.errors import BadRequest, MalformedAnswer, NotFound, Refused, ServerFault
 
 # of one name; the lowest id of them is wanted, and more than a few are not believed
 _FOUND_AT_MOST = 100
+# an id and its quotes take 27 bytes: such a page has 1.3 MB
+_MAPPINGS_PER_PAGE = 50_000
+_MASK = re.compile(r"0x[0-9a-fA-F]+")
 
 
 class DatasetState(NamedTuple):
-    """The part of the dataset's record that moves when its samples do; the times in milliseconds."""
+    """The part of the dataset's record that moves when its samples do; the times in milliseconds.
+
+    `selection` moves when another part of the samples is wanted; "" stands for all of them.
+    """
 
     name: str
     samples: int
     bytes: int
     created_at: int
     last_modified_at: int
+    selection: str = ""
 
 
 class Remote(Protocol):
@@ -36,6 +45,10 @@ class Remote(Protocol):
 
     def page(self, offset: int, size: int) -> Sequence[Row]:
         """At most `size` samples from `offset` on; empty past the end, perhaps shorter before it."""
+        ...
+
+    def kept(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Those samples of a page that are wanted."""
         ...
 
     def find(self, file_name: str) -> list[Row]:
@@ -73,6 +86,28 @@ class ApiRemote:
     def page(self, offset: int, size: int) -> Sequence[Row]:
         """API: GET samples/partial with mode full; GET samples where that does not exist."""
         return [self._row(sample) for sample in self._page(offset, size)]
+
+    def kept(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """All of them."""
+        return rows
+
+    def tags(self) -> list[TagRecord]:
+        """API: GET /v1/datasets/{id}/tags. One without a name or a mask holds nothing that could be shown."""
+        listed = self._client.get_tags(self._dataset_id)
+        return [
+            TagRecord(tag.id, tag.name, tag.bit_mask_data)
+            for tag in listed
+            if tag.name and tag.bit_mask_data and _MASK.fullmatch(tag.bit_mask_data)
+        ]
+
+    def mapping(self) -> bytes:
+        """API: GET /v1/datasets/{id}/mappings with field _id, to its end."""
+        found = bytearray()
+        while page := self._client.get_mappings(
+            self._dataset_id, "_id", len(found) // ID_BYTES, _MAPPINGS_PER_PAGE
+        ):
+            found += b"".join(_id_bytes(one) for one in page)
+        return bytes(found)
 
     def find(self, file_name: str) -> list[Row]:
         """API: GET samples/partial with fileName; what that matches is not documented, so names are compared.
@@ -119,3 +154,9 @@ class ApiRemote:
         return self._row(
             ListedSample(sample.id, sample.file_name, sample.created_at, sample.last_modified_at, size)
         )
+
+
+def _id_bytes(sample_id: str) -> bytes:
+    if not is_oid(sample_id):
+        raise MalformedAnswer(f"a sample id in the mappings is not one: {sample_id[:40]!r}")
+    return bytes.fromhex(sample_id)

@@ -131,7 +131,8 @@ def _status_text(answer: dict[str, Any]) -> str:
     samples, directories, unverified = names["samples"], names["directories"], names["unverified"]
     requests = ", ".join(f"{name} {count:,}" for name, count in answer["requests"].items())
     rows = {
-        "dataset": f"{answer['dataset']['name']} ({answer['dataset']['id']}) at {answer['server']}",
+        "dataset": f"{answer['dataset']['name']} ({answer['dataset']['id']}) at {answer['server']}"
+        + ("" if answer["tag"] is None else f", tag {answer['tag']}"),
         "names": f"{samples:,} samples in {directories:,} directories, {_freshness(names)}",
         "sizes": f"{_size(names['bytes'])} in all; {unverified:,} files not yet confirmed by storage",
         "cache": f"{_size(cache['bytes'])} of {_size(cache['budget_bytes'])} in {cache['directory']}",

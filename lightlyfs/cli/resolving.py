@@ -46,7 +46,11 @@ def find_dataset(client: LightlyClient, settings: Settings, secrets: Secrets, wa
     root = places.server_directory(places.cache_root(settings.cache_dir), settings.server)
     names = _Names(root / "names.json", secrets)
     stored = names.id_of(wanted)
-    has_catalogue = stored is not None and (root / stored / "catalog.db").exists() and not settings.no_cache
+    has_catalogue = (
+        stored is not None
+        and (root / stored / places.catalogue_name(settings.tag)).exists()
+        and not settings.no_cache
+    )
     policy = RetryPolicy(attempts=1, budget_s=_STORED_WAIT_S) if has_catalogue else wiring.quick_policy()
     try:
         found = _ask(client, wanted, policy)

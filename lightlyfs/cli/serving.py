@@ -90,7 +90,7 @@ def _serve(
     ownership = Ownership(settings.uid, settings.gid, settings.umask, read_only=settings.read_only)
     options = MountOptions(
         mountpoint,
-        _source(found.name),
+        _source(found.name if settings.tag is None else f"{found.name}@{settings.tag}"),
         timeout_s=settings.metadata_ttl_s,
         read_only=settings.read_only,
         allow_other=settings.allow_other,

@@ -127,6 +127,10 @@ class LocalServer:
         tags = self._parts.tags
         return tags.add(name, mask, tags.root_id(), self._facts.created_ms)
 
+    def remove_tag(self, tag_id: str) -> None:
+        """Forget a tag, as DELETE of it would."""
+        self._parts.tags.remove(tag_id)
+
     def sample(self, sample_id: str) -> dict[str, Any]:
         """Return the document of a sample; KeyError if there is none."""
         row = self._parts.dataset.catalog.get(sample_id)

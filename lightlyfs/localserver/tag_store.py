@@ -47,6 +47,11 @@ class TagStore:
             self._db.write(insert, tag_id, name, json.dumps(document))
         return tag_id
 
+    def remove(self, tag_id: str) -> None:
+        """Forget a tag, if there is one."""
+        with self._db.transaction():
+            self._db.write("DELETE FROM tags WHERE id = ?", tag_id)
+
     def ensure_initial(self, count: int, now_ms: int) -> None:
         """Add the tag of all samples present, once there are any; it does not grow afterwards."""
         if count and self._db.row("SELECT 1 FROM tags") is None:

@@ -15,9 +15,11 @@ from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.census import Census
 from lightlyfs.catalog.details import Details
 from lightlyfs.catalog.refresher import FreshnessConfig, Refresher
-from lightlyfs.catalog.remote import ApiRemote
+from lightlyfs.catalog.remote import ApiRemote, Remote
 from lightlyfs.catalog.staging import Changes
 from lightlyfs.catalog.store import CatalogStore
+from lightlyfs.catalog.tagged import TaggedRemote
+from lightlyfs.catalog.tags import Tags
 from lightlyfs.content.cache import BlockCache, CacheConfig, default_budget
 from lightlyfs.content.fetcher import FetchConfig, Fetcher
 from lightlyfs.content.identity import NO_OBJECT
@@ -126,8 +128,10 @@ class Parts:
     def _make_catalog(self) -> Catalog:
         settings = self.settings
         freshness = FreshnessConfig(settings.metadata_ttl_s, settings.page_size)
-        store = CatalogStore(self.place.path / "catalog.db")
-        remote = ApiRemote(self._client, self.dataset_id)
+        store = CatalogStore(self.place.path / places.catalogue_name(settings.tag))
+        api = ApiRemote(self._client, self.dataset_id)
+        self._tags = Tags(api, ttl_s=settings.metadata_ttl_s, clock=time.monotonic)
+        remote: Remote = api if settings.tag is None else TaggedRemote(api, self._tags, settings.tag)
         refresher = Refresher(
             store,
             remote,
@@ -246,6 +250,7 @@ def status_of(parts: Parts) -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "dataset": {"id": parts.dataset_id, "name": record.name if record else None},
+        "tag": parts.settings.tag,
         "server": parts.settings.server,
         "catalogue": {
             "complete": refresher.complete,

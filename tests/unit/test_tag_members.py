@@ -1,0 +1,121 @@
+"""Which samples a tag holds, and a listing of those alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from lightlyfs.catalog.remote import DatasetState
+from lightlyfs.catalog.staging import Row, make_row
+from lightlyfs.catalog.tagged import TaggedRemote
+from lightlyfs.catalog.tags import ID_BYTES, TagRecord, Tags, members_of
+from lightlyfs.errors import NotFound
+
+
+def ident(number: int) -> bytes:
+    return number.to_bytes(ID_BYTES, "big")
+
+
+MAPPING = b"".join(ident(number) for number in (9, 8, 7, 6, 5, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("mask", "numbers"),
+    [
+        ("0x59", {9, 6, 5, 3}),  # bits 0, 3, 4 and 6: the example of the API's documentation
+        ("0x0", set()),
+        ("0x1", {9}),
+        ("0x7f", {9, 8, 7, 6, 5, 4, 3}),
+        ("0xfff", {9, 8, 7, 6, 5, 4, 3}),  # bits past the end select nothing
+        ("0xF", {9, 8, 7, 6}),
+    ],
+)
+def test_the_lowest_bit_is_the_first_of_the_mappings(mask: str, numbers: set[int]) -> None:
+    assert members_of(mask, MAPPING) == {ident(number) for number in numbers}
+
+
+def test_a_mask_of_a_million_bits_is_decoded() -> None:
+    mapping = bytes(ID_BYTES * 1_000_000)
+    assert members_of("0x" + "f" * 250_000, mapping) == {bytes(ID_BYTES)}
+
+
+@dataclass
+class Source:
+    """The API; `asked` counts what it was asked for."""
+
+    listed: list[TagRecord]
+    asked: list[str] = field(default_factory=list)
+
+    def tags(self) -> Sequence[TagRecord]:
+        self.asked.append("tags")
+        return self.listed
+
+    def mapping(self) -> bytes:
+        self.asked.append("mapping")
+        return MAPPING
+
+
+GOOD = TagRecord("a" * 24, "good ones", "0x3")
+
+
+def test_tags_are_kept_for_the_ttl_and_members_while_the_mask_stays() -> None:
+    now, source = [0.0], Source([GOOD])
+    tags = Tags(source, ttl_s=60, clock=lambda: now[0])
+    for _ in range(3):
+        tag = tags.find("good ones")
+        assert tag is not None
+        assert tags.members(tag) == {ident(9), ident(8)}
+    assert source.asked == ["tags", "mapping"]
+
+    now[0] = 61
+    assert tags.find("a" * 24) == GOOD
+    assert tags.members(GOOD) == {ident(9), ident(8)}
+    assert source.asked == ["tags", "mapping", "tags"]
+
+    source.listed = [GOOD._replace(mask="0x4")]
+    tags.forget_all()
+    tag = tags.find("good ones")
+    assert tag is not None
+    assert tags.members(tag) == {ident(7)}
+    assert tags.find("no such") is None
+
+
+class Dataset:
+    """`Remote` of three samples."""
+
+    def dataset(self) -> DatasetState:
+        return DatasetState("cars", 3, 0, 1, 1)
+
+    def page(self, offset: int, size: int) -> Sequence[Row]:
+        return [make_row(ident(n).hex(), f"{n}.jpg", 1, 1, 1) for n in (9, 8, 7)][offset : offset + size]
+
+    def kept(self, rows: Sequence[Row]) -> Sequence[Row]:
+        return rows
+
+    def find(self, file_name: str) -> list[Row]:
+        return [row for row in self.page(0, 9) if row.wanted == file_name]
+
+    def sample(self, sample_id: str) -> None:  # type: ignore[override]
+        raise AssertionError("not asked for here")
+
+
+def test_a_tagged_dataset_has_the_samples_of_the_tag_alone() -> None:
+    source = Source([GOOD])
+    remote = TaggedRemote(Dataset(), Tags(source, ttl_s=60, clock=lambda: 0.0), "good ones")  # type: ignore[arg-type]
+    first = remote.dataset()
+    assert [row.wanted for row in remote.kept(remote.page(0, 9))] == ["9.jpg", "8.jpg"]
+    assert [row.wanted for row in remote.find("9.jpg")] == ["9.jpg"]
+    assert remote.find("7.jpg") == []
+
+    assert remote.dataset() == first
+    source.listed = [GOOD._replace(mask="0x5")]
+    assert remote.dataset() != first  # so that the next check lists again
+    assert [row.wanted for row in remote.kept(remote.page(0, 9))] == ["9.jpg", "7.jpg"]
+
+
+def test_a_tag_that_is_not_there_is_named_with_those_that_are() -> None:
+    remote = TaggedRemote(Dataset(), Tags(Source([GOOD]), ttl_s=60, clock=lambda: 0.0), "bad")  # type: ignore[arg-type]
+    with pytest.raises(NotFound, match="no tag 'bad'; there are: 'good ones'"):
+        remote.dataset()
