@@ -125,6 +125,14 @@ class LightlyClient:
         body = self._get("get_sample", _sample(dataset_id, sample_id), (), policy)
         return models.decode_one(body, Sample, f"sample {sample_id}")
 
+    def get_sample_document(
+        self, dataset_id: str, sample_id: str, *, policy: RetryPolicy | None = None
+    ) -> bytes:
+        """Return one sample as the JSON text the API sends. API: GET /v1/datasets/{id}/samples/{sampleId}."""
+        body = self._get("get_sample", _sample(dataset_id, sample_id), (), policy)
+        models.decode_one(body, Sample, f"sample {sample_id}")
+        return body
+
     def get_sample_read_url(
         self, dataset_id: str, sample_id: str, kind: Kind = "full", *, policy: RetryPolicy | None = None
     ) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import Future
 from concurrent.futures import wait as futures_wait
 from typing import Protocol, TypeVar
@@ -163,6 +163,10 @@ class Catalog:
     def with_facts(self, entry: SampleEntry) -> SampleEntry:
         """An entry with what storage reported of it since it was looked up; asks nobody."""
         return self._reported.apply(entry)
+
+    def directories_holding(self, ids: Container[bytes]) -> frozenset[int]:
+        """The inode numbers of the directories that hold one of these samples, at any depth; scans."""
+        return self._store.directories_holding(ids)
 
     def by_id(self, sample_id: str) -> tuple[str, SampleEntry] | None:
         """The path and entry of a sample, or None."""

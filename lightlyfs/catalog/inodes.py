@@ -22,6 +22,11 @@ def local_ino(key: str) -> int:
     return _digest(b"l" + key.encode())
 
 
+def view_ino(path: str) -> int:
+    """The inode number of what the mount itself shows at a path."""
+    return _digest(b"v" + path.encode("utf-8", "surrogateescape"))
+
+
 def directory_ino(path: str) -> int:
     """The inode number of a directory, from its path without a leading slash ("" is the root).
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -229,6 +229,18 @@ class CatalogStore:
         with self._reader() as db:
             row = db.execute(f"{query} LIMIT 1", (*start, absent_etag)).fetchone()
         return None if row is None else (row[0], row[1])
+
+    def directories_holding(self, ids: Container[bytes]) -> frozenset[int]:
+        """The inode numbers of the directories that hold one of these samples, at any depth; a scan."""
+        with self._snapshot() as db:
+            found = {ino for ino, sample in db.execute("SELECT dir, id FROM sample") if sample in ids}
+            parents = dict(db.execute("SELECT ino, parent FROM directory").fetchall())
+        above: set[int] = set()
+        for ino in found:
+            while ino not in above:
+                above.add(ino)
+                ino = parents.get(ino, ROOT_INO)
+        return frozenset(above)
 
     def totals(self) -> Totals:
         """Sums over all samples; scans the table, so not for a hot path."""

@@ -114,6 +114,7 @@ def _serve(
             closing=closing,
             spool_place=spool_place,
         )
+        logging.getLogger().addHandler(parts.recent_log)
         parts.start()
         # what is there now stays; looking through it over and over costs a fiftieth of every call
         gc.freeze()
@@ -180,7 +181,7 @@ def _go_quiet(parts: wiring.Parts) -> None:
     root = logging.getLogger()
     handler = logging.handlers.RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8")
     handler.setFormatter(logging.Formatter(_LOG_FORMAT))
-    root.handlers[:] = [handler]
+    root.handlers[:] = [handler, parts.recent_log]
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)

@@ -21,6 +21,7 @@ class Attr(NamedTuple):
     is_directory: bool
     size: int
     mtime: int
+    is_link: bool = False
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,14 @@ from lightlyfs.errors import (
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr, DiskUsage, attr_of_directory, attr_of_sample
 from lightlyfs.fs.changes import TreeChanges, name_at, refuse_trash
 from lightlyfs.fs.completion import Completion
-from lightlyfs.fs.handles import HandleTable, ReadHandle
+from lightlyfs.fs.handles import HandleTable, ReadHandle, ViewHandle, WriteHandle
 from lightlyfs.fs.local_file import LocalFile
 from lightlyfs.fs.namespace import Listing, Namespace, Node
 from lightlyfs.fs.path_reads import PathReads
-from lightlyfs.fs.patience import Patience
+from lightlyfs.fs.patience import Patience, Turn
 from lightlyfs.fs.samples import Samples
 from lightlyfs.fs.times import SetTimes
+from lightlyfs.fs.views import Views, is_view
 from lightlyfs.fs.writer import Writer
 from lightlyfs.fs.xattrs import ExtendedAttributes
 
@@ -76,6 +77,7 @@ class Filesystem:
         forget: Callable[[tuple[str, ...] | None], bool],
         writing: WriteParts | None = None,
         by_path: PathReads | None = None,
+        views: Views | None = None,
     ) -> None:
         self._names = namespace
         self._samples = samples
@@ -85,6 +87,7 @@ class Filesystem:
         self._forget = forget
         self._writing = writing
         self._by_path = by_path
+        self._views = views
         self._handles = HandleTable()
 
     @property
@@ -106,6 +109,8 @@ class Filesystem:
     def getattr(self, path: str) -> Attr:
         """The attributes of a path; NoSuchFile, or SizeUnknown where the size cannot be found now."""
         turn = self._patience.turn()
+        if self._views is not None and is_view(path):
+            return self._views.attr(path, turn)
         node = self._names.lookup(path, turn)
         if isinstance(node, DirectoryEntry):
             return attr_of_directory(node)
@@ -119,6 +124,8 @@ class Filesystem:
     def getattr_open(self, handle: int) -> Attr:
         """The attributes of an open file: those of the version it was opened with."""
         opened = self._handles.get(handle)
+        if isinstance(opened, ViewHandle):
+            return self.getattr(opened.path)
         if isinstance(opened, ReadHandle):
             if opened.content is None:
                 return self.getattr(opened.path)
@@ -127,7 +134,15 @@ class Filesystem:
 
     def list_directory(self, path: str) -> Listing:
         """Everything in a directory, in byte order; waits for the first listing to be complete."""
+        if self._views is not None and is_view(path):
+            return self._views.list_directory(path, self._patience.turn())
         return self._names.list_directory(path, self._patience.turn())
+
+    def read_link(self, path: str) -> str:
+        """Where a link points, relative to where it is; only the unlisted folder has links."""
+        if self._views is None or not is_view(path):
+            raise InvalidArgument(f"not a link: {path}")
+        return self._views.read_link(path, self._patience.turn())
 
     def disk_usage(self) -> DiskUsage:
         """The dataset's bytes and files, from its record."""
@@ -146,6 +161,8 @@ class Filesystem:
         if self._by_path is not None and self._by_path.begin():
             raise OpenNotNeeded("files are read by their path")
         turn = self._patience.turn()
+        if self._views is not None and is_view(path):
+            return self._open_view(self._views, path, flags, turn)
         node = self._names.lookup(path, turn)
         if isinstance(node, DirectoryEntry):
             raise IsADirectory(f"a directory: {path}")
@@ -161,8 +178,19 @@ class Filesystem:
         opened = self._samples.open(path, node, turn)
         return Opened(self._handles.add(opened.handle), opened.keep_cache, opened.direct_io, False)
 
+    def _open_view(self, views: Views, path: str, flags: int, turn: Turn) -> Opened:
+        writable = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
+        if writable:
+            self._need_writing(path)
+            views.need_writable(path)
+        handle = ViewHandle(path, views.content(path, turn), bytearray(), writable)
+        # made anew for each open, so nothing of it is kept
+        return Opened(self._handles.add(handle), False, True, writable)
+
     def create(self, path: str, flags: int) -> Opened:
         """Make a new file and open it for writing."""
+        if self._views is not None and is_view(path):
+            self._views.need_writable(path)
         writer = self._need_writing(path).writer
         refuse_trash(path)
         name = name_at(path)
@@ -181,6 +209,8 @@ class Filesystem:
         opened = self._handles.get(handle)
         if isinstance(opened, ReadHandle):
             return self._samples.read(opened, offset, size, self._patience.turn())
+        if isinstance(opened, ViewHandle):
+            return opened.data[offset : offset + size]
         return self._need_writing(opened.path).writer.read(opened, offset, size)
 
     def read_path(self, path: str, offset: int, size: int) -> bytes:
@@ -189,11 +219,16 @@ class Filesystem:
             raise BadHandle(f"not open: {path}")
         if offset < 0 or size < 0:
             raise InvalidArgument("negative offset or size")
-        return self._by_path.read(path, offset, size, self._patience.turn())
+        turn = self._patience.turn()
+        if self._views is not None and is_view(path):
+            return self._views.content(path, turn)[offset : offset + size]
+        return self._by_path.read(path, offset, size, turn)
 
     def write(self, handle: int, offset: int, data: bytes) -> int:
         """Write bytes into an open file; how many were."""
         opened = self._handles.get(handle)
+        if isinstance(opened, ViewHandle):
+            return opened.write(offset, data)
         if isinstance(opened, ReadHandle):
             raise NotPermitted("the file is open for reading only")
         writer = self._need_writing(opened.path).writer
@@ -203,12 +238,17 @@ class Filesystem:
         """Cut or extend a file, by an open one of it where there is one."""
         if handle is not None:
             opened = self._handles.get(handle)
+            if isinstance(opened, ViewHandle):
+                return
             if isinstance(opened, ReadHandle):
                 raise NotPermitted("the file is open for reading only")
             self._need_writing(opened.path).writer.truncate(opened, size)
             return
         assert path is not None
         writer = self._need_writing(path).writer
+        if self._views is not None and is_view(path):
+            self._views.need_writable(path)
+            return
         node = self._names.lookup(path, self._patience.turn())
         if isinstance(node, DirectoryEntry):
             raise IsADirectory(f"a directory: {path}")
@@ -217,13 +257,17 @@ class Filesystem:
     def flush(self, handle: int) -> None:
         """A descriptor of an open file is closed; raises why what it wrote is not on the server."""
         opened = self._handles.get(handle)
-        if not isinstance(opened, ReadHandle) and self._writing is not None:
+        if isinstance(opened, ViewHandle):
+            if opened.written and self._views is not None:
+                written, opened.written = bytes(opened.written), bytearray()
+                self._views.fetch(written)
+        elif not isinstance(opened, ReadHandle) and self._writing is not None:
             self._writing.writer.flush(opened)
 
     def fsync(self, handle: int) -> None:
         """What was written is durable: on the server for a real name, on this disk for a scratch name."""
         opened = self._handles.get(handle)
-        if not isinstance(opened, ReadHandle) and self._writing is not None:
+        if isinstance(opened, WriteHandle) and self._writing is not None:
             self._writing.writer.fsync(opened)
 
     def release(self, handle: int) -> None:
@@ -231,7 +275,7 @@ class Filesystem:
         opened = self._handles.remove(handle)
         if isinstance(opened, ReadHandle):
             self._samples.release(opened)
-        elif self._writing is not None:
+        elif isinstance(opened, WriteHandle) and self._writing is not None:
             self._writing.writer.release(opened)
 
     # changing the tree
@@ -258,7 +302,7 @@ class Filesystem:
         path = opened.path if opened is not None else path
         assert path is not None
         writing = self._need_writing(path)
-        if opened is not None and not isinstance(opened, ReadHandle) and opened.file is not None:
+        if isinstance(opened, WriteHandle) and opened.file is not None:
             node: Node = opened.file
         else:
             node = self._names.lookup(path, self._patience.turn())

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 from lightlyfs.catalog.store import SampleEntry
 from lightlyfs.content.identity import ContentId
-from lightlyfs.errors import BadHandle
+from lightlyfs.errors import BadHandle, TooLarge
 from lightlyfs.fs.local_file import LocalFile
+
+# written into a file of the unlisted folder; longer lists of paths are for `lightlyfs warm --files`
+MAX_WRITTEN_BYTES = 16 << 20
 
 
 @dataclass
@@ -42,7 +45,26 @@ class WriteHandle:
     process: int
 
 
-Handle = ReadHandle | WriteHandle
+@dataclass
+class ViewHandle:
+    """A file of the unlisted folder: its bytes when it was opened, and what was written into it since."""
+
+    path: str
+    data: bytes
+    written: bytearray
+    writable: bool
+
+    def write(self, offset: int, data: bytes) -> int:
+        """Take bytes that follow those written so far, wherever the file is said to end; how many."""
+        if not self.writable:
+            raise BadHandle("the file is open for reading only")
+        if len(self.written) + len(data) > MAX_WRITTEN_BYTES:
+            raise TooLarge(f"over {MAX_WRITTEN_BYTES >> 20} MiB are not taken at once")
+        self.written += data
+        return len(data)
+
+
+Handle = ReadHandle | WriteHandle | ViewHandle
 
 
 class HandleTable:

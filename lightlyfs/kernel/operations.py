@@ -11,7 +11,6 @@ import errno
 import functools
 import logging
 import os
-import stat
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -20,7 +19,7 @@ from lightlyfs.fs.attributes import Attr, Ownership
 from lightlyfs.fs.filesystem import Filesystem, Opened
 from lightlyfs.kernel.binding import KEEP_TIME
 from lightlyfs.kernel.errno_table import errno_of
-from lightlyfs.kernel.packing import PackedListing, Packer
+from lightlyfs.kernel.packing import PackedListing, Packer, mode_of
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -116,6 +115,10 @@ class Operations:
             "f_favail": 1 << 32,
             "f_namemax": _NAME_MAX,
         }
+
+    @answers
+    def readlink(self, path: str) -> str:
+        return self._fs.read_link(_relative(path))
 
     # reading
 
@@ -250,11 +253,10 @@ class Operations:
 
     def _stat(self, attr: Attr) -> dict[str, int]:
         owner = self._ownership
-        kind = stat.S_IFDIR | owner.directory_mode if attr.is_directory else stat.S_IFREG | owner.file_mode
         time_ns = attr.mtime * 1_000_000_000
         return {
             "st_ino": attr.ino,
-            "st_mode": kind,
+            "st_mode": mode_of(attr, owner),
             "st_nlink": 2 if attr.is_directory else 1,
             "st_uid": owner.uid,
             "st_gid": owner.gid,

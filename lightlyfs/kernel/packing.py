@@ -30,6 +30,13 @@ _TIMES = ("st_atimespec", "st_mtimespec", "st_ctimespec")
 _CODES = {2: "H", 4: "I", 8: "Q"}
 
 
+def mode_of(attr: Attr, owner: Ownership) -> int:
+    """The kind and the permissions of a file, as `st_mode` holds them."""
+    if attr.is_directory:
+        return stat.S_IFDIR | owner.directory_mode
+    return stat.S_IFLNK | 0o777 if attr.is_link else stat.S_IFREG | owner.file_mode
+
+
 class PackedListing:
     """A directory ready to be handed out; entry i has name i and the stat structure i.
 
@@ -74,14 +81,14 @@ class Packer:
         return self._layout.pack(*self._values(attr))
 
     def listing(self, path: str, generation: int, read: Callable[[str], Listing]) -> PackedListing:
-        """A directory packed, as it was kept if that was made in this generation."""
+        """A directory packed, as it was kept if that was made in this generation; -1 is none."""
         with self._lock:
             kept = self._kept.get(path)
-        if kept is not None and kept.generation == generation:
+        if kept is not None and kept.generation == generation >= 0:
             return kept
         packed = self._pack_listing(read(path))
         with self._lock:
-            if packed.memory_bytes <= _MAX_KEPT_BYTES:
+            if packed.generation >= 0 and packed.memory_bytes <= _MAX_KEPT_BYTES:
                 self._kept[path] = packed
         return packed
 
@@ -98,10 +105,7 @@ class Packer:
 
     def _values(self, attr: Attr) -> list[int]:
         owner = self._ownership
-        if attr.is_directory:
-            mode, links = stat.S_IFDIR | owner.directory_mode, 2
-        else:
-            mode, links = stat.S_IFREG | owner.file_mode, 1
+        mode, links = mode_of(attr, owner), 2 if attr.is_directory else 1
         size, mtime = max(attr.size, 0), attr.mtime
         blocks = -(-size // 512)
         values = (

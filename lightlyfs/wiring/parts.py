@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from lightlyfs import places
+from lightlyfs.api.models import Sample
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.census import Census
 from lightlyfs.catalog.details import Details
@@ -33,13 +35,18 @@ from lightlyfs.fs.path_reads import PathReads
 from lightlyfs.fs.patience import Patience
 from lightlyfs.fs.samples import Samples
 from lightlyfs.fs.times import SetTimes
+from lightlyfs.fs.views import Views, ViewSources
 from lightlyfs.fs.xattrs import ExtendedAttributes
 from lightlyfs.settings import Settings
 from lightlyfs.wiring.connections import METADATA_THREADS, Connections, RequestCounter
 from lightlyfs.wiring.kernel import Kernel, NoKernel, open_files_limit
 from lightlyfs.wiring.uploads import UploadNeeds, Uploads, uploads_status
+from lightlyfs.wiring.views import RecentLog, ViewForgetter
 
 log = logging.getLogger(__name__)
+
+# documents are for people, who look at a few
+_DOCUMENT_TTL_S = 60.0
 
 
 class Parts:
@@ -84,11 +91,14 @@ class Parts:
             forget=kernel.forget,
             max_prefetches=max_prefetches,
         )
+        self.recent_log = RecentLog()
         self.filesystem = self._make_filesystem(kernel, spool_place)
 
     def start(self) -> None:
         """Start the threads of the parts, and the first listing where there is none stored."""
         self.catalog.start()
+        if self._forgets_views is not None:
+            self._forgets_views.start()
         if self.uploads is not None:
             self.uploads.start()
         if not self.catalog.refresher.complete:
@@ -120,7 +130,7 @@ class Parts:
 
     def refresh(self) -> Changes:
         """Ask the API for everything now; what the kernel knows is forgotten along with it."""
-        self._details.forget_all()
+        self._forget_details()
         changes = self.catalog.refresh()
         self.filesystem.note_changes(None)
         return changes
@@ -142,8 +152,14 @@ class Parts:
             wall_clock=time.time,
             on_changes=self._on_changes,
         )
-        self._details = Details(
-            remote, self._metadata_pool, ttl_s=settings.metadata_ttl_s, clock=time.monotonic
+        self._details: Details[Sample] = Details(
+            remote.sample, self._metadata_pool, ttl_s=settings.metadata_ttl_s, clock=time.monotonic
+        )
+        self._documents: Details[bytes] = Details(
+            lambda sample_id: self._client.get_sample_document(self.dataset_id, sample_id),
+            self._metadata_pool,
+            ttl_s=min(settings.metadata_ttl_s, _DOCUMENT_TTL_S),
+            clock=time.monotonic,
         )
         return Catalog(store, remote, refresher, freshness, Census(store, NO_OBJECT), clock=time.monotonic)
 
@@ -161,13 +177,28 @@ class Parts:
             self.cache, fetcher, self._content_pool, lambda content: self._samples.storage_reported(content)
         )
 
-    def _make_xattrs(self) -> ExtendedAttributes:
-        thumbnails = Thumbnails(
+    def _make_thumbnails(self) -> Thumbnails:
+        return Thumbnails(
             lambda sample_id: self._client.get_sample_read_url(self.dataset_id, sample_id, "thumbnail"),
             self._storage,
             self._content_pool,
         )
-        return ExtendedAttributes(self._details.get, thumbnails.png, self._details.forget)
+
+    def _make_views(self, namespace: Namespace, thumbnails: Thumbnails, kernel: Kernel) -> Views:
+        sources = ViewSources(
+            status=lambda: json.dumps(status_of(self), indent=1).encode() + b"\n",
+            log=self.recent_log.text,
+            document=self._documents.get,
+            thumbnail=thumbnails.png,
+            tags=lambda: self._metadata_pool.submit(self._tags.all),
+            members=lambda tag: self._metadata_pool.submit(self._tags.members, tag),
+            fetch=lambda paths: None,
+        )
+        views = Views(namespace, self.catalog, sources)
+        self._forgets_views = (
+            ViewForgetter(views, kernel.forget, self.closing) if kernel.forgets_at_once else None
+        )
+        return views
 
     def _make_filesystem(self, kernel: Kernel, spool_place: places.SpoolPlace | None) -> Filesystem:
         if spool_place is not None:
@@ -176,6 +207,7 @@ class Parts:
         local = self.uploads.local if self.uploads else None
         times = self.uploads.times if self.uploads else SetTimes(journal)
         namespace = Namespace(self.catalog, local, times)
+        thumbnails = self._make_thumbnails()
         by_path = None
         if self.uploads is None and kernel.forgets_at_once:
             by_path = PathReads(
@@ -184,12 +216,13 @@ class Parts:
         return Filesystem(
             namespace,
             self._samples,
-            self._make_xattrs(),
+            ExtendedAttributes(self._details.get, thumbnails.png, self._details.forget),
             times,
             self._patience,
             forget=kernel.forget,
             writing=self.uploads.write_parts(namespace) if self.uploads else None,
             by_path=by_path,
+            views=self._make_views(namespace, thumbnails, kernel),
         )
 
     def _upload_needs(self, kernel: Kernel) -> UploadNeeds:
@@ -222,9 +255,14 @@ class Parts:
         chosen = self.settings.cache_size_bytes
         return default_budget(self.place.path) if chosen is None else chosen
 
+    def _forget_details(self) -> None:
+        self._details.forget_all()
+        self._documents.forget_all()
+        self._tags.forget_all()
+
     def _on_changes(self, changes: Changes) -> None:
         self.catalog.note_changes()
-        self._details.forget_all()
+        self._forget_details()
         self.filesystem.note_changes(changes.paths)
 
 

@@ -528,7 +528,7 @@ def test_a_store_that_cannot_be_read_costs_no_fact(make: Make, monkeypatch: pyte
 def test_details_are_asked_for_once_in_the_ttl_and_failures_are_not_kept() -> None:
     remote = dataset(1)
     now = [0.0]
-    details = Details(remote, Inline(), ttl_s=60, clock=lambda: now[0])
+    details = Details(remote.sample, Inline(), ttl_s=60, clock=lambda: now[0])
     assert [details.get(sample_id(0)).result().file_name for _ in range(3)] == ["d0/0.jpg"] * 3
     assert remote.asked == ["sample"]
     now[0] = 61
@@ -546,7 +546,7 @@ def test_details_of_a_mount_that_ends_are_an_error() -> None:
         def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
             raise RuntimeError("cannot schedule new futures after shutdown")
 
-    future: Any = Details(dataset(1), Closed(), ttl_s=60, clock=lambda: 0.0).get(sample_id(0))
+    future: Any = Details(dataset(1).sample, Closed(), ttl_s=60, clock=lambda: 0.0).get(sample_id(0))
 
     assert isinstance(future.exception(), Cancelled)
     assert not isinstance(future, Sample)

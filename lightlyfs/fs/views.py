@@ -1,0 +1,293 @@
+"""The unlisted folder `.lightlyfs/`: what the mount and the API know, as files made when they are looked at.
+
+    status.json          what `lightlyfs status --json` prints
+    log                  the last lines of the mount's log
+    by-id/ID             a link to the sample of this id; has to be named, for a listing would hold them all
+    metadata/PATH.json   the sample as the API gives it
+    thumbnails/PATH      its thumbnail, as PNG
+    tags/TAG/PATH        links to the samples of a tag
+    prefetch             paths written into it, one a line, are fetched (on mounts that may be written to)
+
+No listing shows the folder, so `find`, rsync and data loaders never meet it. Nothing here is kept: what a
+path shows is made when it is asked for and stays for a moment, so that a size and the bytes after it agree.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from cachetools import TTLCache
+
+from lightlyfs.catalog.catalog import Catalog
+from lightlyfs.catalog.inodes import view_ino
+from lightlyfs.catalog.store import DirectoryEntry, SampleEntry
+from lightlyfs.catalog.tags import TagRecord
+from lightlyfs.errors import (
+    InvalidArgument,
+    IsADirectory,
+    NoSuchFile,
+    NotADirectory,
+    NotFound,
+    NotPermitted,
+)
+from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr
+from lightlyfs.fs.namespace import Listing, Namespace
+from lightlyfs.fs.patience import Turn
+
+FOLDER = ".lightlyfs"
+_BELOW = FOLDER + "/"
+_PREFETCH = "prefetch"
+_ID = re.compile(r"[a-f0-9]{24}")
+# how long what was made stays: from a program's `stat` to the end of its reading
+_SNAPSHOT_S = 2.0
+_MAX_SNAPSHOTS = 256
+
+
+@dataclass(frozen=True)
+class ViewSources:
+    """Where the content comes from; futures raise what the API raised."""
+
+    status: Callable[[], bytes]
+    log: Callable[[], bytes]
+    document: Callable[[str], Future[bytes]]
+    thumbnail: Callable[[str], Future[bytes]]
+    tags: Callable[[], Future[tuple[TagRecord, ...]]]
+    members: Callable[[TagRecord], Future[frozenset[bytes]]]
+    fetch: Callable[[list[str]], None]
+
+
+@dataclass(frozen=True)
+class ViewFile:
+    """A file whose bytes are made when they are asked for; `mtime` None stands for now."""
+
+    make: Callable[[Turn], bytes]
+    mtime: int | None = None
+
+
+@dataclass(frozen=True)
+class ViewLink:
+    """A link to a sample, relative to where it is."""
+
+    target: str
+    mtime: int
+
+
+@dataclass(frozen=True)
+class ViewDirectory:
+    """A directory; `entries` gives names with whether they are directories and whether they are links."""
+
+    entries: Callable[[Turn], Iterable[tuple[str, bool, bool]]]
+
+
+ViewNode = ViewFile | ViewLink | ViewDirectory
+
+
+def is_view(path: str) -> bool:
+    """Whether a path is the unlisted folder, or in it; no sample can be there."""
+    return path.startswith(FOLDER) and (path == FOLDER or path.startswith(_BELOW))
+
+
+class Views:
+    """Looks up and reads what is in the folder; any thread may call.
+
+    What the kernel is shown here holds for a moment only; `take_shown` says what it has to forget.
+    """
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        catalog: Catalog,
+        sources: ViewSources,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._names = namespace
+        self._catalog = catalog
+        self._sources = sources
+        self._wall_clock = wall_clock
+        self._snapshots: TTLCache[str, bytes] = TTLCache(_MAX_SNAPSHOTS, _SNAPSHOT_S, timer=clock)
+        self._lock = threading.Lock()
+        # guarded by _lock: the directories that hold samples of a tag, by its version and the generation
+        self._holding: tuple[tuple[str, int], frozenset[int]] | None = None
+        # guarded by _lock: what the kernel may have an answer of that soon holds no more
+        self._shown: set[str] = set()
+
+    def attr(self, path: str, turn: Turn) -> Attr:
+        """The attributes of a path in the folder."""
+        node = self._find(path, turn)
+        with self._lock:
+            self._shown.add(path)
+        if isinstance(node, ViewDirectory):
+            return Attr(view_ino(path), True, 0, int(self._wall_clock()))
+        if isinstance(node, ViewLink):
+            return Attr(view_ino(path), False, len(node.target.encode()), node.mtime, is_link=True)
+        mtime = int(self._wall_clock()) if node.mtime is None else node.mtime
+        return Attr(view_ino(path), False, len(self._content(path, node, turn)), mtime)
+
+    def list_directory(self, path: str, turn: Turn) -> Listing:
+        """What a directory in the folder holds; sizes are found out one by one."""
+        node = self._find(path, turn)
+        if not isinstance(node, ViewDirectory):
+            raise NotADirectory(f"not a directory: {path}")
+        entries = [
+            (name, Attr(view_ino(f"{path}/{name}"), is_directory, UNKNOWN_SIZE, 0, is_link=is_link))
+            for name, is_directory, is_link in node.entries(turn)
+        ]
+        entries.sort(key=lambda entry: entry[0].encode())
+        # never the generation of anything: each look makes it anew
+        return Listing(-1, view_ino(path), view_ino(path.rpartition("/")[0]), entries)
+
+    def read_link(self, path: str, turn: Turn) -> str:
+        """Where a link points; InvalidArgument for anything else."""
+        node = self._find(path, turn)
+        if not isinstance(node, ViewLink):
+            raise InvalidArgument(f"not a link: {path}")
+        return node.target
+
+    def content(self, path: str, turn: Turn) -> bytes:
+        """The bytes of a file in the folder, as they were shown if that was a moment ago."""
+        node = self._find(path, turn)
+        if not isinstance(node, ViewFile):
+            raise IsADirectory(f"not a file: {path}")
+        return self._content(path, node, turn)
+
+    def need_writable(self, path: str) -> None:
+        """NotPermitted unless this is the one file that may be written to."""
+        if path != _BELOW + _PREFETCH:
+            raise NotPermitted(f"{path} shows what the mount knows, and cannot be changed")
+
+    def fetch(self, written: bytes) -> None:
+        """Fetch the files whose paths, relative to the mountpoint, were written into `prefetch`."""
+        lines = written.decode("utf-8", "surrogateescape").splitlines()
+        self._sources.fetch([line.strip().lstrip("/") for line in lines if line.strip()])
+
+    def take_shown(self) -> list[str]:
+        """The paths that were looked at since this was last asked."""
+        with self._lock:
+            shown, self._shown = self._shown, set()
+        return sorted(shown)
+
+    def _content(self, path: str, node: ViewFile, turn: Turn) -> bytes:
+        with self._lock:
+            try:
+                return self._snapshots[path]
+            except KeyError:
+                pass
+        made = node.make(turn)
+        with self._lock:
+            self._snapshots[path] = made
+        return made
+
+    # what is at a path
+
+    def _find(self, path: str, turn: Turn) -> ViewNode:
+        head, _, rest = path.removeprefix(FOLDER).removeprefix("/").partition("/")
+        kinds: dict[str, Callable[[str, str, Turn], ViewNode]] = {
+            "by-id": self._by_id,
+            "metadata": self._metadata,
+            "thumbnails": self._thumbnails,
+            "tags": self._tags,
+        }
+        if head in kinds:
+            return kinds[head](path, rest, turn)
+        files = {
+            "status.json": ViewFile(lambda _: self._sources.status()),
+            "log": ViewFile(lambda _: self._sources.log()),
+            _PREFETCH: ViewFile(lambda _: b""),
+        }
+        if not head:
+            return ViewDirectory(
+                lambda _: [
+                    *((name, True, False) for name in kinds),
+                    *((name, False, False) for name in files),
+                ]
+            )
+        if head not in files or rest:
+            raise NoSuchFile(f"no such file: {path}")
+        return files[head]
+
+    def _by_id(self, path: str, sample_id: str, turn: Turn) -> ViewNode:
+        if not sample_id:
+            return ViewDirectory(lambda _: [])
+        found = self._catalog.by_id(sample_id) if _ID.fullmatch(sample_id) else None
+        if found is None:
+            raise NoSuchFile(f"no sample has this id: {sample_id}")
+        return _link(path, *found)
+
+    def _metadata(self, path: str, rest: str, turn: Turn) -> ViewNode:
+        sample = self._sample(rest.removesuffix(".json"), turn) if rest.endswith(".json") else None
+        if sample is None:
+            return self._mirror(path, rest, turn, ".json")
+        return ViewFile(lambda turn: turn.result(self._sources.document(sample.sample_id)), sample.mtime)
+
+    def _thumbnails(self, path: str, rest: str, turn: Turn) -> ViewNode:
+        sample = self._sample(rest, turn)
+        if sample is None:
+            return self._mirror(path, rest, turn, "")
+
+        def make(turn: Turn) -> bytes:
+            try:
+                return turn.result(self._sources.thumbnail(sample.sample_id))
+            except NotFound as error:
+                raise NoSuchFile(f"the sample has no thumbnail: {rest}") from error
+
+        return ViewFile(make, sample.mtime)
+
+    def _tags(self, path: str, rest: str, turn: Turn) -> ViewNode:
+        tags = turn.result(self._sources.tags())
+        if not rest:
+            return ViewDirectory(lambda _: [(tag.name, True, False) for tag in tags if "/" not in tag.name])
+        name, _, inside = rest.partition("/")
+        tag = next((tag for tag in tags if tag.name == name), None)
+        if tag is None:
+            raise NoSuchFile(f"no such tag: {name}")
+        members = turn.result(self._sources.members(tag))
+        node = self._names.lookup(inside, turn)
+        if isinstance(node, SampleEntry) and node.id in members:
+            return _link(path, inside, node)
+        if not isinstance(node, DirectoryEntry) or node.ino not in self._holding_of(tag, members):
+            raise NoSuchFile(f"not in the tag {name}: {inside}")
+        return ViewDirectory(lambda turn: self._tagged_entries(inside, tag, members, turn))
+
+    def _tagged_entries(
+        self, inside: str, tag: TagRecord, members: frozenset[bytes], turn: Turn
+    ) -> list[tuple[str, bool, bool]]:
+        holding = self._holding_of(tag, members)
+        directories, samples = self._catalog.list_directory(inside, turn)
+        found = [(directory.name, True, False) for directory in directories if directory.ino in holding]
+        return found + [(sample.name, False, True) for sample in samples if sample.id in members]
+
+    def _holding_of(self, tag: TagRecord, members: frozenset[bytes]) -> frozenset[int]:
+        key = (tag.version(), self._catalog.generation)
+        with self._lock:
+            if self._holding is not None and self._holding[0] == key:
+                return self._holding[1]
+        holding = self._catalog.directories_holding(members)
+        with self._lock:
+            self._holding = (key, holding)
+        return holding
+
+    def _mirror(self, path: str, rest: str, turn: Turn, ending: str) -> ViewDirectory:
+        """A directory like that of the dataset; NoSuchFile where there is none."""
+        if not isinstance(self._names.lookup(rest, turn), DirectoryEntry):
+            raise NoSuchFile(f"no such file: {path}")
+
+        def entries(turn: Turn) -> Iterable[tuple[str, bool, bool]]:
+            for name, attr in self._names.list_directory(rest, turn).entries:
+                yield (name, True, False) if attr.is_directory else (name + ending, False, False)
+
+        return ViewDirectory(entries)
+
+    def _sample(self, path: str, turn: Turn) -> SampleEntry | None:
+        found = self._names.find(path, turn) if path else None
+        return found if isinstance(found, SampleEntry) else None
+
+
+def _link(path: str, target: str, entry: SampleEntry) -> ViewLink:
+    return ViewLink("../" * path.count("/") + target, entry.mtime)
