@@ -6,6 +6,7 @@ help, the fstab form (`-o name=value`) and the README; a test compares them.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -234,6 +235,11 @@ class Secrets:
     token: str | None
     bearer: str | None
     public_token: str | None
+
+    def fingerprint(self, purpose: str) -> str:
+        """16 hex digits that differ between tokens and purposes, and tell nothing of the token."""
+        token = self.public_token if purpose == "redirect" else self.token or self.bearer
+        return hashlib.sha256(f"lightlyfs {purpose}\0{token or ''}".encode()).hexdigest()[:16]
 
     def __repr__(self) -> str:
         held = [field.name for field in fields(self) if getattr(self, field.name)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -129,8 +128,7 @@ class _Names:
 
     def __init__(self, path: Path, secrets: Secrets) -> None:
         self._path = path
-        token = secrets.token or secrets.bearer or ""
-        self._fingerprint = hashlib.sha256(b"lightlyfs names\0" + token.encode()).hexdigest()[:16]
+        self._fingerprint = secrets.fingerprint("names")
         try:
             self._known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -18,7 +18,8 @@ from lightlyfs.content.urls import ReadUrls
 from lightlyfs.errors import MalformedAnswer, NotFound, Retryable, ShortBody
 
 # an expired URL is 403 on S3 and Azure, 400 on GCS and some S3 clones, 401 on others
-_URL_REFUSED = (400, 401, 403)
+# and one kept from before a rename may name an object that was moved since
+_URL_REFUSED = (400, 401, 403, 404)
 # with these the API says that there is no such sample, not that it has no image
 _UNKNOWN = ("SAMPLE_UNKNOWN", "DATASET_UNKNOWN")
 

@@ -6,12 +6,12 @@ The order of use is a counter kept in the table, so no clock can confuse it.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
+
+from lightlyfs.content import database
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS block (
@@ -40,8 +40,7 @@ class BlockIndex:
         try:
             self._db, self.was_closed = self._open(path)
         except sqlite3.DatabaseError:
-            for suffix in ("", "-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            database.remove(path)
             self._db, _ = self._open(path)
             self.was_closed = False
         # guarded by _lock: records not written yet, and the keys used since, the last one last
@@ -119,7 +118,7 @@ class BlockIndex:
             (freed,) = self._db.execute(
                 "SELECT coalesce(sum(bytes), 0) FROM block WHERE key = ?", (key,)
             ).fetchone()
-            with self._transaction_locked():
+            with database.transaction(self._db):
                 self._db.execute("DELETE FROM block WHERE key = ?", (key,))
                 self._db.execute("DELETE FROM content WHERE key = ?", (key,))
         return int(freed)
@@ -134,7 +133,7 @@ class BlockIndex:
         records = [(key, b, *record) for key, blocks in self._waiting.items() for b, record in blocks.items()]
         used = [(key, tick) for tick, key in enumerate(self._used, self._tick + 1)]
         try:
-            with self._transaction_locked():
+            with database.transaction(self._db):
                 self._db.executemany("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?)", records)
                 self._db.executemany("INSERT OR REPLACE INTO content VALUES (?, ?)", used)
         except sqlite3.Error:
@@ -149,27 +148,11 @@ class BlockIndex:
         self._used.clear()
         self._waiting_count = 0
 
-    @contextmanager
-    def _transaction_locked(self) -> Iterator[None]:
-        self._db.execute("BEGIN")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-
     @staticmethod
     def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
         """The open table, and whether its last user closed it; raises DatabaseError where it is damaged."""
-        if path.is_symlink():
-            path.unlink()
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        db = database.connect(path)  # checksums find what a power cut left behind
         try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = OFF")  # checksums find what a power cut left behind
             (is_old,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
             db.executescript(_SCHEMA)
             (version,) = db.execute("PRAGMA user_version").fetchone()

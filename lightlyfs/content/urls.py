@@ -1,6 +1,6 @@
 """Signed read URLs: asked for once, kept until shortly before they expire.
 
-A URL is a secret. It is held in memory, handed to the transport and nowhere else.
+A URL is a secret. It is held in memory and in the `UrlStore`, handed to the transport and nowhere else.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from concurrent.futures import Future
 from contextlib import suppress
 from math import isfinite
 from time import strptime
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from cachetools import TLRUCache
+
+from lightlyfs.content.url_store import UrlStore
 
 # a URL is not handed out in the last moments of its life: a transfer has to begin before it ends
 EXPIRY_MARGIN_S = 30.0
@@ -64,7 +67,8 @@ class ReadUrls:
     """The read URLs of samples; ten threads that miss one URL cause one request.
 
     `resolve(sample_id)` asks the API and may raise; it is called with no lock held. `wall_clock` is in
-    unix seconds, for that is what URLs speak of.
+    unix seconds, for that is what URLs speak of. `store` holds them over remounts, and those that memory
+    has no room for.
     """
 
     def __init__(
@@ -72,13 +76,15 @@ class ReadUrls:
         resolve: Callable[[str], str],
         *,
         wall_clock: Callable[[], float],
+        store: UrlStore | None = None,
         max_urls: int = MAX_URLS,
     ) -> None:
         self._resolve = resolve
+        self._store = store
         self._wall_clock = wall_clock
         self._lock = threading.Lock()
         # guarded by _lock
-        self._urls: TLRUCache[str, str] = TLRUCache(max_urls, ttu=_last_use, timer=wall_clock)
+        self._urls: TLRUCache[str, _KeptUrl] = TLRUCache(max_urls, ttu=_last_use, timer=wall_clock)
         self._asking: dict[str, Future[str]] = {}
 
     def get(self, sample_id: str) -> str:
@@ -100,32 +106,53 @@ class ReadUrls:
             if self._kept_locked(sample_id) == refused:
                 with suppress(KeyError):  # its time may end between the two looks
                     del self._urls[sample_id]
+        if self._store is not None:
+            self._store.discard(sample_id, refused)
         return self.get(sample_id)
 
     def _kept_locked(self, sample_id: str) -> str | None:
         try:
             # not `get`, which looks at the clock twice and fails where the time ends in between
-            return self._urls[sample_id]
+            return self._urls[sample_id].url
         except KeyError:
             return None
 
     def _ask(self, sample_id: str, mine: Future[str]) -> str:
         try:
-            url = self._resolve(sample_id)
+            kept = self._stored(sample_id) or self._new(sample_id)
         except BaseException as error:
             with self._lock:
                 del self._asking[sample_id]
             mine.set_exception(error)
             raise
         with self._lock:
-            self._urls[sample_id] = url
+            self._urls[sample_id] = kept
             del self._asking[sample_id]
-        mine.set_result(url)
-        return url
+        mine.set_result(kept.url)
+        return kept.url
+
+    def _stored(self, sample_id: str) -> _KeptUrl | None:
+        found = None if self._store is None else self._store.get(sample_id)
+        return None if found is None else _KeptUrl(found.url, found.until)
+
+    def _new(self, sample_id: str) -> _KeptUrl:
+        url = self._resolve(sample_id)
+        expiry = expiry_of(url)
+        if self._store is not None and expiry is not None:
+            self._store.put(sample_id, url, expiry)
+        return _KeptUrl(url, _end_of_use(expiry, self._wall_clock()))
 
 
-def _last_use(_sample_id: str, url: str, now: float) -> float:
-    expiry = expiry_of(url)
+class _KeptUrl(NamedTuple):
+    url: str
+    until: float
+
+
+def _last_use(_sample_id: str, kept: _KeptUrl, _now: float) -> float:
+    return kept.until
+
+
+def _end_of_use(expiry: float | None, now: float) -> float:
     if expiry is None or expiry <= now:
         return now + UNKNOWN_LIFETIME_S
     # one that lives for less than the margin is used to its end, for the next one would live no longer

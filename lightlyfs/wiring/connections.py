@@ -19,11 +19,15 @@ METADATA_THREADS = 16
 
 
 class Connections(NamedTuple):
-    """The API client, and the transports to storage: one for reading, one for uploads."""
+    """The API client, and the transports to storage: one for reading, one for uploads.
+
+    `fingerprint` stands for the credential that read URLs are got with.
+    """
 
     client: LightlyClient
     storage: Transport
     uploads: Transport
+    fingerprint: str
 
 
 def connect(
@@ -49,7 +53,7 @@ def connect(
         on_request=on_request,
         cancelled=cancelled,
     )
-    return Connections(client, hot, requests)
+    return Connections(client, hot, requests, secrets.fingerprint(settings.read_mode))
 
 
 def _hot_transport(config: TransportConfig) -> Transport | None:

@@ -28,6 +28,7 @@ from lightlyfs.content.identity import NO_OBJECT
 from lightlyfs.content.prefetcher import PrefetchStats
 from lightlyfs.content.reader import Reader
 from lightlyfs.content.thumbnails import Thumbnails
+from lightlyfs.content.url_store import UrlStore
 from lightlyfs.content.urls import ReadUrls
 from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.fs.namespace import Namespace
@@ -79,6 +80,13 @@ class Parts:
         self._content_pool = ThreadPoolExecutor(settings.jobs, "lightlyfs-content")
         self.catalog = self._make_catalog()
         self.cache = BlockCache(place.path, CacheConfig(self._budget(), max_open_files=open_files_limit()))
+        self._url_store = UrlStore(
+            place.path / "urls.db",
+            connections.fingerprint,
+            wall_clock=time.time,
+            later=self._metadata_pool.submit,
+        )
+        self._urls = ReadUrls(self._resolve_read_url, wall_clock=time.time, store=self._url_store)
         self.reader = self._make_reader()
         self.uploads: Uploads | None = None
         self._patience = Patience(clock=time.monotonic, interrupted=kernel.interrupted, closing=self.closing)
@@ -121,6 +129,7 @@ class Parts:
         for pool in (self._content_pool, self._metadata_pool, self._page_pool):
             pool.shutdown(wait=False, cancel_futures=True)
         self.catalog.close()
+        self._url_store.close()
         self.cache.close()
         self.place.close()
 
@@ -165,7 +174,7 @@ class Parts:
 
     def _make_reader(self) -> Reader:
         fetcher = Fetcher(
-            ReadUrls(self._resolve_read_url, wall_clock=time.time),
+            self._urls,
             self._storage,
             FetchConfig(),
             clock=time.monotonic,

@@ -1,0 +1,47 @@
+"""Small SQLite files of the cache: opened without following links, made anew where they are damaged."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open or make a database of ours; raises OSError or sqlite3.Error.
+
+    Any thread may use it, one at a time. A crash of this process loses nothing; a power cut may lose the
+    last writes or damage the file, and whoever reads it has to stand that.
+    """
+    if path.is_symlink():
+        path.unlink()
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = OFF")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def remove(path: Path) -> None:
+    """Delete a database, if there is one."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """What the block does is done as a whole, or not at all."""
+    db.execute("BEGIN")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise

@@ -1,0 +1,227 @@
+"""Read URLs on disk, so that a remount asks for none: a SQLite file of mode 0600, written in batches.
+
+URLs are secrets, and those of one credential alone: a store that another one filled is emptied first. One
+is kept until `URL_SHARE` of its life is over. Every failure of the disk is counted and answered as "not
+here"; what was not written yet when the process is killed is asked for again.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from lightlyfs.content import database
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# a clock that runs a little wrong, or a session that ends a little early, must not turn an epoch into one
+# of refused URLs
+URL_SHARE = 0.8
+# 300 MB with the session credentials that make a URL 1.5 KB long, 80 MB without. Only samples whose content
+# is not in the cache need one: a larger dataset than this asks anew for what was kept longest
+MAX_STORED = 200_000
+# as many are lost in a crash; writing them takes some 2 ms
+_BATCH = 256
+# while the disk takes none, so many wait; further ones are not kept
+_MAX_WAITING = 4096
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS owner (fingerprint TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS url (
+    sample TEXT PRIMARY KEY, url TEXT NOT NULL, since REAL NOT NULL, until REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS url_by_end ON url (until);
+"""
+
+
+class StoredUrl(NamedTuple):
+    """A URL that counts from `since` to `until`, in unix seconds by our clock."""
+
+    url: str
+    since: float
+    until: float
+
+
+class UrlStore:
+    """The URLs of one dataset as one credential got them; any thread may call, nothing raises.
+
+    `later(job)` runs a job in some other thread; where it raises RuntimeError, being shut down, what
+    waits is written by `close`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        fingerprint: str,
+        *,
+        wall_clock: Callable[[], float],
+        later: Callable[[Callable[[], None]], object],
+        max_urls: int = MAX_STORED,
+    ) -> None:
+        """Open or make the store; one of another `fingerprint`, or a damaged one, begins empty."""
+        self._path = path
+        self._fingerprint = fingerprint
+        self._wall_clock = wall_clock
+        self._later = later
+        self._max_urls = max_urls
+        self._db_lock = threading.Lock()  # taken before the other one
+        self._lock = threading.Lock()
+        # guarded by _db_lock
+        self._db: sqlite3.Connection | None = None
+        self._count = 0
+        # guarded by _lock: not written yet
+        self._waiting: dict[str, StoredUrl] = {}
+        self._write_due = False
+        self.errors = 0
+        with self._db_lock:
+            self._open_locked()
+
+    def __len__(self) -> int:
+        return self._count + len(self._waiting)
+
+    @property
+    def room(self) -> int:
+        """How many more can be kept before others make way."""
+        return max(0, self._max_urls - len(self))
+
+    def get(self, sample_id: str) -> StoredUrl | None:
+        """The URL of a sample while it counts, else None."""
+        with self._lock:
+            found = self._waiting.get(sample_id)
+        if found is None and self._count:
+            found = self._run(lambda db: _stored(db, sample_id))
+        if found is None or not found.since <= self._wall_clock() < found.until:
+            return None
+        return found
+
+    def put(self, sample_id: str, url: str, expiry: float) -> None:
+        """Keep a URL that was got just now and expires then."""
+        now = self._wall_clock()
+        # not where one of the two clocks is wrong, nor what SQLite might not take
+        if expiry <= now or not url.isascii():
+            return
+        with self._lock:
+            if len(self._waiting) >= _MAX_WAITING:
+                return
+            self._waiting[sample_id] = StoredUrl(url, now, now + (expiry - now) * URL_SHARE)
+            due = len(self._waiting) >= _BATCH and not self._write_due
+            self._write_due |= due
+        if due:
+            try:
+                self._later(self.write)
+            except RuntimeError:
+                pass
+
+    def discard(self, sample_id: str, url: str) -> None:
+        """Forget a URL that was refused, unless another one took its place."""
+        with self._lock:
+            found = self._waiting.get(sample_id)
+            if found is not None and found.url == url:
+                del self._waiting[sample_id]
+        # even where it was taken from those that wait: it may be on its way to the disk
+        self._run(lambda db: self._delete_locked(db, sample_id, url))
+
+    def write(self) -> None:
+        """Write what waits."""
+        self._run(self._write_locked)
+        with self._lock:
+            self._write_due = False
+
+    def close(self) -> None:
+        """Write what waits and close the file; after it nothing is found or kept."""
+        self.write()
+        with self._db_lock:
+            if self._db is not None:
+                self._db.close()
+            self._db = None
+            self._count = 0
+
+    def _write_locked(self, db: sqlite3.Connection) -> None:
+        with self._lock:
+            rows = [(sample, *stored) for sample, stored in self._waiting.items()]
+        with database.transaction(db):
+            db.executemany("INSERT OR REPLACE INTO url VALUES (?, ?, ?, ?)", rows)
+            self._make_room_locked(db)
+        with self._lock:
+            for sample, *stored in rows:
+                if self._waiting.get(sample) == tuple(stored):
+                    del self._waiting[sample]
+
+    def _delete_locked(self, db: sqlite3.Connection, sample_id: str, url: str) -> None:
+        deleted = db.execute("DELETE FROM url WHERE sample = ? AND url = ?", (sample_id, url))
+        self._count -= deleted.rowcount
+
+    def _make_room_locked(self, db: sqlite3.Connection) -> None:
+        """Delete what counts no longer, and what will soonest where there is too much."""
+        db.execute("DELETE FROM url WHERE until <= ?", (self._wall_clock(),))
+        (count,) = db.execute("SELECT count(*) FROM url").fetchone()
+        if count > self._max_urls:
+            surplus = count - self._max_urls * 9 // 10
+            db.execute(
+                "DELETE FROM url WHERE sample IN (SELECT sample FROM url ORDER BY until, rowid LIMIT ?)",
+                (surplus,),
+            )
+            count -= surplus
+        self._count = count
+
+    def _open_locked(self) -> None:
+        try:
+            try:
+                self._db = self._prepared_locked(database.connect(self._path))
+            except sqlite3.DatabaseError:
+                database.remove(self._path)
+                self._db = self._prepared_locked(database.connect(self._path))
+        except (OSError, sqlite3.Error) as error:
+            self._count_error(error)
+
+    def _prepared_locked(self, db: sqlite3.Connection) -> sqlite3.Connection:
+        try:
+            db.executescript(_SCHEMA)
+            with database.transaction(db):
+                if db.execute("SELECT fingerprint FROM owner").fetchall() != [(self._fingerprint,)]:
+                    db.execute("DELETE FROM url")
+                    db.execute("DELETE FROM owner")
+                    db.execute("INSERT INTO owner VALUES (?)", (self._fingerprint,))
+                self._make_room_locked(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _run(self, job: Callable[[sqlite3.Connection], T]) -> T | None:
+        """Do something with the file; None where that fails, or there is no file."""
+        with self._db_lock:
+            if self._db is None:
+                return None
+            try:
+                return job(self._db)
+            except sqlite3.Error as error:
+                self._count_error(error)
+                if type(error) is sqlite3.DatabaseError:  # damaged, not merely full or busy
+                    self._begin_anew_locked()
+        return None
+
+    def _begin_anew_locked(self) -> None:
+        assert self._db is not None
+        self._db.close()
+        self._db, self._count = None, 0
+        try:
+            database.remove(self._path)
+        except OSError as error:
+            self._count_error(error)
+            return
+        self._open_locked()
+
+    def _count_error(self, error: Exception) -> None:
+        self.errors += 1
+        log.warning("the URLs on disk failed and are bypassed: %s", error)
+
+
+def _stored(db: sqlite3.Connection, sample_id: str) -> StoredUrl | None:
+    row = db.execute("SELECT url, since, until FROM url WHERE sample = ?", (sample_id,)).fetchone()
+    return None if row is None else StoredUrl._make(row)
