@@ -124,6 +124,15 @@ class BlockCache:
         file = self._file(key)
         return all(self._holds(key, file, block) for block in range(span.first, span.last + 1))
 
+    def has_some(self, content: ContentId) -> bool:
+        """Whether any block of a content is here; opens no file."""
+        key = content.key()
+        try:
+            return key in self._open or bool(self._index.blocks(key))
+        except sqlite3.Error as error:
+            self._count_error(error)
+            return False
+
     def missing(self, content: ContentId, span: Span) -> list[int]:
         """Those of the blocks that are not recorded as present, ascending."""
         key = content.key()

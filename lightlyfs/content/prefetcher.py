@@ -32,6 +32,7 @@ class Prefetcher(Generic[T]):
 
     `after(path, count)` gives the files that come behind a path in its directory, from memory or the local
     disk. `start(file)` begins a fetch and returns its future, or None where there is nothing to fetch.
+    `on_opened(path, in_order)` hears of each open, and whether it was expected.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Prefetcher(Generic[T]):
         start: Callable[[T], Future[Any] | None],
         *,
         max_under_way: int,
+        on_opened: Callable[[str, bool], None] | None = None,
     ) -> None:
         self._after = after
+        self._on_opened = on_opened
         self._start = start
         self._max_under_way = max(_MIN_UNDER_WAY, max_under_way)
         self._lock = threading.Lock()
@@ -63,6 +66,7 @@ class Prefetcher(Generic[T]):
     def opened(self, path: str) -> None:
         """A file was opened that had to be fetched, or that was expected: see to the ones behind it."""
         with self._lock:
+            expected = self._table.expects(path)
             sequence = self._table.opened(path)
             count = MAX_WINDOW if sequence.is_followed else _GUESS_COUNT
             wants_more = sequence.wants_more
@@ -73,6 +77,8 @@ class Prefetcher(Generic[T]):
                 self._table.extend(sequence, behind)
         while (file := self._take(sequence)) is not None:
             self._begin(file)
+        if self._on_opened is not None:
+            self._on_opened(path, expected)
 
     def _take(self, sequence: FileSequence[T]) -> T | None:
         with self._lock:

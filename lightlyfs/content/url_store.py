@@ -85,6 +85,11 @@ class UrlStore:
         return self._count + len(self._waiting)
 
     @property
+    def is_off(self) -> bool:
+        """Whether there is no file, so that nothing is kept for long."""
+        return self._db is None
+
+    @property
     def room(self) -> int:
         """How many more can be kept before others make way."""
         return max(0, self._max_urls - len(self))

@@ -80,6 +80,7 @@ class ReadUrls:
         max_urls: int = MAX_URLS,
     ) -> None:
         self._resolve = resolve
+        self._max_urls = max_urls
         self._store = store
         self._wall_clock = wall_clock
         self._lock = threading.Lock()
@@ -89,16 +90,27 @@ class ReadUrls:
 
     def get(self, sample_id: str) -> str:
         """A URL that is good for some time yet; raises what the API raised."""
-        with self._lock:
-            url = self._kept_locked(sample_id)
-            if url is not None:
-                return url
-            asking = self._asking.get(sample_id)
-            if asking is None:
-                mine = self._asking[sample_id] = Future()
-        if asking is not None:
-            return asking.result()
-        return self._ask(sample_id, mine)
+        while True:
+            found = self._look(sample_id)
+            if isinstance(found, str):
+                return found
+            if found is None:
+                return self._ask(sample_id, self._resolve)
+            try:
+                return found.result()
+            except _AskedOnce:
+                continue
+
+    def get_ahead(self, sample_id: str, resolve: Callable[[str], str]) -> bool:
+        """See that the URL of a sample is known before it is needed; False where it was, or is on its way.
+
+        `resolve` should not try again: readers who find it under way wait for it, and ask themselves where
+        it fails.
+        """
+        if self._look(sample_id) is not None:
+            return False
+        self._ask(sample_id, resolve, told=_AskedOnce())
+        return True
 
     def renew(self, sample_id: str, refused: str) -> str:
         """Another URL than the refused one, from the API unless another thread has it already."""
@@ -110,6 +122,12 @@ class ReadUrls:
             self._store.discard(sample_id, refused)
         return self.get(sample_id)
 
+    @property
+    def room(self) -> int:
+        """How many more URLs can be kept before others make way."""
+        store = self._store
+        return self._max_urls - len(self._urls) if store is None or store.is_off else store.room
+
     def _kept_locked(self, sample_id: str) -> str | None:
         try:
             # not `get`, which looks at the clock twice and fails where the time ends in between
@@ -117,17 +135,29 @@ class ReadUrls:
         except KeyError:
             return None
 
-    def _ask(self, sample_id: str, mine: Future[str]) -> str:
+    def _look(self, sample_id: str) -> str | Future[str] | None:
+        """A URL, or the future of one that another thread asks for; None where the caller has to `_ask`."""
+        with self._lock:
+            url = self._kept_locked(sample_id)
+            if url is not None:
+                return url
+            asking = self._asking.get(sample_id)
+            if asking is None:
+                self._asking[sample_id] = Future()
+            return asking
+
+    def _ask(self, sample_id: str, resolve: Callable[[str], str], told: BaseException | None = None) -> str:
+        """Get a URL for all who wait for it; where that fails they are told the reason, or `told`."""
         try:
-            kept = self._stored(sample_id) or self._new(sample_id)
+            kept = self._stored(sample_id) or self._new(sample_id, resolve)
         except BaseException as error:
             with self._lock:
-                del self._asking[sample_id]
-            mine.set_exception(error)
+                mine = self._asking.pop(sample_id)
+            mine.set_exception(told or error)
             raise
         with self._lock:
             self._urls[sample_id] = kept
-            del self._asking[sample_id]
+            mine = self._asking.pop(sample_id)
         mine.set_result(kept.url)
         return kept.url
 
@@ -135,12 +165,16 @@ class ReadUrls:
         found = None if self._store is None else self._store.get(sample_id)
         return None if found is None else _KeptUrl(found.url, found.until)
 
-    def _new(self, sample_id: str) -> _KeptUrl:
-        url = self._resolve(sample_id)
+    def _new(self, sample_id: str, resolve: Callable[[str], str]) -> _KeptUrl:
+        url = resolve(sample_id)
         expiry = expiry_of(url)
         if self._store is not None and expiry is not None:
             self._store.put(sample_id, url, expiry)
         return _KeptUrl(url, _end_of_use(expiry, self._wall_clock()))
+
+
+class _AskedOnce(Exception):
+    """Whoever asked did so ahead of time, and did not try again."""
 
 
 class _KeptUrl(NamedTuple):

@@ -50,13 +50,14 @@ class Samples:
         caller_name: Callable[[], str],
         forget: Callable[[tuple[str, ...] | None], bool],
         max_prefetches: int,
+        on_opened: Callable[[str, bool], None] | None = None,
     ) -> None:
         self._catalog = catalog
         self._reader = reader
         self._caller_name = caller_name
         self._forget = forget
         self.prefetcher: Prefetcher[SampleEntry] = Prefetcher(
-            catalog.samples_after, self._prefetch, max_under_way=max_prefetches
+            catalog.samples_after, self._prefetch, max_under_way=max_prefetches, on_opened=on_opened
         )
         self._lock = threading.Lock()
         # guarded by _lock: the version of each file whose pages the kernel may hold

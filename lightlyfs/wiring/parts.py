@@ -28,8 +28,6 @@ from lightlyfs.content.identity import NO_OBJECT
 from lightlyfs.content.prefetcher import PrefetchStats
 from lightlyfs.content.reader import Reader
 from lightlyfs.content.thumbnails import Thumbnails
-from lightlyfs.content.url_store import UrlStore
-from lightlyfs.content.urls import ReadUrls
 from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.fs.namespace import Namespace
 from lightlyfs.fs.path_reads import PathReads
@@ -43,6 +41,7 @@ from lightlyfs.wiring.connections import METADATA_THREADS, Connections, RequestC
 from lightlyfs.wiring.kernel import Kernel, NoKernel, open_files_limit
 from lightlyfs.wiring.uploads import UploadNeeds, Uploads, uploads_status
 from lightlyfs.wiring.views import RecentLog, ViewForgetter
+from lightlyfs.wiring.urls import UrlParts
 
 log = logging.getLogger(__name__)
 
@@ -80,13 +79,16 @@ class Parts:
         self._content_pool = ThreadPoolExecutor(settings.jobs, "lightlyfs-content")
         self.catalog = self._make_catalog()
         self.cache = BlockCache(place.path, CacheConfig(self._budget(), max_open_files=open_files_limit()))
-        self._url_store = UrlStore(
-            place.path / "urls.db",
-            connections.fingerprint,
-            wall_clock=time.time,
+        self._urls = UrlParts(
+            settings,
+            connections,
+            dataset_id,
+            place.path,
+            self.catalog,
+            self.cache,
             later=self._metadata_pool.submit,
+            closing=self.closing.is_set,
         )
-        self._urls = ReadUrls(self._resolve_read_url, wall_clock=time.time, store=self._url_store)
         self.reader = self._make_reader()
         self.uploads: Uploads | None = None
         self._patience = Patience(clock=time.monotonic, interrupted=kernel.interrupted, closing=self.closing)
@@ -98,6 +100,7 @@ class Parts:
             caller_name=kernel.caller_name,
             forget=kernel.forget,
             max_prefetches=max_prefetches,
+            on_opened=self._urls.ahead.opened,
         )
         self.recent_log = RecentLog()
         self.filesystem = self._make_filesystem(kernel, spool_place)
@@ -128,14 +131,19 @@ class Parts:
             self.uploads.close()
         for pool in (self._content_pool, self._metadata_pool, self._page_pool):
             pool.shutdown(wait=False, cancel_futures=True)
+        self._urls.close()
         self.catalog.close()
-        self._url_store.close()
         self.cache.close()
         self.place.close()
 
     def prefetch_stats(self) -> PrefetchStats:
         """What was fetched before it was asked for."""
         return self._samples.prefetcher.stats()
+
+    def url_stats(self) -> dict[str, int]:
+        """Read URLs on disk, and those that were got before they were asked for."""
+        ahead = self._urls.ahead.stats()
+        return {"stored": len(self._urls.store), "store_errors": self._urls.store.errors, **ahead._asdict()}
 
     def refresh(self) -> Changes:
         """Ask the API for everything now; what the kernel knows is forgotten along with it."""
@@ -174,7 +182,7 @@ class Parts:
 
     def _make_reader(self) -> Reader:
         fetcher = Fetcher(
-            self._urls,
+            self._urls.urls,
             self._storage,
             FetchConfig(),
             clock=time.monotonic,
@@ -248,14 +256,9 @@ class Parts:
             patience=self._patience,
             closing=self.closing,
             caller_process=kernel.caller_process,
-            resolve=self._resolve_read_url,
+            resolve=self._urls.resolve,
             storage=self._storage,
         )
-
-    def _resolve_read_url(self, sample_id: str) -> str:
-        if self.settings.read_mode == "redirect":
-            return self._client.get_sample_redirect_url(self.dataset_id, sample_id)
-        return self._client.get_sample_read_url(self.dataset_id, sample_id)
 
     def _pause(self, seconds: float) -> None:
         self.closing.wait(seconds)
@@ -312,6 +315,7 @@ def status_of(parts: Parts) -> dict[str, Any]:
         "content": reader._asdict(),
         "prefetch": parts.prefetch_stats()._asdict(),
         "reads_by_path": parts.filesystem.reads_by_path,
+        "urls": parts.url_stats(),
         "open_files": parts.filesystem.open_files,
         "requests": parts.requests.counts(),
         "read_only": parts.uploads is None,

@@ -1,8 +1,8 @@
 """Benchmarks: `python tests/bench/run.py NAME...|all [--json FILE]`; they compare within a run, and assert
 nothing.
 
-NAME is scale, reads or large. CPU seconds and memory are those of the mount's process; a ratio says how
-many times as fast a row is as the subject it names.
+NAME is scale, reads, shuffled or large. CPU seconds and memory are those of the mount's process; a ratio
+says how many times as fast a row is as the subject it names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from harness import Bench, Row, as_json, as_text
 
-NAMES = ("scale", "reads", "large")
+NAMES = ("scale", "reads", "shuffled", "large")
 
 
 def main() -> None:
