@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lightlyfs.api.contract import BodySink, Request, Response
-from lightlyfs.content.cache import BlockCache, CacheConfig
+from lightlyfs.content.budget import CacheConfig
+from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.fetcher import FetchConfig, Fetcher
 from lightlyfs.content.identity import ContentId
 from lightlyfs.content.reader import Reader

@@ -22,10 +22,10 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from lightlyfs.content.budget import CacheConfig
 from lightlyfs.content.files import BlockFiles, CachedFile
 from lightlyfs.content.identity import ContentId
 from lightlyfs.content.index import BlockIndex
@@ -34,24 +34,9 @@ from lightlyfs.content.ranges import BLOCK_BYTES, Span, block_length, span_of
 
 log = logging.getLogger(__name__)
 
-# the disk must keep this share free
-MIN_FREE_SHARE = 0.1
 _CONTENT_LOCKS = 64
 # how much is written between two looks at how full the disk is
 _LOOK_EVERY_BYTES = 8 << 20
-
-
-@dataclass(frozen=True)
-class CacheConfig:
-    """Limits of the block cache; `budget_bytes` counts the bytes of blocks.
-
-    The cache shrinks below its budget rather than leave less than `min_free_share` of the disk free. Up to
-    `max_open_files` contents are kept open; each can then be read without an open.
-    """
-
-    budget_bytes: int = 20 << 30
-    min_free_share: float = MIN_FREE_SHARE
-    max_open_files: int = 512
 
 
 class CacheStats(NamedTuple):
@@ -392,10 +377,3 @@ class BlockCache:
     def _count_error(self, error: Exception) -> None:
         self._errors += 1
         log.warning("the cache failed and is bypassed: %s", error)
-
-
-def default_budget(directory: Path) -> int:
-    """20 GiB, or half of what is free where that is less, always leaving a tenth of the disk."""
-    disk = os.statvfs(directory)
-    free, total = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
-    return max(0, min(20 << 30, free // 2, free - int(total * MIN_FREE_SHARE)))

@@ -24,6 +24,8 @@ CREATE INDEX IF NOT EXISTS content_by_use ON content (used);
 _BATCH = 64
 # while the disk takes no records, this many are kept for later; the blocks of others count as absent then
 _MAX_WAITING = 4096
+# contents that turned out to be absent are remembered, for each is looked up several times before it is here
+_MAX_ABSENT = 1024
 # user_version of a file whose last user did not close it
 _IN_USE = 1
 
@@ -47,6 +49,8 @@ class BlockIndex:
         self._waiting: dict[str, dict[int, tuple[int, int]]] = {}
         self._waiting_count = 0
         self._used: dict[str, None] = {}
+        # guarded by _lock: contents without any block, the latest last
+        self._absent: dict[str, None] = {}
         (self._tick,) = self._db.execute("SELECT coalesce(max(used), 0) FROM content").fetchone()
 
     def close(self) -> None:
@@ -74,15 +78,22 @@ class BlockIndex:
     def blocks(self, key: str) -> dict[int, int]:
         """The blocks of a content, with their checksums."""
         with self._lock:
+            if key in self._absent:
+                return {}
             rows = dict(
                 self._db.execute("SELECT block, checksum FROM block WHERE key = ?", (key,)).fetchall()
             )
             rows.update({block: record[0] for block, record in self._waiting.get(key, {}).items()})
+            if not rows:
+                self._absent[key] = None
+                if len(self._absent) > _MAX_ABSENT:
+                    del self._absent[next(iter(self._absent))]
         return rows
 
     def add(self, key: str, block: int, checksum: int, length: int) -> None:
         """Record a block whose bytes are written."""
         with self._lock:
+            self._absent.pop(key, None)
             self._waiting.setdefault(key, {})[block] = (checksum, length)
             self._note_use_locked(key)
             self._waiting_count += 1

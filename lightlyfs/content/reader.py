@@ -303,6 +303,8 @@ class Reader:
                 self._failures += 1
 
     def _arrived(self, transfer: Transfer, block: int, data: bytes) -> None:
+        # whoever waits has it before the disk does; it stays under way until it is kept, for those who come
+        self._transfers.hand_over(transfer.content, block, data)
         self._cache.write(transfer.content, block, data)
         with self._lock:
             self._fetched_bytes += len(data)

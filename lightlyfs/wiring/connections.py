@@ -46,16 +46,17 @@ def connect(
         proxies=Proxies.from_environ(environ),
     )
     requests = RequestsTransport(config)
-    hot = _hot_transport(config) or requests
+    # one for each end: a handle that has just talked to the API has no warm connection to storage
+    to_api, to_storage = _hot_transport(config) or requests, _hot_transport(config) or requests
     client = LightlyClient(
         settings.server,
         Credentials(token=secrets.token, bearer=secrets.bearer, public_token=secrets.public_token),
         requests,
-        hot_transport=hot,
+        hot_transport=to_api,
         on_request=on_request,
         cancelled=cancelled,
     )
-    return Connections(client, hot, requests, secrets.fingerprint(settings.read_mode))
+    return Connections(client, to_storage, requests, secrets.fingerprint(settings.read_mode))
 
 
 def _hot_transport(config: TransportConfig) -> Transport | None:

@@ -22,7 +22,8 @@ from lightlyfs.catalog.staging import Changes
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tagged import TaggedRemote
 from lightlyfs.catalog.tags import Tags
-from lightlyfs.content.cache import BlockCache, CacheConfig, default_budget
+from lightlyfs.content.budget import CacheConfig, default_budget
+from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.fetcher import FetchConfig, Fetcher
 from lightlyfs.content.identity import NO_OBJECT
 from lightlyfs.content.prefetcher import PrefetchStats
@@ -40,8 +41,8 @@ from lightlyfs.settings import Settings
 from lightlyfs.wiring.connections import METADATA_THREADS, Connections, RequestCounter
 from lightlyfs.wiring.kernel import Kernel, NoKernel, open_files_limit
 from lightlyfs.wiring.uploads import UploadNeeds, Uploads, uploads_status
-from lightlyfs.wiring.views import RecentLog, ViewForgetter
 from lightlyfs.wiring.urls import UrlParts
+from lightlyfs.wiring.views import RecentLog, ViewForgetter
 
 log = logging.getLogger(__name__)
 

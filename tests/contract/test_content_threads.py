@@ -12,7 +12,8 @@ import pytest
 from contentkit import MIB, NOISE, Content, Storage, sample_id, whole
 
 from lightlyfs.api.contract import Request, Response
-from lightlyfs.content.cache import BlockCache, CacheConfig
+from lightlyfs.content.budget import CacheConfig
+from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.identity import ContentId
 from lightlyfs.content.ranges import Span
 from lightlyfs.content.transfers import NotBrought

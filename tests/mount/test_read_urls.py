@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from pathlib import Path
 
 from datasets import FILES
 from trees import InProcessTree, in_process
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.localserver import LocalServer, ServerOptions
 
 
 def urls_asked_for(server: LocalServer, tree: InProcessTree) -> int:
@@ -40,3 +41,19 @@ def test_without_a_cache_no_url_outlives_the_mount(server: LocalServer, tmp_path
     with in_process(server, tmp_path, no_cache="on") as tree:
         assert urls_asked_for(server, tree) == len(FILES)
     assert list(tmp_path.rglob("urls.db*")) == []
+
+
+def test_a_shuffled_epoch_has_its_urls_got_ahead_and_each_once(tmp_path: Path) -> None:
+    files = {f"d/{number:03}.bin": random.Random(number).randbytes(1000) for number in range(200)}
+    (tmp_path / "images" / "d").mkdir(parents=True)
+    for name, data in files.items():
+        (tmp_path / "images" / name).write_bytes(data)
+    names = random.Random(1).sample(sorted(files), len(files))
+    with (
+        LocalServer(ServerOptions(source=tmp_path / "images", dataset_name="shuffled")) as own,
+        in_process(own, tmp_path / "tree") as tree,
+    ):
+        for name in names:
+            assert tree.read(name) == files[name]
+        assert tree.parts.url_stats()["got"] > 20
+        assert sum(own.stats.snapshot()["requests"]["readurl"].values()) <= len(files)

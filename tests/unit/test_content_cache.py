@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from contentkit import MIB, NOISE, sample_id
 
-from lightlyfs.content.cache import BlockCache, CacheConfig, default_budget
+from lightlyfs.content.budget import CacheConfig, default_budget
+from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.files import CachedFile
 from lightlyfs.content.identity import ContentId
 from lightlyfs.content.overflow import Overflow

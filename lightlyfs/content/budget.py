@@ -1,0 +1,30 @@
+"""How much of the disk the block cache may take."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+# the disk must keep this share free
+MIN_FREE_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Limits of the block cache; `budget_bytes` counts the bytes of blocks.
+
+    The cache shrinks below its budget rather than leave less than `min_free_share` of the disk free. Up to
+    `max_open_files` contents are kept open; each can then be read without an open.
+    """
+
+    budget_bytes: int = 20 << 30
+    min_free_share: float = MIN_FREE_SHARE
+    max_open_files: int = 512
+
+
+def default_budget(directory: Path) -> int:
+    """20 GiB, or half of what is free where that is less, always leaving a tenth of the disk."""
+    disk = os.statvfs(directory)
+    free, total = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+    return max(0, min(20 << 30, free // 2, free - int(total * MIN_FREE_SHARE)))
