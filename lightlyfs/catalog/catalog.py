@@ -154,7 +154,10 @@ class Catalog:
         return directories, samples
 
     def samples_after(self, path: str, count: int) -> list[tuple[str, SampleEntry]]:
-        """At most `count` samples behind a path in its directory, with their paths; never asks the API."""
+        """At most `count` samples behind a path in its directory, with their paths; never asks the API.
+
+        With a negative count those before it, the nearest first.
+        """
         directory = path.rpartition("/")[0]
         prefix = directory + "/" if directory else ""
         found = self._store.samples_after(path, count)

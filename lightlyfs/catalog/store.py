@@ -198,11 +198,15 @@ class CatalogStore:
             )
 
     def samples_after(self, path: str, count: int) -> list[SampleEntry]:
-        """At most `count` samples that come behind a path in its directory, in the byte order of names."""
+        """At most `count` samples that come behind a path in its directory, in the byte order of names.
+
+        With a negative count those before it, the nearest first.
+        """
         directory, _, name = path.rpartition("/")
-        query = f"SELECT {_COLUMNS} FROM sample WHERE dir = ? AND name > ? ORDER BY name LIMIT ?"
+        beyond = "name > ? ORDER BY name" if count > 0 else "name < ? ORDER BY name DESC"
+        query = f"SELECT {_COLUMNS} FROM sample WHERE dir = ? AND {beyond} LIMIT ?"
         with self._reader() as db:
-            rows = db.execute(query, (directory_ino(directory), name, count)).fetchall()
+            rows = db.execute(query, (directory_ino(directory), name, abs(count))).fetchall()
         return [SampleEntry._make(row) for row in rows]
 
     def sample(self, ino: int) -> SampleEntry | None:

@@ -99,6 +99,11 @@ class BlockCache:
             self._bytes, self._config.budget_bytes, self._hits, self._misses, self._errors, self._evicted
         )
 
+    @property
+    def ahead_bytes(self) -> int:
+        """How much may be fetched before it is asked for: more would displace what is still to be read."""
+        return self._limit // 4
+
     def has_room_for(self, size: int) -> bool:
         """Whether a content of this many bytes can be kept whole without displacing nearly all else."""
         return size <= self._limit // 2

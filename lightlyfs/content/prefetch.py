@@ -32,8 +32,8 @@ class ReadAhead:
     def __init__(self) -> None:
         self._streams: LRUCache[str, _Stream] = LRUCache(_MAX_STREAMS)
 
-    def after(self, key: str, span: Span, size: int) -> Span | None:
-        """The blocks worth having once `span` was read, or None.
+    def after(self, key: str, span: Span, size: int, most_blocks: int = MAX_WINDOW_BLOCKS) -> Span | None:
+        """The blocks worth having once `span` was read, at most so many ahead of it, or None.
 
         Nothing for small files, which come whole, and nothing after a jump. Once the window is wide the
         blocks come in runs of a quarter of it, each worth a request of its own.
@@ -41,8 +41,8 @@ class ReadAhead:
         if size <= SMALL_FILE_BYTES:
             return None
         stream = self._moved(self._streams.get(key) or _Stream(), span)
-        step = max(1, stream.window // _REQUESTS_IN_WINDOW)
-        end = min(stream.expected + stream.window, block_count(size))
+        step = max(1, min(stream.window, most_blocks) // _REQUESTS_IN_WINDOW)
+        end = min(stream.expected + min(stream.window, most_blocks), block_count(size))
         runs = (end - stream.ahead) // step
         if end == block_count(size) and end > stream.ahead:
             runs += 1  # the end of the file is a run, however short

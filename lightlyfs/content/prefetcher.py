@@ -11,12 +11,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from lightlyfs.content.sequence import MAX_WINDOW, FileSequence, SequenceTable
+from lightlyfs.content.sequence import MAX_SEQUENCES, MAX_WINDOW, FileSequence, SequenceTable
+from lightlyfs.content.steps import MAX_STEP, StepFinder
 
 T = TypeVar("T")
 
 _MIN_UNDER_WAY = 2
 _GUESS_COUNT = 4
+# names looked up at once for a reader who takes steps: half a millisecond's work
+_MOST_LOOKED_UP = 512
 
 
 class PrefetchStats(NamedTuple):
@@ -30,9 +33,10 @@ class PrefetchStats(NamedTuple):
 class Prefetcher(Generic[T]):
     """Follows readers by the files they open; any thread may call.
 
-    `after(path, count)` gives the files that come behind a path in its directory, from memory or the local
-    disk. `start(file)` begins a fetch and returns its future, or None where there is nothing to fetch.
-    `on_opened(path, in_order)` hears of each open, and whether it was expected.
+    `after(path, count)` gives the files that come behind a path in its directory (before it, the nearest
+    first, where `count` is negative), from memory or the local disk. `start(file)` begins a fetch and returns
+    its future, or None where there is nothing to fetch. `room(file)` says how many such files may be ahead of
+    their readers in all. `on_opened(path, in_order)` hears of each open, and whether it was expected.
     """
 
     def __init__(
@@ -41,15 +45,18 @@ class Prefetcher(Generic[T]):
         start: Callable[[T], Future[Any] | None],
         *,
         max_under_way: int,
+        room: Callable[[T], int] = lambda _: MAX_WINDOW * MAX_SEQUENCES,
         on_opened: Callable[[str, bool], None] | None = None,
     ) -> None:
         self._after = after
+        self._room = room
         self._on_opened = on_opened
         self._start = start
         self._max_under_way = max(_MIN_UNDER_WAY, max_under_way)
         self._lock = threading.Lock()
         # guarded by _lock
         self._table: SequenceTable[T] = SequenceTable()
+        self._steps = StepFinder()
         self._limit = self._max_under_way
         self._under_way = 0
         self._started = 0
@@ -68,25 +75,57 @@ class Prefetcher(Generic[T]):
         with self._lock:
             expected = self._table.expects(path)
             sequence = self._table.opened(path)
-            count = MAX_WINDOW if sequence.is_followed else _GUESS_COUNT
-            wants_more = sequence.wants_more
-            last = sequence.upcoming[-1][0] if sequence.upcoming else path
-        if wants_more:
-            behind = self._after(last, count)
+            if sequence.leap > 1:
+                self._table.drop(sequence)
+                sequence = self._table.follow(sequence.leap)
+            look_around = self._steps.is_looking and not expected
+        if look_around:
+            self._look_around(sequence, path)
+        else:
+            self._go_on(sequence, path)
+        if sequence.step != 1:
+            # the files at which several readers begin may look like the way of one: each goes on from there
             with self._lock:
-                self._table.extend(sequence, behind)
-        while (file := self._take(sequence)) is not None:
-            self._begin(file)
+                sequence = self._table.guess()
+            self._go_on(sequence, path)
         if self._on_opened is not None:
             self._on_opened(path, expected)
 
+    def _look_around(self, sequence: FileSequence[T], path: str) -> None:
+        """Nobody expected this open: guess what comes next, and see whether it continues a step."""
+        behind = self._after(path, MAX_STEP)
+        with self._lock:
+            self._table.extend(sequence, behind[:_GUESS_COUNT])
+            step = self._steps.opened(path, [name for name, _ in behind])
+            follower = None if step is None else self._table.follow(step)
+        if follower is not None:
+            self._go_on(follower, path)
+
+    def _go_on(self, sequence: FileSequence[T], path: str) -> None:
+        """Look up what comes next where that is wanted, and fetch what is within the window."""
+        if sequence.wants_more:
+            self._extend(sequence, path, MAX_WINDOW if sequence.is_followed else _GUESS_COUNT)
+        while (file := self._take(sequence)) is not None:
+            self._begin(file)
+
+    def _extend(self, sequence: FileSequence[T], path: str, count: int) -> None:
+        """Look up the files that come after the last upcoming one, which is `path` where there is none."""
+        last = sequence.upcoming[-1][0] if sequence.upcoming else path
+        stride = abs(sequence.step)
+        count = min(count * stride, max(stride, _MOST_LOOKED_UP))
+        behind = self._after(last, count if sequence.step > 0 else -count)
+        with self._lock:
+            self._table.extend(sequence, behind[stride - 1 :: stride])
+
     def _take(self, sequence: FileSequence[T]) -> T | None:
         with self._lock:
-            if self._under_way >= self._limit:
+            file = sequence.next
+            if file is None or self._under_way >= self._limit:
                 return None
-            file = sequence.take_next()
-            if file is not None:
-                self._under_way += 1
+            if sequence.started >= self._room(file) // max(1, self._table.followed):
+                return None
+            sequence.started += 1
+            self._under_way += 1
             return file
 
     def _begin(self, file: T) -> None:

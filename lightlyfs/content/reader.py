@@ -205,9 +205,14 @@ class Reader:
         if content.size <= SMALL_FILE_BYTES:
             return
         with self._lock:
-            ahead = self._read_ahead.after(content.key(), span, content.size)
+            most = self._cache.ahead_bytes // BLOCK_BYTES
+            ahead = self._read_ahead.after(content.key(), span, content.size, most)
         if ahead is not None:
             self.ensure(content, ahead)
+
+    def room_ahead(self, size: int) -> int:
+        """How many contents of this size may be fetched before they are asked for."""
+        return self._cache.ahead_bytes // max(1, size)
 
     def fetch_whole(self, content: ContentId) -> Future[bytes] | None:
         """Fetch all of a small content; a future that ends with it, or None where it is here already."""

@@ -2,7 +2,8 @@
 
 A sequence is one reader going through a directory: forward, or with others through the same files (as the
 workers of a data loader do). It is recognised when files are opened that were expected next; only from then
-on is anything worth fetching ahead. A shuffled reader is never expected, so nothing is fetched for it.
+on is anything worth fetching ahead. A shuffled reader is never expected, so nothing is fetched for it. One
+that takes every k-th file, or goes backward, is found by `steps`.
 """
 
 from __future__ import annotations
@@ -24,17 +25,24 @@ _GUESSED_AHEAD = 2
 _FOLLOWED_AHEAD = 16
 _MAX_GUESSES = 16
 # readers that are followed at once, over all directories; a data loader has some ten workers
-_MAX_SEQUENCES = 64
+MAX_SEQUENCES = 64
 # files that were passed over and may still come, when several workers go through one directory
 _MAX_PASSED = 16
+# equal leaps over files after which those are no longer counted on; with others on the way they differ
+_LEAPS_TO_STEP = 8
 # opens of other files after which a reader that did not come back is no longer followed
 _MAX_PAUSE = 32
 
 
 class FileSequence(Generic[T]):
-    """One reader's way through a directory: the files that are expected of it, in order."""
+    """One reader's way through a directory: the files that are expected of it, in order.
+
+    It takes every `step`-th file, backward where that is negative.
+    """
 
     def __init__(self) -> None:
+        self.step = 1
+        self.leaps: list[int] = []  # how far it went with each of the last opens
         self.upcoming: deque[tuple[str, T]] = deque()
         self.passed: deque[str] = deque()
         self.streak = 0
@@ -49,17 +57,23 @@ class FileSequence(Generic[T]):
         return self.streak >= STREAK_TO_START
 
     @property
+    def leap(self) -> int:
+        """How many files it goes on each time, where nobody opens those between; else 1."""
+        steady = len(self.leaps) == _LEAPS_TO_STEP and len(set(self.leaps)) == 1
+        return self.leaps[0] if steady else 1
+
+    @property
     def wants_more(self) -> bool:
         """Whether the names that come after the last upcoming one should be looked up."""
         wanted = max(self.window, _FOLLOWED_AHEAD) if self.is_followed else _GUESSED_AHEAD
         return not self.exhausted and len(self.upcoming) < wanted
 
-    def take_next(self) -> T | None:
-        """The next file to fetch within the window, once; None where there is none."""
+    @property
+    def next(self) -> T | None:
+        """The next file to fetch within the window; None where there is none."""
         if not self.is_followed or self.started >= min(self.window, len(self.upcoming)):
             return None
-        self.started += 1
-        return self.upcoming[self.started - 1][1]
+        return self.upcoming[self.started][1]
 
 
 class SequenceTable(Generic[T]):
@@ -78,6 +92,11 @@ class SequenceTable(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._guesses) + len(self._followed)
+
+    @property
+    def followed(self) -> int:
+        """How many readers in order there are."""
+        return len(self._followed)
 
     def opened(self, path: str) -> FileSequence[T]:
         """A file was opened: the sequence that expected it, one file further, or a new one."""
@@ -98,6 +117,25 @@ class SequenceTable(Generic[T]):
         self._expect(sequence)
         return sequence
 
+    def follow(self, step: int) -> FileSequence[T]:
+        """A reader turned out to take this step: a sequence that goes on from the file it has just opened."""
+        sequence: FileSequence[T] = FileSequence()
+        sequence.step, sequence.seen_at = step, self._opens
+        sequence.streak, sequence.window = STREAK_TO_START, FIRST_WINDOW
+        self._keep(sequence)
+        return sequence
+
+    def guess(self) -> FileSequence[T]:
+        """A sequence that begins with the file just opened."""
+        sequence: FileSequence[T] = FileSequence()
+        sequence.seen_at = self._opens
+        self._keep(sequence)
+        return sequence
+
+    def drop(self, sequence: FileSequence[T]) -> None:
+        """Follow a reader no longer."""
+        self._forget(sequence)
+
     def extend(self, sequence: FileSequence[T], entries: Entries[tuple[str, T]]) -> None:
         """These come after the upcoming ones; none means that the directory ends."""
         sequence.exhausted = not entries
@@ -109,7 +147,7 @@ class SequenceTable(Generic[T]):
         for table in (self._guesses, self._followed):
             table.pop(id(sequence), None)
         table, most = (
-            (self._followed, _MAX_SEQUENCES) if sequence.is_followed else (self._guesses, _MAX_GUESSES)
+            (self._followed, MAX_SEQUENCES) if sequence.is_followed else (self._guesses, _MAX_GUESSES)
         )
         table[id(sequence)] = sequence
         while len(table) > most:
@@ -122,13 +160,17 @@ class SequenceTable(Generic[T]):
 
     def _advance(self, sequence: FileSequence[T], path: str) -> None:
         if all(path != upcoming for upcoming, _ in sequence.upcoming):
+            sequence.leaps.clear()
             return  # it was passed over before, by another worker
+        leap = 0
         while sequence.upcoming:
             passed, _ = sequence.upcoming.popleft()
+            leap += 1
             sequence.started = max(0, sequence.started - 1)
             if passed == path:
                 break
             sequence.passed.append(passed)
+        sequence.leaps = [*sequence.leaps[1 - _LEAPS_TO_STEP :], leap]
         while len(sequence.passed) > _MAX_PASSED:
             self._drop(sequence, sequence.passed.popleft())
 

@@ -57,7 +57,11 @@ class Samples:
         self._caller_name = caller_name
         self._forget = forget
         self.prefetcher: Prefetcher[SampleEntry] = Prefetcher(
-            catalog.samples_after, self._prefetch, max_under_way=max_prefetches, on_opened=on_opened
+            catalog.samples_after,
+            self._prefetch,
+            max_under_way=max_prefetches,
+            room=lambda entry: reader.room_ahead(entry.published_size or 0),
+            on_opened=on_opened,
         )
         self._lock = threading.Lock()
         # guarded by _lock: the version of each file whose pages the kernel may hold

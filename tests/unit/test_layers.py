@@ -42,6 +42,9 @@ PURE = [
     "content/ranges.py",
     "content/identity.py",
     "content/prefetch.py",
+    "content/sequence.py",
+    "content/steps.py",
+    "content/epochs.py",
 ]
 IMPURE_IMPORTS = {"time", "threading", "os", "socket", "sqlite3", "pathlib", "random"}
 MAX_MODULE_LINES = 400

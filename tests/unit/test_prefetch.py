@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 
@@ -17,15 +18,23 @@ FILES = [f"d/{number:04d}.jpg" for number in range(500)]
 class Bench:
     """A directory of files, and what was fetched ahead of whom."""
 
-    def __init__(self, max_under_way: int = 24, *, at_once: bool = True) -> None:
+    def __init__(
+        self, max_under_way: int = 24, *, at_once: bool = True, files: int = 0, room: int = 1000
+    ) -> None:
+        self.files = [f"d/{number:04d}.jpg" for number in range(files)] or FILES
         self.fetched: list[str] = []
         self.pending: list[Future[None]] = []
         self.opened: set[str] = set()
         self.at_once = at_once
-        self.prefetcher = Prefetcher(self.after, self.start, max_under_way=max_under_way)
+        self.prefetcher = Prefetcher(self.after, self.start, max_under_way=max_under_way, room=lambda _: room)
 
     def after(self, path: str, count: int) -> Sequence[tuple[str, str]]:
-        behind = [name for name in FILES if name > path][:count]
+        if count < 0:
+            end = bisect_left(self.files, path)
+            behind = self.files[max(0, end + count) : end][::-1]
+        else:
+            start = bisect_right(self.files, path)
+            behind = self.files[start : start + count]
         return [(name, name) for name in behind]
 
     def start(self, name: str) -> Future[None] | None:
@@ -111,6 +120,65 @@ def test_workers_that_take_every_nth_file_are_followed() -> None:
     ]
 
     assert bench.open_all(order) > 0.9
+
+
+@pytest.mark.parametrize("step", [2, 3, 8, 32])
+def test_a_reader_of_every_kth_file_finds_most_there_and_no_other(step: int) -> None:
+    bench = Bench(files=3000)
+
+    hits = bench.open_all(bench.files[::step])
+
+    assert hits > 1 - 6 / (3000 / step)
+    assert bench.unused() < 0.03
+
+
+def test_a_reader_who_goes_backward_is_followed() -> None:
+    bench = Bench()
+
+    assert bench.open_all(reversed(FILES)) > 0.98
+    assert bench.unused() == 0
+
+
+def test_two_readers_of_every_kth_file_that_take_turns_are_followed() -> None:
+    bench = Bench(files=3000)
+    order = [name for pair in zip(bench.files[::5], bench.files[1500::5], strict=False) for name in pair]
+
+    assert bench.open_all(order) > 0.95
+    assert bench.unused() < 0.05
+
+
+@pytest.mark.parametrize(("workers", "batch"), [(2, 24), (8, 24), (8, 8), (16, 24)])
+@pytest.mark.parametrize("seed", range(3))
+def test_workers_that_take_batches_in_turn_find_most_there(workers: int, batch: int, seed: int) -> None:
+    bench = Bench(files=3000)
+    chunks = [bench.files[start : start + batch] for start in range(0, 3000, batch)]
+    left = [[name for chunk in chunks[w::workers] for name in chunk] for w in range(workers)]
+    turns = random.Random(seed)
+    order = []
+    while any(left):
+        order.append(turns.choice([names for names in left if names]).pop(0))
+
+    assert bench.open_all(order) > 0.85
+    assert bench.unused() < 0.03
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_half_of_a_directory_in_no_order_wastes_next_to_nothing(seed: int) -> None:
+    bench = Bench(files=3000)
+
+    bench.open_all(random.Random(seed).sample(bench.files, 1500))
+
+    assert len(set(bench.fetched) - bench.opened) < 0.1 * 1500
+
+
+def test_no_more_is_ahead_than_there_is_room_for() -> None:
+    bench = Bench(room=6)
+    bench.open_all(FILES[:100])
+    assert 0 < len(set(bench.fetched) - bench.opened) <= 6
+
+    bench = Bench(room=0)
+    bench.open_all(FILES[:100])
+    assert bench.fetched == []
 
 
 def test_what_is_under_way_is_bounded() -> None:

@@ -51,3 +51,14 @@ def test_a_backward_reader_gets_nothing_ahead() -> None:
 
 def test_a_small_file_is_no_matter_of_reading_ahead() -> None:
     assert read_through([0], 4 * BLOCK_BYTES) == []
+
+
+def test_a_small_cache_bounds_how_far_ahead() -> None:
+    ahead = ReadAhead()
+    reach = 0
+    for block in range(60):
+        span = ahead.after("k", Span(block, block), 100 * BLOCK_BYTES, 3)
+        if span is not None:
+            reach = max(reach, span.last - block)
+    assert 0 < reach <= 3
+    assert ahead.after("other", Span(0, 0), 100 * BLOCK_BYTES, 0) is None
