@@ -56,6 +56,7 @@ class Settings:
     page_size: int
     read_only: bool
     tag: str | None
+    thumbnails: str
     allow_overwrite: bool
     write_back: bool
     no_wait: bool
@@ -167,6 +168,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("page_size", "5000", "Samples asked for at once while listing.", parse_count),
     Setting("read_only", "off", "Refuse every change.", parse_switch),
     Setting("tag", None, "Show only the samples of this tag, by name or id; read-only.", str),
+    Setting(
+        "thumbnails",
+        "prefill",
+        "Small pictures: put where file managers look first, only given on demand, or not at all.",
+        str,
+        choices=("prefill", "on-demand", "off"),
+    ),
     Setting("allow_overwrite", "off", "Let the images of existing samples be replaced.", parse_switch),
     Setting("write_back", "off", "Return from close before a new file is uploaded.", parse_switch),
     Setting("no_wait", "off", "Mount before the first listing is complete.", parse_switch),

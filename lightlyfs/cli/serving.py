@@ -113,6 +113,7 @@ def _serve(
             requests=counter,
             closing=closing,
             spool_place=spool_place,
+            mountpoint=mountpoint,
         )
         logging.getLogger().addHandler(parts.recent_log)
         parts.start()

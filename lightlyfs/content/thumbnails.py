@@ -7,43 +7,86 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 
 from lightlyfs.api.transport import Request, Transport, raise_for_status
+from lightlyfs.content.pictures import PictureStore
 from lightlyfs.errors import Cancelled, MalformedAnswer, NotFound, TooLarge
 
-# a thumbnail of 128 pixels has some 10 KB; where the server gives the image instead, it is not one
-MAX_THUMBNAIL_BYTES = 1 << 20
+# one of 128 pixels has some 10 KB, one of 256 pixels up to 150; a server may give the image instead
+MAX_THUMBNAIL_BYTES = 256 << 10
+_NONE = "the server has the image itself in place of a thumbnail"
 _SIDE_PIXELS = 256
 # what is decoded at most: a megabyte may claim to be a picture that fills all memory
 _MAX_PIXELS = 32 << 20
 
 
 class Thumbnails:
-    """Fetches thumbnails; `resolve(sample_id)` asks the API for the read URL of type thumbnail."""
+    """Fetches thumbnails, and keeps them.
 
-    def __init__(self, resolve: Callable[[str], str], transport: Transport, executor: Executor) -> None:
+    `resolve(sample_id)` asks the API for the read URL of type thumbnail. `original(sample_id)` gives the
+    bytes of an image that is cached already, or None. `store` is None where nothing is to be kept.
+    """
+
+    def __init__(
+        self,
+        resolve: Callable[[str], str],
+        transport: Transport,
+        executor: Executor,
+        *,
+        original: Callable[[str], bytes | None] = lambda _: None,
+        store: PictureStore | None = None,
+    ) -> None:
         self._resolve = resolve
         self._transport = transport
         self._executor = executor
+        self._original = original
+        self._store = store
 
-    def png(self, sample_id: str) -> Future[bytes]:
-        """The thumbnail, at most 256 pixels wide and high; NotFound where the server has none."""
+    def png(self, sample_id: str, version: str = "") -> Future[bytes]:
+        """The thumbnail, at most 256 pixels wide and high; NotFound where there is none.
+
+        `version` moves when the sample does; the picture of another one does not count.
+        """
         try:
-            return self._executor.submit(self._fetch, sample_id)
+            return self._executor.submit(self.get, sample_id, version)
         except RuntimeError:
             refused: Future[bytes] = Future()
             refused.set_exception(Cancelled("the mount is being taken down", request_sent=False))
             return refused
 
-    def _fetch(self, sample_id: str) -> bytes:
-        request = Request("GET", self._resolve(sample_id), max_body_bytes=MAX_THUMBNAIL_BYTES)
+    def get(self, sample_id: str, version: str) -> bytes:
+        """As `png`, in the calling thread."""
+        key = f"{sample_id}.{version}"
+        kept = self._store.get(key) if self._store is not None else None
+        if kept is not None:
+            return kept
         try:
-            response = self._transport.send(request)
+            png = _to_png(self._fetch(sample_id))
+        except (NotFound, MalformedAnswer):
+            original = self._original(sample_id)
+            if original is None:
+                raise
+            png = _to_png(original)
+        if self._store is not None:
+            self._store.put(key, png)
+        return png
+
+    def _fetch(self, sample_id: str) -> bytes:
+        # a range, so that little of an image comes where the server has one in place of a thumbnail
+        headers = {"Range": f"bytes=0-{MAX_THUMBNAIL_BYTES - 1}", "Accept-Encoding": "identity"}
+        url = self._resolve(sample_id)
+        try:
+            response = self._transport.send(
+                Request("GET", url, headers=headers, max_body_bytes=MAX_THUMBNAIL_BYTES)
+            )
         except TooLarge as error:
-            raise NotFound("the server has the image itself in place of a thumbnail") from error
+            raise NotFound(_NONE) from error
+        total = response.headers.get("content-range", "").rpartition("/")[2]
+        if total.isdigit() and int(total) > MAX_THUMBNAIL_BYTES:
+            raise NotFound(_NONE)
         if response.status in (400, 401, 403):
             # a fresh URL that is refused names an object that is not there, or not for us
             raise NotFound("storage refuses the thumbnail", status=response.status)
         raise_for_status(response, what="the read of a thumbnail from storage", storage=True)
-        return _to_png(response.body)
+        return response.body
 
 
 def _to_png(picture: bytes) -> bytes:
@@ -53,6 +96,7 @@ def _to_png(picture: bytes) -> bytes:
         with Image.open(io.BytesIO(picture)) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels")
+            image.draft("RGB", (_SIDE_PIXELS, _SIDE_PIXELS))  # a large JPEG is decoded small
             transparent = "A" in image.getbands() or "transparency" in image.info
             image.thumbnail((_SIDE_PIXELS, _SIDE_PIXELS))
             out = io.BytesIO()

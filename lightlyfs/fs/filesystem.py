@@ -32,7 +32,9 @@ from lightlyfs.fs.local_file import LocalFile
 from lightlyfs.fs.namespace import Listing, Namespace, Node
 from lightlyfs.fs.path_reads import PathReads
 from lightlyfs.fs.patience import Patience, Turn
+from lightlyfs.fs.probes import is_file_manager
 from lightlyfs.fs.samples import Samples
+from lightlyfs.fs.thumbnails import ThumbnailPrefill
 from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.views import Views, is_view
 from lightlyfs.fs.writer import Writer
@@ -78,6 +80,8 @@ class Filesystem:
         writing: WriteParts | None = None,
         by_path: PathReads | None = None,
         views: Views | None = None,
+        prefill: ThumbnailPrefill | None = None,
+        caller_name: Callable[[], str] = lambda: "",
     ) -> None:
         self._names = namespace
         self._samples = samples
@@ -88,6 +92,8 @@ class Filesystem:
         self._writing = writing
         self._by_path = by_path
         self._views = views
+        self._prefill = prefill
+        self._caller_name = caller_name
         self._handles = HandleTable()
 
     @property
@@ -131,6 +137,11 @@ class Filesystem:
                 return self.getattr(opened.path)
             return Attr(opened.entry.ino, False, opened.content.size, opened.entry.mtime)
         return self.getattr(opened.path) if opened.file is None else opened.file.attr()
+
+    def open_directory(self, path: str) -> None:
+        """Somebody is about to list a directory; costs nothing unless that is a file manager."""
+        if self._prefill is not None and is_file_manager(self._caller_name()):
+            self._prefill.opened(path)
 
     def list_directory(self, path: str) -> Listing:
         """Everything in a directory, in byte order; waits for the first listing to be complete."""
@@ -343,6 +354,8 @@ class Filesystem:
         if self._writing is not None:
             self._writing.completion.prune()
         self._forget(paths)
+        if self._prefill is not None and paths is not None:
+            self._prefill.changed(paths)
         if paths is None and self._by_path is not None and self._by_path.active:
             self._by_path.forget_pages(self._patience.turn())
 

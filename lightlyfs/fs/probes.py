@@ -56,6 +56,17 @@ _OPENERS = frozenset(
 )
 
 
+# these show pictures of the files of a directory they open
+_FILE_MANAGERS = frozenset(
+    {"dolphin", "kioslave5", "kio_file", "thunar", "Thunar", "nautilus", "pcmanfm", "caja", "nemo", "gthumb"}
+)
+
+
+def is_file_manager(program: str) -> bool:
+    """Whether a program (its name as the kernel keeps it) shows pictures of the files in a directory."""
+    return program in _FILE_MANAGERS
+
+
 def is_probe(path: str) -> bool:
     """Whether a path's last part is a name that programs try in every directory."""
     name = path.rpartition("/")[2]

@@ -55,7 +55,7 @@ class ViewSources:
     status: Callable[[], bytes]
     log: Callable[[], bytes]
     document: Callable[[str], Future[bytes]]
-    thumbnail: Callable[[str], Future[bytes]]
+    thumbnail: Callable[[str, str], Future[bytes]]
     tags: Callable[[], Future[tuple[TagRecord, ...]]]
     members: Callable[[TagRecord], Future[frozenset[bytes]]]
     fetch: Callable[[list[str]], None]
@@ -233,7 +233,7 @@ class Views:
 
         def make(turn: Turn) -> bytes:
             try:
-                return turn.result(self._sources.thumbnail(sample.sample_id))
+                return turn.result(self._sources.thumbnail(sample.sample_id, str(sample.mtime)))
             except NotFound as error:
                 raise NoSuchFile(f"the sample has no thumbnail: {rest}") from error
 

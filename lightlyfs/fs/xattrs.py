@@ -24,13 +24,13 @@ _UNLISTED = PREFIX + "thumbnail"
 class ExtendedAttributes:
     """Names and values; the sample's details are asked for only where an attribute needs them.
 
-    `details(sample_id)` gives the whole sample, `thumbnail(sample_id)` a PNG; both as futures.
+    `details(sample_id)` gives the whole sample, `thumbnail(sample_id, version)` a PNG; both as futures.
     """
 
     def __init__(
         self,
         details: Callable[[str], Future[Sample]],
-        thumbnail: Callable[[str], Future[bytes]],
+        thumbnail: Callable[[str, str], Future[bytes]],
         forget_details: Callable[[str], None],
     ) -> None:
         self._details = details
@@ -79,7 +79,7 @@ class ExtendedAttributes:
 
     def _thumbnail_of(self, path: str, entry: SampleEntry, turn: Turn) -> bytes:
         try:
-            return turn.result(self._thumbnail(entry.sample_id))
+            return turn.result(self._thumbnail(entry.sample_id, str(entry.mtime)))
         except NotFound as error:
             raise NoAttribute(f"the sample has no thumbnail: {path}") from error
 

@@ -65,7 +65,7 @@ class Mount:
 
     def caller_name(self) -> str:
         """The program that the callback under way serves."""
-        return self._program_of(self._session.caller_pid())
+        return self._program_of(self.caller_process())
 
     def caller_process(self) -> int:
         """The thread group that the callback under way serves."""

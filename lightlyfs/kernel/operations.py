@@ -83,10 +83,12 @@ class Operations:
     @answers
     def opendir_packed(self, path: str) -> PackedListing:
         assert self._packer is not None
+        self._fs.open_directory(_relative(path))
         return self._packer.listing(_relative(path), self._fs.current_generation(), self._fs.list_directory)
 
     @answers
     def opendir(self, path: str) -> int:
+        self._fs.open_directory(_relative(path))
         return 0
 
     @answers

@@ -98,7 +98,10 @@ def open_files_limit() -> int:
 
 
 def program_of(pid: int) -> str:
-    """The name of a process as the kernel keeps it, at most 15 bytes; "" where it is gone."""
+    """The name of a process as the kernel keeps it, at most 15 bytes; "" where it is gone.
+
+    To be asked for the thread group: threads have names of their own.
+    """
     try:
         return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
     except OSError:

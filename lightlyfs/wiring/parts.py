@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from lightlyfs import places
@@ -28,7 +29,6 @@ from lightlyfs.content.fetcher import FetchConfig, Fetcher
 from lightlyfs.content.identity import NO_OBJECT
 from lightlyfs.content.prefetcher import PrefetchStats
 from lightlyfs.content.reader import Reader
-from lightlyfs.content.thumbnails import Thumbnails
 from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.fs.namespace import Namespace
 from lightlyfs.fs.path_reads import PathReads
@@ -39,6 +39,7 @@ from lightlyfs.fs.views import Views, ViewSources
 from lightlyfs.fs.xattrs import ExtendedAttributes
 from lightlyfs.settings import Settings
 from lightlyfs.wiring.connections import METADATA_THREADS, Connections, RequestCounter
+from lightlyfs.wiring.desktop import Desktop, DesktopNeeds
 from lightlyfs.wiring.kernel import Kernel, NoKernel, open_files_limit
 from lightlyfs.wiring.uploads import UploadNeeds, Uploads, uploads_status
 from lightlyfs.wiring.urls import UrlParts
@@ -64,6 +65,7 @@ class Parts:
         requests: RequestCounter | None = None,
         closing: threading.Event | None = None,
         spool_place: places.SpoolPlace | None = None,
+        mountpoint: Path | None = None,
     ) -> None:
         """`spool_place` is where a mount that may be written to keeps what it owes; else None."""
         kernel = kernel or NoKernel()
@@ -104,6 +106,7 @@ class Parts:
             on_opened=self._urls.ahead.opened,
         )
         self.recent_log = RecentLog()
+        self.desktop = self._make_desktop(mountpoint)
         self.filesystem = self._make_filesystem(kernel, spool_place)
 
     def start(self) -> None:
@@ -133,6 +136,7 @@ class Parts:
         for pool in (self._content_pool, self._metadata_pool, self._page_pool):
             pool.shutdown(wait=False, cancel_futures=True)
         self._urls.close()
+        self.desktop.close()
         self.catalog.close()
         self.cache.close()
         self.place.close()
@@ -195,19 +199,28 @@ class Parts:
             self.cache, fetcher, self._content_pool, lambda content: self._samples.storage_reported(content)
         )
 
-    def _make_thumbnails(self) -> Thumbnails:
-        return Thumbnails(
-            lambda sample_id: self._client.get_sample_read_url(self.dataset_id, sample_id, "thumbnail"),
-            self._storage,
-            self._content_pool,
+    def _make_desktop(self, mountpoint: Path | None) -> Desktop:
+        needs = DesktopNeeds(
+            mode=self.settings.thumbnails,
+            client=self._client,
+            dataset_id=self.dataset_id,
+            transport=self._storage,
+            catalog=self.catalog,
+            reader=self.reader,
+            patience=self._patience,
+            directory=self.place.path,
+            mountpoint=mountpoint,
+            owner=self.settings.uid,
+            closing=self.closing,
         )
+        return Desktop(needs)
 
-    def _make_views(self, namespace: Namespace, thumbnails: Thumbnails, kernel: Kernel) -> Views:
+    def _make_views(self, namespace: Namespace, kernel: Kernel) -> Views:
         sources = ViewSources(
             status=lambda: json.dumps(status_of(self), indent=1).encode() + b"\n",
             log=self.recent_log.text,
             document=self._documents.get,
-            thumbnail=thumbnails.png,
+            thumbnail=self.desktop.thumbnails.png,
             tags=lambda: self._metadata_pool.submit(self._tags.all),
             members=lambda tag: self._metadata_pool.submit(self._tags.members, tag),
             fetch=lambda paths: None,
@@ -225,7 +238,6 @@ class Parts:
         local = self.uploads.local if self.uploads else None
         times = self.uploads.times if self.uploads else SetTimes(journal)
         namespace = Namespace(self.catalog, local, times)
-        thumbnails = self._make_thumbnails()
         by_path = None
         if self.uploads is None and kernel.forgets_at_once:
             by_path = PathReads(
@@ -234,13 +246,15 @@ class Parts:
         return Filesystem(
             namespace,
             self._samples,
-            ExtendedAttributes(self._details.get, thumbnails.png, self._details.forget),
+            ExtendedAttributes(self._details.get, self.desktop.thumbnails.png, self._details.forget),
             times,
             self._patience,
             forget=kernel.forget,
             writing=self.uploads.write_parts(namespace) if self.uploads else None,
             by_path=by_path,
-            views=self._make_views(namespace, thumbnails, kernel),
+            views=self._make_views(namespace, kernel),
+            prefill=self.desktop.make_prefill(times),
+            caller_name=kernel.caller_name,
         )
 
     def _upload_needs(self, kernel: Kernel) -> UploadNeeds:

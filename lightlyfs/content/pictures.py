@@ -1,0 +1,95 @@
+"""Thumbnails on disk, so that each is fetched once: a bounded SQLite table, the oldest dropped first."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS picture (
+    number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, png BLOB NOT NULL);
+"""
+# some 10,000 of 128 or 256 pixels
+MAX_BYTES = 256 << 20
+
+
+class PictureStore:
+    """PNGs by key, in one file that this process has for itself; any thread may call.
+
+    A failure of the disk is logged and answered as "not here".
+    """
+
+    def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        # guarded by _lock
+        self._db = self._open(path)
+        self._bytes = 0
+        if self._db is not None:
+            (self._bytes,) = self._db.execute("SELECT coalesce(sum(length(png)), 0) FROM picture").fetchone()
+
+    def close(self) -> None:
+        """Close the file; what is asked for after that is not here."""
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
+    def get(self, key: str) -> bytes | None:
+        """The picture of this key, or None."""
+        with self._lock:
+            if self._db is None:
+                return None
+            try:
+                row = self._db.execute("SELECT png FROM picture WHERE key = ?", (key,)).fetchone()
+            except sqlite3.Error as error:
+                log.warning("a thumbnail on disk cannot be read: %s", error)
+                return None
+        return None if row is None else bytes(row[0])
+
+    def put(self, key: str, png: bytes) -> None:
+        """Keep a picture, at the cost of older ones."""
+        with self._lock:
+            if self._db is None:
+                return
+            try:
+                self._db.execute("INSERT OR IGNORE INTO picture (key, png) VALUES (?, ?)", (key, png))
+                self._bytes += len(png)
+                if self._bytes > self._max_bytes:
+                    self._shrink_locked(self._db)
+            except sqlite3.Error as error:
+                log.warning("a thumbnail cannot be kept on disk: %s", error)
+
+    def _shrink_locked(self, db: sqlite3.Connection) -> None:
+        db.execute(
+            "DELETE FROM picture WHERE number <= (SELECT number FROM picture ORDER BY number"
+            " LIMIT 1 OFFSET (SELECT count(*) / 2 FROM picture))"
+        )
+        (self._bytes,) = db.execute("SELECT coalesce(sum(length(png)), 0) FROM picture").fetchone()
+
+    @staticmethod
+    def _open(path: Path) -> sqlite3.Connection | None:
+        """The table, made anew where it is damaged; None where the disk does not take it."""
+        for _ in range(2):
+            try:
+                if path.is_symlink():
+                    path.unlink()
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+                db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute("PRAGMA synchronous = OFF")  # a lost picture is fetched again
+                db.executescript(_SCHEMA)
+                return db
+            except sqlite3.DatabaseError as error:
+                log.info("the thumbnails on disk are made anew: %s", error)
+                for suffix in ("", "-wal", "-shm"):
+                    path.with_name(path.name + suffix).unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("thumbnails cannot be kept on disk: %s", error)
+                return None
+        return None

@@ -1,0 +1,251 @@
+"""Filling the desktop's thumbnail cache, so that a folder of images is looked at without fetching one.
+
+When a file manager opens a directory, the server's thumbnails of its samples are put where the freedesktop
+thumbnail specification has every file manager look first, in the order of names, ahead of its own reading.
+Both spellings of a URI get an entry: GLib escapes `;`, `[` and `]`, KDE leaves them bare.
+
+Threads: any may call; the work is done in a pool of its own. Failures are logged and skipped, for the file
+manager then makes the picture itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from lightlyfs.catalog.store import SampleEntry
+from lightlyfs.errors import LightlyFsError, NotFound
+
+log = logging.getLogger(__name__)
+
+# what file managers read; larger ones are read only where these are missing, and would outlive a change
+_FOLDERS = ("normal", "large")
+_ALL_FOLDERS = (*_FOLDERS, "x-large", "xx-large")
+_SIDE_PIXELS = 128
+_GLIB_SAFE = "/!$&'()*+,-.:=@_~"
+_KDE_SAFE = _GLIB_SAFE + ";[]"
+# some 18 KB each, twice: a desktop's cache is not meant for a dataset of a million
+MAX_ENTRIES = 20_000
+MAX_BYTES = 512 << 20
+# directories that wait, the last opened first; and how many samples in a row may have no thumbnail
+_MAX_WAITING = 8
+_MAX_WITHOUT = 16
+# file managers go through all files, so they are kept ahead of
+WORKERS = 8
+
+
+class PrefillStats(NamedTuple):
+    """Entries written since the mount began, those that were there, and samples without a thumbnail."""
+
+    written: int
+    kept: int
+    without: int
+
+
+def entry_names(path: str) -> list[tuple[str, str]]:
+    """The URIs of a file, as programs spell them, each with the file name of its entry."""
+    raw = os.fsencode(path)
+    uris = dict.fromkeys("file://" + quote(raw, safe=safe) for safe in (_GLIB_SAFE, _KDE_SAFE))
+    return [(uri, hashlib.md5(uri.encode(), usedforsecurity=False).hexdigest() + ".png") for uri in uris]
+
+
+def entry_of(png: bytes, uri: str, mtime: int) -> bytes:
+    """A picture as the entry of a file with this modification time, in whole seconds."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    texts = PngInfo()
+    texts.add_text("Thumb::URI", uri)
+    texts.add_text("Thumb::MTime", str(mtime))
+    texts.add_text("Software", "lightlyfs")
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        image.thumbnail((_SIDE_PIXELS, _SIDE_PIXELS))
+        image.save(out, "PNG", pnginfo=texts)
+    return out.getvalue()
+
+
+def mtime_of(entry: Path) -> int | None:
+    """The modification time that an entry is for; None where it is none, or damaged."""
+    from PIL import Image
+
+    try:
+        with Image.open(entry) as image:
+            return int(image.info.get("Thumb::MTime", ""))
+    except Exception:  # Pillow raises whatever its decoders raise
+        return None
+
+
+def thumbnail_cache(environ_cache: str | None, home: Path) -> Path | None:
+    """The user's thumbnail cache; None where it is another user's, for root may mount for others."""
+    parent = Path(environ_cache) if environ_cache else home / ".cache"
+    for path in (parent / "thumbnails", parent, parent.parent):
+        try:
+            found = path.lstat()
+        except OSError:
+            continue
+        return parent / "thumbnails" if found.st_uid == os.getuid() and not path.is_symlink() else None
+    return None
+
+
+class ThumbnailPrefill:
+    """Follows file managers through directories.
+
+    `samples(directory, after)` gives some samples of a directory behind a name, with their paths, from
+    memory or the local disk. `picture(sample)` gives a PNG and may wait; it raises NotFound where there is
+    none to be had without fetching the image.
+    """
+
+    def __init__(
+        self,
+        cache: Path,
+        mountpoints: tuple[str, ...],
+        samples: Callable[[str, str], list[tuple[str, SampleEntry]]],
+        picture: Callable[[SampleEntry], bytes],
+        executor: Executor,
+        stopped: Callable[[], bool],
+    ) -> None:
+        self._cache = cache
+        self._mountpoints = mountpoints
+        self._samples = samples
+        self._picture = picture
+        self._executor = executor
+        self._stopped = stopped
+        self._lock = threading.Lock()
+        # guarded by _lock: the directories to go through, with where in them, the latest last
+        self._waiting: OrderedDict[str, Iterator[tuple[str, SampleEntry]]] = OrderedDict()
+        self._workers = 0
+        self._done: dict[int, int] = {}  # the time of each sample that was seen to
+        self._in_a_row = 0
+        self._bytes = 0
+        self._stats = PrefillStats(0, 0, 0)
+
+    def stats(self) -> PrefillStats:
+        """What was done since the mount began."""
+        with self._lock:
+            return self._stats
+
+    def opened(self, directory: str) -> None:
+        """A file manager opened a directory; neither waits nor raises."""
+        with self._lock:
+            if self._is_full_locked():
+                return
+            self._waiting.pop(directory, None)
+            self._waiting[directory] = self._walk(directory)
+            while len(self._waiting) > _MAX_WAITING:
+                self._waiting.popitem(last=False)
+            wanted = WORKERS - self._workers
+            self._workers = WORKERS
+        for _ in range(wanted):
+            try:
+                self._executor.submit(self._work)
+            except RuntimeError:
+                return  # the mount is being taken down
+
+    def changed(self, paths: tuple[str, ...]) -> None:
+        """These samples changed: entries of their older pictures go, in all sizes."""
+        for path in paths:
+            for mountpoint in self._mountpoints:
+                for _, name in entry_names(f"{mountpoint}/{path}"):
+                    for folder in _ALL_FOLDERS:
+                        with suppress(OSError):
+                            (self._cache / folder / name).unlink()
+
+    # in the pool
+
+    def _work(self) -> None:
+        while (found := self._next()) is not None:
+            path, sample = found
+            try:
+                self._fill(path, sample)
+            except (LightlyFsError, OSError, ValueError) as error:
+                log.info("no thumbnail for %s: %s", path, error)
+            except Exception:
+                log.exception("no thumbnail for %s", path)
+
+    def _next(self) -> tuple[str, SampleEntry] | None:
+        with self._lock:
+            while self._waiting and not self._stopped() and not self._is_full_locked():
+                directory = next(reversed(self._waiting))
+                for path, sample in self._waiting[directory]:
+                    if self._done.get(sample.ino) != sample.mtime:
+                        self._done[sample.ino] = sample.mtime
+                        return path, sample
+                self._waiting.pop(directory, None)
+            self._workers -= 1
+        return None
+
+    def _is_full_locked(self) -> bool:
+        return (
+            self._stats.written >= MAX_ENTRIES or self._bytes >= MAX_BYTES or self._in_a_row >= _MAX_WITHOUT
+        )
+
+    def _walk(self, directory: str) -> Iterator[tuple[str, SampleEntry]]:
+        last = ""
+        while some := self._samples(directory, last):
+            yield from some
+            last = some[-1][1].name
+
+    def _fill(self, path: str, sample: SampleEntry) -> None:
+        missing = [
+            (uri, self._cache / folder / name)
+            for mountpoint in self._mountpoints
+            for uri, name in entry_names(f"{mountpoint}/{path}")
+            for folder in _FOLDERS
+            if mtime_of(self._cache / folder / name) != sample.mtime
+        ]
+        if not missing:
+            self._count(kept=1)
+            return
+        try:
+            png = self._picture(sample)
+        except NotFound:
+            self._count(without=1)
+            return
+        written = 0
+        for uri, place in missing:
+            written += _write(place, entry_of(png, uri, sample.mtime))
+        self._forget_larger(path)
+        self._count(written=1, bytes_=written)
+
+    def _forget_larger(self, path: str) -> None:
+        """An entry of an older picture in a larger size would be preferred to ours, and refused."""
+        for mountpoint in self._mountpoints:
+            for _, name in entry_names(f"{mountpoint}/{path}"):
+                for folder in _ALL_FOLDERS[len(_FOLDERS) :]:
+                    with suppress(OSError):
+                        (self._cache / folder / name).unlink()
+
+    def _count(self, *, written: int = 0, kept: int = 0, without: int = 0, bytes_: int = 0) -> None:
+        with self._lock:
+            now = self._stats
+            self._stats = PrefillStats(now.written + written, now.kept + kept, now.without + without)
+            self._bytes += bytes_
+            self._in_a_row = self._in_a_row + without if without else 0
+
+
+def _write(place: Path, entry: bytes) -> int:
+    """Write an entry so that no program sees a part of it; how many bytes it has."""
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = place.with_name(f".{secrets.token_hex(8)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(entry)
+        os.replace(temporary, place)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    return len(entry)
