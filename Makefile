@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install fuse test-tools demo unit test test-long check format bench clean
+.PHONY: help install fuse test-tools demo unit test test-long desktop check format bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -30,16 +30,20 @@ unit: $(STAMP) ## the tests without threads, sockets or mounts: seconds
 	$(BIN)/pytest -q tests/unit
 
 test: $(STAMP) test-tools ## all tests but the long ones
-	$(BIN)/pytest -q -m 'not long'
+	$(BIN)/pytest -q -m 'not long and not desktop'
 
 test-long: $(STAMP) test-tools ## the tests that take minutes
 	$(BIN)/pytest -q -m long
+
+desktop: $(STAMP) ## try real file managers on a virtual screen; fetches them by apt
+	@sh tests/install-fuse.sh --desktop
+	$(BIN)/pytest -q -s -m desktop tests/desktop
 
 check: $(STAMP) test-tools ## format, lint, types, tests, docs
 	$(BIN)/ruff format --check lightlyfs tests
 	$(BIN)/ruff check lightlyfs tests
 	$(BIN)/mypy -p lightlyfs
-	$(BIN)/pytest -q -m 'not long'
+	$(BIN)/pytest -q -m 'not long and not desktop'
 
 format: $(STAMP) ## put the code into shape
 	$(BIN)/ruff format lightlyfs tests

@@ -1,5 +1,6 @@
 #!/bin/sh
-# See to libfuse 3, and with `--tests` to what the tests try a mount with, or say the one line that does.
+# See to libfuse 3, with `--tests` to what the tests try a mount with, with `--desktop` to file managers, or say
+# the one line that does.
 set -u
 need=""
 have() { ldconfig -p 2>/dev/null | grep -q "$1" || ls /usr/lib/*/"$1"* /lib/*/"$1"* >/dev/null 2>&1; }
@@ -15,6 +16,16 @@ if [ "${1:-}" = --tests ]; then
     command_or file file
     command_or diff diffutils
     command_or gio libglib2.0-bin
+fi
+if [ "${1:-}" = --desktop ]; then
+    command_or thunar thunar
+    [ -x /usr/lib/*/tumbler-1/tumblerd ] 2>/dev/null || need="$need tumbler"
+    command_or pcmanfm pcmanfm
+    command_or nautilus nautilus
+    command_or Xvfb xvfb
+    command_or xwd x11-apps
+    command_or convert imagemagick
+    command_or dbus-run-session dbus-daemon
 fi
 [ -z "$need" ] && exit 0
 if ! command -v apt-get >/dev/null 2>&1; then

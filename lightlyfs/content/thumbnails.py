@@ -100,7 +100,7 @@ def _to_png(picture: bytes) -> bytes:
             transparent = "A" in image.getbands() or "transparency" in image.info
             image.thumbnail((_SIDE_PIXELS, _SIDE_PIXELS))
             out = io.BytesIO()
-            image.convert("RGBA" if transparent else "RGB").save(out, "PNG")
+            image.convert("RGBA" if transparent else "RGB").save(out, "PNG", compress_level=3)
     except Exception as error:
         # Pillow raises whatever its decoders raise, and a server may send anything
         raise MalformedAnswer(f"the thumbnail is not a picture: {error}") from error

@@ -141,7 +141,7 @@ class Filesystem:
     def open_directory(self, path: str) -> None:
         """Somebody is about to list a directory; costs nothing unless that is a file manager."""
         if self._prefill is not None and is_file_manager(self._caller_name()):
-            self._prefill.opened(path)
+            self._prefill.opened(path, self._patience.turn().sleep)
 
     def list_directory(self, path: str) -> Listing:
         """Everything in a directory, in byte order; waits for the first listing to be complete."""

@@ -64,6 +64,11 @@ class Turn:
         if self._clock() >= self._deadline:
             raise DeadlineExceeded(f"no answer within {self._limit_s:.0f} s")
 
+    def sleep(self, seconds: float) -> None:
+        """Wait that long, unless the wait must end."""
+        self._closing.wait(seconds)
+        self.check()
+
     def restart(self) -> None:
         """Something moved: the limit counts from now."""
         self._deadline = self._clock() + self._limit_s

@@ -15,7 +15,9 @@ import io
 import logging
 import os
 import secrets
+import struct
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -33,6 +35,9 @@ log = logging.getLogger(__name__)
 _FOLDERS = ("normal", "large")
 _ALL_FOLDERS = (*_FOLDERS, "x-large", "xx-large")
 _SIDE_PIXELS = 128
+# a PNG begins with this, and its header ends where further chunks may stand
+_PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_HEADER_BYTES = 33
 _GLIB_SAFE = "/!$&'()*+,-.:=@_~"
 _KDE_SAFE = _GLIB_SAFE + ";[]"
 # some 18 KB each, twice: a desktop's cache is not meant for a dataset of a million
@@ -41,8 +46,12 @@ MAX_BYTES = 512 << 20
 # directories that wait, the last opened first; and how many samples in a row may have no thumbnail
 _MAX_WAITING = 8
 _MAX_WITHOUT = 16
-# file managers go through all files, so they are kept ahead of
-WORKERS = 8
+# file managers soon go through all files, and read those without an entry whole
+WORKERS = 32
+# so they see the names of a directory only when its entries are there, for as long as those come quickly
+_HOLD_S = 5.0
+_HOLD_WITHOUT_ONE_S = 1.0
+_HOLD_STEP_S = 0.02
 
 
 class PrefillStats(NamedTuple):
@@ -62,17 +71,30 @@ def entry_names(path: str) -> list[tuple[str, str]]:
 
 def entry_of(png: bytes, uri: str, mtime: int) -> bytes:
     """A picture as the entry of a file with this modification time, in whole seconds."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
+    texts = {"Thumb::URI": uri, "Thumb::MTime": str(mtime), "Software": "lightlyfs"}
+    chunks = b"".join(_text_chunk(key, value) for key, value in texts.items())
+    small = _fitted(png)
+    return small[:_HEADER_BYTES] + chunks + small[_HEADER_BYTES:]
 
-    texts = PngInfo()
-    texts.add_text("Thumb::URI", uri)
-    texts.add_text("Thumb::MTime", str(mtime))
-    texts.add_text("Software", "lightlyfs")
+
+def _text_chunk(key: str, value: str) -> bytes:
+    body = b"tEXt" + key.encode("latin-1") + b"\0" + value.encode("latin-1")
+    return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def _fitted(png: bytes) -> bytes:
+    """A PNG as small as an entry has to be; as it is where it is that small, for encoding takes long."""
+    if not png.startswith(_PNG_START):
+        raise ValueError("not a PNG")
+    width, height = struct.unpack(">II", png[len(_PNG_START) : len(_PNG_START) + 8])
+    if max(width, height) <= _SIDE_PIXELS:
+        return png
+    from PIL import Image
+
     out = io.BytesIO()
     with Image.open(io.BytesIO(png)) as image:
         image.thumbnail((_SIDE_PIXELS, _SIDE_PIXELS))
-        image.save(out, "PNG", pnginfo=texts)
+        image.save(out, "PNG", compress_level=3)
     return out.getvalue()
 
 
@@ -115,6 +137,7 @@ class ThumbnailPrefill:
         picture: Callable[[SampleEntry], bytes],
         executor: Executor,
         stopped: Callable[[], bool],
+        clock: Callable[[], float],
     ) -> None:
         self._cache = cache
         self._mountpoints = mountpoints
@@ -122,9 +145,11 @@ class ThumbnailPrefill:
         self._picture = picture
         self._executor = executor
         self._stopped = stopped
+        self._clock = clock
         self._lock = threading.Lock()
         # guarded by _lock: the directories to go through, with where in them, the latest last
         self._waiting: OrderedDict[str, Iterator[tuple[str, SampleEntry]]] = OrderedDict()
+        self._filling: dict[str, int] = {}  # how many of each are being seen to
         self._workers = 0
         self._done: dict[int, int] = {}  # the time of each sample that was seen to
         self._in_a_row = 0
@@ -136,11 +161,31 @@ class ThumbnailPrefill:
         with self._lock:
             return self._stats
 
-    def opened(self, directory: str) -> None:
-        """A file manager opened a directory; neither waits nor raises."""
+    def opened(self, directory: str, wait: Callable[[float], None]) -> None:
+        """A file manager opened a directory: fill it, and hold the caller while that goes quickly.
+
+        `wait(seconds)` sleeps, or raises what ends the caller's wait.
+        """
+        if not self._begin(directory):
+            return
+        started = moved_at = self._clock()
+        seen = -1
+        while self._is_under_way(directory) and self._clock() - started < _HOLD_S:
+            moved = sum(self.stats())
+            if moved != seen:
+                seen, moved_at = moved, self._clock()
+            elif self._clock() - moved_at > _HOLD_WITHOUT_ONE_S:
+                break
+            wait(_HOLD_STEP_S)
+
+    def _is_under_way(self, directory: str) -> bool:
+        with self._lock:
+            return directory in self._waiting or bool(self._filling.get(directory))
+
+    def _begin(self, directory: str) -> bool:
         with self._lock:
             if self._is_full_locked():
-                return
+                return False
             self._waiting.pop(directory, None)
             self._waiting[directory] = self._walk(directory)
             while len(self._waiting) > _MAX_WAITING:
@@ -151,7 +196,8 @@ class ThumbnailPrefill:
             try:
                 self._executor.submit(self._work)
             except RuntimeError:
-                return  # the mount is being taken down
+                return False  # the mount is being taken down
+        return True
 
     def changed(self, paths: tuple[str, ...]) -> None:
         """These samples changed: entries of their older pictures go, in all sizes."""
@@ -166,22 +212,28 @@ class ThumbnailPrefill:
 
     def _work(self) -> None:
         while (found := self._next()) is not None:
-            path, sample = found
+            directory, path, sample = found
             try:
                 self._fill(path, sample)
             except (LightlyFsError, OSError, ValueError) as error:
                 log.info("no thumbnail for %s: %s", path, error)
             except Exception:
                 log.exception("no thumbnail for %s", path)
+            finally:
+                with self._lock:
+                    self._filling[directory] -= 1
+                    if not self._filling[directory]:
+                        del self._filling[directory]
 
-    def _next(self) -> tuple[str, SampleEntry] | None:
+    def _next(self) -> tuple[str, str, SampleEntry] | None:
         with self._lock:
             while self._waiting and not self._stopped() and not self._is_full_locked():
                 directory = next(reversed(self._waiting))
                 for path, sample in self._waiting[directory]:
                     if self._done.get(sample.ino) != sample.mtime:
                         self._done[sample.ino] = sample.mtime
-                        return path, sample
+                        self._filling[directory] = self._filling.get(directory, 0) + 1
+                        return directory, path, sample
                 self._waiting.pop(directory, None)
             self._workers -= 1
         return None
@@ -213,9 +265,12 @@ class ThumbnailPrefill:
         except NotFound:
             self._count(without=1)
             return
-        written = 0
+        made: dict[str, bytes] = {}
         for uri, place in missing:
-            written += _write(place, entry_of(png, uri, sample.mtime))
+            if uri not in made:
+                made[uri] = entry_of(png, uri, sample.mtime)
+            _write(place, made[uri])
+        written = len(missing) * len(png)
         self._forget_larger(path)
         self._count(written=1, bytes_=written)
 
@@ -235,8 +290,8 @@ class ThumbnailPrefill:
             self._in_a_row = self._in_a_row + without if without else 0
 
 
-def _write(place: Path, entry: bytes) -> int:
-    """Write an entry so that no program sees a part of it; how many bytes it has."""
+def _write(place: Path, entry: bytes) -> None:
+    """Write an entry so that no program sees a part of it."""
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = place.with_name(f".{secrets.token_hex(8)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -248,4 +303,3 @@ def _write(place: Path, entry: bytes) -> int:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    return len(entry)

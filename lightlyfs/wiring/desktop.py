@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -78,7 +79,13 @@ class Desktop:
         # a link to the mountpoint makes another URI of each file
         mountpoints = dict.fromkeys((str(needs.mountpoint), os.path.realpath(needs.mountpoint)))
         return ThumbnailPrefill(
-            cache, tuple(mountpoints), samples, self._picture, self._pool, needs.closing.is_set
+            cache,
+            tuple(mountpoints),
+            samples,
+            self._picture,
+            self._pool,
+            needs.closing.is_set,
+            time.monotonic,
         )
 
     def close(self) -> None:
