@@ -1,32 +1,107 @@
-"""How commands talk to a running mount: one line of JSON each way over a Unix socket."""
+"""How programs talk to a running mount: lines of JSON over a Unix socket, and descriptors beside them.
+
+A command is one line each way. A session goes on for as long as both sides like: `warm` tells how far it is,
+and `open_cached` asks for one file after another.
+"""
 
 from __future__ import annotations
 
+import array
 import json
 import logging
 import os
+import select
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightlyfs.errors import LightlyFsError
 
 log = logging.getLogger(__name__)
-_MAX_LINE = 1 << 20
+
+# a hundred of the longest paths, spelled in the longest way
+_MAX_LINE = 4 << 20
+_MAX_CONNECTIONS = 256
+# sessions beside which there is always room for commands
+_MAX_SESSIONS = 192
+# one who says nothing for this long, or takes nothing, is hung up on; it may call again
+_SILENCE_S = 60.0
 
 Command = Callable[[], Mapping[str, Any]]
 
 
-class ControlServer:
-    """Answers commands of the mount's owner on a socket of mode 0600, one connection at a time each."""
+class Channel:
+    """One end of a connection; used by one thread. Methods raise OSError once the other end has gone."""
 
-    def __init__(self, path: Path, commands: Mapping[str, Command]) -> None:
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._buffer = bytearray()
+        self._descriptors: list[int] = []
+
+    def close(self) -> None:
+        """Hang up; also while another thread waits."""
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors.clear()
+        self._connection.close()
+
+    def send(self, message: Mapping[str, Any], descriptor: int | None = None) -> None:
+        """Send a message, and a descriptor with it."""
+        data = json.dumps(message).encode() + b"\n"
+        if descriptor is not None:
+            beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+            sent = self._connection.sendmsg([data], beside)
+            data = data[sent:]
+        self._connection.sendall(data)
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next message, or None at the end; ValueError where it is none."""
+        while (end := self._buffer.find(b"\n")) < 0:
+            if len(self._buffer) > _MAX_LINE:
+                raise ValueError("the line is too long")
+            data, descriptors, _, _ = socket.recv_fds(self._connection, 1 << 16, 8, socket.MSG_CMSG_CLOEXEC)
+            self._descriptors += descriptors
+            if not data:
+                return None
+            self._buffer += data
+        message = json.loads(self._buffer[:end])
+        del self._buffer[: end + 1]
+        if not isinstance(message, dict):
+            raise ValueError("a message is an object")
+        return message
+
+    def take_descriptor(self) -> int | None:
+        """The descriptor that came with the last message, now the caller's to close; None without one."""
+        return self._descriptors.pop(0) if self._descriptors else None
+
+    def has_ended(self) -> bool:
+        """Whether the other end has hung up; does not wait."""
+        readable, _, _ = select.select([self._connection], [], [], 0)
+        return bool(readable) and not self._connection.recv(1, socket.MSG_PEEK)
+
+
+Session = Callable[[Mapping[str, Any], Channel], None]
+
+
+class ControlServer:
+    """Answers the mount's owner on a socket of mode 0600; a bounded number of connections, a thread each.
+
+    A session is called with the message that began it and its channel, and may raise LightlyFsError.
+    """
+
+    def __init__(
+        self, path: Path, commands: Mapping[str, Command], sessions: Mapping[str, Session] | None = None
+    ) -> None:
         self._path = path
         self._commands = commands
+        self._sessions = sessions or {}
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._thread = threading.Thread(target=self._serve, name="lightlyfs-control", daemon=True)
+        self._connections = threading.BoundedSemaphore(_MAX_CONNECTIONS)
+        self._session_slots = threading.BoundedSemaphore(_MAX_SESSIONS)
 
     def start(self) -> None:
         """Begin to answer; takes the place of a socket that a killed mount left."""
@@ -36,17 +111,15 @@ class ControlServer:
             self._socket.bind(str(self._path))
         finally:
             os.umask(previous)
-        self._socket.listen(16)
+        self._socket.listen(128)
         self._thread.start()
 
     def close(self) -> None:
         """Answer no more, and remove the socket."""
         self._path.unlink(missing_ok=True)
         # wakes the thread that accepts; closing alone would not
-        try:
+        with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self._socket.close()
 
     def _serve(self) -> None:
@@ -55,37 +128,79 @@ class ControlServer:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
+            if not self._connections.acquire(blocking=False):
+                connection.close()  # whoever called finds that nobody answers, and may call again
+                continue
             threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:
-        with connection, connection.makefile("rw", encoding="utf-8") as stream:
-            try:
-                name = json.loads(stream.readline(_MAX_LINE))["command"]
-                reply: dict[str, Any] = {"ok": True, **self._commands[name]()}
-            except LightlyFsError as error:
-                reply = {"ok": False, "error": str(error)}
-            except (ValueError, KeyError, TypeError):
-                reply = {"ok": False, "error": "this mount does not know that command"}
-            except Exception:
-                log.exception("a command failed")
-                reply = {"ok": False, "error": "the mount failed; its log says why"}
-            try:
-                stream.write(json.dumps(reply) + "\n")
-                stream.flush()
-            except OSError:
-                pass  # whoever asked has gone
+        connection.settimeout(_SILENCE_S)
+        channel = Channel(connection)
+        try:
+            self._answer_on(channel)
+        except OSError:
+            pass  # whoever asked has gone
+        finally:
+            channel.close()
+            self._connections.release()
+
+    def _answer_on(self, channel: Channel) -> None:
+        try:
+            message = channel.receive()
+            if message is None:
+                return
+            session = self._sessions.get(message["command"])
+            if session is not None:
+                self._hold(session, message, channel)
+                return
+            reply = {"ok": True, **self._commands[message["command"]]()}
+        except LightlyFsError as error:
+            reply = failure(str(error))
+        except (ValueError, KeyError, TypeError):
+            reply = failure("this mount does not know that command")
+        except OSError:
+            raise
+        except Exception:
+            log.exception("a command failed")
+            reply = failure("the mount failed; its log says why")
+        channel.send(reply)
+
+    def _hold(self, session: Session, message: Mapping[str, Any], channel: Channel) -> None:
+        if not self._session_slots.acquire(blocking=False):
+            channel.send(failure("the mount is busy with others", busy=True))
+            return
+        try:
+            session(message, channel)
+        finally:
+            self._session_slots.release()
+
+
+def failure(text: str, **more: Any) -> dict[str, Any]:
+    """The message that something did not go well."""
+    return {"ok": False, "error": text, **more}
+
+
+def dial(path: Path, *, timeout_s: float) -> Channel | None:
+    """A channel to the mount behind a socket, None where there is none; each answer may take so long."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(timeout_s)
+    try:
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        return None
+    return Channel(connection)
 
 
 def ask(path: Path, command: str, *, timeout_s: float = 10.0) -> dict[str, Any] | None:
     """Send a command to the mount behind a socket; None where no mount answers there."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout_s)
-        try:
-            connection.connect(str(path))
-            with connection.makefile("rw", encoding="utf-8") as stream:
-                stream.write(json.dumps({"command": command}) + "\n")
-                stream.flush()
-                line = stream.readline(_MAX_LINE)
-        except OSError:
-            return None
-    return json.loads(line) if line else None
+    channel = dial(path, timeout_s=timeout_s)
+    if channel is None:
+        return None
+    try:
+        channel.send({"command": command})
+        return channel.receive()
+    except OSError:
+        return None
+    finally:
+        channel.close()

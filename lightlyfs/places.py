@@ -45,8 +45,20 @@ def runtime_root() -> Path:
 
 def socket_path(mountpoint: Path) -> Path:
     """The control socket of a mount."""
-    digest = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
-    return runtime_root() / f"{digest}.sock"
+    return runtime_root() / _socket_name(mountpoint)
+
+
+def _socket_name(mountpoint: Path) -> str:
+    return f"{hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]}.sock"
+
+
+def mount_above(path: Path) -> Path | None:
+    """The directory at or above an absolute path on which a mount of this user answers; None without one."""
+    root = runtime_root()
+    for directory in (path, *path.parents):
+        if (root / _socket_name(directory)).exists():
+            return directory
+    return None
 
 
 def server_directory(root: Path, server: str) -> Path:

@@ -163,6 +163,10 @@ class Catalog:
         found = self._store.samples_after(path, count)
         return [(prefix + entry.name, self._reported.apply(entry)) for entry in found]
 
+    def directories_in(self, path: str) -> list[str]:
+        """The names of the directories directly in a directory; never asks the API."""
+        return self._store.directories_in(path)
+
     def with_facts(self, entry: SampleEntry) -> SampleEntry:
         """An entry with what storage reported of it since it was looked up; asks nobody."""
         return self._reported.apply(entry)

@@ -209,6 +209,12 @@ class CatalogStore:
             rows = db.execute(query, (directory_ino(directory), name, abs(count))).fetchall()
         return [SampleEntry._make(row) for row in rows]
 
+    def directories_in(self, path: str) -> list[str]:
+        """The names of the directories directly in a directory, in byte order."""
+        query = "SELECT name FROM directory WHERE parent = ? AND ino != ? ORDER BY name"
+        with self._reader() as db:
+            return [name for (name,) in db.execute(query, (directory_ino(path), ROOT_INO))]
+
     def sample(self, ino: int) -> SampleEntry | None:
         """The sample with this inode number, or None."""
         with self._reader() as db:

@@ -17,6 +17,7 @@ from lightlyfs.cli.mount import mount
 from lightlyfs.cli.serve import serve
 from lightlyfs.cli.topics import help_topic
 from lightlyfs.cli.uploads import uploads
+from lightlyfs.cli.warm import warm
 from lightlyfs.errors import LightlyFsError, SettingsError
 
 __all__ = ["main"]
@@ -31,7 +32,7 @@ def commands() -> None:
     """
 
 
-for command in (mount, umount, status, refresh, uploads, serve, demo, doctor, help_topic):
+for command in (mount, umount, status, warm, refresh, uploads, serve, demo, doctor, help_topic):
     commands.add_command(command)
 
 

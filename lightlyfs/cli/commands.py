@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from lightlyfs.cli.progress import progress_bar
+from lightlyfs.cli.sizes import size_text
 from lightlyfs.control import ask
 from lightlyfs.errors import StartError
 from lightlyfs.kernel import mounts
@@ -134,9 +135,9 @@ def _status_text(answer: dict[str, Any]) -> str:
         "dataset": f"{answer['dataset']['name']} ({answer['dataset']['id']}) at {answer['server']}"
         + ("" if answer["tag"] is None else f", tag {answer['tag']}"),
         "names": f"{samples:,} samples in {directories:,} directories, {_freshness(names)}",
-        "sizes": f"{_size(names['bytes'])} in all; {unverified:,} files not yet confirmed by storage",
-        "cache": f"{_size(cache['bytes'])} of {_size(cache['budget_bytes'])} in {cache['directory']}",
-        "reads": f"{cache['hits']:,} from the cache, {_size(content['fetched_bytes'])} fetched, "
+        "sizes": f"{size_text(names['bytes'])} in all; {unverified:,} files not yet confirmed by storage",
+        "cache": f"{size_text(cache['bytes'])} of {size_text(cache['budget_bytes'])} in {cache['directory']}",
+        "reads": f"{cache['hits']:,} from the cache, {size_text(content['fetched_bytes'])} fetched, "
         f"{content['under_way']} under way, {content['failures']} failed",
         "open": "not told: files are read by their path"
         if answer["reads_by_path"]
@@ -156,14 +157,6 @@ def _uploads_text(answer: dict[str, Any]) -> str:
         f"{uploads['uploaded']:,} done, {uploads['pending']:,} pending, {uploads['failed']:,} failed, "
         f"{local:,} files on this machine only"
     )
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.1f} {unit}" if unit != "bytes" else f"{count:,.0f} bytes"
-        count /= 1000
-    return f"{count:,.1f} TB"
 
 
 def _freshness(names: dict[str, Any]) -> str:

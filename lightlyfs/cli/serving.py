@@ -18,6 +18,7 @@ import click
 from lightlyfs import wiring
 from lightlyfs.cli.listing import wait_for_listing
 from lightlyfs.cli.resolving import find_dataset
+from lightlyfs.cli.sessions import sessions_of
 from lightlyfs.control import ControlServer
 from lightlyfs.errors import LightlyFsError
 from lightlyfs.fs.attributes import Ownership
@@ -128,7 +129,7 @@ def _serve(
 
 
 def _run(parts: wiring.Parts, mount: Mount, mountpoint: Path, told: int) -> None:
-    control = ControlServer(socket_path(mountpoint), _commands(parts))
+    control = ControlServer(socket_path(mountpoint), _commands(parts), sessions_of(parts))
 
     def on_mounted() -> None:
         control.start()

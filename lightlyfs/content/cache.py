@@ -30,7 +30,7 @@ from lightlyfs.content.files import BlockFiles, CachedFile
 from lightlyfs.content.identity import ContentId
 from lightlyfs.content.index import BlockIndex
 from lightlyfs.content.overflow import Overflow
-from lightlyfs.content.ranges import BLOCK_BYTES, Span, block_length, span_of
+from lightlyfs.content.ranges import BLOCK_BYTES, Span, block_count, block_length, span_of
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +100,11 @@ class BlockCache:
         )
 
     @property
+    def limit_bytes(self) -> int:
+        """How many bytes of blocks are kept at most, as the disk is now."""
+        return self._limit
+
+    @property
     def ahead_bytes(self) -> int:
         """How much may be fetched before it is asked for: more would displace what is still to be read."""
         return self._limit // 4
@@ -114,14 +119,16 @@ class BlockCache:
         file = self._file(key)
         return all(self._holds(key, file, block) for block in range(span.first, span.last + 1))
 
-    def has_some(self, content: ContentId) -> bool:
-        """Whether any block of a content is here; opens no file."""
-        key = content.key()
+    def has_whole(self, content: ContentId) -> bool:
+        """Whether all blocks of a content are recorded as present; opens no file."""
+        key, count = content.key(), block_count(content.size)
+        file = self._open.get(key)
         try:
-            return key in self._open or bool(self._index.blocks(key))
+            blocks = self._index.blocks(key) if file is None else file.checksums
         except sqlite3.Error as error:
             self._count_error(error)
-            return False
+            return count == 0
+        return len(blocks) >= count
 
     def missing(self, content: ContentId, span: Span) -> list[int]:
         """Those of the blocks that are not recorded as present, ascending."""

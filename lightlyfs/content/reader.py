@@ -210,6 +210,13 @@ class Reader:
         if ahead is not None:
             self.ensure(content, ahead)
 
+    def fetch(self, content: ContentId, span: Span) -> list[Future[bytes]]:
+        """Fetch what is missing of some blocks; futures that end with each of these, in order."""
+        futures: dict[int, Future[bytes]] = {}
+        for run in runs(self._cache.missing(content, span)):
+            futures.update(self._claim(content, run))
+        return list(futures.values())
+
     def room_ahead(self, size: int) -> int:
         """How many contents of this size may be fetched before they are asked for."""
         return self._cache.ahead_bytes // max(1, size)
@@ -217,9 +224,8 @@ class Reader:
     def fetch_whole(self, content: ContentId) -> Future[bytes] | None:
         """Fetch all of a small content; a future that ends with it, or None where it is here already."""
         count = block_count(content.size)
-        missing = self._cache.missing(content, Span(0, count - 1)) if count and content.has_object else []
-        futures = self._claim_all(content, missing)
-        return futures[missing[-1]] if missing else None
+        futures = self.fetch(content, Span(0, count - 1)) if count and content.has_object else []
+        return futures[-1] if futures else None
 
     def holds(self, content: ContentId) -> bool:
         """Whether the whole content is in the cache."""

@@ -160,7 +160,7 @@ class Samples:
 
     def _identify(self, entry: SampleEntry, turn: Turn, then: Callable[[], None] | None = None) -> ContentId:
         """Which content a sample has now; `then` is called when the question is on its way."""
-        known = _known_content(entry)
+        known = known_content(entry)
         if known is not None and self._api_is_away() and self._reader.holds(known):
             return known  # it cannot be confirmed now, and what is cached stays readable
         told = self._catalog.with_facts(entry)
@@ -181,7 +181,7 @@ class Samples:
         if entry.verified:
             return self._reader.fetch_whole(content_of(entry))
         return self._reader.identify(
-            entry.sample_id, size_hint=size, for_reading=True, known=_known_content(entry)
+            entry.sample_id, size_hint=size, for_reading=True, known=known_content(entry)
         )
 
     def _is_untold(self, path: str, entry: SampleEntry) -> bool:
@@ -224,7 +224,7 @@ class Samples:
             self._reader.identify(sample.sample_id, size_hint=None, for_reading=False)
 
 
-def _known_content(entry: SampleEntry) -> ContentId | None:
+def known_content(entry: SampleEntry) -> ContentId | None:
     """What storage last said, whether or not that still counts."""
     return None if entry.size is None or entry.etag is None else content_of(entry)
 

@@ -8,6 +8,7 @@ import os
 import random
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from lightlyfs.fs.patience import Patience
 from lightlyfs.fs.samples import Samples
 from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.views import Views, ViewSources
+from lightlyfs.fs.warming import Warming, WarmingParts
 from lightlyfs.fs.xattrs import ExtendedAttributes
 from lightlyfs.settings import Settings
 from lightlyfs.wiring.connections import METADATA_THREADS, Connections, RequestCounter
@@ -150,6 +152,14 @@ class Parts:
         ahead = self._urls.ahead.stats()
         return {"stored": len(self._urls.store), "store_errors": self._urls.store.errors, **ahead._asdict()}
 
+    def warming(self, names: Iterable[str], jobs: int | None) -> Warming:
+        """Files and directories on their way into the cache, with `jobs` downloads but no more than all."""
+        # a quarter of the downloads is left to readers who wait, unless all are asked for
+        jobs = max(1, min(jobs or self.settings.jobs * 3 // 4, self.settings.jobs))
+        patience = Patience(clock=time.monotonic, interrupted=lambda: False, closing=self.closing)
+        parts = WarmingParts(self._namespace, self.reader, self.cache, patience, self.closing.is_set)
+        return Warming(parts, names, jobs)
+
     def refresh(self) -> Changes:
         """Ask the API for everything now; what the kernel knows is forgotten along with it."""
         self._forget_details()
@@ -237,7 +247,7 @@ class Parts:
         journal = self.uploads.journal if self.uploads else None
         local = self.uploads.local if self.uploads else None
         times = self.uploads.times if self.uploads else SetTimes(journal)
-        namespace = Namespace(self.catalog, local, times)
+        namespace = self._namespace = Namespace(self.catalog, local, times)
         by_path = None
         if self.uploads is None and kernel.forgets_at_once:
             by_path = PathReads(

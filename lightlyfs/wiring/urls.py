@@ -69,6 +69,6 @@ class UrlParts:
         entry = self._catalog.with_facts(entry)
         if entry.size is not None and entry.etag is not None:
             content = ContentId(entry.sample_id, entry.etag, entry.size)
-            if not content.has_object or self._cache.has_some(content):
+            if not content.has_object or self._cache.has_whole(content):
                 return False
         return self.urls.get_ahead(entry.sample_id, partial(self.resolve, policy=NO_RETRIES))

@@ -1,0 +1,67 @@
+"""What a mount does for those who stay on the line: `warm`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from lightlyfs.control import Channel, Session
+from lightlyfs.fs.warming import Failure, Warming
+from lightlyfs.wiring import Parts
+
+# how often a warming tells how far it is; a bar looks steady then
+_TELL_EVERY_S = 0.2
+_FAILURES_AT_ONCE = 100
+
+
+def sessions_of(parts: Parts) -> Mapping[str, Session]:
+    """The sessions that a mount holds, by the command that begins them."""
+
+    def warm(message: Mapping[str, Any], channel: Channel) -> None:
+        jobs = message.get("jobs")
+        warming = parts.warming(_names(channel), jobs if isinstance(jobs, int) else None)
+        try:
+            _warm(parts, warming, channel)
+        finally:
+            warming.stop()
+
+    return {"warm": warm}
+
+
+def _names(channel: Channel) -> Iterator[str]:
+    """The paths that the other end sends, in messages of some each; the last one is empty."""
+    while True:
+        message = channel.receive()
+        if message is None:
+            raise ConnectionError("hung up before all was named")
+        if not message["names"]:
+            return
+        yield from map(str, message["names"])
+
+
+def _warm(parts: Parts, warming: Warming, channel: Channel) -> None:
+    channel.send({"ok": True, "plan": warming.plan()._asdict()})
+    evicted = parts.cache.stats().evicted
+    warming.start()
+    while True:
+        progress = warming.wait(_TELL_EVERY_S)
+        _tell_failures(channel, warming.take_failures())
+        channel.send({"ok": True, "progress": progress._asdict()})
+        if progress.ended:
+            break
+        if channel.has_ended():
+            return
+    if parts.cache.stats().evicted != evicted:
+        _tell_failures(channel, warming.displaced())
+    channel.send({"ok": True, "done": True})
+
+
+def _tell_failures(channel: Channel, failures: Iterable[Failure]) -> None:
+    batch = []
+    for failure in failures:
+        batch.append(failure)
+        if len(batch) == _FAILURES_AT_ONCE:
+            channel.send({"ok": True, "failed": batch})
+            batch = []
+    if batch:
+        channel.send({"ok": True, "failed": batch})

@@ -1,0 +1,158 @@
+"""`lightlyfs warm`: files fetched into the cache of the mount they are in, with progress."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+
+from lightlyfs.cli.progress import byte_progress_bar
+from lightlyfs.cli.sizes import size_text
+from lightlyfs.control import Channel, dial
+from lightlyfs.errors import StartError
+from lightlyfs.places import mount_above, socket_path
+
+# looking up a million files takes the mount a minute before it says a word
+_ANSWER_WAIT_S = 600.0
+_NAMES_AT_ONCE = 100
+_LINE_EVERY_S = 5.0
+_SHOWN_FAILURES = 1_000
+
+
+@click.command()
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--jobs", type=click.IntRange(min=1), help="Downloads at once [three quarters of the mount's].")
+@click.option(
+    "--files", type=click.File("rb"), help="Names of files, one a line, in the order to fetch; - is stdin."
+)
+def warm(paths: tuple[Path, ...], jobs: int | None, files: BinaryIO | None) -> None:
+    """Fetch PATHS, files or directories of a mount, into its cache.
+
+    What is cached already is skipped, so that it may be interrupted and run again.
+    """
+    if not paths and files is None:
+        raise click.UsageError("name files or directories of a mount, or a list of them with --files")
+    listed = (
+        [] if files is None else [Path(os.fsdecode(line.rstrip(b"\r\n"))) for line in files if line.strip()]
+    )
+    failed = sum(
+        _Run(mountpoint).warm([name for _, name in names], jobs)
+        for mountpoint, names in groupby(map(_within_mount, [*listed, *paths]), key=lambda found: found[0])
+    )
+    if failed:
+        raise StartError(f"{failed:,} files are not in the cache")
+
+
+def _within_mount(path: Path) -> tuple[Path, str]:
+    """The mount that a path is in, and its path within it."""
+    path = Path(os.path.abspath(path))
+    path = _real(path.parent) / path.name if path.name else path
+    mountpoint = _mount_of(path.parent) or _mount_of(path)
+    if mountpoint is None:
+        raise StartError(f"{path} is not in a dataset that you have mounted")
+    return mountpoint, "" if path == mountpoint else str(path.relative_to(mountpoint))
+
+
+@lru_cache(maxsize=10_000)
+def _real(directory: Path) -> Path:
+    return Path(os.path.realpath(directory))
+
+
+@lru_cache(maxsize=10_000)
+def _mount_of(directory: Path) -> Path | None:
+    return mount_above(directory)
+
+
+class _Run:
+    """The files of one mount on their way into its cache."""
+
+    def __init__(self, mountpoint: Path) -> None:
+        self._mountpoint = mountpoint
+        self._failed = 0
+        self._started = time.monotonic()
+        self._next_line = self._started + _LINE_EVERY_S
+
+    def warm(self, names: Iterable[str], jobs: int | None) -> int:
+        """Fetch them; how many failed."""
+        channel = dial(socket_path(self._mountpoint), timeout_s=_ANSWER_WAIT_S)
+        if channel is None:
+            raise StartError(f"the mount on {self._mountpoint} does not answer")
+        try:
+            channel.send({"command": "warm", "jobs": jobs})
+            for batch in _batches(names):
+                channel.send({"names": batch})
+            self._watch(channel)
+        except OSError as error:
+            raise StartError(f"the mount on {self._mountpoint} hung up: {error}") from None
+        except KeyboardInterrupt:
+            click.echo("lightlyfs: stopped; what was fetched stays, and is skipped the next time", err=True)
+            raise
+        finally:
+            channel.close()
+        return self._failed
+
+    def _watch(self, channel: Channel) -> None:
+        plan = self._receive(channel)["plan"]
+        self._tell_plan(plan)
+        with byte_progress_bar() as bar:
+            task = bar.add_task("warming", total=plan["bytes"] or None)
+            while "done" not in (message := self._receive(channel)):
+                self._list_failures(message.get("failed", ()))
+                if "progress" in message:
+                    progress = message["progress"]
+                    bar.update(task, completed=progress["bytes"])
+                    self._tell_progress(progress, plan)
+        self._tell_end(progress)
+
+    def _receive(self, channel: Channel) -> dict[str, Any]:
+        message = channel.receive()
+        if message is None:
+            raise StartError(f"the mount on {self._mountpoint} ended before all was fetched; run it again")
+        if not message["ok"]:
+            raise StartError(str(message["error"]))
+        return message
+
+    def _tell_plan(self, plan: dict[str, int]) -> None:
+        cached = f"{plan['cached_files']:,} ({size_text(plan['cached_bytes'])}) of them in the cache already"
+        click.echo(f"{plan['files']:,} files, {size_text(plan['bytes'])}; {cached}")
+        if plan["bytes"] > plan["budget_bytes"]:
+            budget = size_text(plan["budget_bytes"])
+            click.echo(
+                f"lightlyfs: the cache holds {budget}, less than all of them: see --cache-size", err=True
+            )
+
+    def _tell_progress(self, progress: dict[str, int], plan: dict[str, int]) -> None:
+        now = time.monotonic()
+        if sys.stderr.isatty() or now < self._next_line:
+            return
+        self._next_line = now + _LINE_EVERY_S
+        rate = progress["fetched_bytes"] / (now - self._started)
+        left = f", {(plan['bytes'] - progress['bytes']) / rate:,.0f} s left" if rate else ""
+        done = f"{progress['files']:,} of {plan['files']:,} files, {size_text(progress['bytes'])}"
+        click.echo(f"lightlyfs: {done}, {size_text(rate)}/s{left}", err=True)
+
+    def _list_failures(self, failures: Iterable[tuple[str, str]]) -> None:
+        for path, reason in failures:
+            self._failed += 1
+            if self._failed <= _SHOWN_FAILURES:
+                click.echo(f"{self._mountpoint / path}: {reason}", err=True)
+
+    def _tell_end(self, progress: dict[str, int]) -> None:
+        seconds = time.monotonic() - self._started
+        fetched = f"{progress['fetched_files']:,} fetched ({size_text(progress['fetched_bytes'])})"
+        click.echo(f"{progress['files']:,} files are in the cache; {fetched} in {seconds:,.1f} s")
+
+
+def _batches(names: Iterable[str]) -> Iterator[list[str]]:
+    """The names in messages of some each, and an empty one at the end."""
+    left = iter(names)
+    while batch := list(islice(left, _NAMES_AT_ONCE)):
+        yield batch
+    yield []

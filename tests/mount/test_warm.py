@@ -1,0 +1,145 @@
+"""`lightlyfs warm`: what is named is in the cache afterwards; what cannot be is told with the reason."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from trees import MountedTree, mounted, wait_until
+
+from lightlyfs.localserver import Latency, LocalServer, ServerOptions
+
+MIB = 1 << 20
+FILES = {f"cars/{number:03}.bin": random.Random(number).randbytes(20_000 + number) for number in range(60)}
+FILES |= {f"cars/old/{number}.bin": random.Random(-number).randbytes(500) for number in range(1, 6)}
+FILES["video.bin"] = random.Random(7).randbytes(21 * MIB + 5)
+FILES["empty.bin"] = b""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    root = tmp_path_factory.mktemp("images")
+    for name, data in FILES.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    with LocalServer(ServerOptions(source=root, dataset_name="warm")) as running:
+        yield running
+
+
+@pytest.fixture
+def tree(server: LocalServer, tmp_path: Path) -> Iterator[MountedTree]:
+    server.faults.clear()
+    with mounted(server, tmp_path) as subject:
+        yield subject
+
+
+def storage_reads(server: LocalServer) -> int:
+    return sum(server.stats.snapshot()["storage_paths"].values())
+
+
+def test_a_directory_is_read_without_the_network_afterwards(server: LocalServer, tree: MountedTree) -> None:
+    told = tree.run("warm", str(tree.mountpoint))
+
+    assert told.stdout.startswith(f"{len(FILES)} files, ")
+    assert f"{len(FILES)} files are in the cache; {len(FILES)} fetched" in told.stdout
+    server.stats.reset()
+    for name, data in FILES.items():
+        assert tree.read(name) == data
+    assert storage_reads(server) == 0
+
+
+def test_what_is_cached_is_skipped(server: LocalServer, tree: MountedTree) -> None:
+    tree.run("warm", str(tree.mountpoint / "cars" / "old"), str(tree.mountpoint / "video.bin"))
+    server.stats.reset()
+    told = tree.run("warm", str(tree.mountpoint / "cars"), str(tree.mountpoint / "video.bin"))
+
+    assert told.stdout.startswith("66 files, ")
+    assert re.search(r"6 \(.*\) of them in the cache already", told.stdout)
+    assert "66 files are in the cache; 60 fetched" in told.stdout
+    assert storage_reads(server) == 60
+
+
+def test_a_list_says_what_and_in_which_order(server: LocalServer, tree: MountedTree) -> None:
+    names = random.Random(1).sample([name for name in FILES if name.startswith("cars/0")], 20)
+    command = [sys.executable, "-m", "lightlyfs", "warm", "--files", "-", "--jobs", "1"]
+    server.stats.reset()
+    done = subprocess.run(
+        command,
+        input="\n".join(names) + "\n\n",
+        cwd=tree.mountpoint,
+        env=dict(tree.environ),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    asked = list(server.stats.snapshot()["storage_paths"])
+    assert [path.rpartition("/")[2] for path in asked] == [name.rpartition("/")[2] for name in names]
+
+
+def test_files_that_cannot_be_had_are_named_with_the_reason(server: LocalServer, tree: MountedTree) -> None:
+    missing = tree.mountpoint / "nothing.bin"
+    told = tree.run("warm", str(tree.mountpoint / "cars" / "old"), str(missing), check=False)
+
+    assert told.returncode == 1
+    assert f"{missing}: no such file" in told.stderr
+    assert "lightlyfs: 1 files are not in the cache" in told.stderr
+    assert "5 files are in the cache" in told.stdout
+
+
+def test_a_cache_that_is_too_small_is_told_before_and_after(server: LocalServer, tmp_path: Path) -> None:
+    with mounted(server, tmp_path, "3", "--cache-size", "600K") as tree:
+        told = tree.run("warm", str(tree.mountpoint / "cars"), check=False)
+        assert told.returncode == 1
+        assert "the cache holds 614.4 kB, less than all of them" in told.stderr
+        displaced = told.stderr.count("it was displaced again")
+        assert 0 < displaced < 65
+        assert f"{displaced} files are not in the cache" in told.stderr
+
+
+def test_what_is_not_in_a_mount_is_refused(tree: MountedTree, tmp_path: Path) -> None:
+    told = tree.run("warm", str(tmp_path), check=False)
+    assert told.returncode == 1
+    assert told.stderr == f"lightlyfs: {tmp_path} is not in a dataset that you have mounted\n"
+    assert tree.run("warm", check=False).returncode == 2
+
+
+def test_ctrl_c_ends_it_and_the_next_one_goes_on(server: LocalServer, tree: MountedTree) -> None:
+    server.faults.add(Latency(target="storage", delay_s=0.2))
+    server.stats.reset()
+    command = [sys.executable, "-m", "lightlyfs", "warm", "--jobs", "2", str(tree.mountpoint / "cars")]
+    warm = subprocess.Popen(command, env=dict(tree.environ), stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: storage_reads(server) > 4, 20)
+    warm.send_signal(signal.SIGINT)
+    _, told = warm.communicate(timeout=20)
+    assert warm.returncode == 130
+    assert "stopped" in told
+
+    wait_until(lambda: server.stats.snapshot()["in_flight"] == 0, 20)
+    server.faults.clear()
+    fetched = storage_reads(server)
+    assert fetched < 60
+    server.stats.reset()
+    assert "65 files are in the cache" in tree.run("warm", str(tree.mountpoint / "cars")).stdout
+    assert storage_reads(server) == 65 - fetched
+
+
+def test_a_mount_that_ends_ends_it_with_a_word(server: LocalServer, tree: MountedTree) -> None:
+    server.faults.add(Latency(target="storage", delay_s=0.3))
+    server.stats.reset()
+    command = [sys.executable, "-m", "lightlyfs", "warm", "--jobs", "2", str(tree.mountpoint / "cars")]
+    warm = subprocess.Popen(command, env=dict(tree.environ), stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: storage_reads(server) > 2, 20)
+    tree.end()
+    _, told = warm.communicate(timeout=20)
+    assert warm.returncode == 1
+    assert told.startswith("lightlyfs: the mount on")
