@@ -3,6 +3,9 @@
     with lightlyfs.mount("my-dataset", "/mnt/images") as mounted:
         ...
 
+    with lightlyfs.open_cached("/mnt/images/cars/red.jpg") as file:  # past the kernel, from the local disk
+        ...
+
 `LightlyClient` is the typed client of the Samples API that it stands on.
 """
 
@@ -12,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightlyfs.api.client import LightlyClient
+    from lightlyfs.cached import open_cached
     from lightlyfs.library import Mounted, mount
 
-__all__ = ["LightlyClient", "Mounted", "mount"]
+__all__ = ["LightlyClient", "Mounted", "mount", "open_cached"]
 
 _HOMES = {
     "LightlyClient": "lightlyfs.api.client",
     "Mounted": "lightlyfs.library",
     "mount": "lightlyfs.library",
+    "open_cached": "lightlyfs.cached",
 }
 
 

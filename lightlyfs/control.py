@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,7 @@ _MAX_CONNECTIONS = 256
 _MAX_SESSIONS = 192
 # one who says nothing for this long, or takes nothing, is hung up on; it may call again
 _SILENCE_S = 60.0
+_CALL_AGAIN_S = 0.01
 
 Command = Callable[[], Mapping[str, Any]]
 
@@ -41,8 +43,11 @@ class Channel:
         self._buffer = bytearray()
         self._descriptors: list[int] = []
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Hang up; also while another thread waits."""
+        """Hang up; idempotent."""
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors.clear()
@@ -184,12 +189,21 @@ def dial(path: Path, *, timeout_s: float) -> Channel | None:
     """A channel to the mount behind a socket, None where there is none; each answer may take so long."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(timeout_s)
-    try:
-        connection.connect(str(path))
-    except OSError:
-        connection.close()
-        return None
-    return Channel(connection)
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            connection.connect(str(path))
+        except BlockingIOError:
+            # many call at once, and a Unix socket does not queue those who will not wait for ever
+            if time.monotonic() < end:
+                time.sleep(_CALL_AGAIN_S)
+                continue
+            connection.close()
+            return None
+        except OSError:
+            connection.close()
+            return None
+        return Channel(connection)
 
 
 def ask(path: Path, command: str, *, timeout_s: float = 10.0) -> dict[str, Any] | None:

@@ -1,13 +1,20 @@
-"""What a mount does for those who stay on the line: `warm`."""
+"""What a mount does for those who stay on the line: `warm`, and the opens of `open_cached`."""
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from lightlyfs.control import Channel, Session
+from lightlyfs.control import Channel, Session, failure
+from lightlyfs.errors import LightlyFsError
+from lightlyfs.fs.cached_files import CachedFiles
 from lightlyfs.fs.warming import Failure, Warming
+from lightlyfs.kernel.errno_table import errno_of
 from lightlyfs.wiring import Parts
+
+log = logging.getLogger(__name__)
 
 # how often a warming tells how far it is; a bar looks steady then
 _TELL_EVERY_S = 0.2
@@ -25,7 +32,29 @@ def sessions_of(parts: Parts) -> Mapping[str, Session]:
         finally:
             warming.stop()
 
-    return {"warm": warm}
+    cached_files = parts.cached_files()
+
+    def open_cached(message: Mapping[str, Any] | None, channel: Channel) -> None:
+        while message is not None:
+            _hand_out(cached_files, str(message["path"]), channel)
+            message = channel.receive()
+
+    return {"warm": warm, "open_cached": open_cached}
+
+
+def _hand_out(cached_files: CachedFiles, path: str, channel: Channel) -> None:
+    try:
+        descriptor = cached_files.open(path)
+    except (LightlyFsError, OSError) as error:
+        number, level = errno_of(error)
+        log.log(level, "open_cached %s: %s", path, error)
+        channel.send(failure(str(error), errno=number))
+        return
+    try:
+        channel.send({"ok": True}, descriptor)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _names(channel: Channel) -> Iterator[str]:
@@ -58,8 +87,8 @@ def _warm(parts: Parts, warming: Warming, channel: Channel) -> None:
 
 def _tell_failures(channel: Channel, failures: Iterable[Failure]) -> None:
     batch = []
-    for failure in failures:
-        batch.append(failure)
+    for one in failures:
+        batch.append(one)
         if len(batch) == _FAILURES_AT_ONCE:
             channel.send({"ok": True, "failed": batch})
             batch = []

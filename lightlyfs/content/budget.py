@@ -1,10 +1,11 @@
-"""How much of the disk the block cache may take."""
+"""How much of the disk the block cache may take, and what it counts."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 # the disk must keep this share free
 MIN_FREE_SHARE = 0.1
@@ -21,6 +22,17 @@ class CacheConfig:
     budget_bytes: int = 20 << 30
     min_free_share: float = MIN_FREE_SHARE
     max_open_files: int = 512
+
+
+class CacheStats(NamedTuple):
+    """Counters since the mount began, and what is kept now."""
+
+    bytes: int
+    budget_bytes: int
+    hits: int
+    misses: int
+    errors: int
+    evicted: int
 
 
 def default_budget(directory: Path) -> int:

@@ -23,9 +23,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
-from lightlyfs.content.budget import CacheConfig
+from lightlyfs.content.budget import CacheConfig, CacheStats
 from lightlyfs.content.files import BlockFiles, CachedFile
 from lightlyfs.content.identity import ContentId
 from lightlyfs.content.index import BlockIndex
@@ -37,17 +36,6 @@ log = logging.getLogger(__name__)
 _CONTENT_LOCKS = 64
 # how much is written between two looks at how full the disk is
 _LOOK_EVERY_BYTES = 8 << 20
-
-
-class CacheStats(NamedTuple):
-    """Counters since the mount began, and what is kept now."""
-
-    bytes: int
-    budget_bytes: int
-    hits: int
-    misses: int
-    errors: int
-    evicted: int
 
 
 class BlockCache:
@@ -150,6 +138,20 @@ class BlockCache:
         else:
             self._hits += 1
         return data
+
+    def proven_file(self, content: ContentId) -> CachedFile | None:
+        """The file of a content that is here whole, each block compared with its checksum; None elsewise."""
+        file = self._file(content.key())
+        if file is None:
+            return None
+        try:
+            for block in range(block_count(content.size)):
+                if block not in file.proven and not self._prove(content, file, block):
+                    return None
+        except OSError as error:
+            self._count_error(error)
+            return None
+        return file
 
     def write(self, content: ContentId, block: int, data: bytes) -> None:
         """Keep one whole block; a failure is counted, not raised."""

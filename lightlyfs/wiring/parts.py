@@ -30,6 +30,7 @@ from lightlyfs.content.fetcher import FetchConfig, Fetcher
 from lightlyfs.content.identity import NO_OBJECT
 from lightlyfs.content.prefetcher import PrefetchStats
 from lightlyfs.content.reader import Reader
+from lightlyfs.fs.cached_files import CachedFiles, HandOutParts
 from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.fs.namespace import Namespace
 from lightlyfs.fs.path_reads import PathReads
@@ -156,9 +157,16 @@ class Parts:
         """Files and directories on their way into the cache, with `jobs` downloads but no more than all."""
         # a quarter of the downloads is left to readers who wait, unless all are asked for
         jobs = max(1, min(jobs or self.settings.jobs * 3 // 4, self.settings.jobs))
-        patience = Patience(clock=time.monotonic, interrupted=lambda: False, closing=self.closing)
-        parts = WarmingParts(self._namespace, self.reader, self.cache, patience, self.closing.is_set)
+        parts = WarmingParts(
+            self._namespace, self.reader, self.cache, self._own_patience(), self.closing.is_set
+        )
         return Warming(parts, names, jobs)
+
+    def cached_files(self) -> CachedFiles:
+        """The cached files of samples, for programs that read them by themselves."""
+        return CachedFiles(
+            HandOutParts(self._namespace, self._samples, self.reader, self.cache, self._own_patience())
+        )
 
     def refresh(self) -> Changes:
         """Ask the API for everything now; what the kernel knows is forgotten along with it."""
@@ -166,6 +174,10 @@ class Parts:
         changes = self.catalog.refresh()
         self.filesystem.note_changes(None)
         return changes
+
+    def _own_patience(self) -> Patience:
+        """The waiting rules of calls that no callback of the kernel makes."""
+        return Patience(clock=time.monotonic, interrupted=lambda: False, closing=self.closing)
 
     def _make_catalog(self) -> Catalog:
         settings = self.settings

@@ -1,8 +1,8 @@
 """Benchmarks: `python tests/bench/run.py NAME...|all [--json FILE]`; they compare within a run, and assert
 nothing.
 
-NAME is scale, reads, shuffled or large. CPU seconds and memory are those of the mount's process; a ratio
-says how many times as fast a row is as the subject it names.
+NAME is scale, reads, shuffled, direct or large. CPU seconds and memory are those of the mount's process; a
+ratio says how many times as fast a row is as the subject it names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from harness import Bench, Row, as_json, as_text
 
-NAMES = ("scale", "reads", "shuffled", "large")
+NAMES = ("scale", "reads", "shuffled", "direct", "large")
 
 
 def main() -> None:

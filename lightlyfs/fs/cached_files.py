@@ -1,0 +1,101 @@
+"""Handing out the cached file of a sample, so that a program reads it without the kernel's detour.
+
+What is handed out is a descriptor of one version, of exactly its bytes, that cannot be written through.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from lightlyfs.catalog.store import DirectoryEntry, SampleEntry
+from lightlyfs.content.cache import BlockCache
+from lightlyfs.content.identity import ContentId
+from lightlyfs.content.ranges import Span, block_count
+from lightlyfs.content.reader import Reader
+from lightlyfs.content.transfers import NotBrought
+from lightlyfs.errors import ContentChanged, IsADirectory, NoContent
+from lightlyfs.fs.namespace import Namespace
+from lightlyfs.fs.patience import Patience, Turn
+from lightlyfs.fs.samples import Samples
+
+# who waits for a block has it before the cache does, and a damaged one is fetched again
+_MAX_ROUNDS = 4
+# an object that changed since storage was asked is asked about again
+_MAX_VERSIONS = 2
+
+
+class HandOutParts(NamedTuple):
+    """What handing out works with."""
+
+    namespace: Namespace
+    samples: Samples
+    reader: Reader
+    cache: BlockCache
+    patience: Patience
+
+
+class CachedFiles:
+    """Opens cached files; any thread may call."""
+
+    def __init__(self, parts: HandOutParts) -> None:
+        self._parts = parts
+
+    def open(self, path: str) -> int | None:
+        """A new descriptor, to be closed by the caller, of a sample's bytes, fetched first where needed.
+
+        None where there is no such file to hand out: one that was not uploaded yet, or that the cache
+        cannot keep. Raises what an open and a read of the path would.
+        """
+        turn = self._parts.patience.turn()
+        node = self._parts.namespace.lookup(path, turn)
+        if isinstance(node, DirectoryEntry):
+            raise IsADirectory(f"a directory: {path}")
+        entry = node if isinstance(node, SampleEntry) else None
+        for versions_left in reversed(range(_MAX_VERSIONS)):
+            if entry is None:
+                return None
+            try:
+                return self._open_sample(path, entry, turn)
+            except ContentChanged:
+                if not versions_left:
+                    raise
+                entry = self._parts.namespace.catalog.with_facts(entry)
+        raise AssertionError("the last version returns or raises")
+
+    def _open_sample(self, path: str, entry: SampleEntry, turn: Turn) -> int | None:
+        content = self._parts.samples.identify(entry, turn)
+        if not content.has_object:
+            raise NoContent(f"the sample has no image on the server: {path}")
+        prefetcher = self._parts.samples.prefetcher
+        told = prefetcher.expects(path)
+        if told:
+            prefetcher.opened(path)
+        if content.size == 0:
+            return _empty_file()
+        for _ in range(_MAX_ROUNDS):
+            file = self._parts.cache.proven_file(content)
+            if file is not None and os.fstat(file.fd).st_size == content.size:
+                # opened anew: an offset of its own, and no way to write
+                return os.open(f"/proc/self/fd/{file.fd}", os.O_RDONLY | os.O_CLOEXEC)
+            self._fetch(content, turn)
+            if not told:
+                told = True
+                prefetcher.opened(path)
+        return None
+
+    def _fetch(self, content: ContentId, turn: Turn) -> None:
+        try:
+            for future in self._parts.reader.fetch(content, Span(0, block_count(content.size) - 1)):
+                turn.result(future)
+                turn.restart()  # a large file may take long as long as blocks come
+        except NotBrought:
+            pass  # the next round asks again
+
+
+def _empty_file() -> int:
+    anonymous = os.memfd_create("empty", os.MFD_CLOEXEC)
+    try:
+        return os.open(f"/proc/self/fd/{anonymous}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(anonymous)
