@@ -25,8 +25,7 @@ def sessions_of(parts: Parts) -> Mapping[str, Session]:
     """The sessions that a mount holds, by the command that begins them."""
 
     def warm(message: Mapping[str, Any], channel: Channel) -> None:
-        jobs = message.get("jobs")
-        warming = parts.warming(_names(channel), jobs if isinstance(jobs, int) else None)
+        warming = parts.warming(_names(channel), message["jobs"], message["tag"])
         try:
             _warm(parts, warming, channel)
         finally:

@@ -32,42 +32,42 @@ _SHOWN_FAILURES = 1_000
 @click.option(
     "--files", type=click.File("rb"), help="Names of files, one a line, in the order to fetch; - is stdin."
 )
-def warm(paths: tuple[Path, ...], jobs: int | None, files: BinaryIO | None) -> None:
+@click.option("--tag", help="Fetch only the samples of this tag.")
+def warm(paths: tuple[Path, ...], jobs: int | None, files: BinaryIO | None, tag: str | None) -> None:
     """Fetch PATHS, files or directories of a mount, into its cache.
 
     What is cached already is skipped, so that it may be interrupted and run again.
     """
     if not paths and files is None:
         raise click.UsageError("name files or directories of a mount, or a list of them with --files")
-    listed = (
-        [] if files is None else [Path(os.fsdecode(line.rstrip(b"\r\n"))) for line in files if line.strip()]
-    )
+    listed = [] if files is None else [os.fsdecode(line.rstrip(b"\r\n")) for line in files if line.strip()]
+    found = [_within_mount(name) for name in [*listed, *map(str, paths)]]
     failed = sum(
-        _Run(mountpoint).warm([name for _, name in names], jobs)
-        for mountpoint, names in groupby(map(_within_mount, [*listed, *paths]), key=lambda found: found[0])
+        _Run(mountpoint).warm([name for _, name in names], jobs, tag)
+        for mountpoint, names in groupby(found, key=lambda within: within[0])
     )
     if failed:
         raise StartError(f"{failed:,} files are not in the cache")
 
 
-def _within_mount(path: Path) -> tuple[Path, str]:
-    """The mount that a path is in, and its path within it."""
-    path = Path(os.path.abspath(path))
-    path = _real(path.parent) / path.name if path.name else path
-    mountpoint = _mount_of(path.parent) or _mount_of(path)
+def _within_mount(name: str) -> tuple[Path, str]:
+    """The mount that a path is in, and its path within it; texts, for a list may have a million."""
+    directory, base = os.path.split(os.path.abspath(name))
+    path = os.path.join(_real(directory), base)
+    mountpoint = _mount_of(_real(directory)) or _mount_of(path)
     if mountpoint is None:
         raise StartError(f"{path} is not in a dataset that you have mounted")
-    return mountpoint, "" if path == mountpoint else str(path.relative_to(mountpoint))
+    return mountpoint, path[len(str(mountpoint)) + 1 :]
 
 
 @lru_cache(maxsize=10_000)
-def _real(directory: Path) -> Path:
-    return Path(os.path.realpath(directory))
+def _real(directory: str) -> str:
+    return os.path.realpath(directory)
 
 
 @lru_cache(maxsize=10_000)
-def _mount_of(directory: Path) -> Path | None:
-    return mount_above(directory)
+def _mount_of(directory: str) -> Path | None:
+    return mount_above(Path(directory))
 
 
 class _Run:
@@ -79,13 +79,13 @@ class _Run:
         self._started = time.monotonic()
         self._next_line = self._started + _LINE_EVERY_S
 
-    def warm(self, names: Iterable[str], jobs: int | None) -> int:
+    def warm(self, names: Iterable[str], jobs: int | None, tag: str | None) -> int:
         """Fetch them; how many failed."""
         channel = dial(socket_path(self._mountpoint), timeout_s=_ANSWER_WAIT_S)
         if channel is None:
             raise StartError(f"the mount on {self._mountpoint} does not answer")
         try:
-            channel.send({"command": "warm", "jobs": jobs})
+            channel.send({"command": "warm", "jobs": jobs, "tag": tag})
             for batch in _batches(names):
                 channel.send({"names": batch})
             self._watch(channel)

@@ -87,9 +87,12 @@ Found = tuple[str, SampleEntry | LightlyFsError]
 class Warming:
     """Files of one mount on their way into the cache; `start` once, `stop` at any time."""
 
-    def __init__(self, parts: WarmingParts, names: Iterable[str], jobs: int) -> None:
-        """`names` are files and directories, as paths within the mount; they are gone through twice."""
+    def __init__(
+        self, parts: WarmingParts, names: Iterable[str], jobs: int, only: frozenset[bytes] | None = None
+    ) -> None:
+        """`names` are files and directories, as paths within the mount; `only` these sample ids are meant."""
         self._parts = parts
+        self._only = only
         self._names = list(dict.fromkeys(names))
         self._stopped = threading.Event()
         self._workers = [threading.Thread(target=self._work, daemon=True) for _ in range(jobs)]
@@ -154,6 +157,11 @@ class Warming:
     # what is meant
 
     def _found(self) -> Iterator[Found]:
+        for path, entry in self._named():
+            if isinstance(entry, LightlyFsError) or self._only is None or entry.id in self._only:
+                yield path, entry
+
+    def _named(self) -> Iterator[Found]:
         for name in self._names:
             try:
                 node = self._parts.namespace.lookup(name, self._parts.patience.turn())

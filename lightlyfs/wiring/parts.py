@@ -30,6 +30,7 @@ from lightlyfs.content.fetcher import FetchConfig, Fetcher
 from lightlyfs.content.identity import NO_OBJECT
 from lightlyfs.content.prefetcher import PrefetchStats
 from lightlyfs.content.reader import Reader
+from lightlyfs.errors import NoSuchFile
 from lightlyfs.fs.cached_files import CachedFiles, HandOutParts
 from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.fs.namespace import Namespace
@@ -153,14 +154,21 @@ class Parts:
         ahead = self._urls.ahead.stats()
         return {"stored": len(self._urls.store), "store_errors": self._urls.store.errors, **ahead._asdict()}
 
-    def warming(self, names: Iterable[str], jobs: int | None) -> Warming:
-        """Files and directories on their way into the cache, with `jobs` downloads but no more than all."""
+    def warming(self, names: Iterable[str], jobs: int | None, tag: str | None) -> Warming:
+        """Files and directories, or what a tag holds of them, on their way into the cache.
+
+        With `jobs` downloads, but no more than the mount has.
+        """
+        found = None if tag is None else self._tags.find(tag)
+        if tag is not None and found is None:
+            raise NoSuchFile(f"the dataset has no tag {tag!r}")
+        only = None if found is None else self._tags.members(found)
         # a quarter of the downloads is left to readers who wait, unless all are asked for
         jobs = max(1, min(jobs or self.settings.jobs * 3 // 4, self.settings.jobs))
         parts = WarmingParts(
             self._namespace, self.reader, self.cache, self._own_patience(), self.closing.is_set
         )
-        return Warming(parts, names, jobs)
+        return Warming(parts, names, jobs, only)
 
     def cached_files(self) -> CachedFiles:
         """The cached files of samples, for programs that read them by themselves."""

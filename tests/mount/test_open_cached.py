@@ -21,6 +21,8 @@ from lightlyfs.control import ask, dial
 from lightlyfs.localserver import Latency, LocalServer, ServerOptions, Status
 from lightlyfs.places import socket_path
 
+pytestmark = pytest.mark.fuse
+
 MIB = 1 << 20
 FILES = {f"d/{number:02}.bin": random.Random(number).randbytes(50_000 + number) for number in range(40)}
 FILES |= {"large.bin": random.Random(99).randbytes(5 * MIB + 17), "empty.bin": b""}

@@ -15,6 +15,8 @@ from trees import MountedTree, mounted, wait_until
 
 from lightlyfs.localserver import Latency, LocalServer, ServerOptions
 
+pytestmark = pytest.mark.fuse
+
 MIB = 1 << 20
 FILES = {f"cars/{number:03}.bin": random.Random(number).randbytes(20_000 + number) for number in range(60)}
 FILES |= {f"cars/old/{number}.bin": random.Random(-number).randbytes(500) for number in range(1, 6)}
@@ -143,3 +145,18 @@ def test_a_mount_that_ends_ends_it_with_a_word(server: LocalServer, tree: Mounte
     _, told = warm.communicate(timeout=20)
     assert warm.returncode == 1
     assert told.startswith("lightlyfs: the mount on")
+
+
+def test_only_the_samples_of_a_tag_are_meant(server: LocalServer, tmp_path: Path) -> None:
+    root = tmp_path / "tagged"
+    root.mkdir()
+    with LocalServer(ServerOptions(source=root, dataset_name="tagged")) as own:
+        ids = [own.add_sample(f"{number % 2}/{number}.jpg", b"image %d" % number) for number in range(6)]
+        own.add_tag("picked", [ids[0], ids[1], ids[4]])
+        with mounted(own, tmp_path / "tree") as tree:
+            told = tree.run("warm", str(tree.mountpoint / "0"), "--tag", "picked")
+            assert told.stdout.startswith("2 files, ")
+            assert "2 files are in the cache; 2 fetched" in told.stdout
+            refused = tree.run("warm", str(tree.mountpoint), "--tag", "typo", check=False)
+            assert refused.returncode == 1
+            assert refused.stderr == "lightlyfs: the dataset has no tag 'typo'\n"
