@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 # a hundred of the longest paths, spelled in the longest way
 _MAX_LINE = 4 << 20
+_CHUNK_BYTES = 64 << 10
+# one comes with a message
+_MAX_DESCRIPTORS = 4
 _MAX_CONNECTIONS = 256
 # sessions beside which there is always room for commands
 _MAX_SESSIONS = 192
@@ -56,19 +59,20 @@ class Channel:
     def send(self, message: Mapping[str, Any], descriptor: int | None = None) -> None:
         """Send a message, and a descriptor with it."""
         data = json.dumps(message).encode() + b"\n"
-        if descriptor is not None:
-            beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
-            sent = self._connection.sendmsg([data], beside)
-            data = data[sent:]
-        self._connection.sendall(data)
+        if descriptor is None:
+            self._connection.sendall(data)
+            return
+        beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+        sent = self._connection.sendmsg([data], beside)
+        if sent < len(data):
+            self._connection.sendall(data[sent:])
 
     def receive(self) -> dict[str, Any] | None:
         """The next message, or None at the end; ValueError where it is none."""
         while (end := self._buffer.find(b"\n")) < 0:
             if len(self._buffer) > _MAX_LINE:
                 raise ValueError("the line is too long")
-            data, descriptors, _, _ = socket.recv_fds(self._connection, 1 << 16, 8, socket.MSG_CMSG_CLOEXEC)
-            self._descriptors += descriptors
+            data = self._receive_some()
             if not data:
                 return None
             self._buffer += data
@@ -77,6 +81,17 @@ class Channel:
         if not isinstance(message, dict):
             raise ValueError("a message is an object")
         return message
+
+    def _receive_some(self) -> bytes:
+        descriptors = array.array("i")
+        # not `socket.recv_fds`, which forgets its flags
+        room = socket.CMSG_SPACE(_MAX_DESCRIPTORS * descriptors.itemsize)
+        data, beside, _, _ = self._connection.recvmsg(_CHUNK_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, packed in beside:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                descriptors.frombytes(packed[: len(packed) // descriptors.itemsize * descriptors.itemsize])
+        self._descriptors += descriptors
+        return data
 
     def take_descriptor(self) -> int | None:
         """The descriptor that came with the last message, now the caller's to close; None without one."""

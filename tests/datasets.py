@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +32,12 @@ FILES = {
     "cars/red/é ü 汉字 %20.jpg": content("f2", 5_000),
     "cars/x.jpg": content("x", 77),
 }
+
+
+def fill(root: Path, files: Mapping[str, bytes]) -> Path:
+    """Write files by name into a folder, which is returned."""
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return root

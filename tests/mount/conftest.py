@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from datasets import FILES, READING_SUBJECTS
+from datasets import FILES, READING_SUBJECTS, fill
 from trees import InProcessTree, MountedTree, in_process, mounted, mounted_by_path
 
 from lightlyfs.kernel import mounts
@@ -31,12 +31,7 @@ def no_mount_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """FILES in a folder."""
-    root = tmp_path_factory.mktemp("images")
-    for name, data in FILES.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return root
+    return fill(tmp_path_factory.mktemp("images"), FILES)
 
 
 @pytest.fixture(scope="module")

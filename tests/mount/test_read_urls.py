@@ -6,7 +6,7 @@ import random
 import shutil
 from pathlib import Path
 
-from datasets import FILES
+from datasets import FILES, fill
 from trees import InProcessTree, in_process
 
 from lightlyfs.localserver import LocalServer, ServerOptions
@@ -45,12 +45,10 @@ def test_without_a_cache_no_url_outlives_the_mount(server: LocalServer, tmp_path
 
 def test_a_shuffled_epoch_has_its_urls_got_ahead_and_each_once(tmp_path: Path) -> None:
     files = {f"d/{number:03}.bin": random.Random(number).randbytes(1000) for number in range(200)}
-    (tmp_path / "images" / "d").mkdir(parents=True)
-    for name, data in files.items():
-        (tmp_path / "images" / name).write_bytes(data)
+    source = fill(tmp_path / "images", files)
     names = random.Random(1).sample(sorted(files), len(files))
     with (
-        LocalServer(ServerOptions(source=tmp_path / "images", dataset_name="shuffled")) as own,
+        LocalServer(ServerOptions(source=source, dataset_name="shuffled")) as own,
         in_process(own, tmp_path / "tree") as tree,
     ):
         for name in names:

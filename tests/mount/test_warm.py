@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from datasets import fill
 from trees import MountedTree, mounted, wait_until
 
 from lightlyfs.localserver import Latency, LocalServer, ServerOptions
@@ -26,11 +27,7 @@ FILES["empty.bin"] = b""
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    root = tmp_path_factory.mktemp("images")
-    for name, data in FILES.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+    root = fill(tmp_path_factory.mktemp("images"), FILES)
     with LocalServer(ServerOptions(source=root, dataset_name="warm")) as running:
         yield running
 
