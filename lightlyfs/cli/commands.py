@@ -139,6 +139,7 @@ def _status_text(answer: dict[str, Any]) -> str:
         "cache": f"{size_text(cache['bytes'])} of {size_text(cache['budget_bytes'])} in {cache['directory']}",
         "reads": f"{cache['hits']:,} from the cache, {size_text(content['fetched_bytes'])} fetched, "
         f"{content['under_way']} under way, {content['failures']} failed",
+        "URLs": f"{answer['urls']['stored']:,} kept, {answer['urls']['got']:,} got before they were needed",
         "open": "not told: files are read by their path"
         if answer["reads_by_path"]
         else f"{answer['open_files']} files",
