@@ -18,8 +18,7 @@ from lightlyfs.content.urls import ReadUrls
 from lightlyfs.errors import MalformedAnswer, NotFound, Retryable, ShortBody
 
 # an expired URL is 403 on S3 and Azure, 400 on GCS and some S3 clones, 401 on others
-# and one kept from before a rename may name an object that was moved since
-_URL_REFUSED = (400, 401, 403, 404)
+_URL_REFUSED = (400, 401, 403)
 # with these the API says that there is no such sample, not that it has no image
 _UNKNOWN = ("SAMPLE_UNKNOWN", "DATASET_UNKNOWN")
 
@@ -118,6 +117,10 @@ class Fetcher:
     def _get(self, sample_id: str, progress: _Progress, sink: BlockSink) -> Response:
         url = self._urls.get(sample_id)
         response = self._send(url, progress, sink)
+        if response.status == 404 and not self._urls.is_new(sample_id, url):
+            # kept from before a rename, it may name an object that was moved since
+            url = self._urls.renew(sample_id, url)
+            response = self._send(url, progress, sink)
         if response.status in _URL_REFUSED:
             response = self._send(self._urls.renew(sample_id, url), progress, sink)
         if response.status == 416 and sink.actual is not None:

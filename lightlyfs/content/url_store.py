@@ -39,7 +39,7 @@ CREATE INDEX IF NOT EXISTS url_by_end ON url (until);
 """
 
 
-class StoredUrl(NamedTuple):
+class KeptUrl(NamedTuple):
     """A URL that counts from `since` to `until`, in unix seconds by our clock."""
 
     url: str
@@ -75,7 +75,7 @@ class UrlStore:
         self._db: sqlite3.Connection | None = None
         self._count = 0
         # guarded by _lock: not written yet
-        self._waiting: dict[str, StoredUrl] = {}
+        self._waiting: dict[str, KeptUrl] = {}
         self._write_due = False
         self.errors = 0
         with self._db_lock:
@@ -94,7 +94,7 @@ class UrlStore:
         """How many more can be kept before others make way."""
         return max(0, self._max_urls - len(self))
 
-    def get(self, sample_id: str) -> StoredUrl | None:
+    def get(self, sample_id: str) -> KeptUrl | None:
         """The URL of a sample while it counts, else None."""
         with self._lock:
             found = self._waiting.get(sample_id)
@@ -113,7 +113,7 @@ class UrlStore:
         with self._lock:
             if len(self._waiting) >= _MAX_WAITING:
                 return
-            self._waiting[sample_id] = StoredUrl(url, now, now + (expiry - now) * URL_SHARE)
+            self._waiting[sample_id] = KeptUrl(url, now, now + (expiry - now) * URL_SHARE)
             due = len(self._waiting) >= _BATCH and not self._write_due
             self._write_due |= due
         if due:
@@ -227,6 +227,6 @@ class UrlStore:
         log.warning("the URLs on disk failed and are bypassed: %s", error)
 
 
-def _stored(db: sqlite3.Connection, sample_id: str) -> StoredUrl | None:
+def _stored(db: sqlite3.Connection, sample_id: str) -> KeptUrl | None:
     row = db.execute("SELECT url, since, until FROM url WHERE sample = ?", (sample_id,)).fetchone()
-    return None if row is None else StoredUrl._make(row)
+    return None if row is None else KeptUrl._make(row)

@@ -13,12 +13,11 @@ from concurrent.futures import Future
 from contextlib import suppress
 from math import isfinite
 from time import strptime
-from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from cachetools import TLRUCache
 
-from lightlyfs.content.url_store import UrlStore
+from lightlyfs.content.url_store import KeptUrl, UrlStore
 
 # a URL is not handed out in the last moments of its life: a transfer has to begin before it ends
 EXPIRY_MARGIN_S = 30.0
@@ -27,6 +26,8 @@ EXPIRY_MARGIN_S = 30.0
 UNKNOWN_LIFETIME_S = 600.0
 # a URL with session credentials has some 1.5 KB
 MAX_URLS = 20_000
+# what a URL names may have been moved since it was got, after a while
+_NEW_S = 60.0
 
 _SIGNED_AT = re.compile(r"(x-[a-z]+)-date")
 _SAS_FORMS = ("%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d")
@@ -85,7 +86,7 @@ class ReadUrls:
         self._wall_clock = wall_clock
         self._lock = threading.Lock()
         # guarded by _lock
-        self._urls: TLRUCache[str, _KeptUrl] = TLRUCache(max_urls, ttu=_last_use, timer=wall_clock)
+        self._urls: TLRUCache[str, KeptUrl] = TLRUCache(max_urls, ttu=_last_use, timer=wall_clock)
         self._asking: dict[str, Future[str]] = {}
 
     def get(self, sample_id: str) -> str:
@@ -112,10 +113,17 @@ class ReadUrls:
         self._ask(sample_id, resolve, told=_AskedOnce())
         return True
 
+    def is_new(self, sample_id: str, url: str) -> bool:
+        """Whether this URL of a sample was got a moment ago, so that another would say the same."""
+        with self._lock:
+            found = self._kept_locked(sample_id)
+        return found is None or found.url != url or self._wall_clock() < found.since + _NEW_S
+
     def renew(self, sample_id: str, refused: str) -> str:
         """Another URL than the refused one, from the API unless another thread has it already."""
         with self._lock:
-            if self._kept_locked(sample_id) == refused:
+            kept = self._kept_locked(sample_id)
+            if kept is not None and kept.url == refused:
                 with suppress(KeyError):  # its time may end between the two looks
                     del self._urls[sample_id]
         if self._store is not None:
@@ -128,19 +136,19 @@ class ReadUrls:
         store = self._store
         return self._max_urls - len(self._urls) if store is None or store.is_off else store.room
 
-    def _kept_locked(self, sample_id: str) -> str | None:
+    def _kept_locked(self, sample_id: str) -> KeptUrl | None:
         try:
             # not `get`, which looks at the clock twice and fails where the time ends in between
-            return self._urls[sample_id].url
+            return self._urls[sample_id]
         except KeyError:
             return None
 
     def _look(self, sample_id: str) -> str | Future[str] | None:
         """A URL, or the future of one that another thread asks for; None where the caller has to `_ask`."""
         with self._lock:
-            url = self._kept_locked(sample_id)
-            if url is not None:
-                return url
+            kept = self._kept_locked(sample_id)
+            if kept is not None:
+                return kept.url
             asking = self._asking.get(sample_id)
             if asking is None:
                 self._asking[sample_id] = Future()
@@ -149,7 +157,8 @@ class ReadUrls:
     def _ask(self, sample_id: str, resolve: Callable[[str], str], told: BaseException | None = None) -> str:
         """Get a URL for all who wait for it; where that fails they are told the reason, or `told`."""
         try:
-            kept = self._stored(sample_id) or self._new(sample_id, resolve)
+            stored = None if self._store is None else self._store.get(sample_id)
+            kept = stored or self._new(sample_id, resolve)
         except BaseException as error:
             with self._lock:
                 mine = self._asking.pop(sample_id)
@@ -161,28 +170,20 @@ class ReadUrls:
         mine.set_result(kept.url)
         return kept.url
 
-    def _stored(self, sample_id: str) -> _KeptUrl | None:
-        found = None if self._store is None else self._store.get(sample_id)
-        return None if found is None else _KeptUrl(found.url, found.until)
-
-    def _new(self, sample_id: str, resolve: Callable[[str], str]) -> _KeptUrl:
+    def _new(self, sample_id: str, resolve: Callable[[str], str]) -> KeptUrl:
         url = resolve(sample_id)
         expiry = expiry_of(url)
         if self._store is not None and expiry is not None:
             self._store.put(sample_id, url, expiry)
-        return _KeptUrl(url, _end_of_use(expiry, self._wall_clock()))
+        now = self._wall_clock()
+        return KeptUrl(url, now, _end_of_use(expiry, now))
 
 
 class _AskedOnce(Exception):
     """Whoever asked did so ahead of time, and did not try again."""
 
 
-class _KeptUrl(NamedTuple):
-    url: str
-    until: float
-
-
-def _last_use(_sample_id: str, kept: _KeptUrl, _now: float) -> float:
+def _last_use(_sample_id: str, kept: KeptUrl, _now: float) -> float:
     return kept.until
 
 

@@ -239,6 +239,21 @@ def test_a_storage_that_stays_down_fails_the_read_in_bounded_time(content: Conte
     assert content.read(found, 3 * MIB, 10) == NOISE[3 * MIB : 3 * MIB + 10]
 
 
+def test_a_kept_url_that_leads_nowhere_is_renewed_and_a_new_one_is_believed(content: Content) -> None:
+    content.storage.put(A, NOISE[:1000], "v1")
+    found = content.identify(A)
+    content.cache.drop(found)
+    content.storage.faults = [404]
+    with pytest.raises(NotFound):
+        content.read(found, 0, 1000)
+    assert len(content.resolved) == 1
+
+    content.clock.now += 100
+    content.storage.faults = [404]
+    assert content.read(found, 0, 1000) == NOISE[:1000]
+    assert len(content.resolved) == 2
+
+
 @pytest.mark.parametrize("status", [400, 401, 403])
 def test_a_refused_url_is_renewed_once(content: Content, status: int) -> None:
     content.storage.put(A, NOISE[:10], "v1")
