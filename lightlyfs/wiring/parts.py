@@ -30,7 +30,7 @@ from lightlyfs.content.fetcher import FetchConfig, Fetcher
 from lightlyfs.content.identity import NO_OBJECT
 from lightlyfs.content.prefetcher import PrefetchStats
 from lightlyfs.content.reader import Reader
-from lightlyfs.errors import NoSuchFile
+from lightlyfs.errors import NoSuchFile, TooManyWaiting
 from lightlyfs.fs.cached_files import CachedFiles, HandOutParts
 from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.fs.namespace import Namespace
@@ -53,6 +53,8 @@ log = logging.getLogger(__name__)
 
 # documents are for people, who look at a few
 _DOCUMENT_TTL_S = 60.0
+# lists of paths written into `.lightlyfs/prefetch` that are worked on at once, each by `jobs` threads
+_MAX_FETCHING = 4
 
 
 class Parts:
@@ -110,6 +112,7 @@ class Parts:
             on_opened=self._urls.ahead.opened,
         )
         self.recent_log = RecentLog()
+        self._fetching: list[Warming] = []
         self.desktop = self._make_desktop(mountpoint)
         self.filesystem = self._make_filesystem(kernel, spool_place)
 
@@ -245,6 +248,14 @@ class Parts:
         )
         return Desktop(needs)
 
+    def _fetch(self, paths: list[str]) -> None:
+        """Fetch files behind; what comes of it, the cache shows."""
+        self._fetching = [one for one in self._fetching if not one.wait(0).ended]
+        if len(self._fetching) >= _MAX_FETCHING:
+            raise TooManyWaiting(f"{_MAX_FETCHING} lists of files are being fetched already")
+        self._fetching.append(self.warming(paths, None, None))
+        self._fetching[-1].start()
+
     def _make_views(self, namespace: Namespace, kernel: Kernel) -> Views:
         sources = ViewSources(
             status=lambda: json.dumps(status_of(self), indent=1).encode() + b"\n",
@@ -253,7 +264,7 @@ class Parts:
             thumbnail=self.desktop.thumbnails.png,
             tags=lambda: self._metadata_pool.submit(self._tags.all),
             members=lambda tag: self._metadata_pool.submit(self._tags.members, tag),
-            fetch=lambda paths: None,
+            fetch=self._fetch,
         )
         views = Views(namespace, self.catalog, sources)
         self._forgets_views = (

@@ -163,3 +163,18 @@ def test_a_sample_of_that_name_is_reachable(own_server: LocalServer, tmp_path: P
         assert tree.names() == ["%2Elightlyfs"]
         assert tree.read("%2Elightlyfs/status.json") == b"a sample"
         assert b"catalogue" in tree.read(".lightlyfs/status.json")
+
+
+def test_paths_written_into_prefetch_are_fetched(
+    own_server: LocalServer, ids: dict[str, str], tmp_path: Path
+) -> None:
+    with mounted(own_server, tmp_path / "tree") as tree:
+        names = "\n".join(["cars", "no such file", "/top.jpg"])
+        subprocess.run(
+            ["sh", "-c", 'echo "$1" > .lightlyfs/prefetch', "sh", names], cwd=tree.mountpoint, check=True
+        )
+        fetched = sum(len(own_server.object_bytes(one) or b"") for one in ids.values())
+        soon(lambda: json.loads(tree.read(".lightlyfs/status.json"))["cache"]["bytes"] == fetched)
+        own_server.stats.reset()
+        assert all(tree.read(name) == own_server.object_bytes(one) for name, one in ids.items())
+        assert own_server.stats.total() == 0
