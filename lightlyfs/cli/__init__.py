@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -15,12 +16,14 @@ from lightlyfs.cli.demo import demo
 from lightlyfs.cli.doctor import doctor
 from lightlyfs.cli.mount import mount
 from lightlyfs.cli.serve import serve
-from lightlyfs.cli.topics import help_topic
+from lightlyfs.cli.topics import completion, help_topic
 from lightlyfs.cli.uploads import uploads
 from lightlyfs.cli.warm import warm
 from lightlyfs.errors import LightlyFsError, SettingsError
 
 __all__ = ["main"]
+
+_COMPLETING = "_LIGHTLYFS_COMPLETE"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,12 +35,15 @@ def commands() -> None:
     """
 
 
-for command in (mount, umount, status, warm, refresh, uploads, serve, demo, doctor, help_topic):
+for command in (mount, umount, status, warm, refresh, uploads, serve, demo, doctor, completion, help_topic):
     commands.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
+    if _COMPLETING in os.environ:
+        # the shell asks for what may come next; click answers, and ends the program
+        commands.main([], prog_name="lightlyfs", complete_var=_COMPLETING)
     words = list(sys.argv[1:] if arguments is None else arguments)
     # the form that mount(8) uses has no command word
     if len(words) >= 2 and not words[0].startswith("-") and words[0] not in commands.commands:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from lightlyfs.errors import SettingsError
-from lightlyfs.settings import BY_NAME, SETTINGS
+from lightlyfs.settings import BY_NAME, SETTINGS, Setting
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,7 +33,14 @@ def setting_options(command: F) -> F:
         if row.is_switch:
             option = click.option(row.flag, row.name, flag_value="on", default=None, help=text)
         else:
-            option = click.option(row.flag, row.name, metavar=_metavar(row.name), default=None, help=text)
+            option = click.option(
+                row.flag,
+                row.name,
+                metavar=_metavar(row.name),
+                default=None,
+                help=text,
+                shell_complete=_completer(row),
+            )
         command = option(command)
     return command
 
@@ -56,6 +64,20 @@ def split_fstab_options(texts: tuple[str, ...]) -> tuple[dict[str, str], tuple[s
 def merge(flags: Mapping[str, str | None], fstab: Mapping[str, str]) -> dict[str, str | None]:
     """Flags beat the fstab form."""
     return {**fstab, **{name: text for name, text in flags.items() if text is not None}}
+
+
+def _completer(row: Setting) -> Callable[..., list[CompletionItem]] | None:
+    """What a shell may offer as the value: what a setting may be, or names of files."""
+
+    def offer(_context: click.Context, _option: click.Parameter, begun: str) -> list[CompletionItem]:
+        if row.choices:
+            return [CompletionItem(choice) for choice in row.choices if choice.startswith(begun)]
+        kind = {"cache_dir": "dir", "token_file": "file", "ca_certs": "file", "log_file": "file"}.get(
+            row.name
+        )
+        return [] if kind is None else [CompletionItem(begun, type=kind)]
+
+    return offer
 
 
 def _metavar(name: str) -> str:

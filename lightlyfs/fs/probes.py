@@ -62,6 +62,15 @@ _FILE_MANAGERS = frozenset(
 )
 
 
+# these read whatever they find
+_CRAWLERS = ("baloo_", "tracker-", "localsearch", "updatedb", "plocate", "recollindex", "beagled", "mlocate")
+
+
+def is_crawler(program: str) -> bool:
+    """Whether a program indexes all files it finds."""
+    return program.startswith(_CRAWLERS)
+
+
 def is_file_manager(program: str) -> bool:
     """Whether a program (its name as the kernel keeps it) shows pictures of the files in a directory."""
     return program in _FILE_MANAGERS

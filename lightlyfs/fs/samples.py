@@ -14,7 +14,7 @@ from lightlyfs.catalog.store import SampleEntry
 from lightlyfs.content.identity import NO_OBJECT, ContentId
 from lightlyfs.content.prefetcher import Prefetcher
 from lightlyfs.content.ranges import SMALL_FILE_BYTES
-from lightlyfs.content.reader import Reader
+from lightlyfs.content.reader import PROBE_BYTES, Reader
 from lightlyfs.errors import ContentChanged, LightlyFsError, NoContent, RequestError, Retryable, SizeUnknown
 from lightlyfs.fs.attributes import Attr
 from lightlyfs.fs.handles import ReadHandle
@@ -39,7 +39,8 @@ class Samples:
     """Opens and reads samples; any thread may call.
 
     `forget(paths)` tells the kernel that what it knows of these paths is outdated (None: everything); it
-    returns whether the kernel has forgotten by then.
+    returns whether the kernel has forgotten by then. `before_fetch(size)` is called before a file is fetched
+    for the program of the call under way, and may raise.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class Samples:
         forget: Callable[[tuple[str, ...] | None], bool],
         max_prefetches: int,
         on_opened: Callable[[str, bool], None] | None = None,
+        before_fetch: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._catalog = catalog
         self._reader = reader
         self._caller_name = caller_name
         self._forget = forget
+        self._before_fetch = before_fetch
         self.prefetcher: Prefetcher[SampleEntry] = Prefetcher(
             catalog.samples_after,
             self._prefetch,
@@ -128,6 +131,8 @@ class Samples:
 
     def begin_to_read(self, path: str, content: ContentId, size: int, turn: Turn) -> bytes:
         """The first bytes of a file; sees to the files that are likely to be next where that helps."""
+        if not self._reader.holds(content):
+            self._before_fetch(content.size)
         if self.prefetcher.expects(path):
             self.prefetcher.opened(path)
             return self._reader.read(content, 0, size, turn.result)
@@ -166,6 +171,8 @@ class Samples:
         told = self._catalog.with_facts(entry)
         if told.verified and told.etag != NO_OBJECT:
             return content_of(told)  # another open asked since this one looked
+        if known is None or not self._reader.holds(known):
+            self._before_fetch(entry.published_size or PROBE_BYTES)
         future = self._reader.identify(
             entry.sample_id, size_hint=entry.published_size, for_reading=True, known=known
         )

@@ -32,6 +32,7 @@ from lightlyfs.content.prefetcher import PrefetchStats
 from lightlyfs.content.reader import Reader
 from lightlyfs.errors import NoSuchFile, TooManyWaiting
 from lightlyfs.fs.cached_files import CachedFiles, HandOutParts
+from lightlyfs.fs.crawlers import CrawlBudget
 from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.fs.namespace import Namespace
 from lightlyfs.fs.path_reads import PathReads
@@ -110,6 +111,7 @@ class Parts:
             forget=kernel.forget,
             max_prefetches=max_prefetches,
             on_opened=self._urls.ahead.opened,
+            before_fetch=CrawlBudget(kernel.caller_name, time.monotonic).spend,
         )
         self.recent_log = RecentLog()
         self._fetching: list[Warming] = []
@@ -229,7 +231,10 @@ class Parts:
             cancelled=self.closing.is_set,
         )
         return Reader(
-            self.cache, fetcher, self._content_pool, lambda content: self._samples.storage_reported(content)
+            self.cache,
+            fetcher,
+            self._content_pool,
+            lambda content: self._samples.storage_reported(content),
         )
 
     def _make_desktop(self, mountpoint: Path | None) -> Desktop:
