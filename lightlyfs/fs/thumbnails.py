@@ -27,7 +27,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from lightlyfs.catalog.store import SampleEntry
-from lightlyfs.errors import LightlyFsError, NotFound
+from lightlyfs.errors import LightlyFsError, MalformedAnswer, NotFound
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ _MAX_WAITING = 8
 _MAX_WITHOUT = 16
 # file managers soon go through all files, and read those without an entry whole
 WORKERS = 32
+# and fewer go on behind the file manager's back, which asks for the attributes of each file by then
+_WORKERS_BEHIND = 4
 # so they see the names of a directory only when its entries are there, for as long as those come quickly
 _HOLD_S = 5.0
 _HOLD_WITHOUT_ONE_S = 1.0
@@ -150,7 +152,7 @@ class ThumbnailPrefill:
         # guarded by _lock: the directories to go through, with where in them, the latest last
         self._waiting: OrderedDict[str, Iterator[tuple[str, SampleEntry]]] = OrderedDict()
         self._filling: dict[str, int] = {}  # how many of each are being seen to
-        self._workers = 0
+        self._workers = self._wanted = 0
         self._done: dict[int, int] = {}  # the time of each sample that was seen to
         self._in_a_row = 0
         self._bytes = 0
@@ -168,6 +170,13 @@ class ThumbnailPrefill:
         """
         if not self._begin(directory):
             return
+        try:
+            self._hold(directory, wait)
+        finally:
+            with self._lock:
+                self._wanted = _WORKERS_BEHIND
+
+    def _hold(self, directory: str, wait: Callable[[float], None]) -> None:
         started = moved_at = self._clock()
         seen = -1
         while self._is_under_way(directory) and self._clock() - started < _HOLD_S:
@@ -191,7 +200,7 @@ class ThumbnailPrefill:
             while len(self._waiting) > _MAX_WAITING:
                 self._waiting.popitem(last=False)
             wanted = WORKERS - self._workers
-            self._workers = WORKERS
+            self._workers = self._wanted = WORKERS
         for _ in range(wanted):
             try:
                 self._executor.submit(self._work)
@@ -227,7 +236,7 @@ class ThumbnailPrefill:
 
     def _next(self) -> tuple[str, str, SampleEntry] | None:
         with self._lock:
-            while self._waiting and not self._stopped() and not self._is_full_locked():
+            while self._workers <= self._wanted and self._waiting and not self._is_over_locked():
                 directory = next(reversed(self._waiting))
                 for path, sample in self._waiting[directory]:
                     if self._done.get(sample.ino) != sample.mtime:
@@ -237,6 +246,9 @@ class ThumbnailPrefill:
                 self._waiting.pop(directory, None)
             self._workers -= 1
         return None
+
+    def _is_over_locked(self) -> bool:
+        return self._stopped() or self._is_full_locked()
 
     def _is_full_locked(self) -> bool:
         return (
@@ -262,7 +274,7 @@ class ThumbnailPrefill:
             return
         try:
             png = self._picture(sample)
-        except NotFound:
+        except (NotFound, MalformedAnswer):
             self._count(without=1)
             return
         made: dict[str, bytes] = {}
