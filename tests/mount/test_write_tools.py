@@ -271,3 +271,52 @@ def test_a_name_that_exists_is_not_taken_by_a_move_that_may_not_replace(
 
     assert stored(own_server) == {"x.png": (source / "a.png").read_bytes()}
     assert (tree.mountpoint / "y.tmp").exists()
+
+
+def test_a_desktop_session_leaves_exactly_the_samples_it_should(
+    own_server: LocalServer, tmp_path: Path
+) -> None:
+    """Trash, remove, copy, save, rsync, an editor, "new folder" and undo, one after the other."""
+    for tool in ("gio", "rsync"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    before = {f"photos/{number}.jpg": os.urandom(2_000) for number in range(5)}
+    for name, data in before.items():
+        own_server.add_sample(name, data)
+    source = tmp_path / "source"
+    source.mkdir()
+    new = {f"{number}.png": os.urandom(3_000) for number in range(3)}
+    for name, data in new.items():
+        (source / name).write_bytes(data)
+    edit = "echo edited > edited.txt"
+    if shutil.which("vim") is not None:
+        edit = "vim -u NONE -es -c 'normal iedited' -c wq edited.txt < /dev/null"
+    script = f"""
+        ! gio trash photos/0.jpg
+        ! gio remove photos/1.jpg
+        ! rm -f photos/2.jpg
+        ! mkdir .Trash-0
+        ! gio move photos/3.jpg {tmp_path}/out.jpg
+        mkdir "New Folder" && rmdir "New Folder"
+        mkdir Renamed && mv Renamed Again && rmdir Again
+        gio copy {source}/0.png copied.png
+        printf saved | gio save saved.txt
+        rsync -a {source}/ synced/ && rsync -a {source}/ synced/
+        cp {source}/1.png dropped.png
+        {edit}
+        mv dropped.png undone.png && mv undone.png dropped.png
+    """
+    with mounted(own_server, tmp_path / "tree") as tree:
+        for line in filter(None, map(str.strip, script.splitlines())):
+            done = subprocess.run(
+                ["bash", "-c", line], cwd=tree.mountpoint, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{line}: {done.stderr}"
+    expected = before | {f"synced/{name}": data for name, data in new.items()}
+    expected |= {
+        "copied.png": new["0.png"],
+        "saved.txt": b"saved",
+        "dropped.png": new["1.png"],
+        "edited.txt": b"edited\n",
+    }
+    assert {one["fileName"]: own_server.object_bytes(one["id"]) for one in own_server.samples()} == expected
