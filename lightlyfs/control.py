@@ -34,6 +34,7 @@ _MAX_SESSIONS = 192
 # one who says nothing for this long, or takes nothing, is hung up on; it may call again
 _SILENCE_S = 60.0
 _CALL_AGAIN_S = 0.01
+_ACCEPT_AGAIN_S = 0.5
 
 Command = Callable[[], Mapping[str, Any]]
 
@@ -99,8 +100,9 @@ class Channel:
 
     def has_ended(self) -> bool:
         """Whether the other end has hung up; does not wait."""
-        readable, _, _ = select.select([self._connection], [], [], 0)
-        return bool(readable) and not self._connection.recv(1, socket.MSG_PEEK)
+        poll = select.poll()  # not `select`, which knows 1,024 descriptors only
+        poll.register(self._connection, select.POLLIN)
+        return bool(poll.poll(0)) and not self._connection.recv(1, socket.MSG_PEEK)
 
 
 Session = Callable[[Mapping[str, Any], Channel], None]
@@ -120,6 +122,7 @@ class ControlServer:
         self._sessions = sessions or {}
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._thread = threading.Thread(target=self._serve, name="lightlyfs-control", daemon=True)
+        self._closed = False
         self._connections = threading.BoundedSemaphore(_MAX_CONNECTIONS)
         self._session_slots = threading.BoundedSemaphore(_MAX_SESSIONS)
 
@@ -136,6 +139,7 @@ class ControlServer:
 
     def close(self) -> None:
         """Answer no more, and remove the socket."""
+        self._closed = True
         self._path.unlink(missing_ok=True)
         # wakes the thread that accepts; closing alone would not
         with suppress(OSError):
@@ -146,8 +150,12 @@ class ControlServer:
         while True:
             try:
                 connection, _ = self._socket.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if self._closed:
+                    return
+                log.warning("no command can be answered now: %s", error)  # no descriptors are left
+                time.sleep(_ACCEPT_AGAIN_S)
+                continue
             if not self._connections.acquire(blocking=False):
                 connection.close()  # whoever called finds that nobody answers, and may call again
                 continue

@@ -186,6 +186,7 @@ class UrlStore:
 
     def _prepared_locked(self, db: sqlite3.Connection) -> sqlite3.Connection:
         try:
+            db.execute("PRAGMA secure_delete = ON")  # what is deleted is a secret still
             db.executescript(_SCHEMA)
             with database.transaction(db):
                 if db.execute("SELECT fingerprint FROM owner").fetchall() != [(self._fingerprint,)]:

@@ -16,8 +16,8 @@ from lightlyfs.errors import LightlyFsError, RequestError
 
 T = TypeVar("T")
 
-# samples looked up at once: a millisecond's work
-_PAGE = 256
+# files looked up at once; as many wait in memory for each of a thousand directories
+_PAGE = 32
 
 
 class UrlsAheadStats(NamedTuple):
