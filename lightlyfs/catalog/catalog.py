@@ -142,8 +142,7 @@ class Catalog:
 
     def list_directory(self, path: str, wait: Wait) -> tuple[list[DirectoryEntry], list[SampleEntry]]:
         """The directories and samples in a directory, each in byte order; never a part of them."""
-        while not self.refresher.complete:
-            self._await_listing(wait)
+        self.wait_until_listed(wait)
         if self._ask_always and not self.refresher.stopped:
             # where it fails, as `status` then shows, the old answers stay
             self._wait_for(self.refresher.check_soon(), wait)
@@ -152,6 +151,11 @@ class Catalog:
         if self._reported:
             samples = [self._reported.apply(entry) for entry in samples]
         return directories, samples
+
+    def wait_until_listed(self, wait: Wait) -> None:
+        """Return once all samples are listed; raises what the listing failed with, or what ends the wait."""
+        while not self.refresher.complete:
+            self._await_listing(wait)
 
     def samples_after(self, path: str, count: int) -> list[tuple[str, SampleEntry]]:
         """At most `count` samples behind a path in its directory, with their paths; never asks the API.

@@ -162,13 +162,19 @@ class Warming:
                 yield path, entry
 
     def _named(self) -> Iterator[Found]:
+        # before that a directory would seem to have fewer files
+        self._parts.namespace.catalog.wait_until_listed(self._parts.patience.turn())
+        whole: set[str] = set()
         for name in self._names:
+            if not whole.isdisjoint(_above(name)):
+                continue
             try:
                 node = self._parts.namespace.lookup(name, self._parts.patience.turn())
             except LightlyFsError as error:
                 yield name, error
                 continue
             if isinstance(node, DirectoryEntry):
+                whole.add(name)
                 yield from self._within(name)
             elif isinstance(node, SampleEntry):
                 yield name, node
@@ -337,8 +343,8 @@ class Warming:
 
     def _fail(self, file: _File, reason: str) -> None:
         with self._changed:
-            if not file.failed:
-                file.failed = True
+            file.failed = True
+            if file.path not in self._failed:
                 self._failed.add(file.path)
                 self._failures.append(Failure(file.path, reason))
                 self._counts = self._counts._replace(failed=self._counts.failed + 1)
@@ -353,3 +359,10 @@ class _File:
         self.content: ContentId | None = None
         self.pieces_left = 0
         self.failed = False
+
+
+def _above(path: str) -> Iterator[str]:
+    """The directories in which a path lies, the nearest first."""
+    while path:
+        path = path.rpartition("/")[0]
+        yield path
