@@ -47,6 +47,14 @@ class Mounted:
         """Ask the API for everything now; how many samples were added, changed and are gone."""
         return self._ask("refresh", 600.0)
 
+    def warm(self, *names: str, jobs: int | None = None, tag: str | None = None) -> None:
+        """Fetch files and directories, named as within the mount (none: everything), into its cache.
+
+        Returns once they are there; StartError names those that cannot be had, and why.
+        """
+        words = [*([] if jobs is None else [f"--jobs={jobs}"]), *([] if tag is None else [f"--tag={tag}"])]
+        _run("warm", *words, "--", *(str(self.path / name) for name in names or ("",)))
+
     def unmount(self) -> None:
         """End the mount; StartError where a program still uses it."""
         _run("umount", str(self.path))

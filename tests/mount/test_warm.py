@@ -14,6 +14,8 @@ import pytest
 from datasets import fill
 from trees import MountedTree, mounted, wait_until
 
+from lightlyfs.errors import StartError
+from lightlyfs.library import Mounted
 from lightlyfs.localserver import Latency, LocalServer, ServerOptions
 
 pytestmark = pytest.mark.fuse
@@ -157,3 +159,12 @@ def test_only_the_samples_of_a_tag_are_meant(server: LocalServer, tmp_path: Path
             refused = tree.run("warm", str(tree.mountpoint), "--tag", "typo", check=False)
             assert refused.returncode == 1
             assert refused.stderr == "lightlyfs: the dataset has no tag 'typo'\n"
+
+
+def test_python_warms_too(tree: MountedTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", tree.environ["XDG_RUNTIME_DIR"])
+    mounted_here = Mounted(tree.mountpoint)
+    mounted_here.warm("cars/old", "video.bin", jobs=2)
+    assert mounted_here.status()["cache"]["bytes"] == 5 * 500 + 21 * MIB + 5
+    with pytest.raises(StartError, match=r"nothing.bin: no such file(.|\n)*1 files are not in the cache"):
+        mounted_here.warm("nothing.bin")
