@@ -8,10 +8,10 @@ from cachetools import LRUCache
 
 from lightlyfs.content.ranges import SMALL_FILE_BYTES, Span, block_count
 
-# one block first, so that a sniffer of a large file costs one; doubled with each read that goes on. 32 MiB
-# keep four requests of 8 MiB under way, which hides a round trip of 20 ms at some 500 MB/s
-MAX_WINDOW_BLOCKS = 32
-_REQUESTS_IN_WINDOW = 4
+# one block first, so that a sniffer of a large file costs one; doubled with each read that goes on. 64 MiB
+# keep eight requests of 8 MiB under way: storage gives a connection some 100 MB/s, and round trips are hidden
+MAX_WINDOW_BLOCKS = 64
+_REQUESTS_IN_WINDOW = 8
 # reads of one reader reach us a little out of order: the kernel sends several at once
 _REORDERED_BLOCKS = 4
 # files whose readers' positions are remembered
