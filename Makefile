@@ -2,6 +2,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
+# parts of `make bench`: cold, training, large, warm, scale, writing, soak
+NAMES := all
 
 .DEFAULT_GOAL := help
 .PHONY: help install fuse test-tools demo unit test test-long desktop check format bench clean
@@ -49,8 +52,13 @@ format: $(STAMP) ## put the code into shape
 	$(BIN)/ruff format lightlyfs tests
 	$(BIN)/ruff check --fix lightlyfs tests
 
-bench: $(STAMP) fuse ## measure, beside the local disk and rclone, in one run
-	$(BIN)/python tests/bench/run.py all
+bench: $(BENCH_STAMP) ## measure, beside the local disk, downloads and other mounts: quarter of an hour
+	@sh tests/install-fuse.sh --bench
+	$(BIN)/python tests/bench/run.py $(NAMES)
+
+$(BENCH_STAMP): pyproject.toml $(STAMP)
+	$(BIN)/pip install --quiet --editable '.[dev,bench]'
+	touch $@
 
 clean: ## remove what was made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

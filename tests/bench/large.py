@@ -1,79 +1,105 @@
-"""One file of 500 MB from its first to its last byte: cold, from the page cache and from the block cache.
+"""One file of 500 MB, in order and at random places: cold, from the block cache, from the page cache.
 
-Both mounts read from one S3 server, with and without a round trip of 20 ms. "Block cache" is after a
-remount, for that drops the page cache.
+Cold, beside a single GET through the same proxy: once where only the machine bounds it, and once where each
+connection brings 64 MB/s, as one connection to a real store does. "Block cache" is after a remount.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
+import json
 import random
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from harness import (
-    ROUND_TRIP_S,
-    Bench,
-    Mount,
-    lightlyfs_mount,
-    rclone_mount,
-    rclone_served,
-    read_files,
-    served_bucket,
-)
+from harness import LOCAL, MB, ROUND_TRIP_S, Bench, Mount, middle_of, read_files, run_script
+from mounts import lightlyfs_mount, rclone_mount
+from servers import BUCKET, Far, rclone_served, served_bucket
 
 FILE_BYTES = 500_000_000
 NAME = "video.mp4"
-MB = 1_000_000
+PIECE_BYTES = 128 << 10
+COLD_PIECES, WARM_PIECES = 100, 2_000
+# a pass from memory is over too soon to be measured
+WARM_PASSES = 5
+CONNECTION = 64 * MB
+COLD, COLD_BOUNDED = "in order, cold, 20 ms", "in order, cold, 20 ms, 64 MB/s a connection"
+BLOCKS, PAGES = "in order, block cache", "in order, page cache"
+JUMPS_COLD, JUMPS_WARM = "random 128 KiB, cold, 20 ms", "random 128 KiB, page cache"
+STREAM = "single GET"
+Opener = Callable[[Path], contextlib.AbstractContextManager[Mount]]
 
 
 def run(bench: Bench) -> None:
-    """The local disk, then each mount."""
+    """Both distances."""
     source = bench.place("source")
-    folder = source / "bucket"
-    folder.mkdir()
-    with (folder / NAME).open("wb") as file:
+    (source / BUCKET).mkdir()
+    path = source / BUCKET / NAME
+    with path.open("wb") as file:
         for number in range(FILE_BYTES // MB):
             file.write(random.Random(number).randbytes(MB))
-    drop_pages(folder / NAME)
-    bench.note("500 MB, cold", "local disk", read(bench, folder), "MB/s")
-    local = read(bench, folder)
-    bench.note("500 MB, page cache", "local disk", local, "MB/s")
-    ours: dict[str, float] = {}
-    for delay_s in (0.0, ROUND_TRIP_S):
-        what = f"500 MB, cold{', 20 ms' if delay_s else ''}"
-        with rclone_served(source, bench.place("served"), delay_s) as port:
-            place = bench.place("lightlyfs")
-            with served_bucket("bucket", port, delay_s) as exported:
-                with lightlyfs_mount(exported, place) as mount:
-                    ours[what] = note(bench, mount, what)
-                    note(bench, mount, "500 MB, page cache", (local, "local disk"))
-                with lightlyfs_mount(exported, place) as mount:
-                    note(bench, mount, "500 MB, block cache", (local, "local disk"))
-            place = bench.place("rclone")
-            with rclone_mount(port, "bucket", place) as mount:
-                note(bench, mount, what, (ours[what], "lightlyfs"))
-                note(bench, mount, "500 MB, page cache", (local, "local disk"))
-            with rclone_mount(port, "bucket", place) as mount:
-                note(bench, mount, "500 MB, block cache", (local, "local disk"))
+    # to have it in the page cache, for the store that serves it too
+    in_order(bench, path.parent)
+    for title, far in ((COLD_BOUNDED, Far(ROUND_TRIP_S, CONNECTION)), (COLD, Far(ROUND_TRIP_S))):
+        with rclone_served(source, bench.place("served"), far) as port:
+            with served_bucket(port, far) as exported:
+                note_stream(bench, exported, title)
+                measure(bench, title, path, lambda place, e=exported: lightlyfs_mount(e, place))
+            measure(bench, title, path, lambda place, port=port: rclone_mount(port, place))
 
 
-def note(bench: Bench, mount: Mount, what: str, against: tuple[float, str] | None = None) -> float:
-    """Read, and keep MB/s beside what the mount used."""
+def measure(bench: Bench, title: str, local: Path, opener: Opener) -> None:
+    """Cold, and at the longer of the two distances all else."""
+    place = bench.place("mount")
+    with opener(place) as mount:
+        note(bench, mount, title, lambda: in_order(bench, mount.path), "MB/s")
+        if title == COLD:
+            middle = lambda directory: middle_of(lambda: in_order(bench, directory, WARM_PASSES))  # noqa: E731
+            bench.note(PAGES, f"{LOCAL}, beside {mount.subject}", middle(local.parent), "MB/s")
+            note(bench, mount, PAGES, lambda: middle(mount.path), "MB/s")
+            jumps = lambda path: middle_of(lambda: jump(path, WARM_PIECES, 1))  # noqa: E731
+            bench.note(JUMPS_WARM, f"{LOCAL}, beside {mount.subject}", jumps(local), "reads/s")
+            note(bench, mount, JUMPS_WARM, lambda: jumps(mount.path / NAME), "reads/s")
+    if title == COLD:
+        with opener(place) as mount:
+            note(bench, mount, BLOCKS, lambda: in_order(bench, mount.path), "MB/s")
+        with opener(bench.place("mount")) as mount:
+            note(bench, mount, JUMPS_COLD, lambda: jump(mount.path / NAME, COLD_PIECES, 2), "reads/s")
+
+
+def note(bench: Bench, mount: Mount, what: str, rate: Callable[[], float], unit: str) -> None:
+    """A rate, and what the mount used."""
     with mount.metered() as used:
-        per_s = read(bench, mount.path)
-    more = {} if against is None else {"ratio": per_s / against[0], "against": against[1]}
-    bench.note(what, mount.subject, per_s, "MB/s", **used, **more)
-    return per_s
+        per_s = rate()
+    bench.note(what, mount.subject, per_s, unit, **used)
 
 
-def read(bench: Bench, directory: Path) -> float:
+def in_order(bench: Bench, directory: Path, passes: int = 1) -> float:
     """MB/s of one reader."""
-    seconds = read_files(bench, directory, [NAME], total_bytes=FILE_BYTES)
-    return FILE_BYTES / MB / seconds
+    per_s = read_files(bench, directory, [NAME], file_bytes=FILE_BYTES, passes=passes, way="lean")
+    return per_s * FILE_BYTES / MB
 
 
-def drop_pages(path: Path) -> None:
-    """Make the kernel forget a file on the local disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+def jump(path: Path, pieces: int, seed: int) -> float:
+    """Reads a second of one reader."""
+    seconds, total = run_script("jumper.py", path, pieces, PIECE_BYTES, seed)
+    if total != pieces * PIECE_BYTES:
+        raise SystemExit(f"{path}: read {total} bytes, not {pieces * PIECE_BYTES}")
+    return pieces / seconds
+
+
+def note_stream(bench: Bench, exported: dict[str, str], title: str) -> None:
+    """A single GET of the read URL."""
+    samples = f"{exported['LIGHTLY_SERVER_LOCATION']}/v1/datasets/{exported['LIGHTLY_DATASET_ID']}/samples"
+    token = f"token={exported['LIGHTLY_TOKEN']}"
+    sample_id = fetched(f"{samples}?{token}")[0]["id"]
+    seconds, total = run_script("stream.py", fetched(f"{samples}/{sample_id}/readurl?type=full&{token}"))
+    bench.note(title, STREAM, total / MB / seconds, "MB/s")
+
+
+def fetched(url: str) -> Any:
+    """The document at an address."""
+    with urllib.request.urlopen(url) as answer:
+        return json.load(answer)

