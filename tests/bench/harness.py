@@ -9,6 +9,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,8 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 ROUND_TRIP_S = 0.02
 MB = 1_000_000
 LOCAL = "local disk"
+SMALL_PAGES = "tmpfs"
+_TMPFS = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,13 @@ def run_script(name: str, *words: object, environ: dict[str, str] | None = None)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environ)
     number, total = done.stdout.split()
     return float(number), int(total)
+
+
+@contextlib.contextmanager
+def in_memory(folder: Path) -> Iterator[Path]:
+    """A copy of a folder's files on tmpfs, for the time of the block."""
+    with tempfile.TemporaryDirectory(prefix="lightlyfs-bench-", dir=_TMPFS) as directory:
+        yield Path(shutil.copytree(folder, Path(directory) / "copied"))
 
 
 @dataclass
