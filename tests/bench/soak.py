@@ -36,6 +36,13 @@ def run(bench: Bench) -> None:
         used = Usage(mount.path)
         sampled = sample(mount, used)
         cost = mount.cost()
+    for minute, number in enumerate(range(0, len(sampled), 60)):
+        bench.note(
+            f"resident memory, minute {minute}",
+            mount.subject,
+            statistics.median(sampled[number : number + 60]),
+            "MB",
+        )
     third = len(sampled) // 3
     first, last = statistics.median(sampled[:third]), statistics.median(sampled[-third:])
     bench.note(FIRST_THIRD, mount.subject, first, "MB")
