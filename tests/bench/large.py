@@ -1,8 +1,8 @@
 """One file of 500 MB, in order and at random places: cold, from the block cache, from the page cache.
 
 Cold, beside a single GET through the same proxy: once where only the machine bounds it, and once where each
-connection brings 85 MB/s, which is what S3 tells its users to count with. "Block cache" is after a remount. tmpfs
-shows what memory in pieces of 4 KiB costs, which is how Linux keeps the pages of FUSE.
+connection brings 85 MB/s, which is what S3 tells its users to count with. "Block cache" is after a remount.
+tmpfs shows what memory in pieces of 4 KiB costs, which is how Linux keeps the pages of FUSE.
 """
 
 from __future__ import annotations
