@@ -14,6 +14,7 @@ from servers import BUCKET, Far, rclone_served, served_bucket
 
 FILES, FEW_FILES, FILE_BYTES = 1_920, 960, 323_000
 READERS, BATCH, IMAGES_PER_S = 8, 24, 505
+ROUNDS = 2
 COLD, WARM, REMOUNTED = "first epoch, cold", "second epoch", "first epoch of a remount"
 
 
@@ -29,17 +30,23 @@ def run(bench: Bench) -> None:
     (bench.directory / "few-names").write_text("\n".join(names[:FEW_FILES]))
     far = Far(ROUND_TRIP_S)
     bench.note(WARM, LOCAL, train(bench, folder, "names", 0), "% busy")
-    with rclone_served(source, bench.place("served"), far) as port:
-        place = bench.place("lightlyfs")
-        with served_bucket(port, far) as exported:
-            with lightlyfs_mount(exported, place) as mount:
-                note(bench, mount, "names", COLD, WARM)
-            for words in ((), ("--read-only",)):
-                subject = "lightlyfs ro" if words else "lightlyfs"
-                with lightlyfs_mount(exported, place, *words, subject=subject) as mount:
-                    note(bench, mount, "names", REMOUNTED, WARM if words else "")
-        with rclone_mount(port, bench.place("rclone")) as mount:
-            note(bench, mount, "few-names", COLD, WARM)
+    with rclone_served(source, bench.place("served"), far) as port, served_bucket(port, far) as exported:
+        for _ in range(ROUNDS):
+            ours(bench, exported)
+            with rclone_mount(port, bench.place("rclone")) as mount:
+                note(bench, mount, "few-names", COLD, WARM)
+    bench.keep_best()
+
+
+def ours(bench: Bench, exported: dict[str, str]) -> None:
+    """Cold, warm, and after a remount of either kind."""
+    place = bench.place("lightlyfs")
+    with lightlyfs_mount(exported, place) as mount:
+        note(bench, mount, "names", COLD, WARM)
+    for words in ((), ("--read-only",)):
+        subject = "lightlyfs ro" if words else "lightlyfs"
+        with lightlyfs_mount(exported, place, *words, subject=subject) as mount:
+            note(bench, mount, "names", REMOUNTED, WARM if words else "")
 
 
 def note(bench: Bench, mount: Mount, names_file: str, *epochs: str) -> None:
