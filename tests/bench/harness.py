@@ -140,11 +140,12 @@ def read_files(
     readers: int = 1,
     passes: int = 1,
     way: str = "plain",
+    environ: dict[str, str] | None = None,
 ) -> float:
     """Files a second that `readers` processes read whole; stops everything if bytes are missing."""
     listed = bench.directory / "names"
     listed.write_text("\n".join(names))
-    seconds, total = run_script("readers.py", directory, listed, readers, passes, way)
+    seconds, total = run_script("readers.py", directory, listed, readers, passes, way, environ=environ)
     expected = file_bytes * len(names) * passes
     if total != expected:
         raise SystemExit(f"{directory}: read {total} bytes, not {expected}")
@@ -175,6 +176,10 @@ class Mount:
     path: Path
     pid: int
     started_s: float
+
+    def environ(self) -> dict[str, str]:
+        """What programs need that talk to ours past the kernel."""
+        return {"XDG_RUNTIME_DIR": str(self.path.parent / "run")}
 
     def cost(self) -> Cost:
         """What its processes used so far."""

@@ -23,6 +23,7 @@ from servers import BUCKET, rclone_served, served_bucket
 PASSES = 5
 PAGES, BLOCKS = "page cache", "block cache, page cache dropped"
 OPENED_PAGES = "page cache, Python's open()"
+OPEN_CACHED = "open_cached"
 READ_WRITE, READ_ONLY = "lightlyfs", "lightlyfs ro"
 Opener = Callable[[], contextlib.AbstractContextManager[Mount]]
 
@@ -50,6 +51,7 @@ def run(bench: Bench) -> None:
         for opener in (read_only, read_write):
             from_blocks(bench, opener, FILES)
             from_pages(bench, opener, source / BUCKET, FILES)
+        past_the_mount(bench, read_write)
         note_small_pages(bench, source / BUCKET)
         from_blocks(bench, lambda: rclone_mount(port, rclone_place), FEW_FILES, times=1)
         from_pages(bench, lambda: rclone_mount(port, rclone_place), None, FEW_FILES)
@@ -96,6 +98,24 @@ def from_pages(bench: Bench, opener: Opener, local: Path | None, count: int) -> 
             with mount.metered(count * PASSES * 3) as used:
                 per_s = middle_of(partial(read_pages, bench, mount.path, names, readers, way))
             bench.note(what, mount.subject, per_s, "files/s", **used)
+
+
+def past_the_mount(bench: Bench, opener: Opener) -> None:
+    """The cached files themselves, which `lightlyfs.open_cached` gives; passes as from the page cache."""
+    names = names_in_order(FILES)
+    for readers in (1, READERS):
+        with opener() as mount, mount.metered(FILES * PASSES) as used:
+            per_s = read_files(
+                bench,
+                mount.path,
+                names,
+                file_bytes=FILE_BYTES,
+                readers=readers,
+                passes=PASSES,
+                way="cached",
+                environ=mount.environ(),
+            )
+        bench.note(title(OPEN_CACHED, readers), mount.subject, per_s, "files/s", **used)
 
 
 def read_pages(bench: Bench, directory: Path, names: list[str], readers: int, way: str) -> float:
