@@ -22,7 +22,7 @@ _ANSWER_WAIT_S = 120.0
 _MAX_KNOWN = 10_000
 
 
-def open_cached(path: str | os.PathLike[str]) -> BinaryIO:
+def open_cached(path: str | bytes | os.PathLike[str]) -> BinaryIO:
     """Open the cached file of a sample for reading, as a binary file; `path` is that of the file in a mount.
 
     It is fetched first where it is not in the cache, and every block is compared with its checksum once a
@@ -34,7 +34,7 @@ def open_cached(path: str | os.PathLike[str]) -> BinaryIO:
     Raises the OSError that `open` and `read` on the mount would, and ValueError where the path is in no
     mount of this user. Any thread may call, also in a forked process.
     """
-    name = os.fspath(path)
+    name = os.fsdecode(path)
     mountpoint = _mountpoint_of(name)
     answer = _ask(mountpoint, os.path.abspath(name))
     if isinstance(answer, int):

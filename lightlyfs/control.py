@@ -36,6 +36,8 @@ _SILENCE_S = 60.0
 _CALL_AGAIN_S = 0.01
 _ACCEPT_AGAIN_S = 0.5
 
+_UNKNOWN = "this mount does not know that command"
+
 Command = Callable[[], Mapping[str, Any]]
 
 
@@ -173,19 +175,23 @@ class ControlServer:
             self._connections.release()
 
     def _answer_on(self, channel: Channel) -> None:
+        message: dict[str, Any] = {}
+        session, command = None, None
         try:
-            message = channel.receive()
-            if message is None:
+            received = channel.receive()
+            if received is None:
                 return
-            session = self._sessions.get(message["command"])
+            message, name = received, received["command"]
+            session, command = self._sessions.get(name), self._commands.get(name)
+        except (ValueError, KeyError, TypeError):
+            pass  # as if it were not known
+        try:
             if session is not None:
                 self._hold(session, message, channel)
                 return
-            reply = {"ok": True, **self._commands[message["command"]]()}
+            reply = failure(_UNKNOWN) if command is None else {"ok": True, **command()}
         except LightlyFsError as error:
             reply = failure(str(error))
-        except (ValueError, KeyError, TypeError):
-            reply = failure("this mount does not know that command")
         except OSError:
             raise
         except Exception:

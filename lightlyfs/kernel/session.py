@@ -38,8 +38,9 @@ class Session:
         return bool(self._libfuse.fuse_interrupted())
 
     def caller_pid(self) -> int:
-        """The thread that the callback under way serves."""
-        return int(self._libfuse.fuse_get_context().contents.pid)
+        """The thread that the callback under way serves; 0 outside of one."""
+        context = self._libfuse.fuse_get_context()
+        return int(context.contents.pid) if context else 0
 
     def _note_handle(self) -> None:
         """Remember libfuse's handle; called in `init`."""

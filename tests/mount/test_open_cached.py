@@ -73,6 +73,26 @@ def test_nobody_can_write_through_it_and_no_program_inherits_it(tree: MountedTre
         assert not os.get_inheritable(file.fileno())
 
 
+def test_any_spelling_of_a_path_will_do(
+    tree: MountedTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(tree.mountpoint / "d")
+    monkeypatch.chdir(tmp_path)
+    path = tree.mountpoint / "d/01.bin"
+    relative = os.path.relpath(path, tmp_path)
+    for spelled in (
+        path,
+        str(path),
+        os.fsencode(path),
+        relative,
+        "link/01.bin",
+        f"{tree.mountpoint}/d/../d/01.bin",
+    ):
+        with lightlyfs.open_cached(spelled) as file:
+            assert "/blocks/" in str(cached_file(file.fileno()))
+            assert file.read() == FILES["d/01.bin"]
+
+
 def test_two_openers_have_an_offset_each(tree: MountedTree) -> None:
     path = tree.mountpoint / "d/01.bin"
     with lightlyfs.open_cached(path) as first, lightlyfs.open_cached(path) as second:
