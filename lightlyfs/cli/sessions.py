@@ -79,6 +79,8 @@ def _warm(parts: Parts, warming: Warming, channel: Channel) -> None:
             break
         if channel.has_ended():
             return
+    if parts.closing.is_set():
+        return  # not done: whoever listens finds that the mount hung up
     if parts.cache.stats().evicted != evicted:
         _tell_failures(channel, warming.displaced())
     channel.send({"ok": True, "done": True})

@@ -6,6 +6,7 @@ its own, so that readers who wait never stand behind it.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -13,6 +14,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 from lightlyfs.content.epochs import Epoch, EpochTable, Pace
 from lightlyfs.errors import LightlyFsError, RequestError
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -83,6 +86,9 @@ class UrlsAhead(Generic[T]):
         try:
             while self._room() > 0 and (found := self._next()) is not None:
                 self._get(*found)
+        except Exception:
+            # nobody waits for it, and readers ask for themselves
+            log.exception("read URLs cannot be got ahead")
         finally:
             with self._lock:
                 self._workers -= 1
