@@ -79,9 +79,10 @@ class Prefetcher(Generic[T]):
                 self._table.drop(sequence)
                 sequence = self._table.follow(sequence.leap)
             look_around = self._steps.is_looking and not expected
+            go_on = expected or self._table.is_guessing
         if look_around:
             self._look_around(sequence, path)
-        else:
+        elif go_on:
             self._go_on(sequence, path)
         if sequence.step != 1:
             # the files at which several readers begin may look like the way of one: each goes on from there

@@ -24,6 +24,11 @@ MAX_WINDOW = 32
 _GUESSED_AHEAD = 2
 _FOLLOWED_AHEAD = 16
 _MAX_GUESSES = 16
+# after so many unexpected opens only some of them are taken for the begin of an order; in a shuffled
+# directory of 500 files one open in twenty is expected by chance
+_MANY_STRANGERS = 128
+_STRANGERS_PER_EXPECTED = 8
+_GUESS_EVERY = 4
 # readers that are followed at once, over all directories; a data loader has some ten workers
 MAX_SEQUENCES = 64
 # files that were passed over and may still come, when several workers go through one directory
@@ -85,6 +90,15 @@ class SequenceTable(Generic[T]):
         self._guesses: OrderedDict[int, FileSequence[T]] = OrderedDict()
         self._followed: OrderedDict[int, FileSequence[T]] = OrderedDict()
         self._opens = 0
+        self._strangers = 0  # unexpected opens of late, fewer with each expected one
+
+    @property
+    def is_guessing(self) -> bool:
+        """Whether it should be looked up what comes behind the file just opened that nobody expected.
+
+        Each such look-up costs a cold open a twentieth of its time; an epoch in no order needs few.
+        """
+        return self._strangers < _MANY_STRANGERS or self._opens % _GUESS_EVERY == 0
 
     def expects(self, path: str) -> bool:
         """Whether a reader is expected to open this path."""
@@ -106,8 +120,10 @@ class SequenceTable(Generic[T]):
             self._forget(sequence)
             sequence = None
         if sequence is None:
+            self._strangers = min(self._strangers + 1, 2 * _MANY_STRANGERS)
             sequence = FileSequence()
         else:
+            self._strangers = max(0, self._strangers - _STRANGERS_PER_EXPECTED)
             self._advance(sequence, path)
             sequence.streak += 1
             if sequence.is_followed:

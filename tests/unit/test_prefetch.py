@@ -25,10 +25,12 @@ class Bench:
         self.fetched: list[str] = []
         self.pending: list[Future[None]] = []
         self.opened: set[str] = set()
+        self.look_ups = 0
         self.at_once = at_once
         self.prefetcher = Prefetcher(self.after, self.start, max_under_way=max_under_way, room=lambda _: room)
 
     def after(self, path: str, count: int) -> Sequence[tuple[str, str]]:
+        self.look_ups += 1
         if count < 0:
             end = bisect_left(self.files, path)
             behind = self.files[max(0, end + count) : end][::-1]
@@ -169,6 +171,16 @@ def test_half_of_a_directory_in_no_order_wastes_next_to_nothing(seed: int) -> No
     bench.open_all(random.Random(seed).sample(bench.files, 1500))
 
     assert len(set(bench.fetched) - bench.opened) < 0.1 * 1500
+
+
+def test_an_epoch_in_no_order_costs_few_look_ups_and_an_order_behind_it_is_found() -> None:
+    bench = Bench(files=3000)
+    bench.open_all(random.Random(1).sample(bench.files[:1500], 1000))
+    before = bench.look_ups
+    bench.open_all(random.Random(2).sample(bench.files[:1500], 1000))
+    assert bench.look_ups - before < 400
+
+    assert bench.open_all(bench.files[1500:]) > 0.9
 
 
 def test_no_more_is_ahead_than_there_is_room_for() -> None:
