@@ -70,6 +70,8 @@ class Settings:
     s3_sse_kms_key: str
     log_file: Path | None
     log_level: str
+    log_format: str
+    metrics_port: tuple[str, int] | None
 
 
 def parse_switch(text: str) -> bool:
@@ -138,6 +140,14 @@ def parse_file(text: str) -> Path:
     return path
 
 
+def parse_address(text: str) -> tuple[str, int]:
+    """`PORT` or `HOST:PORT`; without a host only this machine is answered."""
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError("expected a port from 1 to 65535, or HOST:PORT")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
 def parse_server(text: str) -> str:
     """The address of the API, without a path's trailing slash."""
     address = text.strip().rstrip("/")
@@ -196,6 +206,10 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("log_file", None, "Where a mount in the background logs [the cache directory].", parse_path),
     Setting("log_level", "info", "How much is logged.", str, choices=("debug", "info", "warning", "error")),
+    Setting(
+        "log_format", "text", "Lines for people, or a JSON object a line.", str, choices=("text", "json")
+    ),
+    Setting("metrics_port", None, "Port (or HOST:PORT) on which Prometheus is answered.", parse_address),
 )
 BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in SETTINGS}
 # what the settings are called where they carry their unit

@@ -68,7 +68,7 @@ class Caller:
         clock: Callable[[], float],
         sleep: Callable[[float], None],
         random: Callable[[], float],
-        on_request: Callable[[str, str, float], None] | None,
+        on_request: Callable[[str, str, float, str], None] | None,
         cancelled: Callable[[], bool] | None,
     ) -> None:
         self.server = server.strip().rstrip("/")
@@ -83,6 +83,10 @@ class Caller:
         self._random = random
         self._on_request = on_request
         self._cancelled = cancelled
+
+    def use(self, credentials: Credentials) -> None:
+        """Send these from the next request on."""
+        self._credentials = credentials
 
     def send(
         self, call: Call, policy: RetryPolicy | None = None, may_retry: MayRetry | None = None
@@ -109,11 +113,16 @@ class Caller:
         request = self._request(call, timeouts)
         transport = self._hot if call.method == "GET" else self._transport
         started_s = self._clock()
+        outcome = "failed"
         try:
             answer = transport.send(request)
+            outcome = str(answer.status)
+        except errors.RequestError as error:
+            outcome = type(error).__name__
+            raise
         finally:
             if self._on_request is not None:
-                self._on_request(call.method, call.operation, self._clock() - started_s)
+                self._on_request(call.method, call.operation, self._clock() - started_s, outcome)
         if call.redirect and answer.status in _REDIRECTS:
             return answer
         what = f"{call.operation} {call.path}"

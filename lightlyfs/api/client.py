@@ -54,7 +54,7 @@ class LightlyClient:
     Every method raises `errors.RequestError`: by status (see `status.raise_for_status`), what the
     transport raises, and `MalformedAnswer` for an answer that is not what the API promises. All but the
     creates are tried again under the policy (`policy=` overrides it for one call). GETs go over
-    `hot_transport` where one is given. `on_request(method, operation, seconds)` is called after each
+    `hot_transport` where one is given. `on_request(method, operation, seconds, outcome)` is called after each
     attempt, failed ones too, in the calling thread. Once `cancelled` says so, calls and waits end with
     `errors.Cancelled` within a second or so.
     """
@@ -71,7 +71,7 @@ class LightlyClient:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         random: Callable[[], float] = random_module.random,
-        on_request: Callable[[str, str, float], None] | None = None,
+        on_request: Callable[[str, str, float, str], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> None:
         self._caller = Caller(
@@ -92,6 +92,10 @@ class LightlyClient:
     def server(self) -> str:
         """The address of the API, without a trailing slash."""
         return self._caller.server
+
+    def use_credentials(self, credentials: Credentials) -> None:
+        """Send these from the next request on, as when a token was renewed; any thread may call."""
+        self._caller.use(credentials)
 
     def __repr__(self) -> str:
         return f"LightlyClient({self.server!r})"

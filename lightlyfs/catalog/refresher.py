@@ -174,6 +174,13 @@ class Refresher:
             self._full_at = self._checked_at = -math.inf
         self.touch()
 
+    def resume(self) -> None:
+        """The API may answer again although it refused us: check with the next access."""
+        with self._state:
+            self._stopped = False
+            self._retry_at = self._checked_at = -math.inf
+        self.touch()
+
     def list_now(self) -> Changes:
         """List everything in this thread; raises what the API raised."""
         changes: list[Changes] = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import logging.handlers
 import os
 import re
 import sys
@@ -16,24 +15,24 @@ from typing import Any, NoReturn
 import click
 
 from lightlyfs import wiring
+from lightlyfs.cli import systemd
 from lightlyfs.cli.listing import wait_for_listing
+from lightlyfs.cli.logs import file_handler, formatter
 from lightlyfs.cli.resolving import find_dataset
 from lightlyfs.cli.sessions import sessions_of
 from lightlyfs.control import ControlServer
-from lightlyfs.errors import LightlyFsError
+from lightlyfs.errors import LightlyFsError, SettingsError
 from lightlyfs.fs.attributes import Ownership
 from lightlyfs.kernel import mounts
 from lightlyfs.kernel.binding import READ_AHEAD_BYTES, Library, MountOptions
 from lightlyfs.kernel.mount import Mount, block_signals
 from lightlyfs.places import SpoolPlace, socket_path
-from lightlyfs.settings import Secrets, Settings
+from lightlyfs.settings import Secrets, Settings, read_secrets
 
 log = logging.getLogger("lightlyfs")
 
 # the descriptor on which the foreground half tells the other one that the mount is usable
 READY_VARIABLE = "LIGHTLYFS_READY_FD"
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
-_LOG_BYTES = 10 << 20
 _DRAIN_STEP_S = 1.0
 # new objects between two looks for garbage that holds itself
 _GC_THRESHOLD = 20_000
@@ -52,7 +51,8 @@ def serve_mount(
     block_signals()
     os.umask(0o077)  # whatever a library writes for us is ours alone
     told = int(os.environ.pop(READY_VARIABLE, "-1"))
-    logging.basicConfig(level=settings.log_level.upper(), format=_LOG_FORMAT, stream=sys.stderr)
+    logging.basicConfig(level=settings.log_level.upper(), stream=sys.stderr)
+    logging.getLogger().handlers[0].setFormatter(formatter(settings.log_format))
     if told >= 0:
         # until it is usable, whoever waits reads one line, not a log
         logging.getLogger().handlers[0].setLevel(logging.CRITICAL)
@@ -123,6 +123,8 @@ def _serve(
         gc.set_threshold(_GC_THRESHOLD)
         try:
             wait_for_listing(parts, found, no_wait=settings.no_wait)
+            if settings.metrics_port is not None:
+                wiring.serve_metrics(parts, settings.metrics_port)
             _run(parts, mount, mountpoint, told)
         finally:
             parts.close()
@@ -139,17 +141,45 @@ def _run(parts: wiring.Parts, mount: Mount, mountpoint: Path, told: int) -> None
             os.close(told)
         log.info("mounted on %s", mountpoint)
         mounts.set_read_ahead(mountpoint, READ_AHEAD_BYTES >> 10)
+        systemd.notify("READY=1")
+        systemd.start_watchdog(lambda: _is_alive(parts))
 
     def on_stop() -> None:
+        systemd.notify("STOPPING=1")
         parts.drain()
         parts.stop_waiting()
 
     try:
-        mount.run(parts.filesystem, on_mounted, on_stop)
+        mount.run(parts.filesystem, on_mounted, on_stop, lambda: _reload(parts))
     finally:
         parts.drain()  # where it was unmounted from outside
         control.close()
     log.info("unmounted from %s", mountpoint)
+
+
+def _is_alive(parts: wiring.Parts) -> bool:
+    """Whether names can still be looked up; the mount itself must not be touched from here."""
+    try:
+        parts.catalog.dataset()
+    except Exception as error:
+        log.error("the catalogue does not answer: %s", error)
+        return False
+    return True
+
+
+def _reload(parts: wiring.Parts) -> bool:
+    """Read the token file again; False where there is none, and a hang-up means what it always did."""
+    settings = parts.settings
+    if settings.token_file is None:
+        return False
+    try:
+        secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
+    except SettingsError as error:
+        log.error("SIGHUP: %s; the old token stays in use", error)
+        return True
+    parts.use_credentials(wiring.credentials_of(secrets))
+    log.info("SIGHUP: the token was read again")
+    return True
 
 
 def _commands(parts: wiring.Parts) -> Mapping[str, Any]:
@@ -181,9 +211,7 @@ def _go_quiet(parts: wiring.Parts) -> None:
     """Leave the terminal: from here on only the log file is written."""
     path = parts.settings.log_file or parts.place.path / "mount.log"
     root = logging.getLogger()
-    handler = logging.handlers.RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8")
-    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
-    root.handlers[:] = [handler, parts.recent_log]
+    root.handlers[:] = [file_handler(path, parts.settings.log_format), parts.recent_log]
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)

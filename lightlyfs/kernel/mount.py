@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 # libfuse would unmount on SIGHUP, so it is blocked and taken like the others
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_RELOAD_SIGNAL = signal.SIGHUP
 # wakes the main thread, which sits in libfuse, to see that it has been stopped
 _WAKE_SIGNAL = signal.SIGUSR1
 # forgetting a path blocks while a read of it is in flight, so several do it and nobody waits for long
@@ -90,12 +91,17 @@ class Mount:
     # running
 
     def run(
-        self, filesystem: Filesystem, on_mounted: Callable[[], None], on_stop: Callable[[], None]
+        self,
+        filesystem: Filesystem,
+        on_mounted: Callable[[], None],
+        on_stop: Callable[[], None],
+        on_reload: Callable[[], bool] = lambda: False,
     ) -> None:
         """Mount and serve until unmounted or stopped by a signal; StartError where it cannot be mounted.
 
         `on_mounted` is called when the kernel has answered; `on_stop` when a signal asks for the end,
-        and the mount ends when it returns.
+        and the mount ends when it returns. SIGHUP calls `on_reload`, and asks for the end where that has
+        nothing to read anew.
         """
         # fusepy takes what a class has for a callback, also where that is None
         silent = self._options.read_only and self.forgets_at_once
@@ -103,7 +109,7 @@ class Mount:
         operations = kind(filesystem, self._ownership, noflush=supports_noflush(self._library))
         signal.signal(_WAKE_SIGNAL, lambda *_: None)
         watcher = threading.Thread(
-            target=self._watch_signals, args=(on_stop,), name="lightlyfs-signals", daemon=True
+            target=self._watch_signals, args=(on_stop, on_reload), name="lightlyfs-signals", daemon=True
         )
         watcher.start()
         for number in range(_FORGETTERS):
@@ -117,8 +123,10 @@ class Mount:
         if main is not None:
             signal.pthread_kill(main, _WAKE_SIGNAL)
 
-    def _watch_signals(self, on_stop: Callable[[], None]) -> None:
+    def _watch_signals(self, on_stop: Callable[[], None], on_reload: Callable[[], bool]) -> None:
         number = signal.sigwait(STOP_SIGNALS)
+        while number == _RELOAD_SIGNAL and on_reload():
+            number = signal.sigwait(STOP_SIGNALS)
         log.info("%s: unmounting", signal.Signals(number).name)
         try:
             on_stop()

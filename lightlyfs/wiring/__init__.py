@@ -3,8 +3,9 @@
 Nothing else builds parts. A mount of the demo, of a test and of a user differ in their settings only.
 """
 
-from lightlyfs.wiring.connections import Connections, RequestCounter, connect, quick_policy
+from lightlyfs.wiring.connections import Connections, RequestCounter, connect, credentials_of, quick_policy
 from lightlyfs.wiring.kernel import Processes, program_of
+from lightlyfs.wiring.metrics import serve_metrics
 from lightlyfs.wiring.owed import OwedFile, discard_owed, owed_files
 from lightlyfs.wiring.parts import Parts, open_place, open_spool, status_of
 
@@ -15,11 +16,13 @@ __all__ = [
     "Processes",
     "RequestCounter",
     "connect",
+    "credentials_of",
     "discard_owed",
     "open_place",
     "open_spool",
     "owed_files",
     "program_of",
     "quick_policy",
+    "serve_metrics",
     "status_of",
 ]

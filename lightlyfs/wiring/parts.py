@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lightlyfs import places
+from lightlyfs.api.calls import Credentials
 from lightlyfs.api.models import Sample
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.census import Census
@@ -180,6 +181,13 @@ class Parts:
         return CachedFiles(
             HandOutParts(self._namespace, self._samples, self.reader, self.cache, self._own_patience())
         )
+
+    def use_credentials(self, credentials: Credentials) -> None:
+        """Go on with another token; what the old one was refused is tried again."""
+        self._client.use_credentials(credentials)
+        self.catalog.refresher.resume()
+        if self.uploads is not None:
+            self.uploads.uploader.retry_all()
 
     def refresh(self) -> Changes:
         """Ask the API for everything now; what the kernel knows is forgotten along with it."""

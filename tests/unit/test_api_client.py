@@ -477,10 +477,10 @@ def test_gets_go_over_the_hot_transport_and_writes_do_not() -> None:
 
 
 def test_every_attempt_is_reported() -> None:
-    seen: list[tuple[str, str, float]] = []
+    seen: list[tuple[str, str, float, str]] = []
     transport = Scripted(errors.Unreachable("x"), ok(b"", 500), ok({"id": D}))
     client(transport, on_request=lambda *row: seen.append(row)).get_dataset(D)
-    assert seen == [("GET", "get_dataset", 0.0)] * 3
+    assert seen == [("GET", "get_dataset", 0.0, outcome) for outcome in ("Unreachable", "500", "200")]
 
 
 def test_an_error_names_the_call_and_hides_the_credentials() -> None:

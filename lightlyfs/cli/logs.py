@@ -1,0 +1,43 @@
+"""How the log is written: lines for people, or a JSON object a line for programs that collect logs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import time
+from pathlib import Path
+
+_TEXT = "%(asctime)s %(levelname)s %(message)s"
+_LOG_BYTES = 10 << 20
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a record: `time` (RFC 3339, UTC), `level`, `logger`, `message`, perhaps `error`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as a line."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        shown = {
+            "time": f"{moment}.{int(record.msecs):03}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            shown["error"] = self.formatException(record.exc_info)
+        return json.dumps(shown, ensure_ascii=False)
+
+
+def formatter(kind: str) -> logging.Formatter:
+    """The formatter of the setting `log_format`."""
+    return JsonFormatter() if kind == "json" else logging.Formatter(_TEXT)
+
+
+def file_handler(path: Path, kind: str) -> logging.Handler:
+    """A log file that is turned over before it fills the disk."""
+    handler = logging.handlers.RotatingFileHandler(
+        path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace"
+    )
+    handler.setFormatter(formatter(kind))
+    return handler
