@@ -182,6 +182,11 @@ BARS = [
         3,
         lambda t: t.ratio("training", training.COLD, OURS, RCLONE),
     ),
+    Bar(
+        f"training, {training.TOLD}, of rclone mount",
+        3,
+        lambda t: t.value("training", training.TOLD, OURS) / t.value("training", training.COLD, RCLONE),
+    ),
     Bar("peak memory at 100,000 samples", 300, lambda t: t.peak("scale", "100,000"), "MB", at_most=True),
     Bar("peak memory at 1,000,000 samples", 400, lambda t: t.peak("scale", "1,000,000"), "MB", at_most=True),
     Bar("soak, growth of memory", 5, lambda t: t.value("soak", soak.GROWTH, OURS), "%", at_most=True),

@@ -15,6 +15,12 @@ from matplotlib.figure import Figure
 
 OURS, OTHERS, LIMIT = "#1f6f5c", "#b9c2c9", "#d9a441"
 COLUMNS = 3
+# how ours differs from the plain bar beside it
+KINDS = {
+    cold.URLS_KNOWN: "URLs known",
+    training.TOLD: "order told to warm",
+    warm.title(warm.OPEN_CACHED, 1): "open_cached",
+}
 
 
 class Panel(NamedTuple):
@@ -28,9 +34,13 @@ class Panel(NamedTuple):
 PANELS = (
     Panel("100 KB files, cold, in order\n1 reader, files/s", "cold", (cold.IN_ORDER, cold.DOWNLOAD)),
     Panel("100 KB files, cold, shuffled\n8 readers, files/s", "cold", (cold.SHUFFLED, cold.URLS_KNOWN)),
-    Panel("training loop, cold first epoch\naccelerator busy, %", "training", (training.COLD,)),
+    Panel("training loop, cold first epoch\naccelerator busy, %", "training", (training.COLD, training.TOLD)),
     Panel("100 KB files, page cache\n1 reader, files/s", "warm", (warm.title(warm.PAGES, 1),)),
-    Panel("100 KB files, block cache\n1 reader, files/s", "warm", (warm.title(warm.BLOCKS, 1),)),
+    Panel(
+        "100 KB files, block cache\n1 reader, files/s",
+        "warm",
+        (warm.title(warm.BLOCKS, 1), warm.title(warm.OPEN_CACHED, 1)),
+    ),
     Panel("500 MB file, cold, 85 MB/s a connection\nMB/s", "large", (large.COLD_BOUNDED,)),
 )
 
@@ -77,8 +87,8 @@ def label_of(row: Row) -> str:
     """What a bar is called."""
     if row.what == cold.DOWNLOAD:
         return f"download first\n({row.subject})"
-    if row.what == cold.URLS_KNOWN:
-        return f"{row.subject},\nURLs known"
+    if row.what in KINDS:
+        return f"{row.subject},\n{KINDS[row.what]}"
     return {"lightlyfs": "lightlyfs", "lightlyfs ro": "lightlyfs\n--read-only"}.get(
         row.subject, row.subject.partition(",")[0]
     )

@@ -6,16 +6,23 @@ the accelerator had a batch. The server is 20 ms away.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+import subprocess
+import sys
+from collections.abc import Iterator
 
-from harness import LOCAL, ROUND_TRIP_S, Bench, Mount, run_script
+from harness import LOCAL, ROUND_TRIP_S, Bench, Mount, run_script, running
 from mounts import lightlyfs_mount, rclone_mount
 from servers import BUCKET, Far, rclone_served, served_bucket
+from trainer import order_of
 
 FILES, FEW_FILES, FILE_BYTES = 1_920, 960, 323_000
 READERS, BATCH, IMAGES_PER_S = 8, 24, 505
 ROUNDS = 2
 COLD, WARM, REMOUNTED = "first epoch, cold", "second epoch", "first epoch of a remount"
+TOLD = "first epoch, cold, its order told to warm"
 
 
 def run(bench: Bench) -> None:
@@ -33,6 +40,8 @@ def run(bench: Bench) -> None:
     with rclone_served(source, bench.place("served"), far) as port, served_bucket(port, far) as exported:
         for _ in range(ROUNDS):
             ours(bench, exported)
+            with lightlyfs_mount(exported, bench.place("told")) as mount, told(bench, mount):
+                note(bench, mount, "names", TOLD)
             with rclone_mount(port, bench.place("rclone")) as mount:
                 note(bench, mount, "few-names", COLD, WARM)
     bench.keep_best()
@@ -47,6 +56,17 @@ def ours(bench: Bench, exported: dict[str, str]) -> None:
         subject = "lightlyfs ro" if words else "lightlyfs"
         with lightlyfs_mount(exported, place, *words, subject=subject) as mount:
             note(bench, mount, "names", REMOUNTED, WARM if words else "")
+
+
+@contextlib.contextmanager
+def told(bench: Bench, mount: Mount) -> Iterator[None]:
+    """`lightlyfs warm` with the order of the first epoch, beside the training, which begins with it."""
+    names = order_of((bench.directory / "names").read_text().splitlines(), 0)
+    listed = bench.directory / "order"
+    listed.write_text("".join(f"{mount.path / name}\n" for name in names))
+    command = [sys.executable, "-m", "lightlyfs", "warm", "--files", listed]
+    with running(command, env={**os.environ, **mount.environ()}, stdout=subprocess.DEVNULL):
+        yield
 
 
 def note(bench: Bench, mount: Mount, names_file: str, *epochs: str) -> None:
