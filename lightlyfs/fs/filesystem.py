@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lightlyfs.catalog.store import DirectoryEntry
+from lightlyfs.catalog.store import DirectoryEntry, SampleEntry
 from lightlyfs.errors import (
     BadHandle,
     FileExists,
@@ -161,6 +161,11 @@ class Filesystem:
         if record is None:
             return DiskUsage(0, 0, _FREE_BYTES)
         return DiskUsage(record.bytes, record.samples, _FREE_BYTES)
+
+    def sample(self, path: str) -> SampleEntry | None:
+        """The sample at a path; None where there is something else."""
+        node = self._names.lookup(path, self._patience.turn())
+        return node if isinstance(node, SampleEntry) else None
 
     # open files
 

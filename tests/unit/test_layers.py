@@ -27,6 +27,8 @@ ALLOWED = {
     "localserver": set(),
     "library": {"control", "places", "settings", "errors"},
     "cached": {"control", "places", "errors"},
+    "fsspec_files": {"kernel", "fs", "errors"},
+    "fsspec_driver": {"fsspec_files", "cli", "wiring", "fs", "content", "settings"},
     "__main__": {"cli"},
     "__init__": {"library", "cached", "api"},
 }
