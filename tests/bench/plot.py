@@ -63,9 +63,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def rows_of(panel: Panel, rows: Sequence[Row]) -> list[Row]:
-    """The rows of a panel, the fastest first; of those that are called the same, one."""
-    found = {label_of(row): row for row in rows if row.bench == panel.bench and row.what in panel.whats}
-    return sorted(found.values(), key=lambda row: -row.value)
+    """The rows of a panel, the fastest first; of those that are called the same, the fastest."""
+    found = [row for row in rows if row.bench == panel.bench and row.what in panel.whats]
+    best = {label_of(row): row for row in sorted(found, key=lambda row: row.value)}
+    return sorted(best.values(), key=lambda row: -row.value)
 
 
 def draw_panel(axis: Any, panel: Panel, rows: Sequence[Row]) -> None:

@@ -1,7 +1,8 @@
 """Benchmarks: `python tests/bench/run.py NAME...|all [--json FILE] [--plot FILE]`.
 
-They compare within a run, on one machine that runs the servers too. CPU and memory are those of a mount's
-processes. A table of ratios, each beside what is asked of it, comes last.
+They compare within a part, on one machine that runs the servers too. CPU and memory are those of a mount's
+processes. A table of ratios, each beside what is asked of it, comes last. Parts that are not run keep the
+numbers that FILE has of them.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def main() -> None:
     print(f"\n{time.perf_counter() - started:.0f} s in all\n")
     print("\n".join(as_text(row) for row in rows))
     print("\n" + "\n".join(as_lines(judged(rows))))
+    rows = [row for row in kept_in(given.json) if row.bench not in names] + rows
     keep(rows, given.json)
     draw(rows, given.plot)
 
@@ -54,6 +56,14 @@ def rows_of(name: str, directory: Path) -> list[Row]:
     shutil.rmtree(directory, ignore_errors=True)
     print(f"{name}: {time.perf_counter() - started:.0f} s\n", flush=True)
     return bench.rows
+
+
+def kept_in(path: Path) -> list[Row]:
+    """The numbers of earlier runs; none where they are of another make."""
+    try:
+        return [Row(**row) for row in json.loads(path.read_text())["rows"]]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
 
 
 def keep(rows: list[Row], path: Path) -> None:
