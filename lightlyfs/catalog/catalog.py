@@ -115,7 +115,7 @@ class Catalog:
         with self._lock:
             self._generation += 1
             self._recent.outdate()
-        self._reported.note_listing(lambda ino: self._stored(ino) is not None)
+        self._reported.note_listing(self._stored)
 
     def dataset(self) -> DatasetState | None:
         """The dataset's record as of the last listing."""

@@ -50,16 +50,18 @@ class Reported:
             else:
                 _put_bounded(self._facts, ino, Facts(size, etag, (of.mtime, of.size_hint)))
 
-    def note_listing(self, is_listed: Callable[[int], bool]) -> None:
-        """A listing may have met samples it had not met before."""
+    def note_listing(self, listed: Callable[[int], SampleEntry | None]) -> None:
+        """A listing may have met samples it had not met before: their facts are of what it found."""
         with self._lock:
             unlisted = list(self._unlisted)
         for ino in unlisted:
-            if is_listed(ino):
+            entry = listed(ino)
+            if entry is not None:
                 with self._lock:
                     facts = self._unlisted.pop(ino, None)
                     if facts is not None:
-                        self._facts.setdefault(ino, facts)
+                        of = entry.mtime, entry.size_hint
+                        self._facts.setdefault(ino, facts._replace(of=of))
 
     def clear(self) -> None:
         """Forget all of it."""

@@ -352,6 +352,21 @@ def test_facts_of_a_file_found_early_are_kept_until_it_is_listed(make: Make) -> 
     assert world.store.sample(lookup(world, "d1/1.jpg").ino).size == 77  # type: ignore[union-attr]
 
 
+def test_facts_of_a_file_found_early_hold_for_what_the_listing_finds(make: Make) -> None:
+    remote = dataset(4)
+    world, later = unlisted(make, remote)
+    lookup(world, "d1/1.jpg")
+    world.catalog.record_facts(sample_id(1), 77, "e1")
+    later.jobs.pop()()
+    assert lookup(world, "d1/1.jpg").verified
+
+    remote.records[sample_id(1)].mtime = 200
+    world.refresher.list_now()
+    assert not lookup(world, "d1/1.jpg").verified
+    world.catalog.flush_facts()
+    assert not lookup(world, "d1/1.jpg").verified
+
+
 @pytest.mark.parametrize("filter_ignored", [False, True])
 def test_a_name_the_api_cannot_tell_waits_and_is_asked_for_once_in_two_seconds(
     make: Make, filter_ignored: bool
