@@ -60,6 +60,7 @@ class Settings:
     allow_overwrite: bool
     write_back: bool
     no_wait: bool
+    index: Path | None
     uid: int
     gid: int
     umask: int
@@ -188,6 +189,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("allow_overwrite", "off", "Let the images of existing samples be replaced.", parse_switch),
     Setting("write_back", "off", "Return from close before a new file is uploaded.", parse_switch),
     Setting("no_wait", "off", "Mount before the first listing is complete.", parse_switch),
+    Setting("index", None, "Names to begin with, made by `lightlyfs index export`.", parse_file),
     Setting("uid", str(os.getuid()), "Owner of everything on the mount [the mounting user].", parse_id),
     Setting("gid", str(os.getgid()), "Group of everything on the mount [the mounting user's].", parse_id),
     Setting("umask", "022", "Permission bits to take away, octal.", parse_umask),

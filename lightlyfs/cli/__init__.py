@@ -14,6 +14,7 @@ import click
 from lightlyfs.cli.commands import refresh, status, umount
 from lightlyfs.cli.demo import demo
 from lightlyfs.cli.doctor import doctor
+from lightlyfs.cli.index import index
 from lightlyfs.cli.mount import mount
 from lightlyfs.cli.serve import serve
 from lightlyfs.cli.topics import completion, help_topic
@@ -35,7 +36,20 @@ def commands() -> None:
     """
 
 
-for command in (mount, umount, status, warm, refresh, uploads, serve, demo, doctor, completion, help_topic):
+for command in (
+    mount,
+    umount,
+    status,
+    warm,
+    refresh,
+    uploads,
+    index,
+    serve,
+    demo,
+    doctor,
+    completion,
+    help_topic,
+):
     commands.add_command(command)
 
 

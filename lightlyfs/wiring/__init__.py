@@ -4,10 +4,13 @@ Nothing else builds parts. A mount of the demo, of a test and of a user differ i
 """
 
 from lightlyfs.wiring.connections import Connections, RequestCounter, connect, credentials_of, quick_policy
+from lightlyfs.wiring.index import export_index
 from lightlyfs.wiring.kernel import Processes, program_of
 from lightlyfs.wiring.metrics import serve_metrics
+from lightlyfs.wiring.opening import list_once, open_place, open_spool
 from lightlyfs.wiring.owed import OwedFile, discard_owed, owed_files
-from lightlyfs.wiring.parts import Parts, open_place, open_spool, status_of
+from lightlyfs.wiring.parts import Parts
+from lightlyfs.wiring.status import status_of
 
 __all__ = [
     "Connections",
@@ -18,6 +21,8 @@ __all__ = [
     "connect",
     "credentials_of",
     "discard_owed",
+    "export_index",
+    "list_once",
     "open_place",
     "open_spool",
     "owed_files",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightlyfs.errors import StartError
 from lightlyfs.wiring.connections import LATENCY_BUCKETS_S
-from lightlyfs.wiring.parts import Parts, status_of
+from lightlyfs.wiring.parts import Parts
+from lightlyfs.wiring.status import status_of
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
 import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from lightlyfs import places
 from lightlyfs.api.calls import Credentials
@@ -47,7 +45,8 @@ from lightlyfs.settings import Settings
 from lightlyfs.wiring.connections import METADATA_THREADS, Connections, RequestCounter
 from lightlyfs.wiring.desktop import Desktop, DesktopNeeds
 from lightlyfs.wiring.kernel import Kernel, NoKernel, open_files_limit
-from lightlyfs.wiring.uploads import UploadNeeds, Uploads, uploads_status
+from lightlyfs.wiring.status import status_of
+from lightlyfs.wiring.uploads import UploadNeeds, Uploads
 from lightlyfs.wiring.urls import UrlParts
 from lightlyfs.wiring.views import RecentLog, ViewForgetter
 
@@ -345,48 +344,3 @@ class Parts:
         self.catalog.note_changes()
         self._forget_details()
         self.filesystem.note_changes(changes.paths)
-
-
-def open_spool(settings: Settings, dataset_id: str) -> places.SpoolPlace:
-    """The directory for what a mount owes, with what earlier ones left, locked."""
-    root = places.server_directory(places.state_root(settings.cache_dir), settings.server)
-    return places.SpoolPlace(root, dataset_id)
-
-
-def open_place(settings: Settings, dataset_id: str) -> places.DatasetPlace:
-    """The directory of a dataset on this machine, locked; a private one with `--no-cache`."""
-    root = places.server_directory(places.cache_root(settings.cache_dir), settings.server)
-    return places.DatasetPlace(root, dataset_id, temporary=settings.no_cache)
-
-
-def status_of(parts: Parts) -> dict[str, Any]:
-    """What `lightlyfs status` shows, as plain values."""
-    refresher = parts.catalog.refresher
-    record = parts.catalog.dataset()
-    totals = parts.catalog.totals()
-    cache = parts.cache.stats()
-    reader = parts.reader.stats()
-    return {
-        "pid": os.getpid(),
-        "dataset": {"id": parts.dataset_id, "name": record.name if record else None},
-        "tag": parts.settings.tag,
-        "server": parts.settings.server,
-        "catalogue": {
-            "complete": refresher.complete,
-            "age_s": refresher.age_s(),
-            "stopped": refresher.stopped,
-            "error": None if refresher.error is None else str(refresher.error),
-            "listed": refresher.progress.listed,
-            "expected": refresher.progress.expected,
-            **totals._asdict(),
-        },
-        "cache": {"directory": str(parts.place.path), "private": parts.place.temporary, **cache._asdict()},
-        "content": reader._asdict(),
-        "prefetch": parts.prefetch_stats()._asdict(),
-        "reads_by_path": parts.filesystem.reads_by_path,
-        "urls": parts.url_stats(),
-        "open_files": parts.filesystem.open_files,
-        "requests": parts.requests.counts(),
-        "read_only": parts.uploads is None,
-        "uploads": uploads_status(parts.uploads),
-    }

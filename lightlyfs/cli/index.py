@@ -1,0 +1,46 @@
+"""`lightlyfs index`: the names of a dataset as one file, for workers that should not list it themselves."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import click
+
+from lightlyfs import places, wiring
+from lightlyfs.cli.options import merge, setting_options, split_fstab_options
+from lightlyfs.cli.resolving import find_dataset
+from lightlyfs.cli.sizes import size_text
+from lightlyfs.settings import read_secrets, resolve
+
+
+@click.group()
+def index() -> None:
+    """Share the names of a dataset as one file."""
+
+
+@index.command("export")
+@click.argument("dataset")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("-o", "fstab_options", multiple=True, metavar="NAME=VALUE", help="Options of `mount`.")
+@setting_options
+def export(dataset: str, file: Path, fstab_options: tuple[str, ...], **flags: str | None) -> None:
+    """Write what this machine knows of DATASET's names and sizes to FILE.
+
+    Mounts and fsspec take it with `--index FILE`, and list nothing then. The samples are listed first where
+    no mount did that yet.
+    """
+    fstab, _ = split_fstab_options(fstab_options)
+    settings = resolve(merge(flags, fstab), os.environ)
+    secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
+    connections = wiring.connect(settings, secrets, os.environ)
+    found = find_dataset(connections.client, settings, secrets, dataset)
+    root = places.server_directory(places.cache_root(settings.cache_dir), settings.server)
+    catalogue = root / found.id / places.catalogue_name(settings.tag)
+    if not catalogue.exists():
+        wiring.list_once(settings, connections, found.id)
+    started = time.monotonic()
+    samples = wiring.export_index(catalogue, file.absolute(), found.id)
+    size = size_text(file.stat().st_size)
+    click.echo(f"{samples:,} samples, {size}, in {time.monotonic() - started:.1f} s: {file}")
