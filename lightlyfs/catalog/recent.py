@@ -7,7 +7,7 @@ from cachetools import LRUCache
 from lightlyfs.catalog.store import CatalogStore, Entry
 
 # a path that is looked at is soon opened, and its neighbours along with it
-_MAX_KEPT = 20_000
+_MAX_KEPT = 8_000
 # who looks at the names of a directory in order has them read ahead, up to so many at once
 _MAX_AHEAD = 64
 _MAX_DIRECTORIES = 256

@@ -84,7 +84,7 @@ class Refresher:
         # a stored listing is checked once, but one that is trusted for ever is trusted
         self._checked_at = clock() if self._complete and math.isinf(config.ttl_s) else -math.inf
         self._retry_at = -math.inf
-        self._full_at = -math.inf
+        self._full_at = clock() - self._listed_ago_s()
         self._listing_s = float(store.get_meta("listing_s") or 0)
         self._progress = Progress(0, 0)
         self._error: LightlyFsError | None = None
@@ -117,6 +117,11 @@ class Refresher:
         """Seconds since the catalogue was last known to be true, over mounts; None if never."""
         checked = self._store.get_meta("checked_at")
         return None if checked is None else max(0.0, self._wall_clock() - float(checked))
+
+    def _listed_ago_s(self) -> float:
+        """Seconds since the last full listing, of this mount or an earlier one; infinite without one."""
+        listed = self._store.get_meta("listed_at")
+        return math.inf if listed is None else max(0.0, self._wall_clock() - float(listed))
 
     def listing_has_directory(self, path: str) -> bool:
         """Whether the listing under way has met this directory already."""

@@ -25,7 +25,7 @@ from lightlyfs.errors import LightlyFsError, SettingsError
 from lightlyfs.fs.attributes import Ownership
 from lightlyfs.kernel import mounts
 from lightlyfs.kernel.binding import READ_AHEAD_BYTES, Library, MountOptions
-from lightlyfs.kernel.mount import Mount, block_signals
+from lightlyfs.kernel.mount import Mount, block_signals, share_arenas
 from lightlyfs.places import SpoolPlace, socket_path
 from lightlyfs.settings import Secrets, Settings, read_secrets
 
@@ -49,6 +49,7 @@ def serve_mount(
 ) -> NoReturn:
     """Mount and serve until the end; exits the process, with the code of how it went."""
     block_signals()
+    share_arenas()
     os.umask(0o077)  # whatever a library writes for us is ours alone
     told = int(os.environ.pop(READY_VARIABLE, "-1"))
     logging.basicConfig(level=settings.log_level.upper(), stream=sys.stderr)

@@ -36,7 +36,7 @@ class ContentId(NamedTuple):
 
 
 # every read asks for the key of what it reads, several times
-@lru_cache(16_384)
+@lru_cache(4_096)
 def _key_of(content: ContentId) -> str:
     if not _SAMPLE_ID.fullmatch(content.sample_id):
         raise ValueError(f"not a sample id: {content.sample_id!r}")

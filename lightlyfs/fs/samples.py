@@ -7,8 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
-from cachetools import LRUCache
-
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.store import SampleEntry
 from lightlyfs.content.identity import NO_OBJECT, ContentId
@@ -23,8 +21,8 @@ from lightlyfs.fs.probes import opens_without_reading
 
 # sizes of neighbours that are found along with one that was asked for
 _SIZES_AHEAD = 64
-# which version the kernel holds pages of is remembered for this many files; for others they are dropped
-_KERNEL_VERSIONS = 200_000
+# of so many files it is remembered which version the kernel holds pages of; beyond that they are dropped once
+_KERNEL_VERSIONS = 100_000
 
 
 class OpenedSample(NamedTuple):
@@ -67,8 +65,9 @@ class Samples:
             on_opened=on_opened,
         )
         self._lock = threading.Lock()
-        # guarded by _lock: the version of each file whose pages the kernel may hold
-        self._kernel_has: LRUCache[int, str] = LRUCache(_KERNEL_VERSIONS)
+        # guarded by _lock: a hash of the version of each file whose pages the kernel may hold
+        self._kernel_has: dict[int, int] = {}
+        self._forgot_versions = False
         # guarded by _lock: the open handles of each file
         self._open: dict[int, list[ReadHandle]] = {}
         # files of which the kernel may hold what no longer holds; single operations on it are atomic
@@ -127,7 +126,7 @@ class Samples:
     @property
     def has_opened(self) -> bool:
         """Whether any file was opened, of which the kernel may hold pages then."""
-        return bool(self._kernel_has)
+        return bool(self._kernel_has) or self._forgot_versions
 
     def begin_to_read(self, path: str, content: ContentId, size: int, turn: Turn) -> bytes:
         """The first bytes of a file; sees to the files that are likely to be next where that helps."""
@@ -207,11 +206,15 @@ class Samples:
         self, path: str, entry: SampleEntry, content: ContentId, *, followed: bool = False
     ) -> OpenedSample:
         _need_object(content, path)
-        key = content.key()
+        key = hash(content)  # the strings of a hundred thousand take 30 MB
         handle = ReadHandle(path, entry, content, followed=followed)
         untold = self._is_untold(path, entry)
         with self._lock:
-            keep = self._kernel_has.get(entry.ino, key) == key
+            # of a file that was not opened yet the kernel holds nothing
+            keep = self._kernel_has.get(entry.ino, None if self._forgot_versions else key) == key
+            if len(self._kernel_has) >= _KERNEL_VERSIONS:
+                self._kernel_has.clear()
+                self._forgot_versions = True
             self._kernel_has[entry.ino] = key
             handles = self._open.setdefault(entry.ino, [])
             for other in handles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import queue
 import signal
@@ -24,12 +25,25 @@ _RELOAD_SIGNAL = signal.SIGHUP
 _WAKE_SIGNAL = signal.SIGUSR1
 # forgetting a path blocks while a read of it is in flight, so several do it and nobody waits for long
 _FORGETTERS = 4
+_M_ARENA_MAX = -8  # malloc.h
 _FORGET_WAIT_S = 0.2
 
 
 def block_signals() -> None:
     """Keep the stop signals for `Mount`; before any thread is started, for threads inherit it."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def share_arenas() -> None:
+    """Have all threads allocate from two arenas; before any thread is started.
+
+    glibc gives each of the first 8 threads a core an arena of its own, and what was freed in one serves no
+    other thread: with 200 threads that is a tenth of a mount's memory. Elsewhere nothing happens.
+    """
+    try:
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+    except (AttributeError, OSError) as error:
+        log.debug("memory is allocated as ever: %s", error)
 
 
 class Mount:

@@ -19,7 +19,7 @@ from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr, Ownership
 from lightlyfs.fs.namespace import Listing
 
 # listings kept packed; one of 100,000 files takes some 25 MB
-_MAX_KEPT_BYTES = 64 << 20
+_MAX_KEPT_BYTES = 32 << 20
 # Python's share of an entry: its name and the place of it in the list
 _NAME_BYTES = 80
 _BLOCK_BYTES = 4096
