@@ -167,11 +167,12 @@ class Samples:
         known = known_content(entry)
         if known is not None and self._api_is_away() and self._reader.holds(known):
             return known  # it cannot be confirmed now, and what is cached stays readable
+        if known is None or not self._reader.holds(known):
+            self._before_fetch(entry.published_size or PROBE_BYTES)
+        # last of all, so that no answer comes between this and the question
         told = self._catalog.with_facts(entry)
         if told.verified and told.etag != NO_OBJECT:
             return content_of(told)  # another open asked since this one looked
-        if known is None or not self._reader.holds(known):
-            self._before_fetch(entry.published_size or PROBE_BYTES)
         future = self._reader.identify(
             entry.sample_id, size_hint=entry.published_size, for_reading=True, known=known
         )
