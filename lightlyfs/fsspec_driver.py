@@ -26,6 +26,7 @@ from fsspec.utils import isfilelike, tokenize
 from lightlyfs import wiring
 from lightlyfs.cli.resolving import find_dataset
 from lightlyfs.content.ranges import BLOCK_BYTES
+from lightlyfs.errors import SizeUnknown
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr
 from lightlyfs.fsspec_files import COPY_BYTES, ReadFile, WriteFile, as_os_error
 from lightlyfs.settings import BY_NAME, read_secrets, resolve
@@ -158,11 +159,15 @@ class LightlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return [{"name": name, "size": 0, "type": "directory"} for name in names]
 
     def _described(self, path: str, attr: Attr) -> dict[str, Any]:
-        if attr.size == UNKNOWN_SIZE:
+        size: int | None = attr.size
+        if size == UNKNOWN_SIZE:
             parts, inside = self._at(path)
-            attr = parts.filesystem.getattr(inside)
+            try:
+                size = parts.filesystem.getattr(inside).size
+            except SizeUnknown:
+                size = None  # the name is listed all the same
         kind = "directory" if attr.is_directory else "file"
-        return {"name": path, "size": attr.size, "type": kind, "mtime": attr.mtime, "ino": attr.ino}
+        return {"name": path, "size": size, "type": kind, "mtime": attr.mtime, "ino": attr.ino}
 
     def created(self, path: str) -> datetime:
         """The time of a path; the API tells no other one for a file than that of its last change."""

@@ -8,7 +8,8 @@ import logging.handlers
 import time
 from pathlib import Path
 
-_TEXT = "%(asctime)s %(levelname)s %(message)s"
+from lightlyfs.wiring.views import LOG_FORMAT
+
 _LOG_BYTES = 10 << 20
 
 
@@ -31,7 +32,7 @@ class JsonFormatter(logging.Formatter):
 
 def formatter(kind: str) -> logging.Formatter:
     """The formatter of the setting `log_format`."""
-    return JsonFormatter() if kind == "json" else logging.Formatter(_TEXT)
+    return JsonFormatter() if kind == "json" else logging.Formatter(LOG_FORMAT)
 
 
 def file_handler(path: Path, kind: str) -> logging.Handler:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import threading
 from pathlib import Path
+
+from lightlyfs.content import database
 
 log = logging.getLogger(__name__)
 
@@ -75,21 +76,23 @@ class PictureStore:
     @staticmethod
     def _open(path: Path) -> sqlite3.Connection | None:
         """The table, made anew where it is damaged; None where the disk does not take it."""
-        for _ in range(2):
+        try:
             try:
-                if path.is_symlink():
-                    path.unlink()
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-                db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-                db.execute("PRAGMA journal_mode = WAL")
-                db.execute("PRAGMA synchronous = OFF")  # a lost picture is fetched again
-                db.executescript(_SCHEMA)
-                return db
+                return _prepared(path)
             except sqlite3.DatabaseError as error:
                 log.info("the thumbnails on disk are made anew: %s", error)
-                for suffix in ("", "-wal", "-shm"):
-                    path.with_name(path.name + suffix).unlink(missing_ok=True)
-            except OSError as error:
-                log.warning("thumbnails cannot be kept on disk: %s", error)
-                return None
-        return None
+                database.remove(path)
+                return _prepared(path)
+        except (OSError, sqlite3.Error) as error:
+            log.warning("thumbnails cannot be kept on disk: %s", error)
+            return None
+
+
+def _prepared(path: Path) -> sqlite3.Connection:
+    db = database.connect(path)
+    try:
+        db.execute(_SCHEMA)
+    except BaseException:
+        db.close()
+        raise
+    return db

@@ -3,7 +3,8 @@
 Nothing else builds parts. A mount of the demo, of a test and of a user differ in their settings only.
 """
 
-from lightlyfs.wiring.connections import Connections, RequestCounter, connect, credentials_of, quick_policy
+from lightlyfs.wiring.connections import Connections, connect, credentials_of, quick_policy
+from lightlyfs.wiring.counting import RequestCounter
 from lightlyfs.wiring.index import export_index
 from lightlyfs.wiring.kernel import Processes, program_of
 from lightlyfs.wiring.metrics import serve_metrics

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lightlyfs.errors import StartError
-from lightlyfs.wiring.connections import LATENCY_BUCKETS_S
+from lightlyfs.wiring.counting import LATENCY_BUCKETS_S
 from lightlyfs.wiring.parts import Parts
 from lightlyfs.wiring.status import status_of
 

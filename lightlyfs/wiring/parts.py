@@ -42,7 +42,8 @@ from lightlyfs.fs.views import Views, ViewSources
 from lightlyfs.fs.warming import Warming, WarmingParts
 from lightlyfs.fs.xattrs import ExtendedAttributes
 from lightlyfs.settings import Settings
-from lightlyfs.wiring.connections import METADATA_THREADS, Connections, RequestCounter
+from lightlyfs.wiring.connections import METADATA_THREADS, Connections
+from lightlyfs.wiring.counting import RequestCounter
 from lightlyfs.wiring.desktop import Desktop, DesktopNeeds
 from lightlyfs.wiring.kernel import Kernel, NoKernel, open_files_limit
 from lightlyfs.wiring.status import status_of

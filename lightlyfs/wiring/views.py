@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from lightlyfs.fs.views import Views
 
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+# lines for people, here and in the log file
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _LOG_LINES = 2_000
 # how long the kernel may go on with what it was shown
 _HOLDS_S = 1.0
@@ -20,7 +21,7 @@ class RecentLog(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter(_LOG_FORMAT))
+        self.setFormatter(logging.Formatter(LOG_FORMAT))
         self._lines: deque[str] = deque(maxlen=_LOG_LINES)
 
     def emit(self, record: logging.LogRecord) -> None:

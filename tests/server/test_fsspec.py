@@ -162,6 +162,16 @@ def test_what_the_api_cannot_do_is_refused(server: LocalServer, fs: Any) -> None
     assert server.object_bytes(server.samples()[0]["id"]) in FILES.values()
 
 
+def test_a_block_that_fails_uploads_no_half_a_file(server: LocalServer, fs: Any) -> None:
+    with pytest.raises(ZeroDivisionError), fs.open("cars/half.bin", "wb") as file:  # noqa: PT012
+        file.write(b"half")
+        _ = 1 / 0
+    assert not fs.exists("cars/half.bin")
+    assert "half.bin" not in {one["fileName"] for one in server.samples()}
+    with pytest.raises(ValueError, match="rb, wb, xb or ab"):
+        fs.open("cars/a.bin", "r+b")
+
+
 def test_options_are_those_of_a_mount_and_never_a_token(server: LocalServer) -> None:
     with pytest.raises(ValueError, match="options are pickled"):
         fsspec.filesystem("lightly", token="secret")

@@ -28,7 +28,7 @@ ALLOWED = {
     "library": {"control", "places", "settings", "errors"},
     "cached": {"control", "places", "errors"},
     "fsspec_files": {"kernel", "fs", "errors"},
-    "fsspec_driver": {"fsspec_files", "cli", "wiring", "fs", "content", "settings"},
+    "fsspec_driver": {"fsspec_files", "cli", "wiring", "fs", "content", "settings", "errors"},
     "__main__": {"cli"},
     "__init__": {"library", "cached", "api"},
 }
