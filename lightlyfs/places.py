@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import platformdirs
 
 from lightlyfs.errors import SettingsError
+from lightlyfs.locks import SharedLocks
 
 APP = "lightlyfs"
 _MAX_RUNTIME_BYTES = 70
@@ -76,30 +77,42 @@ def catalogue_name(tag: str | None) -> str:
 
 
 class DatasetPlace:
-    """The directory of one dataset, locked for this process as long as it is open.
+    """The directory of one dataset, which the processes of a user share by its `locks`.
 
-    Where another mount holds it, a private one that vanishes at the end takes its place, and `shared`
-    says so.
+    Whoever finds nobody else there has it alone until `share`. With `temporary`, or where another process
+    does not let go of it, a private one that vanishes at the end takes its place; `in_use_elsewhere` tells
+    the latter.
     """
 
     def __init__(self, parent: Path, dataset_id: str, *, temporary: bool = False) -> None:
         self.in_use_elsewhere = False
-        self._lock_fd = -1
         self.temporary = temporary
         if not temporary:
             self.path = _own_directory(parent / dataset_id)
-            lock = _try_lock(self.path)
-            self.in_use_elsewhere = lock is None
-            self._lock_fd = -1 if lock is None else lock
-        if temporary or self.in_use_elsewhere:
-            self.temporary = True
-            self.path = Path(tempfile.mkdtemp(prefix=f"{dataset_id}.", dir=parent))
+            self.locks = SharedLocks(self.path)
+            try:
+                self.locks.join()
+                return
+            except OSError:
+                self.locks.close()
+                self.in_use_elsewhere = True
+        self.temporary = True
+        self.path = Path(tempfile.mkdtemp(prefix=f"{dataset_id}.", dir=parent))
+        self.locks = SharedLocks(self.path)
+        self.locks.join()
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other process uses the directory, or can come to use it, before `share`."""
+        return self.locks.alone
+
+    def share(self) -> None:
+        """Let other processes in."""
+        self.locks.share()
 
     def close(self) -> None:
         """Let go of the directory, and delete a private one."""
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        self.locks.close()
         if self.temporary:
             shutil.rmtree(self.path, ignore_errors=True)
 

@@ -104,10 +104,16 @@ class World:
     """A catalogue over a remote, with an inline pool and time that does not pass by itself."""
 
     def __init__(
-        self, directory: Path, remote: FakeRemote, *, ttl_s: float = 60.0, page_size: int = 3
+        self,
+        directory: Path,
+        remote: FakeRemote,
+        *,
+        ttl_s: float = 60.0,
+        page_size: int = 3,
+        clock: Clock | None = None,
     ) -> None:
         self.remote = remote
-        self.clock = Clock()
+        self.clock = clock or Clock()
         self.changes: list[Changes] = []
         self.on_changes: Callable[[Changes], None] = self.changes.append
         self.store = CatalogStore(directory / "catalog.db")

@@ -15,9 +15,11 @@ from lightlyfs.content.budget import CacheConfig
 from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.fetcher import FetchConfig, Fetcher
 from lightlyfs.content.identity import ContentId
+from lightlyfs.content.once import FetchOnce
 from lightlyfs.content.reader import Reader
 from lightlyfs.content.urls import ReadUrls
 from lightlyfs.errors import ShortBody
+from lightlyfs.locks import SharedLocks
 
 MIB = 1 << 20
 NOISE = random.Random(7).randbytes(6 * MIB + 12345)
@@ -26,6 +28,13 @@ CHUNK = 300_000  # no divisor of a block, so that chunks straddle blocks
 
 def sample_id(number: int) -> str:
     return f"{number:024x}"
+
+
+def recorded_bytes(cache: BlockCache) -> int:
+    """The bytes of all blocks that the index of a cache holds, counted one by one."""
+    cache._index.write()
+    (total,) = cache._index._db.execute("SELECT coalesce(sum(bytes), 0) FROM block").fetchone()
+    return int(total)
 
 
 class Inline(Executor):
@@ -227,13 +236,14 @@ class Content:
         budget_bytes: int = 1 << 30,
         executor: Executor | None = None,
         storage: Storage | None = None,
+        locks: SharedLocks | None = None,
     ) -> None:
         self.clock = Clock()
         self.storage = storage or Storage()
         self.facts: list[ContentId] = []
         self.resolved: list[str] = []
         self.on_facts: Callable[[ContentId], None] = self.facts.append
-        self.cache = BlockCache(directory, CacheConfig(budget_bytes, min_free_share=0.0))
+        self.cache = BlockCache(directory, CacheConfig(budget_bytes, min_free_share=0.0), locks=locks)
         self.fetcher = Fetcher(
             ReadUrls(self._resolve, wall_clock=self.clock),
             self.storage,
@@ -243,7 +253,8 @@ class Content:
             random=lambda: 0.5,
             cancelled=lambda: False,
         )
-        self.reader = Reader(self.cache, self.fetcher, executor or Inline(), lambda c: self.on_facts(c))
+        once = locks and FetchOnce(self.cache, locks, publish_facts=lambda _: None, cancelled=lambda: False)
+        self.reader = Reader(self.cache, self.fetcher, executor or Inline(), lambda c: self.on_facts(c), once)
 
     def _resolve(self, sample: str) -> str:
         self.resolved.append(sample)

@@ -22,13 +22,14 @@ from cachetools import TTLCache
 
 from lightlyfs.api.models import Sample
 from lightlyfs.catalog.census import Census
+from lightlyfs.catalog.entries import DirectoryEntry, Entry, SampleEntry, Totals, entry_of, true_name
 from lightlyfs.catalog.inodes import directory_ino, sample_ino
 from lightlyfs.catalog.recent import RecentLookups
 from lightlyfs.catalog.refresher import FreshnessConfig, Refresher, stored_dataset
 from lightlyfs.catalog.remote import DatasetState, Remote
 from lightlyfs.catalog.reported import Reported
 from lightlyfs.catalog.staging import Changes, Row
-from lightlyfs.catalog.store import CatalogStore, DirectoryEntry, Entry, SampleEntry, Totals
+from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tree import join_name
 from lightlyfs.errors import Cancelled, LightlyFsError, NotFound, RequestError, Unreachable
 
@@ -202,11 +203,24 @@ class Catalog:
         shown = None if found is None else self._reported.apply(found)
         if shown is not None:
             before(shown)
-        same = shown is not None and shown.published_size == size and shown.etag in (None, etag)
+        replaced = shown is not None and shown.etag not in (None, etag)
+        resized = shown is None or shown.published_size != size
         self._reported.put(ino, size, etag, found)
-        if not same:
+        if replaced or resized:
+            self._reported.note(replaced=replaced, resized=resized)
             with self._lock:
                 self._generation += 1
+
+    def told(self, entry: SampleEntry) -> SampleEntry | None:
+        """What the store and this process know by now of a sample; None where it is not the same any more."""
+        found = self._stored(entry.ino)
+        if found is None or (found.mtime, found.size_hint) != (entry.mtime, entry.size_hint):
+            return None
+        return self._reported.apply(found)
+
+    def publish_facts(self, sample_id: str) -> None:
+        """Let other processes see what storage reported of a sample."""
+        self._reported.publish(sample_ino(bytes.fromhex(sample_id)))
 
     def flush_facts(self) -> None:
         """Write down now what storage reported."""
@@ -226,6 +240,22 @@ class Catalog:
         self._reported.clear()
         self.note_changes()
         return changes
+
+    def hear_others(self) -> None:
+        """Take note of what other processes wrote into the store."""
+        try:
+            news = self._store.news()
+        except sqlite3.Error as error:
+            log.warning("the catalogue on disk cannot be read: %s", error)
+            return
+        if news is None:
+            return
+        self._outdate()
+        if news.resized:
+            with self._lock:
+                self._generation += 1
+        if news.changed:
+            self.refresher.changed_elsewhere()
 
     # asking the API
 
@@ -295,7 +325,7 @@ class Catalog:
             if isinstance(error, Cancelled):
                 raise
             return None  # the listing will tell
-        return self._with_facts(_entry_of(rows[0])) if rows else None
+        return self._with_facts(entry_of(rows[0])) if rows else None
 
     def _asked(self, path: str, file_name: str) -> Future[list[Row]]:
         """What the API says of a name; ten threads that ask cause one request."""
@@ -353,6 +383,7 @@ class Catalog:
     def _flush_loop(self) -> None:
         while not self._closing.wait(_FLUSH_EVERY_S):
             self._reported.write()
+            self.hear_others()
             if self._looked_at != self._recent.version and self.refresher.complete:
                 self._look_around()
 
@@ -365,24 +396,3 @@ class Catalog:
             log.warning("the catalogue on disk cannot be read: %s", error)
             return
         self._looked_at = version
-
-
-def true_name(path: str, entry: SampleEntry) -> str:
-    """The sample's name on the server, which its path may spell differently."""
-    raw = entry.file_name_raw
-    return path if raw is None else raw.decode("utf-8", "surrogatepass")
-
-
-def _entry_of(row: Row) -> SampleEntry:
-    return SampleEntry(
-        row.wanted,
-        sample_ino(row.id),
-        row.id,
-        row.file_name_raw,
-        row.hint,
-        row.mtime,
-        None,
-        None,
-        False,
-        False,
-    )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from lightlyfs.catalog.store import CatalogStore, Place
+from lightlyfs.catalog.entries import Place
+from lightlyfs.catalog.store import CatalogStore
 
 # before every sample: the inode numbers of directories are positive
 _START: Place = (0, "")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from cachetools import LRUCache
 
-from lightlyfs.catalog.store import CatalogStore, Entry
+from lightlyfs.catalog.entries import Entry
+from lightlyfs.catalog.store import CatalogStore
 
 # a path that is looked at is soon opened, and its neighbours along with it
 _MAX_KEPT = 8_000

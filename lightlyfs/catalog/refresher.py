@@ -1,7 +1,8 @@
 """Keeping the catalogue true: the first listing, cheap checks after the TTL, re-listing behind.
 
-Owns when the API is asked and what its answers do to the store. One check or listing runs at a time;
-whoever comes meanwhile gets the old answers. No lock is held while the API is asked.
+Owns when the API is asked and what its answers do to the store. One check or listing runs at a time, in all
+processes that share the store; whoever comes meanwhile gets the old answers. No lock of ours is held while
+the API is asked.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import logging
 import math
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from lightlyfs.catalog.listing import DEFAULT_PAGE_SIZE, Pager
-from lightlyfs.catalog.remote import DatasetState, Remote
+from lightlyfs.catalog.remote import DatasetState, Remote, is_settled
 from lightlyfs.catalog.staging import Changes, Row
 from lightlyfs.catalog.store import CatalogStore, ListingWriter
+from lightlyfs.catalog.timing import Timing
 from lightlyfs.errors import Cancelled, Forbidden, LightlyFsError, NotFound, Unauthorized
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,8 @@ _MIN_RETRY_AFTER_S = 1.0
 # an unchanged record proves little (a rename may not move it), so a full listing runs now and then,
 # taking at most a twentieth of the time
 _LISTINGS_SHARE = 20
+# while another process lists, those who wait for it are encouraged this often
+_WAITING_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -66,26 +71,26 @@ class Refresher:
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
         on_changes: Callable[[Changes], None],
+        turn: Callable[[Callable[[], None]], AbstractContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
+        """`turn(on_wait)` is held during each check and listing; it keeps other processes from theirs."""
         self._store = store
         self._remote = remote
         self._config = config
         self._executor = executor
         self._page_executor = page_executor
         self._clock = clock
-        self._wall_clock = wall_clock
+        self._waited_at = -math.inf
         self._on_changes = on_changes
+        self._turn = turn
         self._work_lock = threading.Lock()  # held by the one check or listing under way
         self._state = threading.Condition()
         # guarded by _state
         self._check_queued = False
         self._next_check: Future[None] | None = None
-        self._complete = store.get_meta("listed_at") is not None
-        # a stored listing is checked once, but one that is trusted for ever is trusted
-        self._checked_at = clock() if self._complete and math.isinf(config.ttl_s) else -math.inf
+        self._timing = Timing(store, trusted=math.isinf(config.ttl_s), clock=clock, wall_clock=wall_clock)
+        self._complete = self._timing.is_listed
         self._retry_at = -math.inf
-        self._full_at = clock() - self._listed_ago_s()
-        self._listing_s = float(store.get_meta("listing_s") or 0)
         self._progress = Progress(0, 0)
         self._error: LightlyFsError | None = None
         self._stopped = False
@@ -115,13 +120,7 @@ class Refresher:
 
     def age_s(self) -> float | None:
         """Seconds since the catalogue was last known to be true, over mounts; None if never."""
-        checked = self._store.get_meta("checked_at")
-        return None if checked is None else max(0.0, self._wall_clock() - float(checked))
-
-    def _listed_ago_s(self) -> float:
-        """Seconds since the last full listing, of this mount or an earlier one; infinite without one."""
-        listed = self._store.get_meta("listed_at")
-        return math.inf if listed is None else max(0.0, self._wall_clock() - float(listed))
+        return self._timing.age_s()
 
     def listing_has_directory(self, path: str) -> bool:
         """Whether the listing under way has met this directory already."""
@@ -132,7 +131,7 @@ class Refresher:
 
     def touch(self) -> None:
         """Queue a check if the TTL is over; costs a comparison otherwise and never waits."""
-        if self._clock() - self._checked_at >= self._config.ttl_s:
+        if self._clock() - self._timing.checked_at >= self._config.ttl_s:
             self._queue_check()
 
     def start_listing(self) -> None:
@@ -154,7 +153,7 @@ class Refresher:
 
     def check_now(self) -> None:
         """Check, and re-list where that finds a change, in this thread; raises what the API raised."""
-        with self._work_lock:
+        with self._at_work():
             self._guarded(self._check)
 
     def check_soon(self) -> Future[None]:
@@ -165,7 +164,7 @@ class Refresher:
             check = self._next_check = Future()
 
         def run() -> None:
-            with self._work_lock:
+            with self._at_work():
                 with self._state:
                     self._next_check = None
                 self._guarded(self._check)
@@ -176,20 +175,26 @@ class Refresher:
     def expect_changes(self) -> None:
         """An answer did not fit the catalogue: list everything with the next check, which is due now."""
         with self._state:
-            self._full_at = self._checked_at = -math.inf
+            self._timing.hear()
+            self._timing.full_at = self._timing.checked_at = -math.inf
         self.touch()
 
     def resume(self) -> None:
         """The API may answer again although it refused us: check with the next access."""
         with self._state:
             self._stopped = False
-            self._retry_at = self._checked_at = -math.inf
+            self._retry_at = self._timing.checked_at = -math.inf
         self.touch()
+
+    def changed_elsewhere(self) -> None:
+        """Another process changed the catalogue: whoever keeps something of it is told."""
+        self._hear()
+        self._on_changes(Changes(0, 0, 0, None))
 
     def list_now(self) -> Changes:
         """List everything in this thread; raises what the API raised."""
         changes: list[Changes] = []
-        with self._work_lock:
+        with self._at_work():
             self._guarded(lambda: changes.append(self._list(self._remote.dataset())))
         return changes[0]
 
@@ -227,7 +232,9 @@ class Refresher:
 
     def _check_in_background(self) -> None:
         try:
-            self.check_now()
+            with self._at_work():
+                if not self._is_checked_elsewhere():
+                    self._guarded(self._check)
         except LightlyFsError as error:
             log.warning("the catalogue could not be refreshed: %s", error)
         except Exception:
@@ -239,6 +246,30 @@ class Refresher:
         with self._state:
             self._check_queued = False
             self._state.notify_all()
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        with self._work_lock, self._turn(self._note_waiting):
+            yield
+
+    def _note_waiting(self) -> None:
+        """Another process lists: whoever waits for the listing need not give up."""
+        if self._clock() - self._waited_at >= _WAITING_EVERY_S:
+            self._waited_at = self._clock()
+            self._note_progress(*self._progress)
+
+    def _hear(self) -> None:
+        """See what other processes did."""
+        with self._state:
+            self._timing.hear()
+            self._complete = self._complete or self._timing.is_listed
+            self._state.notify_all()
+
+    def _is_checked_elsewhere(self) -> bool:
+        """Whether another process checked lately, so that this one need not."""
+        self._hear()
+        full_due = math.isinf(self._timing.full_at)
+        return not full_due and self._clock() - self._timing.checked_at < self._config.ttl_s
 
     def _guarded(self, work: Callable[[], object]) -> None:
         try:
@@ -269,7 +300,9 @@ class Refresher:
 
     def _check(self) -> None:
         record = self._remote.dataset()
-        full_due = self._clock() - self._full_at >= max(self._config.ttl_s, _LISTINGS_SHARE * self._listing_s)
+        self._hear()
+        listed_ago_s = self._clock() - self._timing.full_at
+        full_due = listed_ago_s >= max(self._config.ttl_s, _LISTINGS_SHARE * self._timing.listing_s)
         if full_due or not self._complete or self._changed(record) or not self._tail_holds():
             self._list(record)
         else:
@@ -293,8 +326,8 @@ class Refresher:
                 break
             record = after
         with self._state:
-            self._listing_s = self._clock() - started
-            self._full_at = self._clock()
+            self._timing.listing_s = self._clock() - started
+            self._timing.full_at = self._clock()
             self._complete = True
             self._state.notify_all()
         self._note_checked()
@@ -330,7 +363,7 @@ class Refresher:
             try:
                 pager.read_all(record.samples, take)
                 after = self._remote.dataset()
-                if not last and not _is_settled(record, after, rows_listed, left_out + writer.count()):
+                if not last and not is_settled(record, after, rows_listed, left_out + writer.count()):
                     log.info("the dataset changed while it was listed; listing again")
                     return None, after, False
                 # the record of before: where it moved meanwhile, the next check lists again
@@ -339,12 +372,11 @@ class Refresher:
                 self._writer = None
 
     def _meta(self, record: DatasetState, tail: str, listed: int) -> dict[str, str]:
-        now = str(self._wall_clock())
         return {
             "dataset": json.dumps(record),
             "tail": tail,
             "listed": str(listed),
-            "listed_at": now,
+            "listed_at": self._timing.note_listing(),
         }
 
     def _note_progress(self, listed: int, expected: int) -> None:
@@ -354,18 +386,7 @@ class Refresher:
 
     def _note_checked(self) -> None:
         with self._state:
-            self._checked_at = self._clock()
-        self._store.set_meta({"checked_at": str(self._wall_clock()), "listing_s": str(self._listing_s)})
-
-
-def _is_settled(before: DatasetState, after: DatasetState, listed: int, distinct: int) -> bool:
-    """Whether a listing holds every sample although the dataset may have moved meanwhile.
-
-    Rows that came twice show that rows moved, so others may have been missed. Samples that were only
-    added were either met or are for the next check to find.
-    """
-    only_added = 0 < before.samples <= after.samples <= distinct
-    return listed == distinct and (after == before or only_added)
+            self._timing.note_checked()
 
 
 def stored_dataset(store: CatalogStore) -> DatasetState | None:

@@ -160,3 +160,13 @@ def _id_bytes(sample_id: str) -> bytes:
     if not is_oid(sample_id):
         raise MalformedAnswer(f"a sample id in the mappings is not one: {sample_id[:40]!r}")
     return bytes.fromhex(sample_id)
+
+
+def is_settled(before: DatasetState, after: DatasetState, listed: int, distinct: int) -> bool:
+    """Whether a listing holds every sample although the dataset may have moved meanwhile.
+
+    Rows that came twice show that rows moved, so others may have been missed. Samples that were only
+    added were either met or are for the next check to find.
+    """
+    only_added = 0 < before.samples <= after.samples <= distinct
+    return listed == distinct and (after == before or only_added)

@@ -10,7 +10,8 @@ import sqlite3
 import threading
 from collections.abc import Callable
 
-from lightlyfs.catalog.store import CatalogStore, Facts, SampleEntry
+from lightlyfs.catalog.entries import Facts, SampleEntry
+from lightlyfs.catalog.store import CatalogStore
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ class Reported:
         # guarded by _lock: of listed samples, and of those that no listing has met yet
         self._facts: dict[int, Facts] = {}
         self._unlisted: dict[int, Facts] = {}
+        # guarded by _lock: what other processes are to hear of with the next write
+        self._replaced = self._resized = False
         self._fails = False  # used by whoever writes
 
     def __bool__(self) -> bool:
@@ -50,6 +53,12 @@ class Reported:
             else:
                 _put_bounded(self._facts, ino, Facts(size, etag, (of.mtime, of.size_hint)))
 
+    def note(self, *, replaced: bool, resized: bool) -> None:
+        """What was put shows another version, or another size: other processes will hear of it."""
+        with self._lock:
+            self._replaced |= replaced
+            self._resized |= resized
+
     def note_listing(self, listed: Callable[[int], SampleEntry | None]) -> None:
         """A listing may have met samples it had not met before: their facts are of what it found."""
         with self._lock:
@@ -63,6 +72,15 @@ class Reported:
                         of = entry.mtime, entry.size_hint
                         self._facts.setdefault(ino, facts._replace(of=of))
 
+    def publish(self, ino: int) -> None:
+        """Write one down for other processes to see; here it counts from memory until the next `write`."""
+        facts = self._facts.get(ino)
+        if facts is not None:
+            try:
+                self._store.record_facts({ino: facts})
+            except sqlite3.Error as error:
+                log.info("what storage reported of a sample is written later: %s", error)
+
     def clear(self) -> None:
         """Forget all of it."""
         with self._lock:
@@ -73,11 +91,14 @@ class Reported:
         """Write them down; where the disk fails they stay in memory, and count from there."""
         with self._lock:
             facts = dict(self._facts)
+            replaced, resized = self._replaced, self._resized
+            self._replaced = self._resized = False
         if not facts:
             return
         try:
-            self._store.record_facts(facts)
+            self._store.record_facts(facts, replaced=replaced, resized=resized)
         except sqlite3.Error as error:
+            self.note(replaced=replaced, resized=resized)
             if not self._fails:
                 log.warning("what storage reports cannot be written to the catalogue: %s", error)
             self._fails = True

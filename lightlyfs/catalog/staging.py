@@ -84,6 +84,12 @@ WHERE o.ino IS NULL OR o.mtime != n.mtime OR o.parent != n.parent OR o.name != n
 SAMPLE_BY_INO = "CREATE UNIQUE INDEX main.sample_by_ino ON sample (ino)"
 
 
+# counted in the catalogue, so that processes sharing it notice each other's: changes after which anything may
+# be another, and those of sizes that directories show
+CHANGES = "changes"
+RESIZED = "resized"
+
+
 class Row(NamedTuple):
     """A sample as the API lists it, its name already split into a path."""
 
@@ -125,6 +131,9 @@ class Staging:
         self._inos: dict[str, int] = {}
         self._max_depth = 0
         self._is_sorted = False
+        self._compared_with = 0
+        # the number of this change of the catalogue, where it was one
+        self.counted: int | None = None
 
     def create(self) -> None:
         """Make the empty tables."""
@@ -163,19 +172,22 @@ class Staging:
         for depth in range(self._max_depth, 0, -1):
             self._db.execute(_RAISE_PARENTS, (depth,))
         self._db.execute("COMMIT")
-        if not self._is_first():
-            self._db.execute(_CHANGED)
-            self._db.execute(_GONE)
+        self._compared_with = counted(self._db, CHANGES)
+        self._compare()
 
     def commit(self, meta: dict[str, str], keep: frozenset[int]) -> Changes:
         """Swap the differences in; the caller holds the store's write lock."""
         db = self._db
-        db.executemany("DELETE FROM temp.gone WHERE ino = ?", [(ino,) for ino in keep])
         db.execute("BEGIN IMMEDIATE")
         try:
+            if counted(db, CHANGES) != self._compared_with:
+                self._compare()  # another process listed meanwhile
+            db.executemany("DELETE FROM temp.gone WHERE ino = ?", [(ino,) for ino in keep])
             changes = self._insert_all() if self._is_first() else self._swap_in()
             self._swap_directories()
             db.executemany("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", meta.items())
+            if changes:
+                self.counted = count(db, CHANGES)
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
@@ -222,6 +234,14 @@ class Staging:
         self._db.execute("CREATE INDEX temp.staged_by_path ON staged (dir, wanted)")
         for depth in range(self._max_depth if twice else 0, 0, -1):
             self._db.execute(_FORGET_EMPTY, (depth,))
+
+    def _compare(self) -> None:
+        """Find what differs from the catalogue as it is now."""
+        self._db.execute("DELETE FROM temp.changed")
+        self._db.execute("DELETE FROM temp.gone")
+        if not self._is_first():
+            self._db.execute(_CHANGED)
+            self._db.execute(_GONE)
 
     def _is_first(self) -> bool:
         (found,) = self._db.execute("SELECT EXISTS (SELECT 1 FROM main.sample)").fetchone()
@@ -271,3 +291,16 @@ def _with_parents(directory: str) -> Iterator[str]:
     while directory:
         yield directory
         directory = directory.rpartition("/")[0]
+
+
+def counted(db: sqlite3.Connection, what: str) -> int:
+    """How often something was counted."""
+    row = db.execute("SELECT value FROM main.meta WHERE key = ?", (what,)).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def count(db: sqlite3.Connection, what: str) -> int:
+    """Count something once more, within a transaction; the new number."""
+    number = counted(db, what) + 1
+    db.execute("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", (what, str(number)))
+    return number

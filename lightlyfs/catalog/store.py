@@ -5,6 +5,9 @@ Owns the file, its schema and its transactions; knows no network and no clock. R
 Inode numbers are digests (of the sample id, of the directory's path), so they are the same on every
 mount, and the number of a directory is known from its path without a query.
 
+Several processes may have the file open. What one commits the others read at once; `news` tells them that
+what they keep in memory, or told the kernel, may be outdated.
+
 Threads: reads may come from any number of threads, each borrows a connection; writes are serialised by
 one lock, which is held for the length of one transaction and never while calling out. WAL lets readers
 see the last commit meanwhile, so a re-listing shows all at once or not at all.
@@ -15,15 +18,16 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Container, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, Place, SampleEntry, Totals
 from lightlyfs.catalog.inodes import ROOT_INO, directory_ino
 from lightlyfs.catalog.naming import directory_path
-from lightlyfs.catalog.staging import Changes, Row, Staging
+from lightlyfs.catalog.staging import CHANGES, RESIZED, Changes, Row, Staging, count, counted
 
 SCHEMA_VERSION = 1
 
@@ -52,79 +56,23 @@ _IDLE_READERS = 8
 _parent_ino = lru_cache(4_096)(directory_ino)
 
 
-class SampleEntry(NamedTuple):
-    """A sample as a directory entry.
-
-    `size` (bytes) and `etag` are what storage last reported, None until it did; they count as true while
-    `verified` is set, and are a better guess than `size_hint` otherwise. `stands` is set where nothing
-    speaks against them: also after a refresh that asks storage anew, as long as no listing differs.
+class News(NamedTuple):
+    """What other processes wrote: names, or versions of what is shown (`changed`), sizes (`resized`), or
+    only what nobody was told yet.
     """
 
-    name: str
-    ino: int
-    id: bytes
-    file_name_raw: bytes | None
-    size_hint: int | None
-    mtime: int
-    size: int | None
-    etag: str | None
-    verified: bool
-    stands: bool
-
-    @property
-    def published_size(self) -> int | None:
-        """The size to show, in bytes; None where nothing is known."""
-        return self.size_hint if self.size is None else self.size
-
-    @property
-    def sample_id(self) -> str:
-        """The id as the API spells it, 24 hex digits."""
-        return self.id.hex()
-
-
-class DirectoryEntry(NamedTuple):
-    """A directory; `mtime` is that of the newest sample below it, in seconds."""
-
-    name: str
-    ino: int
-    mtime: int
-
-
-Entry = SampleEntry | DirectoryEntry
-# of a sample in the order of the table: the inode number of its directory, and its name
-Place = tuple[int, str]
-
-
-class Facts(NamedTuple):
-    """What storage reported of a sample: its size in bytes and its version.
-
-    `of` is the time and the size hint the sample had then, for it counts no longer once they move; None
-    where the sample was not listed yet.
-    """
-
-    size: int
-    etag: str
-    of: tuple[int, int | None] | None = None
-
-    def hold_for(self, entry: SampleEntry) -> bool:
-        """Whether the sample is still what storage was asked about."""
-        return self.of is None or self.of == (entry.mtime, entry.size_hint)
-
-
-class Totals(NamedTuple):
-    """Sums over the catalogue; `unverified` counts the samples storage has not reported yet."""
-
-    samples: int
-    directories: int
-    bytes: int
-    unverified: int
+    changed: bool
+    resized: bool
 
 
 class CatalogStore:
     """The catalogue file of one dataset; see the module for the rules of its threads."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or make the file; one of another schema, or a damaged one, is made anew."""
+    def __init__(self, path: Path, *, alone: bool = True) -> None:
+        """Open or make the file; one of another schema, or a damaged one, is made anew.
+
+        Where other processes may have it open (not `alone`) sqlite3.DatabaseError is raised instead.
+        """
         self._path = path
         self._write_lock = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
@@ -132,9 +80,14 @@ class CatalogStore:
         try:
             self._writer = self._open_writer()
         except sqlite3.DatabaseError:
+            if not alone:
+                raise
             # the catalogue is a copy of what the API knows: losing it costs one listing
             self._remove()
             self._writer = self._open_writer()
+        # guarded by _write_lock: what was counted by this process, or noticed
+        self._seen = {what: counted(self._writer, what) for what in (CHANGES, RESIZED)}
+        self._version = -1
 
     def close(self) -> None:
         """Close every connection; reads and writes after it fail."""
@@ -260,6 +213,28 @@ class CatalogStore:
             (directories,) = db.execute("SELECT count(*) FROM directory").fetchone()
         return Totals(samples, directories, total, unverified)
 
+    # other processes
+
+    def news(self) -> News | None:
+        """What others wrote since the last call; None where nothing. To be called by one thread at a time."""
+        with self._write_lock:
+            (version,) = self._writer.execute("PRAGMA data_version").fetchone()
+            if version == self._version:
+                return None
+            self._version = version
+            found = {what: counted(self._writer, what) for what in self._seen}
+            news = News(found[CHANGES] != self._seen[CHANGES], found[RESIZED] != self._seen[RESIZED])
+            self._seen = found
+        return news
+
+    def _count_locked(self, what: str) -> None:
+        self._note_own_locked(what, count(self._writer, what))
+
+    def _note_own_locked(self, what: str, number: int) -> None:
+        """Something this process did is no news to it, unless others did something, too."""
+        if number == self._seen[what] + 1:
+            self._seen[what] = number
+
     # writing
 
     def set_meta(self, values: dict[str, str]) -> None:
@@ -267,8 +242,12 @@ class CatalogStore:
         with self._transaction() as db:
             db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
-    def record_facts(self, facts: dict[int, Facts]) -> None:
-        """Keep what storage reported, by inode number, of samples that did not change since."""
+    def record_facts(self, facts: dict[int, Facts], *, replaced: bool = False, resized: bool = False) -> None:
+        """Keep what storage reported, by inode number, of samples that did not change since.
+
+        Other processes hear of it where an object was `replaced` by another version, or `resized`: one
+        that was shown with another size or none.
+        """
         rows = [(fact.size, fact.etag, ino, *(fact.of or (None, None))) for ino, fact in facts.items()]
         with self._transaction() as db:
             db.executemany(
@@ -276,11 +255,16 @@ class CatalogStore:
                 " WHERE ino = ?3 AND (?4 IS NULL OR mtime = ?4 AND hint IS ?5)",
                 rows,
             )
+            if replaced:
+                self._count_locked(CHANGES)
+            if resized:
+                self._count_locked(RESIZED)
 
     def forget_facts(self) -> None:
         """Make every size and version unverified; they stay as the best guess."""
         with self._transaction() as db:
             db.execute("UPDATE sample SET verified = 2 WHERE verified = 1")
+            self._count_locked(CHANGES)
 
     @contextmanager
     def listing(self) -> Iterator[ListingWriter]:
@@ -290,7 +274,9 @@ class CatalogStore:
             db.execute(f"PRAGMA temp.cache_size = -{_WRITER_CACHE_KIB}")
             staging = Staging(db)
             staging.create()
-            yield ListingWriter(staging, self._write_lock)
+            yield ListingWriter(
+                staging, self._write_lock, lambda number: self._note_own_locked(CHANGES, number)
+            )
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -302,6 +288,8 @@ class CatalogStore:
             except BaseException:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
+                # what was counted may not have been: better news of nothing than none
+                self._seen = dict.fromkeys(self._seen, -1)
                 raise
 
     @contextmanager
@@ -337,7 +325,10 @@ class CatalogStore:
     def _open_writer(self) -> sqlite3.Connection:
         if self._path.is_symlink():
             self._path.unlink()  # nothing of ours
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        # one that is there is not opened: closing it would end the locks that this process has on it
+        if not self._path.exists():
+            with suppress(FileExistsError):
+                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         db = self._connect(_WRITER_CACHE_KIB)
         try:
             db.execute("PRAGMA journal_mode = WAL")
@@ -360,9 +351,12 @@ class CatalogStore:
 class ListingWriter:
     """A listing being collected; used by one thread."""
 
-    def __init__(self, staging: Staging, write_lock: threading.Lock) -> None:
+    def __init__(
+        self, staging: Staging, write_lock: threading.Lock, on_counted: Callable[[int], None]
+    ) -> None:
         self._staging = staging
         self._write_lock = write_lock
+        self._on_counted = on_counted
 
     def add(self, rows: Iterable[Row]) -> None:
         """Add a page of samples; a sample seen before is replaced."""
@@ -384,7 +378,10 @@ class ListingWriter:
         """
         self._staging.settle_names()
         with self._write_lock:
-            return self._staging.commit(meta, keep)
+            changes = self._staging.commit(meta, keep)
+            if self._staging.counted is not None:
+                self._on_counted(self._staging.counted)
+        return changes
 
 
 def _create_schema(db: sqlite3.Connection) -> None:

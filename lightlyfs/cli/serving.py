@@ -36,7 +36,9 @@ READY_VARIABLE = "LIGHTLYFS_READY_FD"
 _DRAIN_STEP_S = 1.0
 # new objects between two looks for garbage that holds itself
 _GC_THRESHOLD = 20_000
-_SHARES_NOTHING = "another mount uses this dataset's cache; this one keeps a cache of its own"
+_SHARES_NOTHING = (
+    "another process does not let go of this dataset's cache; this mount keeps a cache of its own"
+)
 
 
 def serve_mount(

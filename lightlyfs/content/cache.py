@@ -6,10 +6,13 @@ least recently used contents are deleted when the budget is exceeded. Every fail
 and answered as "not here": a reader then gets its bytes from the network. The last few blocks that the
 disk did not take are kept in memory, for a block is read in several pieces.
 
+Several processes may share a cache. Each keeps in memory which blocks are in the files it has open, and looks
+again (`catch_up`) before it fetches one; what another process deleted it reads on, as long as it has it open.
+
 Threads: any may call. The lock guards the tables and is never held during disk work. What makes or ends a
-content, here and in the index, happens under the lock of that content (one of a few that all share),
-which is taken before the other one; only a new count takes them all, in order. A read of a content whose
-file is open takes neither a content's lock nor the index's.
+content, here and in the index, happens under the lock of that content (one of a few that all share, between
+processes too), which is taken before the other one. A read of a content whose file is open takes neither a
+content's lock nor the index's.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
 from lightlyfs.content.budget import CacheConfig, CacheStats
@@ -30,45 +32,53 @@ from lightlyfs.content.identity import ContentId
 from lightlyfs.content.index import BlockIndex
 from lightlyfs.content.overflow import Overflow
 from lightlyfs.content.ranges import BLOCK_BYTES, Span, block_count, block_length, span_of
+from lightlyfs.content.room import Room
+from lightlyfs.locks import SharedLocks, Stripe
 
 log = logging.getLogger(__name__)
 
 _CONTENT_LOCKS = 64
-# how much is written between two looks at how full the disk is
-_LOOK_EVERY_BYTES = 8 << 20
 
 
 class BlockCache:
-    """The cache in one directory, which this process has for itself."""
+    """The cache in one directory, which this process has for itself or, with `locks`, shares."""
 
     def __init__(
         self,
         directory: Path,
         config: CacheConfig,
         *,
+        locks: SharedLocks | None = None,
         statvfs: Callable[[Path], os.statvfs_result] = os.statvfs,
     ) -> None:
-        """Open or make the cache; `directory` must exist and be ours (see `places`)."""
+        """Open or make the cache; `directory` must exist and be ours (see `places`).
+
+        sqlite3.DatabaseError: the index is damaged, and another process uses it.
+        """
         self._config = config
-        self._statvfs = statvfs
+        self._locks = locks or SharedLocks.of_nobody_else()
         self._files = BlockFiles(directory / "blocks")
-        self._index = BlockIndex(directory / "blocks.db")
+        self._index = BlockIndex(directory / "blocks.db", alone=self._locks.alone)
         self._overflow = Overflow()
         self._lock = threading.Lock()
-        self._content_locks = [threading.Lock() for _ in range(_CONTENT_LOCKS)]
-        self._evicting = threading.Lock()  # held by the one thread that makes room
+        self._content_locks = [self._locks.stripe(f"content {number}") for number in range(_CONTENT_LOCKS)]
+        # counted without a lock, so perhaps a few short
+        self._hits = self._misses = self._errors = 0
+        self.room = Room(
+            self._files.directory,
+            config,
+            self._index,
+            self._locks,
+            self._remove,
+            statvfs=statvfs,
+            on_error=self._count_error,
+        )
         if not self._index.was_closed:
             # a crash, or an index that was lost, leaves files nobody would ever delete
             for key in self._files.tidy(self._index.keys()):
                 self._index.remove(key)
         # guarded by _lock
         self._open: OrderedDict[str, CachedFile] = OrderedDict()
-        self._bytes = self._index.total_bytes()
-        self._limit = config.budget_bytes
-        self._look_in_bytes = _LOOK_EVERY_BYTES
-        # counted without a lock, so perhaps a few short
-        self._hits = self._misses = self._errors = self._evicted = 0
-        self._look_at_disk()
 
     def close(self) -> None:
         """Write the index down and close every file."""
@@ -82,24 +92,13 @@ class BlockCache:
             self._count_error(error)
 
     def stats(self) -> CacheStats:
-        """Counters since the mount began, and what is kept now."""
-        return CacheStats(
-            self._bytes, self._config.budget_bytes, self._hits, self._misses, self._errors, self._evicted
-        )
-
-    @property
-    def limit_bytes(self) -> int:
-        """How many bytes of blocks are kept at most, as the disk is now."""
-        return self._limit
-
-    @property
-    def ahead_bytes(self) -> int:
-        """How much may be fetched before it is asked for: more would displace what is still to be read."""
-        return self._limit // 4
-
-    def has_room_for(self, size: int) -> bool:
-        """Whether a content of this many bytes can be kept whole without displacing nearly all else."""
-        return size <= self._limit // 2
+        """Counters since the mount began, and what is kept now, also by other processes."""
+        try:
+            self._index.write()
+        except sqlite3.Error as error:
+            self._count_error(error)
+        kept = self._index.bytes, self._config.budget_bytes
+        return CacheStats(*kept, self._hits, self._misses, self._errors, self.room.evicted)
 
     def has(self, content: ContentId, span: Span) -> bool:
         """Whether all these blocks are recorded as present."""
@@ -156,7 +155,7 @@ class BlockCache:
     def write(self, content: ContentId, block: int, data: bytes) -> None:
         """Keep one whole block; a failure is counted, not raised."""
         key = content.key()
-        if not self._may_grow(len(data)):
+        if not self.room.may_grow(len(data)):
             self._overflow.put(key, block, data)
             return
         try:
@@ -165,16 +164,66 @@ class BlockCache:
             file.write(block * BLOCK_BYTES, data)
         except (OSError, sqlite3.Error) as error:
             self._count_error(error)
-            self._look_in_bytes = 0
+            self.room.look_soon()
             self._overflow.put(key, block, data)
             return
         self._record(key, file, block, data)
-        if self._bytes > self._limit:
-            self._evict(keep=key)
+        if self.room.is_over:
+            self._make_room(keep=key)
 
     def drop(self, content: ContentId) -> None:
         """Forget a content; readers that have it open keep their bytes."""
         self._remove(content.key())
+
+    # other processes
+
+    def publish(self) -> None:
+        """Let other processes see what was written, if there are any."""
+        if not self._locks.has_company():
+            return
+        try:
+            self._index.write()
+        except sqlite3.Error as error:
+            self._count_error(error)
+
+    def catch_up(self, content: ContentId) -> None:
+        """See the blocks of a content that other processes wrote since its file was opened."""
+        key = content.key()
+        file = self._open.get(key)
+        if file is None or not self._locks.has_company():
+            return
+        try:
+            with self._lock_of(key):
+                if self._is_deleted(key, file):
+                    return
+                found = self._index.blocks(key)
+                with self._lock:
+                    file.checksums.update(found)
+        except (OSError, sqlite3.Error) as error:
+            self._count_error(error)
+
+    def keep_up(self) -> None:
+        """Exchange with other processes what is kept and used, and let go of what they deleted."""
+        with self._lock:
+            files = list(self._open.items())
+        try:
+            for key, file in files:
+                if os.fstat(file.fd).st_nlink == 0:
+                    with self._lock_of(key):
+                        self._is_deleted(key, file)
+            self._index.note_use([key for key, _ in files])
+        except (OSError, sqlite3.Error) as error:
+            self._count_error(error)
+        self.publish()
+
+    def _is_deleted(self, key: str, file: CachedFile) -> bool:
+        """Whether a file is out of the cache, and let go of; to be asked under the lock of the content."""
+        if not file.dropped and os.fstat(file.fd).st_nlink == 0:
+            with self._lock:
+                file.dropped = True
+                if self._open.get(key) is file:
+                    del self._open[key]
+        return file.dropped
 
     # files
 
@@ -205,8 +254,9 @@ class BlockCache:
                 return None
             return self._keep_open(key, file)
 
-    def _lock_of(self, key: str) -> threading.Lock:
-        return self._content_locks[hash(key) % _CONTENT_LOCKS]
+    def _lock_of(self, key: str) -> Stripe:
+        # the same one in every process
+        return self._content_locks[int(key[20:24], 16) % _CONTENT_LOCKS]
 
     def _keep_open(self, key: str, file: CachedFile) -> CachedFile:
         let_go = []
@@ -275,102 +325,50 @@ class BlockCache:
     def _record(self, key: str, file: CachedFile, block: int, data: bytes) -> None:
         """Count a block whose bytes are written as present."""
         checksum = zlib.crc32(data)
-        with self._lock_of(key):
-            with self._lock:
-                if file.dropped:
+        try:
+            with self._lock_of(key):
+                if self._is_deleted(key, file):
+                    self._overflow.put(key, block, data)
                     return
-                if block not in file.checksums:
-                    self._bytes += len(data)
-                file.checksums[block] = checksum
-                file.proven.add(block)
-            try:
+                with self._lock:
+                    file.checksums[block] = checksum
+                    file.proven.add(block)
                 self._index.add(key, block, checksum, len(data))
-            except sqlite3.Error as error:
-                self._count_error(error)
+        except (OSError, sqlite3.Error) as error:
+            self._count_error(error)
         self._overflow.discard(key, block)
 
     def _forget(self, content: ContentId, file: CachedFile, block: int) -> None:
         """A block turned out to be damaged or unreadable: it counts as absent from now on."""
         key = content.key()
-        with self._lock_of(key):
-            with self._lock:
-                file.proven.discard(block)
-                if file.checksums.pop(block, None) is None or file.dropped:
-                    return
-                self._bytes -= block_length(block, content.size)
-            try:
-                self._index.forget(key, block)
-            except sqlite3.Error as error:
-                self._count_error(error)
+        try:
+            with self._lock_of(key):
+                with self._lock:
+                    file.proven.discard(block)
+                    if file.checksums.pop(block, None) is None or file.dropped:
+                        return
+                if not self._is_deleted(key, file):
+                    self._index.forget(key, block)
+        except (OSError, sqlite3.Error) as error:
+            self._count_error(error)
 
     # room
 
-    def _may_grow(self, length: int) -> bool:
-        """Whether a block of this length may be written; looks at the disk now and then."""
-        with self._lock:
-            self._look_in_bytes -= length
-            due = self._look_in_bytes < 0
-            if due:
-                self._look_in_bytes = _LOOK_EVERY_BYTES
-        if due:
-            self._look_at_disk()
-        return length <= self._limit
-
-    def _look_at_disk(self) -> None:
-        try:
-            disk = self._statvfs(self._files.directory)
-        except OSError as error:
-            self._count_error(error)
-            return
-        spare = (disk.f_bavail - disk.f_blocks * self._config.min_free_share) * disk.f_frsize
-        with self._lock:
-            self._limit = max(0, min(self._config.budget_bytes, int(self._bytes + spare)))
-
-    def _evict(self, keep: str) -> None:
-        """Delete the least recently used contents until a tenth of the limit is free."""
-        if not self._evicting.acquire(blocking=False):
-            return
-        try:
-            self._evict_to(self._limit * 9 // 10, keep)
-        except sqlite3.Error as error:
-            self._count_error(error)
-        finally:
-            self._evicting.release()
-
-    def _evict_to(self, target: int, keep: str) -> None:
+    def _make_room(self, keep: str) -> None:
         with self._lock:
             in_use = list(self._open)
-        skip = {*in_use, keep}
-        while self._bytes > target and (oldest := self._index.oldest(skip)):
-            skip.update(self._evict_some(oldest, target))
-        self._evict_some([key for key in in_use if key != keep], target)
-        if self._bytes > self._limit:
-            self._remove(keep)  # one content larger than the limit starts over
-        if self._bytes > self._limit:
-            self._count_anew()
-
-    def _count_anew(self) -> None:
-        """Nothing is left to delete, so the count is wrong: records that the disk refused are in it."""
-        with ExitStack() as held:
-            for lock in self._content_locks:
-                held.enter_context(lock)
-            self._bytes = self._index.total_bytes()
-
-    def _evict_some(self, keys: list[str], target: int) -> list[str]:
-        """Delete contents while there are too many bytes; returns those that cannot be deleted."""
-        failed = []
-        for key in keys:
-            if self._bytes <= target:
-                break
-            if self._remove(key):
-                self._evicted += 1
-            else:
-                failed.append(key)
-        return failed
+        try:
+            self.room.make(keep, in_use)
+        except sqlite3.Error as error:
+            self._count_error(error)
 
     def _remove(self, key: str) -> bool:
-        with self._lock_of(key):
-            return self._remove_locked(key)
+        try:
+            with self._lock_of(key):
+                return self._remove_locked(key)
+        except OSError as error:
+            self._count_error(error)
+            return False
 
     def _remove_locked(self, key: str) -> bool:
         """Delete a content, under its lock; False where the disk fails."""
@@ -379,9 +377,7 @@ class BlockCache:
             if file is not None:
                 file.dropped = True
         try:
-            freed = self._index.remove(key)
-            with self._lock:
-                self._bytes -= freed
+            self._index.remove(key)
             self._files.delete(key)
         except (OSError, sqlite3.Error) as error:
             self._count_error(error)

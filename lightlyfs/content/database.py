@@ -12,12 +12,10 @@ from pathlib import Path
 def connect(path: Path) -> sqlite3.Connection:
     """Open or make a database of ours; raises OSError or sqlite3.Error.
 
-    Any thread may use it, one at a time. A crash of this process loses nothing; a power cut may lose the
-    last writes or damage the file, and whoever reads it has to stand that.
+    Any thread may use it, one at a time, and so may other processes. A crash of this process loses nothing;
+    a power cut may lose the last writes or damage the file, and whoever reads it has to stand that.
     """
-    if path.is_symlink():
-        path.unlink()
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    make(path)
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         db.execute("PRAGMA journal_mode = WAL")
@@ -26,6 +24,18 @@ def connect(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def make(path: Path) -> None:
+    """See that there is a file of mode 0600, and no link; raises OSError."""
+    if path.is_symlink():
+        path.unlink()
+    # one that is there is not opened: closing it would end the locks that this process has on it
+    if not path.exists():
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            pass  # another process was first
 
 
 def remove(path: Path) -> None:
@@ -37,7 +47,8 @@ def remove(path: Path) -> None:
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
     """What the block does is done as a whole, or not at all."""
-    db.execute("BEGIN")
+    # at once, for a transaction that begins by reading can come too late to write
+    db.execute("BEGIN IMMEDIATE")
     try:
         yield
         db.execute("COMMIT")
@@ -45,3 +56,8 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
+
+
+def user_version(db: sqlite3.Connection) -> int:
+    """The number that a database keeps for its users."""
+    return int(db.execute("PRAGMA user_version").fetchone()[0])

@@ -1,7 +1,8 @@
 """Which blocks the cache holds: a small SQLite table beside them, written in batches.
 
 A record may be lost in a crash (its block is fetched again); it never precedes the bytes it speaks of.
-The order of use is a counter kept in the table, so no clock can confuse it.
+The order of use is a counter kept in the table, so no clock can confuse it. Several processes may use one
+table; each sees what the others have written.
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ CREATE TABLE IF NOT EXISTS block (
     PRIMARY KEY (key, block)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS content (key TEXT PRIMARY KEY, used INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS content_by_use ON content (used);
+CREATE TABLE IF NOT EXISTS total (bytes INTEGER NOT NULL);
+INSERT INTO total SELECT coalesce(sum(bytes), 0) FROM block WHERE NOT EXISTS (SELECT 1 FROM total);
+CREATE TRIGGER IF NOT EXISTS block_added AFTER INSERT ON block
+    BEGIN UPDATE total SET bytes = bytes + new.bytes; END;
+CREATE TRIGGER IF NOT EXISTS block_removed AFTER DELETE ON block
+    BEGIN UPDATE total SET bytes = bytes - old.bytes; END;
 """
 # this many records wait in memory before they are written in one transaction
 _BATCH = 64
@@ -26,8 +33,6 @@ _BATCH = 64
 _MAX_WAITING = 4096
 # contents that turned out to be absent are remembered, for each is looked up several times before it is here
 _MAX_ABSENT = 1024
-# user_version of a file whose last user did not close it
-_IN_USE = 1
 
 
 class BlockIndex:
@@ -36,38 +41,50 @@ class BlockIndex:
     Methods raise sqlite3.Error where the disk fails; what was to be recorded then waits for the next call.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open or make the table; a damaged one is made anew, and its blocks count as absent."""
+    def __init__(self, path: Path, *, alone: bool = True) -> None:
+        """Open or make the table; a damaged one is made anew, and its blocks count as absent.
+
+        Where other processes may have it open (not `alone`) sqlite3.DatabaseError is raised instead.
+        """
         self._lock = threading.Lock()
         try:
-            self._db, self.was_closed = self._open(path)
+            self._db, self.was_closed = self._open(path, alone=alone)
         except sqlite3.DatabaseError:
+            if not alone:
+                raise
             database.remove(path)
-            self._db, _ = self._open(path)
+            self._db, _ = self._open(path, alone=alone)
             self.was_closed = False
         # guarded by _lock: records not written yet, and the keys used since, the last one last
         self._waiting: dict[str, dict[int, tuple[int, int]]] = {}
-        self._waiting_count = 0
+        self._waiting_count = self._waiting_bytes = 0
         self._used: dict[str, None] = {}
-        # guarded by _lock: contents without any block, the latest last
+        # guarded by _lock: contents without any block, the latest last, as of some version of the table
         self._absent: dict[str, None] = {}
-        (self._tick,) = self._db.execute("SELECT coalesce(max(used), 0) FROM content").fetchone()
+        self._absent_as_of = -1
+        self._written_bytes = self._total_locked()
 
     def close(self) -> None:
         """Write what waits and close the file."""
         with self._lock:
             try:
                 self._write_locked()
-                self._db.execute("PRAGMA user_version = 0")
+                with database.transaction(self._db):
+                    users = database.user_version(self._db)
+                    self._db.execute(f"PRAGMA user_version = {max(0, users - 1)}")
             finally:
                 self._db.close()
 
-    def total_bytes(self) -> int:
-        """How many bytes all blocks have."""
+    @property
+    def bytes(self) -> int:
+        """How many bytes all blocks have as of the last write; what was recorded again since counts twice."""
+        return self._written_bytes + self._waiting_bytes
+
+    def write(self) -> None:
+        """Write what waits, so that other processes see it, and see how much they have written."""
         with self._lock:
             self._write_locked()
-            (total,) = self._db.execute("SELECT coalesce(sum(bytes), 0) FROM block").fetchone()
-        return int(total)
+            self._written_bytes = self._total_locked()
 
     def keys(self) -> set[str]:
         """Every content of which there are blocks."""
@@ -78,7 +95,7 @@ class BlockIndex:
     def blocks(self, key: str) -> dict[int, int]:
         """The blocks of a content, with their checksums."""
         with self._lock:
-            if key in self._absent:
+            if key in self._absent and not self._moved_locked():
                 return {}
             rows = dict(
                 self._db.execute("SELECT block, checksum FROM block WHERE key = ?", (key,)).fetchall()
@@ -94,17 +111,21 @@ class BlockIndex:
         """Record a block whose bytes are written."""
         with self._lock:
             self._absent.pop(key, None)
-            self._waiting.setdefault(key, {})[block] = (checksum, length)
+            waiting = self._waiting.setdefault(key, {})
+            if block not in waiting:
+                self._waiting_count += 1
+                self._waiting_bytes += length
+            waiting[block] = (checksum, length)
             self._note_use_locked(key)
-            self._waiting_count += 1
             if self._waiting_count >= _BATCH:
                 self._write_locked()
 
     def forget(self, key: str, block: int) -> None:
         """Forget one block."""
         with self._lock:
-            self._waiting.get(key, {}).pop(block, None)
+            self._write_locked()
             self._db.execute("DELETE FROM block WHERE key = ? AND block = ?", (key, block))
+            self._written_bytes = self._total_locked()
 
     def note_use(self, keys: Collection[str]) -> None:
         """Count contents as used just now, the last one last."""
@@ -121,56 +142,74 @@ class BlockIndex:
             rows = self._db.execute("SELECT key FROM content ORDER BY used LIMIT ?", (len(but) + 100,))
             return [key for (key,) in rows if key not in but]
 
-    def remove(self, key: str) -> int:
-        """Forget a content; returns how many bytes its blocks had."""
+    def remove(self, key: str) -> None:
+        """Forget a content."""
         with self._lock:
             self._write_locked()
             self._used.pop(key, None)
-            (freed,) = self._db.execute(
-                "SELECT coalesce(sum(bytes), 0) FROM block WHERE key = ?", (key,)
-            ).fetchone()
             with database.transaction(self._db):
                 self._db.execute("DELETE FROM block WHERE key = ?", (key,))
                 self._db.execute("DELETE FROM content WHERE key = ?", (key,))
-        return int(freed)
+            self._written_bytes = self._total_locked()
 
     def _note_use_locked(self, key: str) -> None:
         self._used.pop(key, None)
         self._used[key] = None
 
+    def _moved_locked(self) -> bool:
+        """Whether another process wrote since contents were found to be absent; if so they are forgotten."""
+        (version,) = self._db.execute("PRAGMA data_version").fetchone()
+        if version == self._absent_as_of:
+            return False
+        self._absent.clear()
+        self._absent_as_of = version
+        return True
+
+    def _total_locked(self) -> int:
+        return int(self._db.execute("SELECT bytes FROM total").fetchone()[0])
+
     def _write_locked(self) -> None:
         if not self._waiting and not self._used:
             return
         records = [(key, b, *record) for key, blocks in self._waiting.items() for b, record in blocks.items()]
-        used = [(key, tick) for tick, key in enumerate(self._used, self._tick + 1)]
         try:
             with database.transaction(self._db):
                 self._db.executemany("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?)", records)
+                (tick,) = self._db.execute("SELECT coalesce(max(used), 0) FROM content").fetchone()
+                used = [(key, number) for number, key in enumerate(self._used, tick + 1)]
                 self._db.executemany("INSERT OR REPLACE INTO content VALUES (?, ?)", used)
+                total = self._total_locked()
         except sqlite3.Error:
-            if max(len(records), len(used)) > _MAX_WAITING:
+            if max(len(records), len(self._used)) > _MAX_WAITING:
                 self._forget_waiting_locked()
             raise
-        self._tick += len(used)
+        self._written_bytes = total
         self._forget_waiting_locked()
 
     def _forget_waiting_locked(self) -> None:
         self._waiting.clear()
         self._used.clear()
-        self._waiting_count = 0
+        self._waiting_count = self._waiting_bytes = 0
 
     @staticmethod
-    def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
-        """The open table, and whether its last user closed it; raises DatabaseError where it is damaged."""
+    def _open(path: Path, *, alone: bool) -> tuple[sqlite3.Connection, bool]:
+        """The open table, and whether its last users closed it; raises DatabaseError where it is damaged.
+
+        `user_version` counts the processes that opened and did not close it.
+        """
         db = database.connect(path)  # checksums find what a power cut left behind
         try:
+            db.execute("PRAGMA recursive_triggers = ON")  # what replaces a block is an end and a beginning
+            with database.transaction(db):
+                users = database.user_version(db)
+                db.execute(f"PRAGMA user_version = {1 if alone else users + 1}")
+            if not alone:
+                return db, True
             (is_old,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            db.executescript(_SCHEMA)
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version == _IN_USE and db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+            if users and db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("the index is damaged")
-            db.execute(f"PRAGMA user_version = {_IN_USE}")
+            db.executescript(_SCHEMA)
         except BaseException:
             db.close()
             raise
-        return db, bool(is_old) and version != _IN_USE
+        return db, bool(is_old) and users == 0

@@ -20,16 +20,18 @@ MAX_BYTES = 256 << 20
 
 
 class PictureStore:
-    """PNGs by key, in one file that this process has for itself; any thread may call.
+    """PNGs by key, in one file; any thread may call.
 
-    A failure of the disk is logged and answered as "not here".
+    Several processes may use it: then it may grow to as many times its limit. A failure of the disk is logged
+    and answered as "not here".
     """
 
-    def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, path: Path, max_bytes: int = MAX_BYTES, *, alone: bool = True) -> None:
+        """Open or make the file; a damaged one is made anew where nobody else uses it (`alone`)."""
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         # guarded by _lock
-        self._db = self._open(path)
+        self._db = self._open(path, alone=alone)
         self._bytes = 0
         if self._db is not None:
             (self._bytes,) = self._db.execute("SELECT coalesce(sum(length(png)), 0) FROM picture").fetchone()
@@ -74,12 +76,14 @@ class PictureStore:
         (self._bytes,) = db.execute("SELECT coalesce(sum(length(png)), 0) FROM picture").fetchone()
 
     @staticmethod
-    def _open(path: Path) -> sqlite3.Connection | None:
+    def _open(path: Path, *, alone: bool) -> sqlite3.Connection | None:
         """The table, made anew where it is damaged; None where the disk does not take it."""
         try:
             try:
                 return _prepared(path)
             except sqlite3.DatabaseError as error:
+                if not alone:
+                    raise
                 log.info("the thumbnails on disk are made anew: %s", error)
                 database.remove(path)
                 return _prepared(path)

@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.fetcher import Fetcher
 from lightlyfs.content.identity import ContentId
+from lightlyfs.content.once import FetchOnce
 from lightlyfs.content.prefetch import ReadAhead
 from lightlyfs.content.ranges import (
     BLOCK_BYTES,
@@ -30,6 +31,7 @@ from lightlyfs.content.ranges import (
     span_of,
     to_fetch,
 )
+from lightlyfs.content.takers import BlocksTaker, HeadTaker, Takes
 from lightlyfs.content.transfers import NotBrought, Transfer, Transfers
 from lightlyfs.errors import Cancelled, ContentChanged, NoContent, ServerFault
 
@@ -71,12 +73,18 @@ class Reader:
         fetcher: Fetcher,
         executor: Executor,
         on_facts: Callable[[ContentId], None],
+        once: FetchOnce | None = None,
     ) -> None:
+        """With `once` other processes may use the cache."""
         self._cache = cache
+        self._once = once or FetchOnce.alone(cache)
         self._fetcher = fetcher
         self._executor = executor
         self._on_facts = on_facts
         self._transfers = Transfers()
+        self._takes = Takes(
+            self._transfers, cache.room, self._arrived, self._answered, self._tell, self._forget_head
+        )
         self._lock = threading.Lock()
         # guarded by _lock: the samples that storage is being asked about
         self._heads: dict[str, Future[ContentId]] = {}
@@ -91,13 +99,20 @@ class Reader:
             return ReaderStats(self._fetches, self._fetched_bytes, under_way, self._failures)
 
     def identify(
-        self, sample_id: str, *, size_hint: int | None, for_reading: bool, known: ContentId | None = None
+        self,
+        sample_id: str,
+        *,
+        size_hint: int | None,
+        for_reading: bool,
+        known: ContentId | None = None,
+        told: Callable[[], ContentId | None] = lambda: None,
     ) -> Future[ContentId]:
         """Ask storage which content a sample has now; done as soon as the headers of its answer are in.
 
         The same GET brings the first bytes: all of a file that the hint calls small when it is about to
         be read, a probe otherwise, and one byte where the cache holds the content that is `known` from
-        before, for then it has only to be confirmed.
+        before, for then it has only to be confirmed. Storage is not asked where `told()`, called once no
+        other process asks it, knows what another one found.
         """
         with self._lock:
             future = self._heads.get(sample_id)
@@ -109,7 +124,7 @@ class Reader:
             length = _CONFIRM_BYTES
         elif for_reading:
             length = _head_length(size_hint)
-        head = _Head(self, sample_id, future, length)
+        head = HeadTaker(self._takes, self._cache, sample_id, future, length, told)
         self._submit(lambda: self._run_head(head), lambda error: self._end_head(head, error))
         return future
 
@@ -205,7 +220,7 @@ class Reader:
         if content.size <= SMALL_FILE_BYTES:
             return
         with self._lock:
-            most = self._cache.ahead_bytes // BLOCK_BYTES
+            most = self._cache.room.ahead_bytes // BLOCK_BYTES
             ahead = self._read_ahead.after(content.key(), span, content.size, most)
         if ahead is not None:
             self.ensure(content, ahead)
@@ -219,7 +234,7 @@ class Reader:
 
     def room_ahead(self, size: int) -> int:
         """How many contents of this size may be fetched before they are asked for."""
-        return self._cache.ahead_bytes // max(1, size)
+        return self._cache.room.ahead_bytes // max(1, size)
 
     def fetch_whole(self, content: ContentId) -> Future[bytes] | None:
         """Fetch all of a small content; a future that ends with it, or None where it is here already."""
@@ -254,10 +269,11 @@ class Reader:
     def _run_transfer(self, transfer: Transfer) -> None:
         content = transfer.content
         try:
-            for span in self._still_missing(transfer):
-                self._fetcher.fetch_blocks(content, span, _Blocks(self, transfer, span))
-                if transfer.whole:
-                    break
+            with self._once.blocks(content, transfer.next, transfer.last):
+                for span in self._still_missing(transfer):
+                    self._fetcher.fetch_blocks(content, span, BlocksTaker(self._takes, transfer, span))
+                    if transfer.whole:
+                        break
         except ContentChanged as error:
             # whoever is told of the change, and opens it again, should see the new version
             told = partial(self._end_transfer, transfer, error)
@@ -283,9 +299,15 @@ class Reader:
                 self._transfers.hand_over(content, block, data)
         return runs(sorted(missing))
 
-    def _run_head(self, head: _Head) -> None:
+    def _run_head(self, head: HeadTaker) -> None:
         try:
-            self._fetcher.fetch_head(head.sample_id, head.length, head)
+            with self._once.head(head.sample_id):
+                content = head.told()
+                if content is None:
+                    self._fetcher.fetch_head(head.sample_id, head.length, head)
+                else:
+                    self._forget_head(head)
+                    head.found.set_result(content)
         except BaseException as error:
             self._end_head(head, error)
             if isinstance(error, ContentChanged):
@@ -293,7 +315,7 @@ class Reader:
         else:
             self._end_head(head, None)
 
-    def _end_head(self, head: _Head, error: BaseException | None) -> None:
+    def _end_head(self, head: HeadTaker, error: BaseException | None) -> None:
         self._forget_head(head)
         if not head.found.done():
             with self._lock:
@@ -302,7 +324,7 @@ class Reader:
         if head.transfer is not None:
             self._end_transfer(head.transfer, error)
 
-    def _forget_head(self, head: _Head) -> None:
+    def _forget_head(self, head: HeadTaker) -> None:
         with self._lock:
             if self._heads.get(head.sample_id) is head.found:
                 del self._heads[head.sample_id]
@@ -321,75 +343,17 @@ class Reader:
             self._fetched_bytes += len(data)
         self._transfers.arrived(transfer, block, data)
 
-    def _tell(self, content: ContentId) -> None:
+    def _answered(self) -> None:
         with self._lock:
             self._fetches += 1
+
+    def _tell(self, content: ContentId) -> None:
+        self._answered()
         try:
             self._on_facts(content)
         except Exception:
             # whoever listens has trouble of its own; the bytes are right all the same
             log.exception("what storage reported could not be passed on")
-
-
-class _Blocks:
-    """The reader's side of a fetch of blocks of a known content."""
-
-    def __init__(self, reader: Reader, transfer: Transfer, asked: Span) -> None:
-        self._reader = reader
-        self._transfer = transfer
-        self._asked = asked
-
-    def identified(self, content: ContentId, first: int, last: int) -> Span | None:
-        with self._reader._lock:
-            self._reader._fetches += 1
-        if first >= self._asked.first and last <= self._asked.last:
-            return Span(first, last)
-        # the range was ignored: all comes, and is worth having unless it would displace itself
-        if not self._reader._cache.has_room_for(content.size):
-            return self._asked
-        return Span(first, last) if self._reader._transfers.widen(self._transfer, first, last) else None
-
-    def block(self, index: int, data: bytes) -> None:
-        self._reader._arrived(self._transfer, index, data)
-
-
-class _Head:
-    """The reader's side of a fetch that finds out what a sample is."""
-
-    def __init__(self, reader: Reader, sample_id: str, found: Future[ContentId], length: int) -> None:
-        self._reader = reader
-        self.sample_id = sample_id
-        self.found = found
-        self.length = length
-        self.transfer: Transfer | None = None
-
-    def identified(self, content: ContentId, first: int, last: int) -> Span | None:
-        wanted = self._wanted(content, first, last)
-        if wanted is not None:
-            self.transfer = self._reader._transfers.announce(content, wanted.first, wanted.last)
-            if last + 1 == block_count(content.size) == wanted.last + 1 and not self._widened(wanted):
-                wanted = None
-        self._reader._tell(content)
-        # from here on storage is asked anew: what it has by then may be something else
-        self._reader._forget_head(self)
-        self.found.set_result(content)
-        return wanted
-
-    def _widened(self, wanted: Span) -> bool:
-        assert self.transfer is not None
-        return self._reader._transfers.widen(self.transfer, wanted.first, wanted.last)
-
-    def _wanted(self, content: ContentId, first: int, last: int) -> Span | None:
-        if last < first or not content.has_object:
-            return Span(first, last)
-        if self._reader._cache.has(content, Span(first, last)):
-            return None
-        asked = max(0, -(-self.length // BLOCK_BYTES) - 1)
-        return Span(first, last if self._reader._cache.has_room_for(content.size) else min(last, asked))
-
-    def block(self, index: int, data: bytes) -> None:
-        assert self.transfer is not None
-        self._reader._arrived(self.transfer, index, data)
 
 
 def _head_length(size_hint: int | None) -> int:

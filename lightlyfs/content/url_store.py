@@ -1,8 +1,9 @@
 """Read URLs on disk, so that a remount asks for none: a SQLite file of mode 0600, written in batches.
 
-URLs are secrets, and those of one credential alone: a store that another one filled is emptied first. One
-is kept until `URL_SHARE` of its life is over. Every failure of the disk is counted and answered as "not
-here"; what was not written yet when the process is killed is asked for again.
+URLs are secrets, and each counts for the credential that got it alone: whoever opens the store with nobody
+else there deletes those of others. One is kept until `URL_SHARE` of its life is over. Every failure of the
+disk is counted and answered as "not here"; what was not written yet when the process is killed is asked for
+again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from lightlyfs.content import database
+from lightlyfs.locks import SharedLocks
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +34,10 @@ _BATCH = 256
 _MAX_WAITING = 4096
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS owner (fingerprint TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS url (
-    sample TEXT PRIMARY KEY, url TEXT NOT NULL, since REAL NOT NULL, until REAL NOT NULL);
-CREATE INDEX IF NOT EXISTS url_by_end ON url (until);
+CREATE TABLE IF NOT EXISTS kept (
+    owner TEXT NOT NULL, sample TEXT NOT NULL, url TEXT NOT NULL, since REAL NOT NULL, until REAL NOT NULL,
+    PRIMARY KEY (owner, sample));
+CREATE INDEX IF NOT EXISTS kept_by_end ON kept (until);
 """
 
 
@@ -62,13 +64,18 @@ class UrlStore:
         wall_clock: Callable[[], float],
         later: Callable[[Callable[[], None]], object],
         max_urls: int = MAX_STORED,
+        locks: SharedLocks | None = None,
     ) -> None:
-        """Open or make the store; one of another `fingerprint`, or a damaged one, begins empty."""
+        """Open or make the store; what another `fingerprint` got, or is damaged, is not there.
+
+        With `locks` other processes may use it; then one that is damaged is left alone, and nothing kept.
+        """
         self._path = path
         self._fingerprint = fingerprint
         self._wall_clock = wall_clock
         self._later = later
         self._max_urls = max_urls
+        self._locks = locks or SharedLocks.of_nobody_else()
         self._db_lock = threading.Lock()  # taken before the other one
         self._lock = threading.Lock()
         # guarded by _db_lock
@@ -98,8 +105,8 @@ class UrlStore:
         """The URL of a sample while it counts, else None."""
         with self._lock:
             found = self._waiting.get(sample_id)
-        if found is None and self._count:
-            found = self._run(lambda db: _stored(db, sample_id))
+        if found is None:
+            found = self._run(lambda db: self._stored_locked(db, sample_id))
         if found is None or not found.since <= self._wall_clock() < found.until:
             return None
         return found
@@ -150,7 +157,10 @@ class UrlStore:
         with self._lock:
             rows = [(sample, *stored) for sample, stored in self._waiting.items()]
         with database.transaction(db):
-            db.executemany("INSERT OR REPLACE INTO url VALUES (?, ?, ?, ?)", rows)
+            db.executemany(
+                "INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)",
+                [(self._fingerprint, *row) for row in rows],
+            )
             self._make_room_locked(db)
         with self._lock:
             for sample, *stored in rows:
@@ -158,17 +168,18 @@ class UrlStore:
                     del self._waiting[sample]
 
     def _delete_locked(self, db: sqlite3.Connection, sample_id: str, url: str) -> None:
-        deleted = db.execute("DELETE FROM url WHERE sample = ? AND url = ?", (sample_id, url))
+        key = (self._fingerprint, sample_id, url)
+        deleted = db.execute("DELETE FROM kept WHERE owner = ? AND sample = ? AND url = ?", key)
         self._count -= deleted.rowcount
 
     def _make_room_locked(self, db: sqlite3.Connection) -> None:
         """Delete what counts no longer, and what will soonest where there is too much."""
-        db.execute("DELETE FROM url WHERE until <= ?", (self._wall_clock(),))
-        (count,) = db.execute("SELECT count(*) FROM url").fetchone()
+        db.execute("DELETE FROM kept WHERE until <= ?", (self._wall_clock(),))
+        (count,) = db.execute("SELECT count(*) FROM kept").fetchone()
         if count > self._max_urls:
             surplus = count - self._max_urls * 9 // 10
             db.execute(
-                "DELETE FROM url WHERE sample IN (SELECT sample FROM url ORDER BY until, rowid LIMIT ?)",
+                "DELETE FROM kept WHERE rowid IN (SELECT rowid FROM kept ORDER BY until, rowid LIMIT ?)",
                 (surplus,),
             )
             count -= surplus
@@ -179,7 +190,8 @@ class UrlStore:
             try:
                 self._db = self._prepared_locked(database.connect(self._path))
             except sqlite3.DatabaseError:
-                database.remove(self._path)
+                if not self._removed_locked():
+                    raise
                 self._db = self._prepared_locked(database.connect(self._path))
         except (OSError, sqlite3.Error) as error:
             self._count_error(error)
@@ -189,10 +201,8 @@ class UrlStore:
             db.execute("PRAGMA secure_delete = ON")  # what is deleted is a secret still
             db.executescript(_SCHEMA)
             with database.transaction(db):
-                if db.execute("SELECT fingerprint FROM owner").fetchall() != [(self._fingerprint,)]:
-                    db.execute("DELETE FROM url")
-                    db.execute("DELETE FROM owner")
-                    db.execute("INSERT INTO owner VALUES (?)", (self._fingerprint,))
+                if self._locks.alone:
+                    db.execute("DELETE FROM kept WHERE owner != ?", (self._fingerprint,))
                 self._make_room_locked(db)
         except BaseException:
             db.close()
@@ -217,17 +227,25 @@ class UrlStore:
         self._db.close()
         self._db, self._count = None, 0
         try:
-            database.remove(self._path)
+            removed = self._removed_locked()
         except OSError as error:
             self._count_error(error)
             return
-        self._open_locked()
+        if removed:
+            self._open_locked()
+
+    def _removed_locked(self) -> bool:
+        """Delete the file, unless another process may use it."""
+        with self._locks.keeping_others_out() as alone:
+            if alone:
+                database.remove(self._path)
+        return alone
+
+    def _stored_locked(self, db: sqlite3.Connection, sample_id: str) -> KeptUrl | None:
+        query = "SELECT url, since, until FROM kept WHERE owner = ? AND sample = ?"
+        row = db.execute(query, (self._fingerprint, sample_id)).fetchone()
+        return None if row is None else KeptUrl._make(row)
 
     def _count_error(self, error: Exception) -> None:
         self.errors += 1
         log.warning("the URLs on disk failed and are bypassed: %s", error)
-
-
-def _stored(db: sqlite3.Connection, sample_id: str) -> KeptUrl | None:
-    row = db.execute("SELECT url, since, until FROM url WHERE sample = ?", (sample_id,)).fetchone()
-    return None if row is None else KeptUrl._make(row)

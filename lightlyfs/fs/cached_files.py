@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from lightlyfs.catalog.store import DirectoryEntry, SampleEntry
+from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry
 from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.identity import ContentId
 from lightlyfs.content.ranges import Span, block_count

@@ -6,8 +6,7 @@ import json
 import logging
 from dataclasses import dataclass
 
-from lightlyfs.catalog.catalog import true_name
-from lightlyfs.catalog.store import DirectoryEntry, SampleEntry
+from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry, true_name
 from lightlyfs.catalog.tree import join_name
 from lightlyfs.errors import (
     AttributeTooLarge,

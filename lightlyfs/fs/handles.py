@@ -6,7 +6,7 @@ import itertools
 import threading
 from dataclasses import dataclass
 
-from lightlyfs.catalog.store import SampleEntry
+from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.content.identity import ContentId
 from lightlyfs.errors import BadHandle, TooLarge
 from lightlyfs.fs.local_file import LocalFile

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.catalog.inodes import local_ino, sample_ino
-from lightlyfs.catalog.store import SampleEntry
 from lightlyfs.catalog.tree import join_name
 from lightlyfs.fs.attributes import Attr
 from lightlyfs.upload.journal import Record, State

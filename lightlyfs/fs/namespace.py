@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from lightlyfs.catalog.catalog import Catalog
+from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry
 from lightlyfs.catalog.inodes import directory_ino
-from lightlyfs.catalog.store import DirectoryEntry, SampleEntry
 from lightlyfs.errors import NoSuchFile, NotADirectory
 from lightlyfs.fs.attributes import Attr, attr_of_directory, attr_of_sample
 from lightlyfs.fs.local import LocalFiles

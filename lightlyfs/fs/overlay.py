@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from lightlyfs.catalog.catalog import Catalog
-from lightlyfs.catalog.store import SampleEntry
+from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.fs.occupied import Occupied
 
 # a listing may have begun before the rename, or be of a server that lags; after this many the sample was

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, NamedTuple
 
 from lightlyfs.catalog.catalog import Catalog
-from lightlyfs.catalog.store import SampleEntry
+from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.content.identity import NO_OBJECT, ContentId
 from lightlyfs.content.prefetcher import Prefetcher
 from lightlyfs.content.ranges import SMALL_FILE_BYTES
@@ -152,9 +153,22 @@ class Samples:
         content = content_of(entry) if entry.verified else self._identify(entry, turn)
         return b"" if not content.has_object else self._reader.read(content, offset, size, turn.result)
 
+    def ask(self, entry: SampleEntry) -> Future[ContentId]:
+        """Ask storage which content a sample has, and for its first bytes, as `Reader.identify` does.
+
+        What another process finds out meanwhile counts as well.
+        """
+        return self._reader.identify(
+            entry.sample_id,
+            size_hint=entry.published_size,
+            for_reading=True,
+            known=known_content(entry),
+            told=partial(self._found_elsewhere, entry),
+        )
+
     def find_size(self, path: str, entry: SampleEntry, turn: Turn) -> Attr:
         """Find a size that no metadata tell, and those of the next such neighbours along with it."""
-        future = self._reader.identify(entry.sample_id, size_hint=None, for_reading=False)
+        future = self._ask_size(entry)
         self._find_sizes_after(path, entry, turn)
         try:
             content = turn.result(future)
@@ -173,9 +187,7 @@ class Samples:
         told = self._catalog.with_facts(entry)
         if told.verified and told.etag != NO_OBJECT:
             return content_of(told)  # another open asked since this one looked
-        future = self._reader.identify(
-            entry.sample_id, size_hint=entry.published_size, for_reading=True, known=known
-        )
+        future = self.ask(entry)
         if then is not None:
             then()
         return turn.result(future)
@@ -187,9 +199,23 @@ class Samples:
             return None
         if entry.verified:
             return self._reader.fetch_whole(content_of(entry))
-        return self._reader.identify(
-            entry.sample_id, size_hint=size, for_reading=True, known=known_content(entry)
-        )
+        return self.ask(entry)
+
+    def _found_elsewhere(self, entry: SampleEntry) -> ContentId | None:
+        """Which content a sample has, where that was found since the entry was looked up.
+
+        Another process may have asked; it told its kernel, and this one has to tell ours.
+        """
+        told = self._catalog.told(entry)
+        if told is None or not told.verified or told.etag == NO_OBJECT:
+            return None
+        content = content_of(told)
+        if _shows_another(entry, content):
+            self._untold.add(entry.ino)
+            found = self._catalog.by_id(entry.sample_id)
+            if found is not None:
+                self._is_untold(*found)
+        return content
 
     def _is_untold(self, path: str, entry: SampleEntry) -> bool:
         """Whether the kernel, although it was told, may still hold what no longer holds of a file."""
@@ -232,7 +258,11 @@ class Samples:
             return
         later = [sample for sample in samples if sample.name > entry.name and sample.published_size is None]
         for sample in later[:_SIZES_AHEAD]:
-            self._reader.identify(sample.sample_id, size_hint=None, for_reading=False)
+            self._ask_size(sample)
+
+    def _ask_size(self, entry: SampleEntry) -> Future[ContentId]:
+        told = partial(self._found_elsewhere, entry)
+        return self._reader.identify(entry.sample_id, size_hint=None, for_reading=False, told=told)
 
 
 def known_content(entry: SampleEntry) -> ContentId | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from lightlyfs.catalog.catalog import true_name
-from lightlyfs.catalog.store import SampleEntry
+from lightlyfs.catalog.entries import SampleEntry, true_name
 from lightlyfs.errors import NoContent, NotPermitted
 from lightlyfs.fs.handles import WriteHandle
 from lightlyfs.fs.local import LocalFiles

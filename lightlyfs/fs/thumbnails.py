@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from lightlyfs.catalog.store import SampleEntry
+from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.errors import LightlyFsError, MalformedAnswer, NotFound
 
 log = logging.getLogger(__name__)

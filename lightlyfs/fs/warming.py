@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import NamedTuple, TypeVar
 
-from lightlyfs.catalog.store import DirectoryEntry, SampleEntry
+from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry
 from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.identity import ContentId
 from lightlyfs.content.ranges import SMALL_FILE_BYTES, Span, block_count
@@ -72,11 +72,15 @@ class Failure(NamedTuple):
 
 
 class WarmingParts(NamedTuple):
-    """What a warming works with; `closing()` says that the mount is being taken down."""
+    """What a warming works with.
+
+    `ask(entry)` asks which content a sample has; `closing()` says that the mount is being taken down.
+    """
 
     namespace: Namespace
     reader: Reader
     cache: BlockCache
+    ask: Callable[[SampleEntry], Future[ContentId]]
     patience: Patience
     closing: Callable[[], bool]
 
@@ -120,7 +124,7 @@ class Warming:
             if self._cached(entry) is not None:
                 cached_files += 1
                 cached_bytes += size
-        return Plan(files, total, cached_files, cached_bytes, self._parts.cache.limit_bytes)
+        return Plan(files, total, cached_files, cached_bytes, self._parts.cache.room.limit)
 
     def start(self) -> None:
         """Begin to fetch."""
@@ -285,11 +289,7 @@ class Warming:
         content = known_content(entry)
         if content is not None and entry.verified and content.has_object:
             return content
-        return self._result(
-            self._parts.reader.identify(
-                entry.sample_id, size_hint=entry.published_size, for_reading=True, known=content
-            )
-        )
+        return self._result(self._parts.ask(entry))
 
     def _fetch_piece(self, file: _File, piece: Span | None) -> None:
         content = file.content

@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 
-from lightlyfs.catalog.store import SampleEntry
+from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.errors import (
     BadHandle,
     LightlyFsError,

@@ -8,8 +8,7 @@ from concurrent.futures import Future
 import msgspec
 
 from lightlyfs.api.models import Sample
-from lightlyfs.catalog.catalog import true_name
-from lightlyfs.catalog.store import DirectoryEntry, SampleEntry
+from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry, true_name
 from lightlyfs.errors import NoAttribute, NotFound, UnknownNamespace
 from lightlyfs.fs.local_file import LocalFile
 from lightlyfs.fs.namespace import Node

@@ -13,7 +13,7 @@ from pathlib import Path
 from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.transport import Transport
 from lightlyfs.catalog.catalog import Catalog
-from lightlyfs.catalog.store import SampleEntry
+from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.content.pictures import PictureStore
 from lightlyfs.content.reader import Reader
 from lightlyfs.content.thumbnails import Thumbnails
@@ -22,6 +22,7 @@ from lightlyfs.fs.patience import Patience
 from lightlyfs.fs.samples import content_of
 from lightlyfs.fs.thumbnails import WORKERS, ThumbnailPrefill, thumbnail_cache
 from lightlyfs.fs.times import SetTimes
+from lightlyfs.places import DatasetPlace
 
 # samples looked up at once
 _PAGE = 128
@@ -40,7 +41,7 @@ class DesktopNeeds:
     catalog: Catalog
     reader: Reader
     patience: Patience
-    directory: Path
+    place: DatasetPlace
     mountpoint: Path | None
     owner: int
     closing: threading.Event
@@ -51,7 +52,7 @@ class Desktop:
 
     def __init__(self, needs: DesktopNeeds, environ: Mapping[str, str] = os.environ) -> None:
         self._needs = needs
-        self._store = PictureStore(needs.directory / "thumbnails.db")
+        self._store = PictureStore(needs.place.path / "thumbnails.db", alone=needs.place.alone)
         self._pool = ThreadPoolExecutor(WORKERS, "lightlyfs-thumbnails")
         self.thumbnails = Thumbnails(
             self._resolve,

@@ -51,7 +51,7 @@ def export_index(catalogue: Path, target: Path, dataset_id: str) -> int:
 
 
 def import_index(index: Path, place: places.DatasetPlace, tag: str | None, dataset_id: str) -> bool:
-    """Begin with an exported catalogue, unless this machine has a newer one; whether it was taken.
+    """Begin with an exported catalogue, unless this machine has a newer one or uses one; whether it did.
 
     StartError where the file is no index, of another version, or of another dataset. To be called before
     the catalogue is opened, by whoever holds the place.
@@ -68,7 +68,7 @@ def import_index(index: Path, place: places.DatasetPlace, tag: str | None, datas
     if of != dataset_id:
         raise StartError(f"{index} is the index of another dataset: {of}")
     target = place.path / places.catalogue_name(tag)
-    if _checked_at(target) >= checked:
+    if not place.alone or _checked_at(target) >= checked:
         return False
     for suffix in ("-wal", "-shm"):
         target.with_name(target.name + suffix).unlink(missing_ok=True)

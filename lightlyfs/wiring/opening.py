@@ -16,9 +16,10 @@ def open_spool(settings: Settings, dataset_id: str) -> places.SpoolPlace:
 
 
 def open_place(settings: Settings, dataset_id: str) -> places.DatasetPlace:
-    """The directory of a dataset on this machine, locked; a private one with `--no-cache`.
+    """The directory of a dataset on this machine; a private one with `--no-cache`.
 
-    With an index it begins with that; StartError where it is not one of this dataset.
+    With an index it begins with that, unless another process uses it, for then its names count. StartError
+    where it is not one of this dataset.
     """
     root = places.server_directory(places.cache_root(settings.cache_dir), settings.server)
     place = places.DatasetPlace(root, dataset_id, temporary=settings.no_cache)

@@ -27,6 +27,7 @@ from lightlyfs.content.budget import CacheConfig, default_budget
 from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.fetcher import FetchConfig, Fetcher
 from lightlyfs.content.identity import NO_OBJECT
+from lightlyfs.content.once import FetchOnce
 from lightlyfs.content.prefetcher import PrefetchStats
 from lightlyfs.content.reader import Reader
 from lightlyfs.errors import NoSuchFile, TooManyWaiting
@@ -46,6 +47,7 @@ from lightlyfs.wiring.connections import METADATA_THREADS, Connections
 from lightlyfs.wiring.counting import RequestCounter
 from lightlyfs.wiring.desktop import Desktop, DesktopNeeds
 from lightlyfs.wiring.kernel import Kernel, NoKernel, open_files_limit
+from lightlyfs.wiring.sharing import KeepsUp, listing_turn, opening
 from lightlyfs.wiring.status import status_of
 from lightlyfs.wiring.uploads import UploadNeeds, Uploads
 from lightlyfs.wiring.urls import UrlParts
@@ -60,7 +62,10 @@ _MAX_FETCHING = 4
 
 
 class Parts:
-    """The running parts of one dataset; `start` before use, `close` once."""
+    """The running parts of one dataset; `start` before use, `close` once.
+
+    Once they are made other processes may use the place.
+    """
 
     def __init__(
         self,
@@ -88,13 +93,16 @@ class Parts:
         self._metadata_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-metadata")
         self._page_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-pages")
         self._content_pool = ThreadPoolExecutor(settings.jobs, "lightlyfs-content")
-        self.catalog = self._make_catalog()
-        self.cache = BlockCache(place.path, CacheConfig(self._budget(), max_open_files=open_files_limit()))
+        config = CacheConfig(self._budget(), max_open_files=open_files_limit())
+        with opening(place):
+            self.catalog = self._make_catalog()
+            self.cache = BlockCache(place.path, config, locks=place.locks)
+        self._keeps_up = KeepsUp(self.cache, place, self.closing)
         self._urls = UrlParts(
             settings,
             connections,
             dataset_id,
-            place.path,
+            place,
             self.catalog,
             self.cache,
             later=self._metadata_pool.submit,
@@ -118,10 +126,12 @@ class Parts:
         self._fetching: list[Warming] = []
         self.desktop = self._make_desktop(mountpoint)
         self.filesystem = self._make_filesystem(kernel, spool_place)
+        place.share()
 
     def start(self) -> None:
         """Start the threads of the parts, and the first listing where there is none stored."""
         self.catalog.start()
+        self._keeps_up.start()
         if self._forgets_views is not None:
             self._forgets_views.start()
         if self.uploads is not None:
@@ -148,6 +158,7 @@ class Parts:
         self._urls.close()
         self.desktop.close()
         self.catalog.close()
+        self._keeps_up.join()
         self.cache.close()
         self.place.close()
 
@@ -172,7 +183,12 @@ class Parts:
         # a quarter of the downloads is left to readers who wait, unless all are asked for
         jobs = max(1, min(jobs or self.settings.jobs * 3 // 4, self.settings.jobs))
         parts = WarmingParts(
-            self._namespace, self.reader, self.cache, self._own_patience(), self.closing.is_set
+            self._namespace,
+            self.reader,
+            self.cache,
+            self._samples.ask,
+            self._own_patience(),
+            self.closing.is_set,
         )
         return Warming(parts, names, jobs, only)
 
@@ -203,7 +219,8 @@ class Parts:
     def _make_catalog(self) -> Catalog:
         settings = self.settings
         freshness = FreshnessConfig(settings.metadata_ttl_s, settings.page_size)
-        store = CatalogStore(self.place.path / places.catalogue_name(settings.tag))
+        name = places.catalogue_name(settings.tag)
+        store = CatalogStore(self.place.path / name, alone=self.place.alone)
         api = ApiRemote(self._client, self.dataset_id)
         self._tags = Tags(api, ttl_s=settings.metadata_ttl_s, clock=time.monotonic)
         remote: Remote = api if settings.tag is None else TaggedRemote(api, self._tags, settings.tag)
@@ -216,6 +233,7 @@ class Parts:
             clock=time.monotonic,
             wall_clock=time.time,
             on_changes=self._on_changes,
+            turn=listing_turn(self.place, name, self.closing.is_set),
         )
         self._details: Details[Sample] = Details(
             remote.sample, self._metadata_pool, ttl_s=settings.metadata_ttl_s, clock=time.monotonic
@@ -243,6 +261,12 @@ class Parts:
             fetcher,
             self._content_pool,
             lambda content: self._samples.storage_reported(content),
+            FetchOnce(
+                self.cache,
+                self.place.locks,
+                publish_facts=self.catalog.publish_facts,
+                cancelled=self.closing.is_set,
+            ),
         )
 
     def _make_desktop(self, mountpoint: Path | None) -> Desktop:
@@ -254,7 +278,7 @@ class Parts:
             catalog=self.catalog,
             reader=self.reader,
             patience=self._patience,
-            directory=self.place.path,
+            place=self.place,
             mountpoint=mountpoint,
             owner=self.settings.uid,
             closing=self.closing,

@@ -32,7 +32,12 @@ def status_of(parts: Parts) -> dict[str, Any]:
             "expected": refresher.progress.expected,
             **totals._asdict(),
         },
-        "cache": {"directory": str(parts.place.path), "private": parts.place.temporary, **cache._asdict()},
+        "cache": {
+            "directory": str(parts.place.path),
+            "private": parts.place.temporary,
+            "shared": parts.place.locks.has_company(),
+            **cache._asdict(),
+        },
         "content": reader._asdict(),
         "prefetch": parts.prefetch_stats()._asdict(),
         "reads_by_path": parts.filesystem.reads_by_path,

@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 from lightlyfs.api.retry import NO_RETRIES, RetryPolicy
 from lightlyfs.catalog.catalog import Catalog
-from lightlyfs.catalog.store import SampleEntry
+from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.identity import ContentId
 from lightlyfs.content.url_store import UrlStore
 from lightlyfs.content.urls import ReadUrls
 from lightlyfs.content.urls_ahead import UrlsAhead
+from lightlyfs.places import DatasetPlace
 from lightlyfs.settings import Settings
 from lightlyfs.wiring.connections import URL_THREADS, Connections
 
@@ -28,7 +28,7 @@ class UrlParts:
         settings: Settings,
         connections: Connections,
         dataset_id: str,
-        directory: Path,
+        place: DatasetPlace,
         catalog: Catalog,
         cache: BlockCache,
         *,
@@ -42,7 +42,11 @@ class UrlParts:
         self._cache = cache
         self._pool = ThreadPoolExecutor(URL_THREADS, "lightlyfs-urls")
         self.store = UrlStore(
-            directory / "urls.db", connections.fingerprint, wall_clock=time.time, later=later
+            place.path / "urls.db",
+            connections.fingerprint,
+            wall_clock=time.time,
+            later=later,
+            locks=place.locks,
         )
         self.urls = ReadUrls(self.resolve, wall_clock=time.time, store=self.store)
         self.ahead: UrlsAhead[SampleEntry] = UrlsAhead(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from contentkit import MIB, NOISE, Content, Storage, sample_id, whole
+from contentkit import MIB, NOISE, Content, Storage, recorded_bytes, sample_id, whole
 
 from lightlyfs.api.contract import Request, Response
 from lightlyfs.content.budget import CacheConfig
@@ -190,7 +190,7 @@ def test_threads_that_read_everything_everywhere_get_the_true_bytes_from_a_small
 
     pool.shutdown()
     assert content.cache.stats().bytes <= 5 * MIB
-    assert content.cache.stats().bytes == content.cache._index.total_bytes()
+    assert content.cache.stats().bytes == recorded_bytes(content.cache)
     assert content.reader.stats().under_way == 0
 
 
@@ -209,7 +209,7 @@ def test_writers_together_keep_the_budget_and_the_count(tmp_path: Path) -> None:
 
     assert cache.stats().bytes <= 3 * MIB
     assert cache.stats().errors == 0
-    assert cache.stats().bytes == cache._index.total_bytes()
+    assert cache.stats().bytes == recorded_bytes(cache)
     assert sum(path.stat().st_size for path in tmp_path.glob("blocks/*/*")) <= 3 * MIB
     cache.close()
 

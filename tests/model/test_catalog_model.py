@@ -11,10 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lightlyfs.catalog.catalog import true_name
+from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry, true_name
 from lightlyfs.catalog.inodes import directory_ino, sample_ino
 from lightlyfs.catalog.staging import Changes
-from lightlyfs.catalog.store import DirectoryEntry, SampleEntry
 
 # few and clashing; the ids of 16 and more share their last 8 digits with those below
 IDS = [sample_id(n) for n in range(8)] + [sample_id((1 << 40) + n) for n in range(4)]
@@ -40,7 +39,6 @@ class CatalogMachine(RuleBasedStateMachine):
         self.place = tempfile.TemporaryDirectory()
         self.remote = FakeRemote()
         self.facts: dict[str, tuple[int, str]] = {}
-        self.stale: set[str] = set()  # listed samples whose facts no longer count
         self.gone: set[str] = set()  # ids are never given out twice
         self.listed: dict[str, tuple[str, Record]] = {}
         self.mount()
@@ -56,9 +54,13 @@ class CatalogMachine(RuleBasedStateMachine):
 
     def note_listing(self, changes: Changes) -> None:
         """A listing found something; whatever made it run, it saw the dataset as it is now."""
-        for sample in self.stale | self.gone:
+        for sample, (_, listed) in self.listed.items():
+            now = self.remote.records.get(sample)
+            # one that changed and changed back is as it was
+            if now is None or (now.mtime, now.hint) != (listed.mtime, listed.hint):
+                self.facts.pop(sample, None)
+        for sample in self.gone:
             self.facts.pop(sample, None)
-        self.stale.clear()
         paths = {sample: path for path, sample in expected_tree(self.remote.records).items() if sample}
         before = self.listed
         self.listed = {sample: (paths[sample], record) for sample, record in self.remote.records.items()}
@@ -80,10 +82,7 @@ class CatalogMachine(RuleBasedStateMachine):
     def a_sample_changes(self, data: st.DataObject, hint: int | None, later: bool) -> None:
         sample = data.draw(st.sampled_from(sorted(self.remote.records)))
         old = self.remote.records[sample]
-        new = Record(old.name, old.mtime + later, hint)
-        if new != old and sample in self.listed:
-            self.stale.add(sample)
-        self.remote.records[sample] = new
+        self.remote.records[sample] = Record(old.name, old.mtime + later, hint)
         self.remote.modified += 1
 
     @precondition(lambda self: self.remote.records)
@@ -104,8 +103,7 @@ class CatalogMachine(RuleBasedStateMachine):
     def storage_reports(self, data: st.DataObject, size: int) -> None:
         sample = data.draw(st.sampled_from(sorted(self.remote.records)))
         self.world.catalog.record_facts(sample, size, f"e{size}")
-        if sample not in self.stale:
-            self.facts[sample] = (size, f"e{size}")
+        self.facts[sample] = (size, f"e{size}")
 
     @rule()
     def facts_are_written_down(self) -> None:

@@ -197,17 +197,24 @@ def test_a_stored_catalogue_and_cache_serve_without_a_server(
         lightlyfs("umount", str(place), environ=environ)
 
 
-def test_a_second_mount_of_a_dataset_says_that_it_shares_nothing(
-    background: int, server: LocalServer, environ: dict[str, str], tmp_path: Path
+def test_a_second_mount_of_a_dataset_shares_its_cache(
+    background: int, place: Path, server: LocalServer, environ: dict[str, str], tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
     other.mkdir()
+    assert (place / "a.jpg").read_bytes() == FILES["a.jpg"]
+    before = server.stats.count("storage.get")
 
     done = lightlyfs("mount", server.dataset_id, str(other), environ=environ)
 
-    assert "keeps a cache of its own" in done.stderr
-    assert (other / "a.jpg").read_bytes() == FILES["a.jpg"]
-    lightlyfs("umount", str(other), environ=environ)
+    try:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (other / "a.jpg").read_bytes() == FILES["a.jpg"]
+        assert server.stats.count("storage.get") == before
+        said = json.loads(lightlyfs("status", str(other), "--json", environ=environ).stdout)
+        assert (said["cache"]["shared"], said["cache"]["private"]) == (True, False)
+    finally:
+        lightlyfs("umount", str(other), environ=environ)
     datasets = next(Path(environ["XDG_CACHE_HOME"], "lightlyfs").iterdir())
     assert [p.name for p in datasets.iterdir() if p.is_dir()] == [server.dataset_id]
 

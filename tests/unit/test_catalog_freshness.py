@@ -13,7 +13,7 @@ from contentkit import Inline, sample_id
 
 from lightlyfs.api.models import Sample
 from lightlyfs.catalog.details import Details
-from lightlyfs.catalog.store import DirectoryEntry, SampleEntry
+from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry
 from lightlyfs.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -63,7 +63,7 @@ def test_within_the_ttl_nothing_is_asked_and_after_it_an_unchanged_dataset_costs
     world = make(remote)
     world.tree()
     assert asked_by(remote, world.tree) == []
-    world.refresher._listing_s = 1000.0  # so that no full listing is due
+    world.refresher._timing.listing_s = 1000.0  # so that no full listing is due
     world.clock.sleep(61)
 
     assert asked_by(remote, lambda: lookup(world, "d0/0.jpg")) == ["dataset", "page"]
@@ -108,7 +108,7 @@ def test_a_rename_that_moves_nothing_is_found_by_the_listing_that_is_due_now_and
     lookup(world, "x")
     assert lookup(world, "renamed.jpg") is None  # the cheap check sees the record and the tail only
 
-    world.clock.sleep(20 * world.refresher._listing_s)
+    world.clock.sleep(20 * world.refresher._timing.listing_s)
     lookup(world, "x")
     assert isinstance(lookup(world, "renamed.jpg"), SampleEntry)
 
@@ -299,7 +299,7 @@ def test_a_sample_the_server_lists_twice_is_one_sample_and_still_checked_cheaply
     world = make(remote)
 
     assert len([1 for sample in world.tree().values() if sample]) == 4
-    world.refresher._listing_s = 1000.0
+    world.refresher._timing.listing_s = 1000.0
     world.clock.sleep(61)
     world.tree()
     assert remote.asked.count("dataset") == 5  # two for each of two listings at most, and the check
@@ -438,7 +438,7 @@ def test_a_ttl_of_zero_asks_for_the_one_sample(make: Make) -> None:
     remote = dataset(4)
     world = make(remote, ttl_s=0)
     world.tree()
-    world.refresher._listing_s = 1000.0
+    world.refresher._timing.listing_s = 1000.0
 
     assert asked_by(remote, lambda: lookup(world, "d1/1.jpg")).count("sample") == 1
     assert world.catalog.current_generation() == -1
@@ -508,7 +508,7 @@ def test_facts_the_disk_refuses_count_from_memory_and_are_written_later(
     world.tree()
     real = world.store.record_facts
 
-    def fail(facts: Any) -> None:
+    def fail(facts: Any, **flags: bool) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
     monkeypatch.setattr(world.store, "record_facts", fail)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from contentkit import MIB, NOISE, sample_id
+from contentkit import MIB, NOISE, recorded_bytes, sample_id
 
 from lightlyfs.content.budget import CacheConfig, default_budget
 from lightlyfs.content.cache import BlockCache
@@ -212,7 +212,7 @@ def test_a_content_over_the_budget_is_served_and_the_budget_holds(tmp_path: Path
     fill(cache, LARGE)
 
     assert cache.stats().bytes <= 2 * MIB
-    assert not cache.has_room_for(LARGE.size)
+    assert not cache.room.holds(LARGE.size)
 
 
 @pytest.mark.parametrize("step", [1, 3])
@@ -347,7 +347,7 @@ def test_records_that_the_disk_refused_are_written_later(tmp_path: Path) -> None
         in_transaction = False
 
         def execute(self, *args: Any) -> Any:
-            if args[0] == "BEGIN":
+            if args[0] == "BEGIN IMMEDIATE":
                 raise sqlite3.OperationalError("database or disk is full")
             return real.execute(*args)
 
@@ -393,7 +393,7 @@ def test_any_mix_of_writes_reads_and_drops_keeps_count_and_bytes(tmp_path: Path)
             cache.close()
             cache = make(tmp_path, budget=6 * MIB)
         assert 0 <= cache.stats().bytes <= 6 * MIB
-        assert cache.stats().bytes == cache._index.total_bytes()
+        assert cache.stats().bytes == recorded_bytes(cache)
 
 
 def test_the_default_budget_leaves_room(monkeypatch: pytest.MonkeyPatch) -> None:

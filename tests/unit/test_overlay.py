@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightlyfs.catalog.store import SampleEntry
+from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.fs.overlay import MAX_LISTINGS_WITHOUT, RenamedSamples
 
 ID = "c" * 24

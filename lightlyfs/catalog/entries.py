@@ -1,0 +1,98 @@
+"""What the catalogue holds of samples and directories. Pure."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lightlyfs.catalog.inodes import sample_ino
+from lightlyfs.catalog.staging import Row
+
+
+class SampleEntry(NamedTuple):
+    """A sample as a directory entry.
+
+    `size` (bytes) and `etag` are what storage last reported, None until it did; they count as true while
+    `verified` is set, and are a better guess than `size_hint` otherwise. `stands` is set where nothing
+    speaks against them: also after a refresh that asks storage anew, as long as no listing differs.
+    """
+
+    name: str
+    ino: int
+    id: bytes
+    file_name_raw: bytes | None
+    size_hint: int | None
+    mtime: int
+    size: int | None
+    etag: str | None
+    verified: bool
+    stands: bool
+
+    @property
+    def published_size(self) -> int | None:
+        """The size to show, in bytes; None where nothing is known."""
+        return self.size_hint if self.size is None else self.size
+
+    @property
+    def sample_id(self) -> str:
+        """The id as the API spells it, 24 hex digits."""
+        return self.id.hex()
+
+
+class DirectoryEntry(NamedTuple):
+    """A directory; `mtime` is that of the newest sample below it, in seconds."""
+
+    name: str
+    ino: int
+    mtime: int
+
+
+Entry = SampleEntry | DirectoryEntry
+# of a sample in the order of the table: the inode number of its directory, and its name
+Place = tuple[int, str]
+
+
+class Facts(NamedTuple):
+    """What storage reported of a sample: its size in bytes and its version.
+
+    `of` is the time and the size hint the sample had then, for it counts no longer once they move; None
+    where the sample was not listed yet.
+    """
+
+    size: int
+    etag: str
+    of: tuple[int, int | None] | None = None
+
+    def hold_for(self, entry: SampleEntry) -> bool:
+        """Whether the sample is still what storage was asked about."""
+        return self.of is None or self.of == (entry.mtime, entry.size_hint)
+
+
+class Totals(NamedTuple):
+    """Sums over the catalogue; `unverified` counts the samples storage has not reported yet."""
+
+    samples: int
+    directories: int
+    bytes: int
+    unverified: int
+
+
+def true_name(path: str, entry: SampleEntry) -> str:
+    """The sample's name on the server, which its path may spell differently."""
+    raw = entry.file_name_raw
+    return path if raw is None else raw.decode("utf-8", "surrogatepass")
+
+
+def entry_of(row: Row) -> SampleEntry:
+    """A sample that no listing has met yet, as a directory entry."""
+    return SampleEntry(
+        row.wanted,
+        sample_ino(row.id),
+        row.id,
+        row.file_name_raw,
+        row.hint,
+        row.mtime,
+        None,
+        None,
+        False,
+        False,
+    )

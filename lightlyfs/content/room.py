@@ -1,0 +1,128 @@
+"""How much the block cache may keep, and what it deletes for it: the least recently used contents.
+
+Threads: any may call; one at a time makes room, of all processes that share the cache.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from lightlyfs.content.budget import CacheConfig
+from lightlyfs.content.index import BlockIndex
+from lightlyfs.locks import SharedLocks
+
+# what one process at a time does
+_EVICTING = "evicting"
+# how much is written between two looks at how full the disk is
+_LOOK_EVERY_BYTES = 8 << 20
+
+
+class Room:
+    """The limit of one cache; `remove(key)` deletes a content and says whether it could."""
+
+    def __init__(
+        self,
+        directory: Path,
+        config: CacheConfig,
+        index: BlockIndex,
+        locks: SharedLocks,
+        remove: Callable[[str], bool],
+        *,
+        statvfs: Callable[[Path], os.statvfs_result],
+        on_error: Callable[[Exception], None],
+    ) -> None:
+        self._directory = directory
+        self._config = config
+        self._index = index
+        self._locks = locks
+        self._remove = remove
+        self._statvfs = statvfs
+        self._on_error = on_error
+        self._evicting = threading.Lock()  # held by the one thread that makes room
+        self._lock = threading.Lock()
+        # guarded by _lock
+        self._look_in_bytes = _LOOK_EVERY_BYTES
+        self.limit = config.budget_bytes
+        self.evicted = 0
+        self._look_at_disk()
+
+    def may_grow(self, length: int) -> bool:
+        """Whether a block of this length may be written; looks at the disk now and then."""
+        with self._lock:
+            self._look_in_bytes -= length
+            due = self._look_in_bytes < 0
+            if due:
+                self._look_in_bytes = _LOOK_EVERY_BYTES
+        if due:
+            self._look_at_disk()
+        return length <= self.limit
+
+    @property
+    def ahead_bytes(self) -> int:
+        """How much may be fetched before it is asked for: more would displace what is still to be read."""
+        return self.limit // 4
+
+    def holds(self, size: int) -> bool:
+        """Whether a content of this many bytes can be kept whole without displacing nearly all else."""
+        return size <= self.limit // 2
+
+    def look_soon(self) -> None:
+        """The disk took something not: look at it before the next block."""
+        self._look_in_bytes = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether more is kept than may be."""
+        return self._index.bytes > self.limit
+
+    def make(self, keep: str, in_use: list[str]) -> None:
+        """Delete contents until a tenth of the limit is free; those in use last, and `keep` at the very last.
+
+        Raises sqlite3.Error where the index fails.
+        """
+        if not self._evicting.acquire(blocking=False):
+            return
+        try:
+            if self._locks.try_name(_EVICTING):
+                try:
+                    self._make(keep, in_use)
+                finally:
+                    self._locks.release_name(_EVICTING)
+        finally:
+            self._evicting.release()
+
+    def _make(self, keep: str, in_use: list[str]) -> None:
+        self._index.write()  # now the count is exact
+        if not self.is_over:
+            return
+        target = self.limit * 9 // 10
+        skip = {*in_use, keep}
+        while self._index.bytes > target and (oldest := self._index.oldest(skip)):
+            skip.update(self._delete_some(oldest, target))
+        self._delete_some([key for key in in_use if key != keep], target)
+        if self.is_over:
+            self._remove(keep)  # one content larger than the limit starts over
+
+    def _delete_some(self, keys: list[str], target: int) -> list[str]:
+        """Delete contents while there are too many bytes; returns those that cannot be deleted."""
+        failed = []
+        for key in keys:
+            if self._index.bytes <= target:
+                break
+            if self._remove(key):
+                self.evicted += 1
+            else:
+                failed.append(key)
+        return failed
+
+    def _look_at_disk(self) -> None:
+        try:
+            disk = self._statvfs(self._directory)
+        except OSError as error:
+            self._on_error(error)
+            return
+        spare = (disk.f_bavail - disk.f_blocks * self._config.min_free_share) * disk.f_frsize
+        self.limit = max(0, min(self._config.budget_bytes, int(self._index.bytes + spare)))

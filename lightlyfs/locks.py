@@ -1,0 +1,255 @@
+"""Advisory locks between the processes that share a directory.
+
+One file, `lock`, of which no byte is ever written: each byte stands for something that one process at a time
+does. The locks are those of open file descriptions (fcntl(2), F_OFD_SETLK), so the kernel lets go of them
+when a process dies, however it does. What is read and written in the directory never depends on them for
+being right, only for being done once: a process that is stopped while it holds one delays the others, and is
+then passed by.
+
+Threads: any may call. The threads of one process are one holder; what they must not do at once they lock
+among themselves.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# `struct flock` of 64-bit Linux: type, whence, start, length, process (0 for these locks)
+_FLOCK = struct.Struct("hhqqi4x")
+
+# what the bytes of the file stand for
+_PRESENCE = 0
+_NAMED = 1 << 10  # as many stripes and names as there are bytes up to the samples
+_SAMPLES = 1 << 41
+_BLOCKS_PER_SAMPLE = 1 << 20
+
+# a process that starts may look through the whole cache before it lets others in
+_JOIN_TIMEOUT_S = 30.0
+# how long it is believed that nobody else is here, or that somebody is
+_COMPANY_S = 0.05
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.001, 0.02
+
+
+class SharedLocks:
+    """The locks of one directory; `join` before use, `close` once."""
+
+    def __init__(self, directory: Path | None) -> None:
+        """Open or make the file; `directory` must exist and be ours (see `places`).
+
+        Without one every lock is to be had: for what no other process can reach.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = -1 if directory is None else os.open(directory / "lock", flags, 0o600)
+        self._alone = False
+        self._lock = threading.Lock()
+        # guarded by _lock
+        self._has_company = False
+        self._looked_at = float("-inf")
+
+    @classmethod
+    def of_nobody_else(cls) -> SharedLocks:
+        """The locks of what no other process can reach."""
+        locks = cls(None)
+        locks.join()
+        return locks
+
+    def close(self) -> None:
+        """Let go of everything."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    # who is here
+
+    def join(self, timeout_s: float = _JOIN_TIMEOUT_S) -> None:
+        """Be counted among those who use the directory.
+
+        Where nobody else is here the others are kept out until `share`, and `alone` says so. Raises
+        TimeoutError where somebody keeps it for himself, OSError where the file system has no locks.
+        """
+        deadline = time.monotonic() + timeout_s
+        for pause_s in _pauses():
+            if self._set(fcntl.F_WRLCK, _PRESENCE, 1):
+                self._alone = True
+                return
+            if self._set(fcntl.F_RDLCK, _PRESENCE, 1):
+                return
+            if time.monotonic() >= deadline:
+                raise TimeoutError("another process keeps the directory for itself")
+            time.sleep(pause_s)
+
+    @property
+    def alone(self) -> bool:
+        """Whether nobody else is here and nobody can come."""
+        return self._alone
+
+    def share(self) -> None:
+        """Let others in."""
+        self._alone = False
+        self._try(fcntl.F_RDLCK, _PRESENCE, 1)
+
+    def has_company(self) -> bool:
+        """Whether another process uses the directory, as of a moment ago."""
+        if self._alone:
+            return False
+        now = time.monotonic()
+        if now - self._looked_at >= _COMPANY_S:
+            with self._lock:
+                self._looked_at = now
+                self._has_company = not self._try(fcntl.F_WRLCK, _PRESENCE, 1)
+                if not self._has_company:
+                    self._try(fcntl.F_RDLCK, _PRESENCE, 1)
+        return self._has_company
+
+    @contextmanager
+    def keeping_others_out(self) -> Iterator[bool]:
+        """Whether nobody else is here; if so, nobody comes before the block ends."""
+        if self._alone:
+            yield True
+            return
+        with self._lock:
+            alone = self._try(fcntl.F_WRLCK, _PRESENCE, 1)
+            try:
+                yield alone
+            finally:
+                if alone:
+                    self._try(fcntl.F_RDLCK, _PRESENCE, 1)
+
+    # what one process at a time does
+
+    def try_name(self, name: str) -> bool:
+        """Whether this process may now do what a name stands for; if so, `release_name` comes after it."""
+        return self._try(fcntl.F_WRLCK, _offset_of(name), 1)
+
+    def release_name(self, name: str) -> None:
+        """Let others do it."""
+        self._try(fcntl.F_UNLCK, _offset_of(name), 1)
+
+    @contextmanager
+    def name(
+        self,
+        name: str,
+        timeout_s: float,
+        cancelled: Callable[[], bool] = lambda: False,
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> Iterator[None]:
+        """Do what a name stands for while no other process does.
+
+        After `timeout_s`, and once it is `cancelled`, the block is run all the same. `on_wait` is called
+        over and over meanwhile.
+        """
+        held = self._wait_for(_offset_of(name), 1, timeout_s, cancelled, on_wait)
+        try:
+            yield
+        finally:
+            if held:
+                self.release_name(name)
+
+    @contextmanager
+    def blocks(
+        self, sample_id: str, first: int, last: int, timeout_s: float, cancelled: Callable[[], bool]
+    ) -> Iterator[None]:
+        """Fetch blocks `first` to `last` of a sample while no other process does; waits as `name` does."""
+        start = _SAMPLES + int(sample_id[-10:], 16) * _BLOCKS_PER_SAMPLE + min(first, _BLOCKS_PER_SAMPLE - 1)
+        length = min(last - first + 1, _BLOCKS_PER_SAMPLE)
+        held = self._wait_for(start, length, timeout_s, cancelled)
+        try:
+            yield
+        finally:
+            if held:
+                self._try(fcntl.F_UNLCK, start, length)
+
+    def stripe(self, name: str, timeout_s: float = 2.0) -> Stripe:
+        """A lock between threads and processes; entering it may raise TimeoutError."""
+        return Stripe(self, name, timeout_s)
+
+    def _wait_for(
+        self,
+        start: int,
+        length: int,
+        timeout_s: float,
+        cancelled: Callable[[], bool] = lambda: False,
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> bool:
+        if self._try(fcntl.F_WRLCK, start, length):
+            return True
+        deadline = time.monotonic() + timeout_s
+        for pause_s in _pauses():
+            on_wait()
+            time.sleep(pause_s)
+            if cancelled():
+                return False
+            if self._try(fcntl.F_WRLCK, start, length):
+                return True
+            if time.monotonic() >= deadline:
+                return False
+        raise AssertionError("the pauses do not end")
+
+    def _try(self, kind: int, start: int, length: int) -> bool:
+        """Whether the lock is ours now; never waits, and a file that is closed by now locks nothing."""
+        try:
+            return self._set(kind, start, length)
+        except OSError:
+            return True
+
+    def _set(self, kind: int, start: int, length: int) -> bool:
+        return self._request(_FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+
+    def _request(self, lock: bytes) -> bool:
+        if self._fd >= 0:
+            try:
+                fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, lock)
+            except BlockingIOError:
+                return False
+        return True
+
+
+class Stripe:
+    """A lock that threads and processes hold for a moment; entering it may raise TimeoutError."""
+
+    def __init__(self, locks: SharedLocks, name: str, timeout_s: float) -> None:
+        self._locks = locks
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        start = _offset_of(name)
+        self._start = start
+        self._take = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
+        self._free = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, start, 1, 0)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        try:
+            held = self._locks._request(self._take)
+        except OSError:
+            held = True
+        if not held and not self._locks._wait_for(self._start, 1, self._timeout_s):
+            self._lock.release()
+            raise TimeoutError("another process keeps a part of the cache for itself")
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._locks._request(self._free)
+        except OSError:
+            pass
+        finally:
+            self._lock.release()
+
+
+def _pauses() -> Iterator[float]:
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        yield pause_s
+        pause_s = min(pause_s * 1.5, _MAX_PAUSE_S)
+
+
+def _offset_of(name: str) -> int:
+    digest = hashlib.blake2b(name.encode(), digest_size=5).digest()
+    return _NAMED + int.from_bytes(digest, "big")
