@@ -13,6 +13,7 @@ import click
 
 from lightlyfs.cli.commands import refresh, status, umount
 from lightlyfs.cli.demo import demo
+from lightlyfs.cli.deploy import deploy
 from lightlyfs.cli.doctor import doctor
 from lightlyfs.cli.index import index
 from lightlyfs.cli.mount import mount
@@ -46,6 +47,7 @@ for command in (
     index,
     serve,
     demo,
+    deploy,
     doctor,
     completion,
     help_topic,

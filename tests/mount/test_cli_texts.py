@@ -24,7 +24,9 @@ def lightlyfs(*words: str, **environ: str) -> str:
 def test_the_man_page_names_every_option_and_command() -> None:
     page = lightlyfs("help", "man").replace(r"\-", "-")
     assert [row.flag for row in SETTINGS if f".B {row.flag}\n" not in page] == []
-    assert all(f".B {name}\n" in page for name in ("mount", "umount", "warm", "uploads", "completion"))
+    assert all(
+        f".B {name}\n" in page for name in ("mount", "umount", "warm", "uploads", "deploy", "completion")
+    )
 
 
 def test_the_man_page_is_clean() -> None:
@@ -57,6 +59,7 @@ def test_a_completion_is_one_the_shell_takes(shell: str) -> None:
         ("lightlyfs mount --read-m", {"--read-mode"}),
         ("lightlyfs mount --read-mode ", {"url", "redirect"}),
         ("lightlyfs uploads ", {"discard", "export", "list", "retry"}),
+        ("lightlyfs deploy u", {"user-unit"}),
         ("lightlyfs completion ", {"bash", "zsh", "fish"}),
     ],
 )
