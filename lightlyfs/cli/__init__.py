@@ -26,6 +26,9 @@ from lightlyfs.errors import LightlyFsError, SettingsError
 __all__ = ["main"]
 
 _COMPLETING = "_LIGHTLYFS_COMPLETE"
+_MOUNT_HELPER = "mount.fuse.lightlyfs"
+# flags that mount(8) hands on to its helper: sloppy, no mtab, verbose
+_MOUNT_FLAGS = {"-s", "-n", "-v"}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # the shell asks for what may come next; click answers, and ends the program
         commands.main([], prog_name="lightlyfs", complete_var=_COMPLETING)
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and os.path.basename(sys.argv[0]) == _MOUNT_HELPER:
+        words = _words_of_mount(words)
     # the form that mount(8) uses has no command word
     if len(words) >= 2 and not words[0].startswith("-") and words[0] not in commands.commands:
         words.insert(0, "mount")
@@ -75,3 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(f"lightlyfs: {error}", err=True)
         code = 2 if isinstance(error, SettingsError) else 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _words_of_mount(words: list[str]) -> list[str]:
+    """What mount(8) says to its helper, as the command that does it; its `-f` asks for nothing to be done."""
+    if "-f" in words:
+        sys.exit(0)
+    return ["mount", *(word for word in words if word not in _MOUNT_FLAGS)]

@@ -1,4 +1,4 @@
-"""The units that `lightlyfs deploy` prints: what systemd says of them, and their commands run as it runs them."""
+"""The units that `lightlyfs deploy` prints: what systemd says of them, and their commands run."""
 
 from __future__ import annotations
 
