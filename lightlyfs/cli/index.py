@@ -44,3 +44,24 @@ def export(dataset: str, file: Path, fstab_options: tuple[str, ...], **flags: st
     samples = wiring.export_index(catalogue, file.absolute(), found.id)
     size = size_text(file.stat().st_size)
     click.echo(f"{samples:,} samples, {size}, in {time.monotonic() - started:.1f} s: {file}")
+
+
+@index.command("import")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option("-o", "fstab_options", multiple=True, metavar="NAME=VALUE", help="Options of `mount`.")
+@setting_options
+def import_(file: Path, fstab_options: tuple[str, ...], **flags: str | None) -> None:
+    """Have later mounts on this machine begin with the names and sizes in FILE, which knows its dataset.
+
+    Asks no network. Give `--cache-dir`, `--server` and `--tag` as to `mount`.
+    """
+    fstab, _ = split_fstab_options(fstab_options)
+    settings = resolve(merge(flags, fstab), os.environ)
+    root = places.server_directory(places.cache_root(settings.cache_dir), settings.server)
+    started = time.monotonic()
+    header, taken = wiring.import_for_later(file.absolute(), root, settings.tag)
+    names = f"the names of dataset {header.dataset_id}, checked {time.time() - header.checked_at:,.0f} s ago"
+    if taken:
+        click.echo(f"{names}, are on this machine, in {time.monotonic() - started:.1f} s")
+    else:
+        click.echo(f"{names}: this machine has newer ones, which stay")

@@ -12,6 +12,7 @@ import shutil
 import sqlite3
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from lightlyfs import places
 from lightlyfs.catalog.store import SCHEMA_VERSION
@@ -50,12 +51,15 @@ def export_index(catalogue: Path, target: Path, dataset_id: str) -> int:
     return int(samples)
 
 
-def import_index(index: Path, place: places.DatasetPlace, tag: str | None, dataset_id: str) -> bool:
-    """Begin with an exported catalogue, unless this machine has a newer one or uses one; whether it did.
+class Header(NamedTuple):
+    """What an index says of itself: its dataset, and when that was last known to be true, in unix seconds."""
 
-    StartError where the file is no index, of another version, or of another dataset. To be called before
-    the catalogue is opened, by whoever holds the place.
-    """
+    dataset_id: str
+    checked_at: float
+
+
+def read_header(index: Path) -> Header:
+    """What a file is the index of; StartError where it is none, or one of another version."""
     try:
         with contextlib.closing(sqlite3.connect(f"file:{index}?mode=ro&immutable=1", uri=True)) as db:
             (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -65,10 +69,20 @@ def import_index(index: Path, place: places.DatasetPlace, tag: str | None, datas
         raise StartError(f"{index} is no index made by `lightlyfs index export`: {error}") from None
     if version != SCHEMA_VERSION or of is None:
         raise StartError(f"{index} is no index of this version; make it again with `lightlyfs index export`")
-    if of != dataset_id:
-        raise StartError(f"{index} is the index of another dataset: {of}")
+    return Header(of, checked)
+
+
+def import_index(index: Path, place: places.DatasetPlace, tag: str | None, dataset_id: str) -> bool:
+    """Begin with an exported catalogue, unless this machine has a newer one or uses one; whether it did.
+
+    StartError where the file is no index, of another version, or of another dataset. To be called before
+    the catalogue is opened, by whoever holds the place.
+    """
+    header = read_header(index)
+    if header.dataset_id != dataset_id:
+        raise StartError(f"{index} is the index of another dataset: {header.dataset_id}")
     target = place.path / places.catalogue_name(tag)
-    if not place.alone or _checked_at(target) >= checked:
+    if not place.alone or _checked_at(target) >= header.checked_at:
         return False
     for suffix in ("-wal", "-shm"):
         target.with_name(target.name + suffix).unlink(missing_ok=True)
@@ -77,6 +91,20 @@ def import_index(index: Path, place: places.DatasetPlace, tag: str | None, datas
     os.chmod(temporary, 0o600)
     os.replace(temporary, target)
     return True
+
+
+def import_for_later(index: Path, server_root: Path, tag: str | None) -> tuple[Header, bool]:
+    """Put an index where later mounts begin with it; what it says of itself, and whether it was taken.
+
+    StartError where the file is no index, or a mount uses the dataset's directory now.
+    """
+    header = read_header(index)
+    with places.DatasetPlace(server_root, header.dataset_id) as place:
+        if not place.alone:
+            raise StartError(
+                f"a mount of dataset {header.dataset_id} uses its names on this machine; unmount it first"
+            )
+        return header, import_index(index, place, tag, header.dataset_id)
 
 
 def _checked_at(catalogue: Path) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,8 +33,11 @@ def export(server: LocalServer, home: Path, file: Path, check: bool = True) -> s
     return done.stdout + done.stderr
 
 
-def listed(server: LocalServer) -> int:
-    return server.stats.count("samplesPartial") + server.stats.count("samples")
+def asked(server: LocalServer) -> dict[str, int]:
+    """Requests for names and the dataset since the last reset, by endpoint."""
+    counts = server.stats.snapshot()["requests"]
+    names = ("dataset", "datasets", "datasetByName", "partial", "samples")
+    return {name: sum(counts[name].values()) for name in names if name in counts}
 
 
 def test_a_worker_with_an_index_lists_nothing(server: LocalServer, tmp_path: Path) -> None:
@@ -48,8 +53,51 @@ def test_a_worker_with_an_index_lists_nothing(server: LocalServer, tmp_path: Pat
             for directory in tree.names()
             for path in (f"{directory}/{name}" for name in tree.names(directory))
         } == FILES
-        counts = server.stats.snapshot()["requests"]
-    assert not any("partial" in name.lower() or name == "samples" for name in counts), counts
+    assert asked(server) == {"dataset": 1}
+
+
+def test_a_process_with_an_index_lists_nothing_over_fsspec(server: LocalServer, tmp_path: Path) -> None:
+    index = tmp_path / "names.index"
+    export(server, tmp_path / "home", index)
+    server.stats.reset()
+    program = """
+import fsspec, sys
+options = {"index": sys.argv[2], "cache_dir": sys.argv[3], "metadata_ttl": "infinite"}
+fs = fsspec.filesystem("lightly", **options)
+print(len(fs.find(sys.argv[1])), fs.cat_file(sys.argv[1] + "/1/7.bin") == bytes([7]) * 1000)
+"""
+    words = [server.dataset_id, str(index), str(tmp_path / "cache")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        env=environment(server, tmp_path / "worker"), capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.split() == ["30", "True"], done.stderr
+    assert asked(server) == {"dataset": 1}
+
+
+def test_an_imported_index_is_what_later_mounts_begin_with(server: LocalServer, tmp_path: Path) -> None:
+    index = tmp_path / "names.index"
+    export(server, tmp_path / "home", index)
+    environ = environment(server, tmp_path / "worker/cache")
+    told = lightlyfs("index", "import", str(index), environ={**environ, "LIGHTLY_TOKEN": ""}).stdout
+    assert f"the names of dataset {server.dataset_id}" in told
+    server.stats.reset()
+    with mounted(server, tmp_path / "worker", "3", "--metadata-ttl", "infinite") as tree:
+        assert tree.names() == ["0", "1", "2"]
+        assert tree.read("1/7.bin") == FILES["1/7.bin"]
+        assert asked(server) == {"dataset": 1}
+
+        busy = tree.run("index", "import", str(index), check=False)
+        assert busy.returncode == 1
+        assert "unmount it first" in busy.stderr
+        assert len(busy.stderr.splitlines()) == 1
+
+    server.add_sample("later.bin", b"later")
+    with mounted(server, tmp_path / "worker") as tree:
+        tree.refresh()
+    assert "newer ones, which stay" in lightlyfs("index", "import", str(index), environ=environ).stdout
+    with mounted(server, tmp_path / "worker", "3", "--metadata-ttl", "infinite") as tree:
+        assert "later.bin" in tree.names()
 
 
 def test_what_storage_reported_comes_along(server: LocalServer, tmp_path: Path) -> None:
@@ -101,3 +149,13 @@ def test_a_file_that_is_no_index_of_it_is_told_in_one_line(server: LocalServer, 
         assert done.returncode == 1
         assert str(tmp_path / name) in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+    for name in wrong:
+        done = lightlyfs(
+            "index",
+            "import",
+            str(tmp_path / name),
+            environ=environment(server, tmp_path / "worker"),
+            check=False,
+        )
+        assert done.returncode == 1
+        assert str(tmp_path / name) in done.stderr
