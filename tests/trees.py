@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -417,6 +418,13 @@ def start_mount(
         process.wait()
         raise
     return tree
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def is_served(mountpoint: Path) -> bool:

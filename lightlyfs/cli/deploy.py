@@ -13,6 +13,9 @@ import click
 _FILES = {
     "system-unit": "system-unit.service",
     "user-unit": "user-unit.service",
+    "containerfile": "Containerfile",
+    "kubernetes": "kubernetes.yaml",
+    "grafana": "grafana.json",
 }
 
 
@@ -21,7 +24,8 @@ _FILES = {
 def deploy(name: str) -> None:
     """Print a file that runs a mount as a service; its first lines say how to use it.
 
-    system-unit and user-unit are for systemd, with the path of this program in them.
+    system-unit and user-unit are for systemd, with the path of this program in them; containerfile is for
+    an image, kubernetes a pod whose sidecar mounts; grafana is a board of what --metrics-port answers.
     """
     text = resources.files("lightlyfs").joinpath("deploy", _FILES[name]).read_text(encoding="utf-8")
     if name.endswith("-unit"):

@@ -32,6 +32,7 @@ _NUMBERS = (
 _UPLOADS = (
     ("uploads_done_total", "uploaded", "Files uploaded."),
     ("uploads_pending", "pending", "Files that are to be uploaded."),
+    ("uploads_under_way", "under_way", "Uploads under way."),
     ("uploads_failed", "failed", "Files whose upload failed, and is tried again."),
 )
 

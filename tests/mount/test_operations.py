@@ -11,17 +11,11 @@ from pathlib import Path
 
 import pytest
 import requests
-from trees import MountedTree, environment, need_fuse, soon, start_mount, wait_until
+from trees import MountedTree, environment, free_port, need_fuse, soon, start_mount, wait_until
 
 from lightlyfs.localserver import LocalServer
 
 pytestmark = pytest.mark.fuse
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start(server: LocalServer, directory: Path, *options: str, **environ: str) -> MountedTree:
