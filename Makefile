@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
-# parts of `make bench`: cold, training, large, warm, scale, writing, soak
+# parts of `make bench`: cold, training, large, warm, scale, writing, metrics, soak, slopes
 NAMES := all
 
 .DEFAULT_GOAL := help
