@@ -13,12 +13,13 @@ _SHELLS = ("bash", "zsh", "fish")
 
 
 @click.command("help")
-@click.argument("topic", type=click.Choice(("semantics", "man")), required=False)
+@click.argument("topic", type=click.Choice(("semantics", "scale", "man")), required=False)
 @click.pass_context
 def help_topic(context: click.Context, topic: str | None) -> None:
     """Show a longer text.
 
-    `lightlyfs help semantics` says what the mount promises. `lightlyfs help man` is the man page; to keep it:
+    `lightlyfs help semantics` says what the mount promises, `lightlyfs help scale` what millions of samples
+    cost. `lightlyfs help man` is the man page; to keep it:
     `lightlyfs help man > ~/.local/share/man/man1/lightlyfs.1`.
     """
     program = context.find_root().command

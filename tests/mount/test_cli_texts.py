@@ -43,6 +43,14 @@ def test_the_man_page_is_clean() -> None:
     assert "LIGHTLYFS(1)" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("topic", "title"),
+    [("semantics", "# What a mounted dataset promises"), ("scale", "# What a large dataset costs")],
+)
+def test_a_topic_is_printed(topic: str, title: str) -> None:
+    assert lightlyfs("help", topic).startswith(title + "\n")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_completion_is_one_the_shell_takes(shell: str) -> None:
     script = lightlyfs("completion", shell)
@@ -61,6 +69,7 @@ def test_a_completion_is_one_the_shell_takes(shell: str) -> None:
         ("lightlyfs uploads ", {"discard", "export", "list", "retry"}),
         ("lightlyfs index ", {"export", "import"}),
         ("lightlyfs deploy u", {"user-unit"}),
+        ("lightlyfs help s", {"semantics", "scale"}),
         ("lightlyfs completion ", {"bash", "zsh", "fish"}),
     ],
 )
