@@ -8,6 +8,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -47,26 +48,25 @@ def test_systemd_finds_nothing_wrong_with_a_unit(unit: str, tmp_path: Path) -> N
 class Service:
     """A unit's commands, with what systemd puts for its specifiers and variables."""
 
-    def __init__(self, unit: str, home: Path, environ: Mapping[str, str]) -> None:
+    def __init__(self, unit: str, places: Mapping[str, str], environ: Mapping[str, str]) -> None:
         self._lines = [line.partition("=") for line in unit.splitlines() if re.match(r"\w+=", line)]
-        self._home = home
-        variables = dict(word.split("=", 1) for word in self._expanded("Environment"))
-        file = Path(self._expanded("EnvironmentFile")[0].removeprefix("-"))
+        self._places = places
+        variables = dict(word.split("=", 1) for word in self._words("Environment"))
+        file = Path(self._words("EnvironmentFile")[0].removeprefix("-"))
         variables |= dict(line.split("=", 1) for line in file.read_text().splitlines())
         self.environ = {**environ, **variables}
 
-    def _expanded(self, key: str) -> list[str]:
-        """The words of a line, its specifiers filled in; paths of the system lie below `home`."""
-        (value,) = (value for name, _, value in self._lines if name == key)
-        places = {"%i": INSTANCE, "%h": "home", "%E": "etc", "%S": "state"}
-        for specifier, place in places.items():
-            value = value.replace(specifier, place if specifier == "%i" else str(self._home / place))
-        return value.replace("=/etc/", f"={self._home}/etc/").replace("-/etc/", f"-{self._home}/etc/").split()
+    def _words(self, key: str) -> list[str]:
+        """The words of all lines of a key, with what stands for each specifier, and for the system's /etc."""
+        text = " ".join(value for name, _, value in self._lines if name == key)
+        for specifier, place in self._places.items():
+            text = text.replace(specifier, place)
+        return text.split()
 
     def command(self, key: str) -> list[str]:
         """The words of a command: `${NAME}` is one of them, `$NAME` as many as it has."""
         found: list[str] = []
-        for word in " ".join(self._expanded(key)).removeprefix("-").split(" "):
+        for word in " ".join(self._words(key)).removeprefix("-").split(" "):
             if match := re.fullmatch(r"\$(\w+)", word):
                 found += shlex.split(self.environ[match[1]])
             else:
@@ -75,7 +75,15 @@ class Service:
 
 
 @pytest.fixture
-def service(unit: str, own_server: LocalServer, tmp_path: Path) -> Service:
+def runtime() -> Iterator[Path]:
+    """What /run is to systemd; its path is short, for those of sockets have to be."""
+    with tempfile.TemporaryDirectory(prefix="lightlyfs-run-") as directory:
+        (Path(directory) / "lightlyfs").mkdir(mode=0o700)
+        yield Path(directory)
+
+
+@pytest.fixture
+def service(unit: str, own_server: LocalServer, runtime: Path, tmp_path: Path) -> Service:
     """The unit of an administrator who wrote a token and the place of the mount."""
     need_fuse("3")
     configured = tmp_path / "etc/lightlyfs"
@@ -87,7 +95,9 @@ def service(unit: str, own_server: LocalServer, tmp_path: Path) -> Service:
     (configured / f"{INSTANCE}.env").write_text(said)
     environ = environment(own_server, tmp_path / "cache")
     del environ["LIGHTLY_TOKEN"]
-    return Service(unit, tmp_path, environ)
+    places = {"%i": INSTANCE, "%t": str(runtime), "%S": str(tmp_path / "state"), "%h": str(tmp_path)}
+    etc = str(tmp_path / "etc")
+    return Service(unit, {"/etc": etc, **places, "%E": etc}, environ)
 
 
 @pytest.fixture
@@ -112,6 +122,10 @@ def test_the_commands_of_a_unit_start_reload_and_stop_a_mount(
     try:
         assert notified.recv(100) == b"READY=1"
         assert (mountpoint / "a.bin").read_bytes() == b"a"
+
+        status = [service.command("ExecStop")[0], "status", str(mountpoint)]
+        told = subprocess.run(status, env=service.environ, capture_output=True, text=True, check=True)
+        assert "1 samples" in told.stdout
 
         service.environ["MAINPID"] = str(process.pid)
         subprocess.run(service.command("ExecReload"), check=True)
