@@ -12,6 +12,7 @@ from typing import Any
 import cold
 import large
 import scale
+import slopes
 import soak
 import training
 import warm
@@ -110,6 +111,11 @@ def names_bars() -> list[Bar]:
     return bars
 
 
+def index_s(what: str) -> Callable[[Table], float]:
+    """What a million names take to be shared."""
+    return lambda table: table.value("slopes", slopes.title(scale.MILLION, what), OURS)
+
+
 BARS = [
     Bar(f"{cold.IN_ORDER}, of rclone mount", 15, lambda t: t.ratio("cold", cold.IN_ORDER, OURS, RCLONE)),
     Bar(f"{cold.IN_ORDER}, of the faster download", 0.7, best_download),
@@ -189,6 +195,8 @@ BARS = [
     ),
     Bar("peak memory at 100,000 samples", 300, lambda t: t.peak("scale", "100,000"), "MB", at_most=True),
     Bar("peak memory at 1,000,000 samples", 400, lambda t: t.peak("scale", "1,000,000"), "MB", at_most=True),
+    Bar("index of 1,000,000 samples, export", 10, index_s(slopes.EXPORTED), "s", at_most=True),
+    Bar("index of 1,000,000 samples, import to first file", 2, index_s(slopes.IMPORTED), "s", at_most=True),
     Bar("soak, growth of memory", 5, lambda t: t.value("soak", soak.GROWTH, OURS), "%", at_most=True),
 ]
 

@@ -21,6 +21,7 @@ from soak import resident_mb
 
 SIZES = [int(text) for text in os.environ.get("SLOPES", "100000 1000000").split()]
 LISTED, FOUND = "mount and list", "find through all"
+EXPORTED, IMPORTED = "index export", "import, mount, first file"
 REMOUNTED = "remount, no network"
 
 
@@ -30,11 +31,16 @@ def run(bench: Bench) -> None:
         measure(bench, samples)
 
 
+def title(samples: int, what: str) -> str:
+    """What a figure is called at a size."""
+    return f"{samples:,} files: {what}"
+
+
 def measure(bench: Bench, samples: int) -> None:
     """One dataset, online, then offline."""
 
     def note(what: str, value: float, unit: str) -> None:
-        bench.note(f"{samples:,} files: {what}", "lightlyfs", value, unit)
+        bench.note(title(samples, what), "lightlyfs", value, unit)
 
     place = bench.place("slopes")
     words = ["--fake", str(samples), "--fake-size", str(FILE_BYTES)]
@@ -52,7 +58,7 @@ def measure(bench: Bench, samples: int) -> None:
             note("peak memory", mount.cost().peak_mb, "MB")
         index = place / "names.index"
         note(
-            "index export",
+            EXPORTED,
             index_s(exported, "export", exported["LIGHTLY_DATASET_ID"], index, place / "cache"),
             "s",
         )
@@ -64,7 +70,7 @@ def measure(bench: Bench, samples: int) -> None:
         with lightlyfs_mount(exported, worker, "--metadata-ttl", "infinite") as mount:
             first = mount.path / next(mount.path.iterdir()) / "0000" / "img_0000000.jpg"
             first.read_bytes()
-            note("import, mount, first file", import_s + time.perf_counter() - started, "s")
+            note(IMPORTED, import_s + time.perf_counter() - started, "s")
     with lightlyfs_mount(exported, place) as mount:
         note(REMOUNTED, mount.started_s, "s")
         note("memory after a remount", resident_mb(mount.pid), "MB")
