@@ -25,8 +25,8 @@ from lightlyfs.catalog.census import Census
 from lightlyfs.catalog.entries import DirectoryEntry, Entry, SampleEntry, Totals, entry_of, true_name
 from lightlyfs.catalog.inodes import directory_ino, sample_ino
 from lightlyfs.catalog.recent import RecentLookups
-from lightlyfs.catalog.refresher import FreshnessConfig, Refresher, stored_dataset
-from lightlyfs.catalog.remote import DatasetState, Remote
+from lightlyfs.catalog.refresher import FreshnessConfig, Refresher
+from lightlyfs.catalog.remote import DatasetState, Remote, stored_dataset
 from lightlyfs.catalog.reported import Reported
 from lightlyfs.catalog.staging import Changes, Row
 from lightlyfs.catalog.store import CatalogStore

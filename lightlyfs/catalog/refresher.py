@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar
 from lightlyfs.catalog.listing import DEFAULT_PAGE_SIZE, Pager
 from lightlyfs.catalog.remote import DatasetState, Remote, is_settled
 from lightlyfs.catalog.staging import Changes, Row
-from lightlyfs.catalog.store import CatalogStore, ListingWriter
+from lightlyfs.catalog.store import INDEX_OF, CatalogStore, ListingWriter
 from lightlyfs.catalog.timing import Timing
 from lightlyfs.errors import Cancelled, Forbidden, LightlyFsError, NotFound, Unauthorized
 
@@ -303,7 +303,14 @@ class Refresher:
         self._hear()
         listed_ago_s = self._clock() - self._timing.full_at
         full_due = listed_ago_s >= max(self._config.ttl_s, _LISTINGS_SHARE * self._timing.listing_s)
-        if full_due or not self._complete or self._changed(record) or not self._tail_holds():
+        if not self._complete or self._changed(record):
+            is_true = False
+        elif self._store.get_meta(INDEX_OF):
+            # one worker of a thousand takes the word of the record, unless an answer did not fit
+            is_true = not math.isinf(self._timing.full_at)
+        else:
+            is_true = not full_due and self._tail_holds()
+        if not is_true:
             self._list(record)
         else:
             self._note_checked()
@@ -377,6 +384,7 @@ class Refresher:
             "tail": tail,
             "listed": str(listed),
             "listed_at": self._timing.note_listing(),
+            INDEX_OF: "",
         }
 
     def _note_progress(self, listed: int, expected: int) -> None:
@@ -387,9 +395,3 @@ class Refresher:
     def _note_checked(self) -> None:
         with self._state:
             self._timing.note_checked()
-
-
-def stored_dataset(store: CatalogStore) -> DatasetState | None:
-    """The dataset's record as of the last listing, or None."""
-    text = store.get_meta("dataset")
-    return None if text is None else DatasetState(*json.loads(text))

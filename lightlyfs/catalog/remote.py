@@ -5,6 +5,7 @@ Turns API samples into catalogue rows; holds the choice between the partial list
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -12,6 +13,7 @@ from typing import NamedTuple, Protocol
 from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.models import ListedSample, Sample, is_oid
 from lightlyfs.catalog.staging import Row, make_row
+from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tags import ID_BYTES, TagRecord
 from lightlyfs.errors import BadRequest, MalformedAnswer, NotFound, Refused, ServerFault
 
@@ -170,3 +172,9 @@ def is_settled(before: DatasetState, after: DatasetState, listed: int, distinct:
     """
     only_added = 0 < before.samples <= after.samples <= distinct
     return listed == distinct and (after == before or only_added)
+
+
+def stored_dataset(store: CatalogStore) -> DatasetState | None:
+    """The dataset's record as of the last listing, or None."""
+    text = store.get_meta("dataset")
+    return None if text is None else DatasetState(*json.loads(text))

@@ -30,6 +30,8 @@ from lightlyfs.catalog.naming import directory_path
 from lightlyfs.catalog.staging import CHANGES, RESIZED, Changes, Row, Staging, count, counted
 
 SCHEMA_VERSION = 1
+# the dataset whose exported index a catalogue is, until it was listed on this machine
+INDEX_OF = "index_of"
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;

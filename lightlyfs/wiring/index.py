@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightlyfs import places
-from lightlyfs.catalog.store import SCHEMA_VERSION
+from lightlyfs.catalog.store import INDEX_OF, SCHEMA_VERSION
 from lightlyfs.errors import StartError
-
-_OF = "index_of"
 
 
 def export_index(catalogue: Path, target: Path, dataset_id: str) -> int:
@@ -35,7 +33,7 @@ def export_index(catalogue: Path, target: Path, dataset_id: str) -> int:
         with contextlib.closing(sqlite3.connect(f"file:{catalogue}?mode=ro", uri=True, timeout=60)) as db:
             db.execute("VACUUM INTO ?", (str(copy),))
         with contextlib.closing(sqlite3.connect(copy)) as db:
-            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_OF, dataset_id))
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (INDEX_OF, dataset_id))
             listed = db.execute("SELECT value FROM meta WHERE key = 'listed_at'").fetchone()
             (samples,) = db.execute("SELECT count(*) FROM sample").fetchone()
             db.commit()
@@ -63,7 +61,7 @@ def read_header(index: Path) -> Header:
     try:
         with contextlib.closing(sqlite3.connect(f"file:{index}?mode=ro&immutable=1", uri=True)) as db:
             (version,) = db.execute("PRAGMA user_version").fetchone()
-            of = _meta(db, _OF)
+            of = _meta(db, INDEX_OF)
             checked = float(_meta(db, "checked_at") or 0)
     except (sqlite3.Error, OSError, ValueError) as error:
         raise StartError(f"{index} is no index made by `lightlyfs index export`: {error}") from None

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from trees import environment, lightlyfs, mounted
+from trees import environment, lightlyfs, mounted, wait_until
 
 from lightlyfs.localserver import LocalServer
 
@@ -73,6 +73,22 @@ print(len(fs.find(sys.argv[1])), fs.cat_file(sys.argv[1] + "/1/7.bin") == bytes(
     )  # fmt: skip
     assert done.stdout.split() == ["30", "True"], done.stderr
     assert asked(server) == {"dataset": 1}
+
+
+def test_a_worker_checks_an_index_with_requests_of_the_dataset_alone(
+    server: LocalServer, tmp_path: Path
+) -> None:
+    index = tmp_path / "names.index"
+    export(server, tmp_path / "home", index)
+    server.stats.reset()
+    with mounted(server, tmp_path / "worker", "3", "--index", str(index), "--metadata-ttl", "1") as tree:
+        wait_until(lambda: bool(tree.names()) and asked(server).get("dataset", 0) >= 4, 20)
+        assert asked(server).keys() == {"dataset"}
+
+        server.add_sample("later.bin", b"later")
+
+        wait_until(lambda: "later.bin" in tree.names(), 10)
+        assert server.stats.count("partial") > 0
 
 
 def test_an_imported_index_is_what_later_mounts_begin_with(server: LocalServer, tmp_path: Path) -> None:

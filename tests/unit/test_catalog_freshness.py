@@ -14,6 +14,7 @@ from contentkit import Inline, sample_id
 from lightlyfs.api.models import Sample
 from lightlyfs.catalog.details import Details
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry
+from lightlyfs.catalog.store import INDEX_OF
 from lightlyfs.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -111,6 +112,23 @@ def test_a_rename_that_moves_nothing_is_found_by_the_listing_that_is_due_now_and
     world.clock.sleep(20 * world.refresher._timing.listing_s)
     lookup(world, "x")
     assert isinstance(lookup(world, "renamed.jpg"), SampleEntry)
+
+
+def test_a_catalogue_begun_with_an_index_takes_the_word_of_the_record_until_that_moves(make: Make) -> None:
+    remote = dataset(4)
+    world = make(remote)
+    world.tree()
+    world.store.set_meta({INDEX_OF: "a" * 24})
+    for _ in range(3):
+        world.clock.sleep(1_000_000)
+        assert asked_by(remote, world.tree) == ["dataset"]
+
+    remote.records[sample_id(0)].name = "d0/renamed.jpg"
+    world.refresher.expect_changes()  # as an answer does that does not fit
+    assert "d0/renamed.jpg" in world.tree()
+
+    world.clock.sleep(1_000_000)
+    assert "page" in asked_by(remote, world.tree)  # it is the listing of this machine now
 
 
 def test_an_infinite_ttl_asks_nothing_after_the_first_listing_over_remounts(make: Make) -> None:
