@@ -78,6 +78,11 @@ os.register_at_fork(after_in_child=_forget_parents)
 atexit.register(lambda: _running.close())
 
 
+def close_all() -> None:
+    """Wait for uploads under way and let go of every dataset; what is used afterwards is opened anew."""
+    _running.close()
+
+
 def _start(dataset: str, flags: dict[str, str]) -> wiring.Parts:
     settings = resolve(flags, os.environ)
     secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)

@@ -1,0 +1,74 @@
+"""Mean and standard deviation of a dataset by Ray Data, which reads through pyarrow's way into fsspec.
+
+    python -m lightlyfs.examples.ray_stats my-dataset --workers 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+
+from lightlyfs.examples.common import Place, Result, run, stopwatch
+from lightlyfs.examples.stats import Sums, chosen_partitions, in_one_process, sums_of_bytes
+
+_OBJECT_STORE_BYTES = 100 << 20  # what is read is added up at once, and little is under way
+
+
+@contextlib.contextmanager
+def ray_running(workers: int) -> Iterator[None]:
+    """Ray on this machine, asking nobody and telling nobody; its processes end with the block."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    ray.init(
+        num_cpus=workers,
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level="WARNING",
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def arrow_filesystem(options: dict[str, Any]) -> Any:
+    """`lightly://` as pyarrow takes it."""
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return PyFileSystem(FSSpecHandler(fsspec.filesystem("lightly", **options)))
+
+
+def sums_of_batch(batch: dict[str, Any]) -> dict[str, list[Any]]:
+    """The sums of a batch of files, as a row."""
+    total = sum(map(sums_of_bytes, batch["bytes"]), Sums())
+    return {"sums": [(total.files, total.size, total.pixels, *total.values, *total.squares)]}
+
+
+def by_ray(place: Place, given: argparse.Namespace) -> Result:
+    """The files, spread by Ray over its workers."""
+    from ray import data
+
+    paths = [path for partition in chosen_partitions(place, given) for path in partition]
+    data.DataContext.get_current().enable_progress_bars = False
+    with ray_running(given.workers), stopwatch() as seconds:
+        files = data.read_binary_files(
+            paths, filesystem=arrow_filesystem(place.options), override_num_blocks=given.workers * 4
+        )
+        rows = files.map_batches(sums_of_batch, batch_size=32).take_all()
+        return sum((_from_row(row["sums"]) for row in rows), Sums()).result(seconds())
+
+
+def _from_row(row: Any) -> Sums:
+    files, size, pixels, *colours = map(int, row)
+    return Sums(files, size, pixels, tuple(colours[:3]), tuple(colours[3:]))
+
+
+if __name__ == "__main__":
+    run(__doc__ or "", ["ray", "pyarrow", "numpy"], in_one_process, by_ray)
