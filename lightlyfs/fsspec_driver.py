@@ -9,94 +9,31 @@ are the options of `lightlyfs mount`, as `cache_dir="/data/cache"`.
 
 from __future__ import annotations
 
-import atexit
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from fsspec import AbstractFileSystem
+from fsspec import AbstractFileSystem, available_protocols
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.spec import AbstractBufferedFile
 from fsspec.utils import isfilelike, tokenize
 
 from lightlyfs import wiring
-from lightlyfs.cli.resolving import find_dataset
 from lightlyfs.content.ranges import BLOCK_BYTES
-from lightlyfs.errors import SizeUnknown
+from lightlyfs.errors import ReadOnly, SizeUnknown
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr
+from lightlyfs.fs.changes import name_at
 from lightlyfs.fsspec_files import COPY_BYTES, ReadFile, WriteFile, as_os_error
+from lightlyfs.fsspec_parts import parts_of
 from lightlyfs.settings import BY_NAME, read_secrets, resolve
 
 # reads at once of `cat_ranges` and of `cat` of many files, besides what the mount fetches at once
 _PARALLEL = 32
 _SECRET_OPTIONS = {"token", "bearer", "bearer_token", "public_token"}
-
-
-class _Running:
-    """The parts of each dataset that this process uses; made on first use, closed at its end."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        # guarded by _lock
-        self._parts: dict[tuple[object, ...], wiring.Parts] = {}
-
-    def get(self, dataset: str, flags: dict[str, str]) -> wiring.Parts:
-        """The parts of a dataset with these settings."""
-        key = (dataset, *sorted(flags.items()))
-        with self._lock:
-            if key not in self._parts:
-                self._parts[key] = _start(dataset, flags)
-            return self._parts[key]
-
-    def close(self) -> None:
-        """Wait for uploads under way, and let go of everything."""
-        with self._lock:
-            parts = list(self._parts.values())
-            self._parts.clear()
-        for one in parts:
-            one.drain()
-            one.close()
-
-
-_running = _Running()
-_of_parents: list[_Running] = []
-
-
-def _forget_parents() -> None:
-    """In a forked child: threads did not come along, so nothing of the parent's can be used."""
-    global _running
-    # kept, for to let go of it would close files and databases that the parent goes on with
-    _of_parents.append(_running)
-    _running = _Running()
-
-
-os.register_at_fork(after_in_child=_forget_parents)
-atexit.register(lambda: _running.close())
-
-
-def close_all() -> None:
-    """Wait for uploads under way and let go of every dataset; what is used afterwards is opened anew."""
-    _running.close()
-
-
-def _start(dataset: str, flags: dict[str, str]) -> wiring.Parts:
-    settings = resolve(flags, os.environ)
-    secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
-    closing = threading.Event()
-    counter = wiring.RequestCounter()
-    connections = wiring.connect(settings, secrets, os.environ, counter, closing.is_set)
-    found = find_dataset(connections.client, settings, secrets, dataset)
-    place = wiring.open_place(settings, found.id)
-    spool = None if settings.read_only else wiring.open_spool(settings, found.id)
-    parts = wiring.Parts(
-        settings, connections, found.id, place, requests=counter, closing=closing, spool_place=spool
-    )
-    parts.start()
-    return parts
 
 
 class LightlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
@@ -115,7 +52,11 @@ class LightlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
                 f"{min(secret)} is not taken as an option, for options are pickled; "
                 "set LIGHTLY_TOKEN, or token_file to a file that each worker has"
             )
-        unknown = [name for name in storage_options if name not in BY_NAME and name not in _OF_FSSPEC]
+        unknown = [
+            name
+            for name, value in storage_options.items()
+            if name not in BY_NAME and name not in _OF_FSSPEC and not _of_another(name, value)
+        ]
         if unknown:
             raise ValueError(f"unknown storage option {unknown[0]}; it may be {', '.join(BY_NAME)}")
         super().__init__(**storage_options)
@@ -285,6 +226,24 @@ class LightlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
                 target.write(data)
                 callback.relative_update(len(data))
 
+    def put_once(self, lpath: str | os.PathLike[str], rpath: str) -> bool:
+        """Upload a file from a task that may run twice: one name and content make one sample.
+
+        False where the sample holds these bytes already; FileExistsError where it holds others. A worker that
+        is killed leaves nothing owed, and the repeated task goes on where it was. The same name at the same
+        time is waited for on one machine with one `cache_dir`; across machines nothing can exclude it.
+        This process lists the name after its next look at the dataset.
+        """
+        path = self._strip_protocol(rpath)
+        parts, inside = self._at(path)
+        with as_os_error(path):
+            if parts.uploads is None:
+                raise ReadOnly("opened with read_only, or for a tag")
+            sent = parts.uploads.once.put(Path(lpath), name_at(inside))
+            if sent:
+                parts.catalog.refresher.expect_changes()
+        return sent
+
     # changes
 
     def mv(self, path1: str, path2: str, **kwargs: Any) -> None:
@@ -337,7 +296,7 @@ class LightlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if not dataset:
             raise ValueError("the path names no dataset; it is lightly://DATASET/PATH")
         with as_os_error(path):
-            return _running.get(dataset, self._flags), inside
+            return parts_of(dataset, self._flags), inside
 
     @staticmethod
     def _in_parallel(job: Callable[[Any], bytes], wanted: Sequence[Any], on_error: str) -> list[Any]:
@@ -362,6 +321,11 @@ _OF_FSSPEC = {
     "loop",
     "batch_size",
 }
+
+
+def _of_another(name: str, value: object) -> bool:
+    """Whether an option holds those of another file system: `datasets` hands all it has to each of them."""
+    return isinstance(value, dict) and name in available_protocols()
 
 
 @contextmanager

@@ -1,14 +1,14 @@
 """How the files of a dataset are shared out among workers; pure, and the same on every machine.
 
-    paths = fs.find("my-dataset")
-    for part in by_directory(paths, most=256):
-        ...  # one task
+paths = fs.find("my-dataset")
+for part in by_directory(paths, most=256):
+    ...  # one task
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import groupby
+from itertools import groupby, pairwise
 
 
 def by_directory(paths: Iterable[str], *, most: int = 256) -> list[list[str]]:
@@ -47,4 +47,4 @@ def _directory(path: str) -> str:
 def _evenly(paths: list[str], most: int) -> list[list[str]]:
     count = -(-len(paths) // most)
     bounds = [len(paths) * number // count for number in range(count + 1)]
-    return [paths[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [paths[start:end] for start, end in pairwise(bounds)]

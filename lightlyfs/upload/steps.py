@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -20,6 +20,8 @@ from lightlyfs.api.transport import Request, Response, Timeouts, Transport, rais
 from lightlyfs.errors import MalformedAnswer, NotFound, Refused, RequestError, ServerFault, UnsafeUrl
 from lightlyfs.upload.image_facts import ImageFacts, thumbnail_name
 from lightlyfs.upload.journal import Record, State
+
+T = TypeVar("T")
 
 MARK = "lightlyfs_upload"
 # a reply that was lost may belong to a create that is still being worked on
@@ -168,9 +170,13 @@ class Steps:
                 self._sleep(_LOOK_AGAIN_S * look)
             back_to_ms = since_ms if look == looks - 1 else None
             for sample in itertools.chain(self._by_name(record.name), self._newest(back_to_ms)):
-                if _mark_of(sample) == record.mark:
+                if mark_of(sample) == record.mark:
                     return sample.id
         return None
+
+    def named(self, name: str) -> list[Sample]:
+        """The samples of exactly this name, as the server knows them now."""
+        return self._retrying(lambda: [one for one in self._by_name(name) if one.file_name == name])
 
     def _by_name(self, name: str) -> Iterator[Sample]:
         """The samples of a name, however short the pages are; few where the server ignores the name."""
@@ -233,7 +239,7 @@ class Steps:
 
         return self._retrying(attempt)
 
-    def _retrying(self, attempt: Callable[[], str]) -> str:
+    def _retrying(self, attempt: Callable[[], T]) -> T:
         return call_with_retries(
             self._config.policy,
             attempt,
@@ -343,7 +349,8 @@ def put_headers(url: str, s3_sse_kms_key: str) -> dict[str, str]:
     }
 
 
-def _mark_of(sample: Sample) -> str | None:
+def mark_of(sample: Sample) -> str | None:
+    """What the create of a sample carried, or None where it was not one of ours."""
     custom = sample.meta_data.custom if sample.meta_data else None
     mark = custom.get(MARK) if isinstance(custom, dict) else None
     return mark if isinstance(mark, str) else None

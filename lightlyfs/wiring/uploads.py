@@ -35,6 +35,7 @@ from lightlyfs.settings import Settings
 from lightlyfs.upload.edits import SampleEdits
 from lightlyfs.upload.facts_process import FactsPool
 from lightlyfs.upload.journal import Journal, State
+from lightlyfs.upload.once import Once
 from lightlyfs.upload.spool import Spool
 from lightlyfs.upload.steps import Steps, UploadConfig
 from lightlyfs.upload.uploader import Uploader
@@ -81,7 +82,7 @@ class Uploads:
         adoption = Adoption(needs.catalog, needs.reader, needs.cache, self.spool, self.times)
         self.completion = Completion(self.local, needs.catalog, adoption)
         self.uploader = Uploader(
-            self._make_steps(),
+            self._make_steps(self.spool.path),
             self.journal,
             clock=time.monotonic,
             closing=needs.closing,
@@ -95,6 +96,13 @@ class Uploads:
             needs.patience,
             read_sample=needs.samples.read_entry,
             caller_process=needs.caller_process,
+        )
+        # beside the spools, each of which is one process's own
+        self.once = Once(
+            self._make_steps(lambda key, _: Path(key)),
+            needs.storage,
+            needs.resolve,
+            place.path.parent.parent / "once",
         )
         self.edits = SampleEdits(needs.client, needs.dataset_id, needs.executor, self._can_be_read)
 
@@ -126,14 +134,14 @@ class Uploads:
         self.journal.close()
         self._place.close()
 
-    def _make_steps(self) -> Steps:
+    def _make_steps(self, path_of: Callable[[str, int], Path]) -> Steps:
         needs = self._needs
         return Steps(
             needs.client,
             needs.dataset_id,
             needs.transport,
             self.facts.facts_of,
-            self.spool.path,
+            path_of,
             UploadConfig(s3_sse_kms_key=needs.settings.s3_sse_kms_key),
             clock=time.monotonic,
             sleep=self._pause,

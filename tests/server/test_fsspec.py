@@ -44,10 +44,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalSer
 
 @pytest.fixture
 def fs(server: LocalServer, tmp_path: Path) -> Iterator[Any]:
-    from lightlyfs import fsspec_driver
+    from lightlyfs import fsspec_parts
 
     yield fsspec.filesystem("lightly", cache_dir=str(tmp_path / "cache"), skip_instance_cache=True)
-    fsspec_driver._running.close()
+    fsspec_parts.close_all()
 
 
 def test_names_are_listed_walked_and_found(fs: Any) -> None:
@@ -177,6 +177,15 @@ def test_options_are_those_of_a_mount_and_never_a_token(server: LocalServer) -> 
         fsspec.filesystem("lightly", token="secret")
     with pytest.raises(ValueError, match="unknown storage option colour"):
         fsspec.filesystem("lightly", colour="red")
+    with pytest.raises(ValueError, match="unknown storage option hf"):
+        fsspec.filesystem("lightly", hf="not the options of a file system")
+
+
+def test_options_of_another_file_system_are_passed_over(fs: Any, tmp_path: Path) -> None:
+    """Hugging Face `datasets` hands those of `hf` to every file system."""
+    options = {"hf": {"endpoint": "https://hub.example"}, "cache_dir": str(tmp_path / "cache")}
+    handed_all = fsspec.filesystem("lightly", skip_instance_cache=True, **options)
+    assert handed_all.cat("cars/a.bin") == FILES["a.bin"]
 
 
 def test_it_is_pickled_without_a_token(server: LocalServer, fs: Any) -> None:

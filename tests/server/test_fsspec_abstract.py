@@ -17,7 +17,7 @@ import fsspec.tests.abstract as suite
 import pytest
 from trees import environment
 
-from lightlyfs import fsspec_driver
+from lightlyfs import fsspec_driver, fsspec_parts
 from lightlyfs.localserver import LocalServer, ServerOptions
 
 _numbers = itertools.count()
@@ -80,7 +80,7 @@ def file_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_RemovingF
             if name.startswith(("LIGHTLY", "XDG")):
                 patch.setenv(name, value)
         yield _RemovingFileSystem(cache_dir=str(home / "cache"), allow_overwrite=True)
-        fsspec_driver._running.close()
+        fsspec_parts.close_all()
 
 
 class _Fixtures(suite.AbstractFixtures):

@@ -1,0 +1,76 @@
+"""The datasets that this process uses through fsspec: opened on first use, let go of at its end."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+
+from lightlyfs import wiring
+from lightlyfs.cli.resolving import find_dataset
+from lightlyfs.settings import read_secrets, resolve
+
+
+class _Running:
+    """The parts of each dataset that this process uses; made on first use, closed at its end."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # guarded by _lock
+        self._parts: dict[tuple[object, ...], wiring.Parts] = {}
+
+    def get(self, dataset: str, flags: dict[str, str]) -> wiring.Parts:
+        """The parts of a dataset with these settings."""
+        key = (dataset, *sorted(flags.items()))
+        with self._lock:
+            if key not in self._parts:
+                self._parts[key] = _start(dataset, flags)
+            return self._parts[key]
+
+    def close(self) -> None:
+        """Wait for uploads under way, and let go of everything."""
+        with self._lock:
+            parts = list(self._parts.values())
+            self._parts.clear()
+        for one in parts:
+            one.drain()
+            one.close()
+
+
+_running = _Running()
+
+
+def _forget_parents() -> None:
+    """In a forked child: threads did not come along, so nothing of the parent's can be used."""
+    global _running
+    _running = _Running()
+
+
+os.register_at_fork(after_in_child=_forget_parents)
+atexit.register(lambda: _running.close())
+
+
+def parts_of(dataset: str, flags: dict[str, str]) -> wiring.Parts:
+    """The parts of a dataset with these settings; any thread, process or forked child may ask."""
+    return _running.get(dataset, flags)
+
+
+def close_all() -> None:
+    """Wait for uploads under way and let go of every dataset; what is used afterwards is opened anew."""
+    _running.close()
+
+
+def _start(dataset: str, flags: dict[str, str]) -> wiring.Parts:
+    settings = resolve(flags, os.environ)
+    secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
+    closing = threading.Event()
+    counter = wiring.RequestCounter()
+    connections = wiring.connect(settings, secrets, os.environ, counter, closing.is_set)
+    found = find_dataset(connections.client, settings, secrets, dataset)
+    place = wiring.open_place(settings, found.id)
+    spool = None if settings.read_only else wiring.open_spool(settings, found.id)
+    parts = wiring.Parts(
+        settings, connections, found.id, place, requests=counter, closing=closing, spool_place=spool
+    )
+    parts.start()
+    return parts
