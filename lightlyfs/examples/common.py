@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lightlyfs.fsspec_driver import close_all
+from lightlyfs.fsspec_parts import close_all
 
 _EXPORTED = 4  # lines of `lightlyfs serve`, each of which sets a variable
 _PICTURE = (128, 96)
@@ -101,7 +101,9 @@ def _parser(doc: str) -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=4, help="processes [%(default)s]")
     parser.add_argument("--cache-dir", help="where to cache, for all workers [a new one each time]")
     parser.add_argument("--tag", action="append", help="partitions follow these tags, not directories")
-    parser.add_argument("--shuffle", action="store_true", help="partitions of files from anywhere, in random order")
+    parser.add_argument(
+        "--shuffle", action="store_true", help="partitions of files from anywhere, in random order"
+    )
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--single", action="store_true", help="in one process")
     way.add_argument("--compare", action="store_true", help="in one process, then by workers")
@@ -110,7 +112,7 @@ def _parser(doc: str) -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def placed(given: argparse.Namespace) -> Iterator[Place]:
-    """The dataset to run over: of the account in the environment, or served here for the time of the block."""
+    """The dataset to run over: one of the account, or one that is served here for the time of the block."""
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lightlyfs-example-")))
         options = {"cache_dir": given.cache_dir or str(scratch / "cache"), "read_only": True}
@@ -135,7 +137,8 @@ def served(folder: Path, *, latency_s: float = 0.0) -> Iterator[None]:
             lines = [server.stdout.readline() for _ in range(_EXPORTED)]
             if not all(lines):
                 sys.exit("the local server did not start; its own line above says why")
-            os.environ.update(line.removeprefix("export ").strip().split("=", 1) for line in lines)
+            pairs = (line.removeprefix("export ").strip().partition("=") for line in lines)
+            os.environ.update({name: value for name, _, value in pairs})
             yield
         finally:
             os.environ.clear()

@@ -1,7 +1,7 @@
 """Mean and standard deviation of a dataset by Dask: one task a partition, in processes of their own.
 
-    python -m lightlyfs.examples.dask_stats my-dataset --workers 4
-    python -m lightlyfs.examples.dask_stats --latency-ms 20 --compare
+python -m lightlyfs.examples.dask_stats my-dataset --workers 4
+python -m lightlyfs.examples.dask_stats --latency-ms 20 --compare
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A folder of pictures as Hugging Face `datasets` has it, with labels after directories.
 
-    python -m lightlyfs.examples.hf_imagefolder my-dataset --workers 4
+python -m lightlyfs.examples.hf_imagefolder my-dataset --workers 4
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def load(place: Place, cache_dir: str, processes: int) -> Any:
     return load_dataset(
         "imagefolder",
         data_files={"train": f"{place.url}/**"},
-        storage_options={"lightly": place.options},
+        storage_options=dict(place.options),
         cache_dir=cache_dir,
         num_proc=processes,
     )["train"]

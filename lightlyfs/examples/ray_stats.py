@@ -1,6 +1,6 @@
 """Mean and standard deviation of a dataset by Ray Data, which reads through pyarrow's way into fsspec.
 
-    python -m lightlyfs.examples.ray_stats my-dataset --workers 4
+python -m lightlyfs.examples.ray_stats my-dataset --workers 4
 """
 
 from __future__ import annotations
