@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -16,12 +17,38 @@ import pytest
 from trees import environment, wait_until
 
 from lightlyfs import fsspec_parts
-from lightlyfs.localserver import DropReply, Latency, LocalServer, ServerOptions
+from lightlyfs.localserver import DropReply, LocalServer, ServerOptions
+from lightlyfs.localserver.asgi import App, Receive, Scope, Send
+from lightlyfs.localserver.fault_kinds import Fault
+from lightlyfs.localserver.transport import Connections
 
 SCRIPT = """
 import sys, fsspec
 fsspec.filesystem("lightly", cache_dir=sys.argv[1]).put_once(sys.argv[2], sys.argv[3])
 """
+
+
+class WorkLater(Fault, tag="work_later", frozen=True, kw_only=True):
+    """Take a request, and do its work a second later, whoever is gone by then."""
+
+    def wrap(self, app: App, connections: Connections) -> App:
+        async def later(scope: Scope, receive: Receive, send: Send) -> None:
+            messages = [await receive()]
+            while messages[-1].get("more_body"):
+                messages.append(await receive())
+            await asyncio.sleep(1.0)
+            await app(scope, _replayed(messages), send)
+
+        return later
+
+
+def _replayed(messages: list[Any]) -> Receive:
+    left = iter(messages)
+
+    async def receive() -> Any:
+        return next(left)
+
+    return receive
 
 
 @pytest.fixture
@@ -127,15 +154,15 @@ def test_a_read_only_file_system_uploads_nothing(server: LocalServer, local: Pat
 def test_a_process_that_is_killed_at_a_step_leaves_it_to_the_next(
     server: LocalServer, fs: Any, local: Path, tmp_path: Path, step: str
 ) -> None:
-    server.faults.add(Latency(delay_s=1.0, target=step, count=1))
+    server.faults.add(WorkLater(target=step, count=1))
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "cache"), str(local), "cars/a.bin"]
     with subprocess.Popen(command) as process:
         wait_until(lambda: not server.faults.armed(), 30)
         process.send_signal(signal.SIGKILL)
-    # the server works on the create of the dead one while the next is at it
+    # the server is still at the request of the dead one
     fs.put_once(local, "cars/a.bin")
-    assert contents(server, "a.bin") == [local.read_bytes()]
     # and nothing that was owed comes later, from whoever opens the dataset next
     subprocess.run([sys.executable, "-c", SCRIPT, *command[3:5], "cars/b.bin"], check=True)
+    wait_until(lambda: server.stats.snapshot()["in_flight"] == 0, 10)
     assert contents(server, "a.bin") == [local.read_bytes()]
     assert len(server.samples()) == 3
