@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -14,41 +13,16 @@ from typing import Any
 
 import fsspec
 import pytest
+from late import WorkLater
 from trees import environment, wait_until
 
 from lightlyfs import fsspec_parts
 from lightlyfs.localserver import DropReply, LocalServer, ServerOptions
-from lightlyfs.localserver.asgi import App, Receive, Scope, Send
-from lightlyfs.localserver.fault_kinds import Fault
-from lightlyfs.localserver.transport import Connections
 
 SCRIPT = """
 import sys, fsspec
 fsspec.filesystem("lightly", cache_dir=sys.argv[1]).put_once(sys.argv[2], sys.argv[3])
 """
-
-
-class WorkLater(Fault, tag="work_later", frozen=True, kw_only=True):
-    """Take a request, and do its work a second later, whoever is gone by then."""
-
-    def wrap(self, app: App, connections: Connections) -> App:
-        async def later(scope: Scope, receive: Receive, send: Send) -> None:
-            messages = [await receive()]
-            while messages[-1].get("more_body"):
-                messages.append(await receive())
-            await asyncio.sleep(1.0)
-            await app(scope, _replayed(messages), send)
-
-        return later
-
-
-def _replayed(messages: list[Any]) -> Receive:
-    left = iter(messages)
-
-    async def receive() -> Any:
-        return next(left)
-
-    return receive
 
 
 @pytest.fixture

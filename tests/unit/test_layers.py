@@ -29,7 +29,7 @@ ALLOWED = {
     "library": {"control", "places", "settings", "errors"},
     "cached": {"control", "places", "errors"},
     "fsspec_files": {"kernel", "fs", "errors"},
-    "fsspec_parts": {"cli", "wiring", "settings", "errors"},
+    "fsspec_parts": {"cli", "wiring", "places", "settings", "errors"},
     "fsspec_driver": {
         "fsspec_files",
         "fsspec_parts",
