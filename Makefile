@@ -3,11 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
+ECOSYSTEM_STAMP := $(VENV)/.installed-ecosystem
 # parts of `make bench`: cold, training, large, warm, scale, writing, metrics, soak, slopes
 NAMES := all
 
 .DEFAULT_GOAL := help
-.PHONY: help install fuse test-tools demo unit test test-long desktop check format bench clean
+.PHONY: help install fuse test-tools demo unit test test-long ecosystem desktop check format bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -33,10 +34,18 @@ unit: $(STAMP) ## the tests without threads, sockets or mounts: seconds
 	$(BIN)/pytest -q tests/unit
 
 test: $(STAMP) test-tools ## all tests but the long ones
-	$(BIN)/pytest -q -m 'not long and not desktop'
+	$(BIN)/pytest -q -m 'not long and not desktop and not ecosystem'
 
 test-long: $(STAMP) test-tools ## the tests that take minutes
 	$(BIN)/pytest -q -m long
+
+ecosystem: $(ECOSYSTEM_STAMP) ## try Dask, Ray, Hugging Face datasets and others; installs them
+	@sh tests/install-fuse.sh
+	$(BIN)/pytest -q -m ecosystem tests/ecosystem
+
+$(ECOSYSTEM_STAMP): pyproject.toml $(STAMP)
+	$(BIN)/pip install --quiet --editable '.[dev,ecosystem]'
+	touch $@
 
 desktop: $(STAMP) ## try real file managers on a virtual screen; fetches them by apt
 	@sh tests/install-fuse.sh --desktop
@@ -46,7 +55,7 @@ check: $(STAMP) test-tools ## format, lint, types, tests, docs
 	$(BIN)/ruff format --check lightlyfs tests
 	$(BIN)/ruff check lightlyfs tests
 	$(BIN)/mypy -p lightlyfs
-	$(BIN)/pytest -q -m 'not long and not desktop'
+	$(BIN)/pytest -q -m 'not long and not desktop and not ecosystem'
 
 format: $(STAMP) ## put the code into shape
 	$(BIN)/ruff format lightlyfs tests

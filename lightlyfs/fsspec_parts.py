@@ -39,11 +39,14 @@ class _Running:
 
 
 _running = _Running()
+_of_parents: list[_Running] = []
 
 
 def _forget_parents() -> None:
     """In a forked child: threads did not come along, so nothing of the parent's can be used."""
     global _running
+    # kept, for to let go of it would close files and databases that the parent goes on with
+    _of_parents.append(_running)
     _running = _Running()
 
 
