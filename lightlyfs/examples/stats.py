@@ -17,7 +17,9 @@ import fsspec
 from lightlyfs.examples.common import Place, Result, stopwatch
 from lightlyfs.partitions import by_directory, by_tag
 
-_FILES_PER_TASK = 25
+# whole directories: a reader in order has the next files fetched, and those past its task are another's
+_FILES_PER_TASK = 256
+_SHUFFLED_PER_TASK = 25
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def chosen_partitions(place: Place, given: argparse.Namespace) -> list[list[str]
         return partitions
     paths = [path for partition in partitions for path in partition]
     random.Random(0).shuffle(paths)
-    return [paths[start : start + _FILES_PER_TASK] for start in range(0, len(paths), _FILES_PER_TASK)]
+    starts = range(0, len(paths), _SHUFFLED_PER_TASK)
+    return [paths[start : start + _SHUFFLED_PER_TASK] for start in starts]
 
 
 def in_one_process(place: Place, given: argparse.Namespace) -> Result:
