@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
 import os
 import threading
 
-from lightlyfs import places, wiring
+from lightlyfs import wiring
 from lightlyfs.cli.resolving import find_dataset
-from lightlyfs.settings import Settings, read_secrets, resolve
+from lightlyfs.settings import read_secrets, resolve
 
 
 class _Running:
@@ -72,24 +71,9 @@ def _start(dataset: str, flags: dict[str, str]) -> wiring.Parts:
     connections = wiring.connect(settings, secrets, os.environ, counter, closing.is_set)
     found = find_dataset(connections.client, settings, secrets, dataset)
     place = wiring.open_place(settings, found.id)
-    spool = None if settings.read_only else _open_spool(settings, found.id)
+    spool = None if settings.read_only else wiring.open_spool(settings, found.id)
     parts = wiring.Parts(
         settings, connections, found.id, place, requests=counter, closing=closing, spool_place=spool
     )
     parts.start()
     return parts
-
-
-def _open_spool(settings: Settings, dataset_id: str) -> places.SpoolPlace:
-    """The place for what this process owes; workers that begin at the same moment take turns.
-
-    Two of them could choose the same new directory, of which one gets none.
-    """
-    lock = os.open(
-        places.state_root(settings.cache_dir) / "opening.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-    )
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return wiring.open_spool(settings, dataset_id)
-    finally:
-        os.close(lock)

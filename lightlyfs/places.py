@@ -23,6 +23,8 @@ from lightlyfs.locks import SharedLocks
 
 APP = "lightlyfs"
 _MAX_RUNTIME_BYTES = 70
+# looking through the directories of some mounts takes a moment
+_CHOOSING_TIMEOUT_S = 10.0
 
 
 def cache_root(chosen: Path | None) -> Path:
@@ -136,24 +138,31 @@ class SpoolPlace:
         root = _own_directory(_own_directory(parent / dataset_id) / "uploads")
         self._locks: list[int] = []
         self.others: list[Path] = []
-        found: Path | None = None
+        turns = SharedLocks(root)
+        try:
+            # of two that begin at one moment, both may find the same directory free, or make the same one
+            with turns.name("choose a directory", _CHOOSING_TIMEOUT_S):
+                self.path = self._choose(root)
+        finally:
+            turns.close()
+
+    def _choose(self, root: Path) -> Path:
+        found: list[Path] = []
         names = sorted((path.name for path in root.iterdir() if path.name.isdigit()), key=int)
-        for name in [*names, str(int(names[-1]) + 1 if names else 0)]:
-            path = _own_directory(root / name)
-            lock = _try_lock(path)
-            if lock is None:
-                continue
-            if found is not None and name not in names:
-                os.close(lock)
-                shutil.rmtree(path)
-                break
+        for name in names:
+            self._take(_own_directory(root / name), found)
+        number = int(names[-1]) + 1 if names else 0
+        while not found:
+            self._take(_own_directory(root / str(number)), found)
+            number += 1
+        self.others = found[1:]
+        return found[0]
+
+    def _take(self, path: Path, found: list[Path]) -> None:
+        lock = _try_lock(path)
+        if lock is not None:
             self._locks.append(lock)
-            if found is None:
-                found = path
-            else:
-                self.others.append(path)
-        assert found is not None
-        self.path = found
+            found.append(path)
 
     def close(self) -> None:
         """Let go of the directories."""
@@ -164,7 +173,7 @@ class SpoolPlace:
 def spools_of(parent: Path, dataset_id: str) -> list[Path]:
     """The directories in which mounts of a dataset keep what they owe."""
     root = parent / dataset_id / "uploads"
-    return sorted(root.iterdir()) if root.is_dir() else []
+    return sorted(path for path in root.iterdir() if path.name.isdigit()) if root.is_dir() else []
 
 
 def is_free(spool: Path) -> bool:
