@@ -71,9 +71,13 @@ def _start(dataset: str, flags: dict[str, str]) -> wiring.Parts:
     connections = wiring.connect(settings, secrets, os.environ, counter, closing.is_set)
     found = find_dataset(connections.client, settings, secrets, dataset)
     place = wiring.open_place(settings, found.id)
-    spool = None if settings.read_only else wiring.open_spool(settings, found.id)
-    parts = wiring.Parts(
-        settings, connections, found.id, place, requests=counter, closing=closing, spool_place=spool
-    )
+    try:
+        spool = None if settings.read_only else wiring.open_spool(settings, found.id)
+        parts = wiring.Parts(
+            settings, connections, found.id, place, requests=counter, closing=closing, spool_place=spool
+        )
+    except BaseException:
+        place.close()  # or this process keeps others from the cache
+        raise
     parts.start()
     return parts

@@ -394,4 +394,5 @@ class Refresher:
 
     def _note_checked(self) -> None:
         with self._state:
-            self._timing.note_checked()
+            meta = self._timing.note_checked()
+        self._store.set_meta(meta)

@@ -60,11 +60,11 @@ class Timing:
         self._seen_listing = str(self._wall_clock())
         return self._seen_listing
 
-    def note_checked(self) -> None:
-        """The catalogue was found to be true, or made so."""
+    def note_checked(self) -> dict[str, str]:
+        """The catalogue was found to be true, or made so; what is to be stored."""
         self.checked_at = self._clock()
         self._seen_check = str(self._wall_clock())
-        self._store.set_meta({"checked_at": self._seen_check, "listing_s": str(self.listing_s)})
+        return {"checked_at": self._seen_check, "listing_s": str(self.listing_s)}
 
 
 def _ago(then: str | None, now: float) -> float:

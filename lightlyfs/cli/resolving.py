@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,7 +144,12 @@ class _Names:
         if self.id_of(wanted) == dataset_id:
             return
         self._known[f"{self._fingerprint}/{wanted}"] = dataset_id
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self._known), encoding="utf-8")
-        temporary.chmod(0o600)
-        temporary.replace(self._path)
+        # under a name of its own, for other processes may remember theirs now; made with mode 0600
+        descriptor, temporary = tempfile.mkstemp(prefix=f"{self._path.name}.", dir=self._path.parent)
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                json.dump(self._known, file)
+            os.replace(temporary, self._path)
+        except OSError:
+            os.unlink(temporary)
+            raise

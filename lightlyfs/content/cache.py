@@ -93,10 +93,7 @@ class BlockCache:
 
     def stats(self) -> CacheStats:
         """Counters since the mount began, and what is kept now, also by other processes."""
-        try:
-            self._index.write()
-        except sqlite3.Error as error:
-            self._count_error(error)
+        self._write_index()
         kept = self._index.bytes, self._config.budget_bytes
         return CacheStats(*kept, self._hits, self._misses, self._errors, self.room.evicted)
 
@@ -179,12 +176,8 @@ class BlockCache:
 
     def publish(self) -> None:
         """Let other processes see what was written, if there are any."""
-        if not self._locks.has_company():
-            return
-        try:
-            self._index.write()
-        except sqlite3.Error as error:
-            self._count_error(error)
+        if self._locks.has_company():
+            self._write_index()
 
     def catch_up(self, content: ContentId) -> None:
         """See the blocks of a content that other processes wrote since its file was opened."""
@@ -203,18 +196,28 @@ class BlockCache:
             self._count_error(error)
 
     def keep_up(self) -> None:
-        """Exchange with other processes what is kept and used, and let go of what they deleted."""
-        with self._lock:
-            files = list(self._open.items())
+        """Write down what is kept, for processes to come; with others also what is used.
+
+        To be called now and then. Lets go of what others deleted.
+        """
+        if self._locks.has_company():
+            with self._lock:
+                files = list(self._open.items())
+            try:
+                for key, file in files:
+                    if os.fstat(file.fd).st_nlink == 0:
+                        with self._lock_of(key):
+                            self._is_deleted(key, file)
+                self._index.note_use([key for key, _ in files])
+            except (OSError, sqlite3.Error) as error:
+                self._count_error(error)
+        self._write_index()
+
+    def _write_index(self) -> None:
         try:
-            for key, file in files:
-                if os.fstat(file.fd).st_nlink == 0:
-                    with self._lock_of(key):
-                        self._is_deleted(key, file)
-            self._index.note_use([key for key, _ in files])
-        except (OSError, sqlite3.Error) as error:
+            self._index.write()
+        except sqlite3.Error as error:
             self._count_error(error)
-        self.publish()
 
     def _is_deleted(self, key: str, file: CachedFile) -> bool:
         """Whether a file is out of the cache, and let go of; to be asked under the lock of the content."""

@@ -57,11 +57,11 @@ class FetchOnce:
                 self._cache.publish()
 
     @contextmanager
-    def head(self, sample_id: str) -> Iterator[None]:
-        """Ask storage about a sample in the block, unless another process did meanwhile."""
+    def head(self, sample_id: str) -> Iterator[bool]:
+        """Ask storage about a sample in the block; gives whether another process may have asked just now."""
         with self._locks.blocks(sample_id, 0, _HEAD_BLOCKS - 1, _PATIENCE_S, self._cancelled):
             try:
-                yield
+                yield self._locks.has_company()
             finally:
                 self._cache.publish()
                 if self._locks.has_company():

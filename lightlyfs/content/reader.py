@@ -301,8 +301,8 @@ class Reader:
 
     def _run_head(self, head: HeadTaker) -> None:
         try:
-            with self._once.head(head.sample_id):
-                content = head.told()
+            with self._once.head(head.sample_id) as shared:
+                content = head.told() if shared else None
                 if content is None:
                     self._fetcher.fetch_head(head.sample_id, head.length, head)
                 else:

@@ -97,7 +97,7 @@ class Parts:
         with opening(place):
             self.catalog = self._make_catalog()
             self.cache = BlockCache(place.path, config, locks=place.locks)
-        self._keeps_up = KeepsUp(self.cache, place, self.closing)
+        self._keeps_up = KeepsUp(self.cache, self.closing)
         self._urls = UrlParts(
             settings,
             connections,

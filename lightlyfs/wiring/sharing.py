@@ -18,11 +18,10 @@ _LISTING_PATIENCE_S = 900.0
 
 
 class KeepsUp:
-    """A thread that has the cache exchange with other processes what it keeps, while there are any."""
+    """A thread that has the cache exchange with other processes what it keeps."""
 
-    def __init__(self, cache: BlockCache, place: DatasetPlace, closing: threading.Event) -> None:
+    def __init__(self, cache: BlockCache, closing: threading.Event) -> None:
         self._cache = cache
-        self._place = place
         self._closing = closing
         self._thread = threading.Thread(target=self._run, name="lightlyfs-sharing", daemon=True)
 
@@ -37,8 +36,7 @@ class KeepsUp:
 
     def _run(self) -> None:
         while not self._closing.wait(_KEEP_UP_EVERY_S):
-            if self._place.locks.has_company():
-                self._cache.keep_up()
+            self._cache.keep_up()
 
 
 def listing_turn(
