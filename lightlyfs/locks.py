@@ -35,6 +35,9 @@ _BLOCKS_PER_SAMPLE = 1 << 20
 _JOIN_TIMEOUT_S = 30.0
 # how long it is believed that nobody else is here, or that somebody is
 _COMPANY_S = 0.05
+# what is done under a stripe takes a millisecond, or some with a busy disk
+_MOMENT_S = 2.0
+_PASS_BY_S = 60.0
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.001, 0.02
 
 
@@ -167,9 +170,9 @@ class SharedLocks:
             if held:
                 self._try(fcntl.F_UNLCK, start, length)
 
-    def stripe(self, name: str, timeout_s: float = 2.0) -> Stripe:
-        """A lock between threads and processes; entering it may raise TimeoutError."""
-        return Stripe(self, name, timeout_s)
+    def stripe(self, name: str) -> Stripe:
+        """A lock between threads and processes."""
+        return Stripe(self, name)
 
     def _wait_for(
         self,
@@ -213,16 +216,19 @@ class SharedLocks:
 
 
 class Stripe:
-    """A lock that threads and processes hold for a moment; entering it may raise TimeoutError."""
+    """A lock that threads and processes hold for a moment.
 
-    def __init__(self, locks: SharedLocks, name: str, timeout_s: float) -> None:
+    A process that keeps it for longer is stopped or stuck: it is passed by, and not waited for again soon.
+    """
+
+    def __init__(self, locks: SharedLocks, name: str) -> None:
         self._locks = locks
-        self._timeout_s = timeout_s
         self._lock = threading.Lock()
         start = _offset_of(name)
         self._start = start
         self._take = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
         self._free = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, start, 1, 0)
+        self._pass_by_until = float("-inf")  # guarded by _lock
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -230,9 +236,10 @@ class Stripe:
             held = self._locks._request(self._take)
         except OSError:
             held = True
-        if not held and not self._locks._wait_for(self._start, 1, self._timeout_s):
-            self._lock.release()
-            raise TimeoutError("another process keeps a part of the cache for itself")
+        if held or time.monotonic() < self._pass_by_until:
+            return
+        if not self._locks._wait_for(self._start, 1, _MOMENT_S):
+            self._pass_by_until = time.monotonic() + _PASS_BY_S
 
     def __exit__(self, *_: object) -> None:
         try:

@@ -20,8 +20,8 @@ from typing import NamedTuple, TypeVar
 
 from lightlyfs.catalog.listing import DEFAULT_PAGE_SIZE, Pager
 from lightlyfs.catalog.remote import DatasetState, Remote, is_settled
-from lightlyfs.catalog.staging import Changes, Row
-from lightlyfs.catalog.store import INDEX_OF, CatalogStore, ListingWriter
+from lightlyfs.catalog.staging import Changes, ListingWriter, Row
+from lightlyfs.catalog.store import INDEX_OF, CatalogStore
 from lightlyfs.catalog.timing import Timing
 from lightlyfs.errors import Cancelled, Forbidden, LightlyFsError, NotFound, Unauthorized
 

@@ -76,10 +76,7 @@ class Reported:
         """Write one down for other processes to see; here it counts from memory until the next `write`."""
         facts = self._facts.get(ino)
         if facts is not None:
-            try:
-                self._store.record_facts({ino: facts})
-            except sqlite3.Error as error:
-                log.info("what storage reported of a sample is written later: %s", error)
+            self._store.publish_facts(ino, facts)
 
     def clear(self) -> None:
         """Forget all of it."""

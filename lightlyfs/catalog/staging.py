@@ -8,7 +8,8 @@ unchanged dataset costs no writes and keeps its verified sizes.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from lightlyfs.catalog import naming
@@ -291,6 +292,42 @@ def _with_parents(directory: str) -> Iterator[str]:
     while directory:
         yield directory
         directory = directory.rpartition("/")[0]
+
+
+class ListingWriter:
+    """A listing being collected; used by one thread."""
+
+    def __init__(
+        self, staging: Staging, write_lock: threading.Lock, on_counted: Callable[[int], None]
+    ) -> None:
+        self._staging = staging
+        self._write_lock = write_lock
+        self._on_counted = on_counted
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Add a page of samples; a sample seen before is replaced."""
+        self._staging.add(rows)
+
+    def count(self) -> int:
+        """How many different samples were added; to be asked once all are."""
+        return self._staging.count()
+
+    def has_directory(self, path: str) -> bool:
+        """Whether a sample in or below this directory was added lately; may be asked by any thread."""
+        return self._staging.has_directory(path)
+
+    def commit(self, meta: dict[str, str], keep: frozenset[int] = frozenset()) -> Changes:
+        """Make this listing the catalogue, in one step, and say what differs from the last one.
+
+        What storage reported stays verified where neither the sample's time nor its size hint moved.
+        Samples whose inode number is in `keep` stay although the listing does not hold them.
+        """
+        self._staging.settle_names()
+        with self._write_lock:
+            changes = self._staging.commit(meta, keep)
+            if self._staging.counted is not None:
+                self._on_counted(self._staging.counted)
+        return changes
 
 
 def counted(db: sqlite3.Connection, what: str) -> int:

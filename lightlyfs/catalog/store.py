@@ -1,6 +1,6 @@
 """The SQLite catalogue: the samples and directories of one dataset, on disk, read by many threads.
 
-Owns the file, its schema and its transactions; knows no network and no clock. Rows are clustered by
+Owns the file, its schema and its transactions; knows no network. Rows are clustered by
 (directory, name), because listing one directory and looking up one path are all that happens often.
 Inode numbers are digests (of the sample id, of the directory's path), so they are the same on every
 mount, and the number of a directory is known from its path without a query.
@@ -18,7 +18,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Container, Iterable, Iterator
+import time
+from collections.abc import Container, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import NamedTuple
 from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, Place, SampleEntry, Totals
 from lightlyfs.catalog.inodes import ROOT_INO, directory_ino
 from lightlyfs.catalog.naming import directory_path
-from lightlyfs.catalog.staging import CHANGES, RESIZED, Changes, Row, Staging, count, counted
+from lightlyfs.catalog.staging import CHANGES, RESIZED, ListingWriter, Staging, count, counted
 
 SCHEMA_VERSION = 1
 # the dataset whose exported index a catalogue is, until it was listed on this machine
@@ -48,11 +49,18 @@ CREATE TABLE sample (
     PRIMARY KEY (dir, name)) WITHOUT ROWID;
 CREATE UNIQUE INDEX sample_by_ino ON sample (ino);
 """
+_RECORD = """
+UPDATE sample SET size = ?1, etag = ?2, verified = 1
+WHERE ino = ?3 AND (?4 IS NULL OR mtime = ?4 AND hint IS ?5)
+"""
 _COLUMNS = "name, ino, id, file_name, hint, mtime, size, etag, verified = 1, verified != 0"
 # one connection's page cache; the operating system caches the file once for all of them
 _READER_CACHE_KIB = 512
 _WRITER_CACHE_KIB = 32 * 1024
 _IDLE_READERS = 8
+# how long another process is waited for where nothing depends on it, and how long not again after that
+_MOMENT_S = 0.5
+_LET_ALONE_S = 10.0
 
 # a directory's number is asked for with each of its files
 _parent_ino = lru_cache(4_096)(directory_ino)
@@ -90,9 +98,18 @@ class CatalogStore:
         # guarded by _write_lock: what was counted by this process, or noticed
         self._seen = {what: counted(self._writer, what) for what in (CHANGES, RESIZED)}
         self._version = -1
+        self._publish_lock = threading.Lock()
+        # guarded by _publish_lock
+        self._publisher: sqlite3.Connection | None = None
+        self._let_alone_until = float("-inf")
 
     def close(self) -> None:
         """Close every connection; reads and writes after it fail."""
+        with self._publish_lock:
+            if self._publisher is not None:
+                self._publisher.close()
+                self._publisher = None
+            self._let_alone_until = float("inf")
         with self._write_lock:
             self._closed = True
             while self._idle:
@@ -250,17 +267,25 @@ class CatalogStore:
         Other processes hear of it where an object was `replaced` by another version, or `resized`: one
         that was shown with another size or none.
         """
-        rows = [(fact.size, fact.etag, ino, *(fact.of or (None, None))) for ino, fact in facts.items()]
         with self._transaction() as db:
-            db.executemany(
-                "UPDATE sample SET size = ?1, etag = ?2, verified = 1"
-                " WHERE ino = ?3 AND (?4 IS NULL OR mtime = ?4 AND hint IS ?5)",
-                rows,
-            )
+            db.executemany(_RECORD, [_values(ino, fact) for ino, fact in facts.items()])
             if replaced:
                 self._count_locked(CHANGES)
             if resized:
                 self._count_locked(RESIZED)
+
+    def publish_facts(self, ino: int, facts: Facts) -> None:
+        """Let other processes see what storage reported of a sample, unless that takes more than a moment."""
+        with self._publish_lock:
+            if time.monotonic() < self._let_alone_until:
+                return
+            if self._publisher is None:
+                self._publisher = self._connect(_READER_CACHE_KIB, timeout_s=_MOMENT_S)
+            try:
+                self._publisher.execute(_RECORD, _values(ino, facts))
+            except sqlite3.OperationalError:
+                # a listing that is written down, or a process that is stopped within its transaction
+                self._let_alone_until = time.monotonic() + _LET_ALONE_S
 
     def forget_facts(self) -> None:
         """Make every size and version unverified; they stay as the best guess."""
@@ -318,9 +343,9 @@ class CatalogStore:
             finally:
                 db.execute("COMMIT")
 
-    def _connect(self, cache_kib: int) -> sqlite3.Connection:
+    def _connect(self, cache_kib: int, timeout_s: float = 60.0) -> sqlite3.Connection:
         # autocommit: transactions are begun and ended by hand, where they are seen
-        db = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(self._path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
         db.execute(f"PRAGMA cache_size = -{cache_kib}")
         return db
 
@@ -350,42 +375,11 @@ class CatalogStore:
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
 
 
-class ListingWriter:
-    """A listing being collected; used by one thread."""
-
-    def __init__(
-        self, staging: Staging, write_lock: threading.Lock, on_counted: Callable[[int], None]
-    ) -> None:
-        self._staging = staging
-        self._write_lock = write_lock
-        self._on_counted = on_counted
-
-    def add(self, rows: Iterable[Row]) -> None:
-        """Add a page of samples; a sample seen before is replaced."""
-        self._staging.add(rows)
-
-    def count(self) -> int:
-        """How many different samples were added; to be asked once all are."""
-        return self._staging.count()
-
-    def has_directory(self, path: str) -> bool:
-        """Whether a sample in or below this directory was added lately; may be asked by any thread."""
-        return self._staging.has_directory(path)
-
-    def commit(self, meta: dict[str, str], keep: frozenset[int] = frozenset()) -> Changes:
-        """Make this listing the catalogue, in one step, and say what differs from the last one.
-
-        What storage reported stays verified where neither the sample's time nor its size hint moved.
-        Samples whose inode number is in `keep` stay although the listing does not hold them.
-        """
-        self._staging.settle_names()
-        with self._write_lock:
-            changes = self._staging.commit(meta, keep)
-            if self._staging.counted is not None:
-                self._on_counted(self._staging.counted)
-        return changes
-
-
 def _create_schema(db: sqlite3.Connection) -> None:
     db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     db.execute("INSERT INTO directory VALUES (?, ?, '', 0)", (ROOT_INO, ROOT_INO))
+
+
+def _values(ino: int, facts: Facts) -> tuple[object, ...]:
+    """Facts as `_RECORD` takes them."""
+    return facts.size, facts.etag, ino, *(facts.of or (None, None))

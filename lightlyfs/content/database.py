@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# how long a write waits for another process; one that writes for longer is stopped or stuck
+BUSY_S = 1.0
+
 
 def connect(path: Path) -> sqlite3.Connection:
     """Open or make a database of ours; raises OSError or sqlite3.Error.
@@ -16,7 +19,7 @@ def connect(path: Path) -> sqlite3.Connection:
     a power cut may lose the last writes or damage the file, and whoever reads it has to stand that.
     """
     make(path)
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = OFF")

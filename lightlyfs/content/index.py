@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lightlyfs.content import database
@@ -31,6 +33,8 @@ CREATE TRIGGER IF NOT EXISTS block_removed AFTER DELETE ON block
 _BATCH = 64
 # while the disk takes no records, this many are kept for later; the blocks of others count as absent then
 _MAX_WAITING = 4096
+# how long the index is let alone after it was found in the hands of a process that is stopped or stuck
+_LET_ALONE_S = 10.0
 # contents that turned out to be absent are remembered, for each is looked up several times before it is here
 _MAX_ABSENT = 1024
 
@@ -62,6 +66,8 @@ class BlockIndex:
         # guarded by _lock: contents without any block, the latest last, as of some version of the table
         self._absent: dict[str, None] = {}
         self._absent_as_of = -1
+        # guarded by _lock: until then another process that writes is not waited for again
+        self._busy_until = float("-inf")
         self._written_bytes = self._total_locked()
 
     def close(self) -> None:
@@ -124,7 +130,8 @@ class BlockIndex:
         """Forget one block."""
         with self._lock:
             self._write_locked()
-            self._db.execute("DELETE FROM block WHERE key = ? AND block = ?", (key, block))
+            with self._transaction_locked():
+                self._db.execute("DELETE FROM block WHERE key = ? AND block = ?", (key, block))
             self._written_bytes = self._total_locked()
 
     def note_use(self, keys: Collection[str]) -> None:
@@ -147,7 +154,7 @@ class BlockIndex:
         with self._lock:
             self._write_locked()
             self._used.pop(key, None)
-            with database.transaction(self._db):
+            with self._transaction_locked():
                 self._db.execute("DELETE FROM block WHERE key = ?", (key,))
                 self._db.execute("DELETE FROM content WHERE key = ?", (key,))
             self._written_bytes = self._total_locked()
@@ -173,7 +180,7 @@ class BlockIndex:
             return
         records = [(key, b, *record) for key, blocks in self._waiting.items() for b, record in blocks.items()]
         try:
-            with database.transaction(self._db):
+            with self._transaction_locked():
                 self._db.executemany("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?)", records)
                 (tick,) = self._db.execute("SELECT coalesce(max(used), 0) FROM content").fetchone()
                 used = [(key, number) for number, key in enumerate(self._used, tick + 1)]
@@ -185,6 +192,19 @@ class BlockIndex:
             raise
         self._written_bytes = total
         self._forget_waiting_locked()
+
+    @contextmanager
+    def _transaction_locked(self) -> Iterator[None]:
+        """A transaction; raises at once where another process did not end its own a moment ago."""
+        if time.monotonic() < self._busy_until:
+            raise sqlite3.OperationalError("another process does not end its transaction")
+        try:
+            with database.transaction(self._db):
+                yield
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+                self._busy_until = time.monotonic() + _LET_ALONE_S
+            raise
 
     def _forget_waiting_locked(self) -> None:
         self._waiting.clear()

@@ -16,7 +16,11 @@ import pytest
 from catalogkit import FakeRemote, Record, World
 from contentkit import MIB, NOISE, Clock, Content, Storage, recorded_bytes, sample_id
 
+from lightlyfs import locks
+from lightlyfs.catalog import store
+from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.catalog.store import CatalogStore
+from lightlyfs.content import database
 from lightlyfs.content.budget import CacheConfig
 from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.identity import ContentId
@@ -287,6 +291,69 @@ def test_any_mix_of_two_users_keeps_bytes_count_and_budget(tmp_path: Path) -> No
         process.close()
 
 
+# a process that is stopped in the middle of what the others need
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is waited for is waited for shortly, so that tests of it are short."""
+    monkeypatch.setattr(locks, "_MOMENT_S", 0.02)
+    monkeypatch.setattr(database, "BUSY_S", 0.02)
+    monkeypatch.setattr(store, "_MOMENT_S", 0.02)
+
+
+def test_a_lock_on_contents_that_is_not_let_go_of_is_passed_by(impatient: None, tmp_path: Path) -> None:
+    first, stopped = Process(tmp_path), SharedLocks(tmp_path / DATASET)
+    for number in range(64):
+        assert stopped.try_name(f"content {number}")
+    first.fill(SMALL)
+    assert first.holds(SMALL)
+    waits: list[float] = []
+    first.place.locks._wait_for = lambda *_: waits.append(1) or False  # type: ignore[method-assign, func-returns-value]
+    first.cache.drop(SMALL)  # under the lock that was passed by a moment ago
+    assert waits == []
+    assert recorded_bytes(first.cache) == 0
+
+
+def test_an_index_in_the_hands_of_a_stopped_process_costs_its_records_alone(
+    impatient: None, two: tuple[Process, Process]
+) -> None:
+    first, _ = two
+    first.fill(LARGE)
+    held = sqlite3.connect(first.place.path / "blocks.db", isolation_level=None)
+    held.execute("BEGIN IMMEDIATE")
+    first.fill(SMALL)
+    assert first.holds(SMALL)
+    assert first.holds(LARGE)
+    assert first.cache.stats().errors > 0
+    held.execute("ROLLBACK")
+    held.close()
+    first.cache._index._busy_until = 0.0
+    assert recorded_bytes(first.cache) == SMALL.size + LARGE.size
+
+
+def test_a_catalogue_in_the_hands_of_a_stopped_process_is_published_to_later(
+    impatient: None, worlds: tuple[World, World], tmp_path: Path
+) -> None:
+    first, second = worlds
+    held = sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)
+    held.execute("BEGIN IMMEDIATE")
+    first.catalog.record_facts(sample_id(1), 10, "e1")
+    first.catalog.publish_facts(sample_id(1))
+    assert lookup(first).verified
+    assert not lookup(second).verified
+    held.execute("ROLLBACK")
+    held.close()
+    first.catalog.flush_facts()
+    assert lookup(second).verified
+
+
+def lookup(world: World) -> SampleEntry:
+    found = world.catalog.by_id(sample_id(1))
+    assert found is not None
+    return found[1]
+
+
 # fetches
 
 
@@ -442,15 +509,15 @@ def test_urls_are_shared_by_those_of_one_credential_alone(tmp_path: Path) -> Non
     first = DatasetPlace(tmp_path, DATASET)
     clock = Clock()
 
-    def store(place: DatasetPlace, token: str) -> UrlStore:
+    def urls(place: DatasetPlace, token: str) -> UrlStore:
         return UrlStore(
             place.path / "urls.db", token, wall_clock=clock, later=lambda job: job(), locks=place.locks
         )
 
-    mine = store(first, "mine")
+    mine = urls(first, "mine")
     first.share()
     second = DatasetPlace(tmp_path, DATASET)
-    mine_too, yours = store(second, "mine"), store(second, "yours")
+    mine_too, yours = urls(second, "mine"), urls(second, "yours")
     mine.put("a", "https://bucket.test/a", clock.now + 1000)
     mine.write()
     found = mine_too.get("a")
@@ -463,6 +530,6 @@ def test_urls_are_shared_by_those_of_one_credential_alone(tmp_path: Path) -> Non
     first.close()
 
     third = DatasetPlace(tmp_path, DATASET)
-    store(third, "yours").close()
+    urls(third, "yours").close()
     assert b"bucket.test" not in (third.path / "urls.db").read_bytes()
     third.close()
