@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,6 @@ from lightlyfs.examples.common import Place, make_pictures
 from lightlyfs.localserver import LocalServer, ServerOptions
 
 PICTURES = 64
-
-# our own `tests/datasets.py` has the name of a package that is tried here, and must come after it
-_OURS = str(Path(__file__).parents[1])
-sys.path = [*(path for path in sys.path if path != _OURS), _OURS]
 
 
 @pytest.fixture(scope="session")

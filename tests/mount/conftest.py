@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from datasets import FILES, READING_SUBJECTS, fill
+from dataset_files import FILES, READING_SUBJECTS, fill
 from trees import InProcessTree, MountedTree, in_process, mounted, mounted_by_path
 
 from lightlyfs.kernel import mounts

@@ -8,7 +8,7 @@ import os
 import threading
 
 import pytest
-from datasets import FILES
+from dataset_files import FILES
 from trees import Tree, is_by_path, refused, soon
 
 from lightlyfs.localserver import LocalServer

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from datasets import FILES
+from dataset_files import FILES
 from trees import (
     MountedTree,
     environment,

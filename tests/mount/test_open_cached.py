@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from datasets import fill
+from dataset_files import fill
 from trees import MountedTree, mounted, wait_until
 
 import lightlyfs

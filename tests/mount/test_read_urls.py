@@ -6,7 +6,7 @@ import random
 import shutil
 from pathlib import Path
 
-from datasets import FILES, fill
+from dataset_files import FILES, fill
 from trees import InProcessTree, in_process
 
 from lightlyfs.localserver import LocalServer, ServerOptions

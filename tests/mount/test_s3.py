@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from datasets import FILES
+from dataset_files import FILES
 from trees import InProcessTree, MountedTree, Tree, in_process, mounted, refused, wait_until
 
 from lightlyfs.localserver import LocalServer, ServerOptions

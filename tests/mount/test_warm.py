@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from datasets import fill
+from dataset_files import fill
 from trees import MountedTree, mounted, wait_until
 
 from lightlyfs.errors import StartError

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from datasets import fill
+from dataset_files import fill
 from trees import InProcessTree, in_process, wait_until
 
 from lightlyfs.fs.warming import Warming

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from datasets import SUBJECTS
+from dataset_files import SUBJECTS
 from PIL import Image
 from trees import InProcessTree, MountedTree, WritableTree, in_process, mounted, refused, soon, wait_until
 
