@@ -1,6 +1,6 @@
 """How the files of a dataset are shared out among workers; pure, and the same on every machine.
 
-paths = fs.find("my-dataset")
+paths = fs.find("my-dataset", on_error="raise")
 for part in by_directory(paths, most=256):
     ...  # one task
 """

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lightlyfs.errors import LightlyFsError
 from lightlyfs.fsspec_parts import close_all
 
 _EXPORTED = 4  # lines of `lightlyfs serve`, each of which sets a variable
@@ -70,8 +71,11 @@ def run(doc: str, needs: Sequence[str], single: Work, parallel: Work, *, extra: 
     ways = {"one process": single} if given.single else {f"{given.workers} workers": parallel}
     if given.compare:
         ways = {"one process": single, f"{given.workers} workers": parallel}
-    with placed(given) as place:
-        results = [_shown(name, work, _apart(place, name), given) for name, work in ways.items()]
+    try:
+        with placed(given) as place:
+            results = [_shown(name, work, _apart(place, name), given) for name, work in ways.items()]
+    except (LightlyFsError, OSError) as error:
+        sys.exit(f"it stopped: {error}")
     if given.compare:
         one, many = results
         if one.text != many.text:

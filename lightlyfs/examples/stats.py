@@ -91,7 +91,11 @@ def partitions_of(place: Place, tags: Sequence[str] | None = None) -> list[list[
 
 
 def _pictures(place: Place, options: dict[str, Any]) -> list[str]:
-    return list(fsspec.filesystem("lightly", **options).find(place.dataset))
+    # by itself `find` leaves out what it cannot list, without a word
+    found = fsspec.filesystem("lightly", **options).find(place.dataset, on_error="raise")
+    if not found:
+        raise FileNotFoundError(f"there are no pictures in {place.url}")
+    return list(found)
 
 
 def chosen_partitions(place: Place, given: argparse.Namespace) -> list[list[str]]:

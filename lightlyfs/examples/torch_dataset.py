@@ -33,7 +33,9 @@ class LightlyImages:
     ) -> None:
         self._fs = fsspec.filesystem("lightly", **storage_options)
         self._transform = transform or open_picture
-        self.paths = sorted(path for path in self._fs.find(root) if path.lower().endswith(_ENDINGS))
+        # by itself `find` leaves out what it cannot list, without a word
+        found = self._fs.find(root, on_error="raise")
+        self.paths = sorted(path for path in found if path.lower().endswith(_ENDINGS))
         self.classes = sorted({_directory(path) for path in self.paths})
         self._class_of = {name: number for number, name in enumerate(self.classes)}
 

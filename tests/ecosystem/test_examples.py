@@ -34,6 +34,13 @@ def test_a_folder_is_served_and_read_in_one_process(pictures: Path, tmp_path: Pa
     assert "64 files" in done.stdout, done.stderr
 
 
+def test_without_a_token_a_dataset_is_refused_in_one_line(tmp_path: Path) -> None:
+    done = run("dask_stats", "my-dataset", home=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "LIGHTLY_TOKEN" in line
+
+
 def test_a_missing_package_is_one_line(tmp_path: Path) -> None:
     hidden = "import sys; sys.modules['torch'] = None; import runpy; "
     hidden += "runpy.run_module('lightlyfs.examples.torch_dataset', run_name='__main__')"
