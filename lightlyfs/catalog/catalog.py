@@ -25,11 +25,12 @@ from lightlyfs.catalog.census import Census
 from lightlyfs.catalog.entries import DirectoryEntry, Entry, SampleEntry, Totals, entry_of, true_name
 from lightlyfs.catalog.inodes import directory_ino, sample_ino
 from lightlyfs.catalog.recent import RecentLookups
-from lightlyfs.catalog.refresher import FreshnessConfig, Refresher
+from lightlyfs.catalog.refresher import Refresher
 from lightlyfs.catalog.remote import DatasetState, Remote, stored_dataset
 from lightlyfs.catalog.reported import Reported
 from lightlyfs.catalog.staging import Changes, Row
 from lightlyfs.catalog.store import CatalogStore
+from lightlyfs.catalog.timing import FreshnessConfig
 from lightlyfs.catalog.tree import join_name
 from lightlyfs.errors import Cancelled, LightlyFsError, NotFound, RequestError, Unreachable
 
@@ -88,6 +89,7 @@ class Catalog:
     def close(self) -> None:
         """Write down what storage reported and close the store."""
         self._closing.set()
+        self.refresher.close()
         if self._flusher.is_alive():
             self._flusher.join()
         self._reported.write()

@@ -11,12 +11,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import CancelledError, Executor, Future
 from typing import Generic, TypeVar
 
-from lightlyfs.errors import MalformedAnswer, RequestError, ServerFault, TimedOut, TooLarge
+from lightlyfs.errors import Cancelled, MalformedAnswer, RequestError, ServerFault, TimedOut, TooLarge
 
 T = TypeVar("T")
+
+_TAKEN_DOWN = "the mount is being taken down"
 
 # 5,000 rows decode in some 10 ms; 25,000 would hold the interpreter lock for 80 ms
 DEFAULT_PAGE_SIZE = 5_000
@@ -81,19 +83,28 @@ class Pager(Generic[T]):
             while not ended:
                 while len(under_way) < self._parallel and offset < limit:
                     end = offset + self._size()
-                    under_way.append(self._executor.submit(self._read_run, offset, end))
+                    under_way.append(self._begin_run(offset, end))
                     offset = end
                 if not under_way:
                     # the list was to end here: one more run proves it, and if it does not, each further
                     # round asks for twice as much at once
                     limit = offset + max(1, offset - known)
                     continue
-                pages, ended = under_way.popleft().result()
+                try:
+                    pages, ended = under_way.popleft().result()
+                except CancelledError:
+                    raise Cancelled(_TAKEN_DOWN, request_sent=False) from None
                 for page in pages:
                     take(page)
         finally:
             for future in under_way:
                 future.cancel()
+
+    def _begin_run(self, offset: int, end: int) -> Future[tuple[list[Sequence[T]], bool]]:
+        try:
+            return self._executor.submit(self._read_run, offset, end)
+        except RuntimeError:
+            raise Cancelled(_TAKEN_DOWN, request_sent=False) from None
 
     def _read_run(self, offset: int, end: int) -> tuple[list[Sequence[T]], bool]:
         """Read [offset, end) in as many pages as it takes; True if the list ended in it."""

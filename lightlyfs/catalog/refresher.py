@@ -15,19 +15,20 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from lightlyfs.catalog.listing import DEFAULT_PAGE_SIZE, Pager
+from lightlyfs.catalog.listing import Pager
 from lightlyfs.catalog.remote import DatasetState, Remote, is_settled
 from lightlyfs.catalog.staging import Changes, ListingWriter, Row
 from lightlyfs.catalog.store import INDEX_OF, CatalogStore
-from lightlyfs.catalog.timing import Timing
+from lightlyfs.catalog.timing import FreshnessConfig, Timing
 from lightlyfs.errors import Cancelled, Forbidden, LightlyFsError, NotFound, Unauthorized
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_FAILED = "the catalogue could not be refreshed: %s"
 
 # a listing is taken again when the dataset moved meanwhile, but not for ever
 _MAX_LISTINGS = 3
@@ -39,15 +40,6 @@ _MIN_RETRY_AFTER_S = 1.0
 _LISTINGS_SHARE = 20
 # while another process lists, those who wait for it are encouraged this often
 _WAITING_EVERY_S = 1.0
-
-
-@dataclass(frozen=True)
-class FreshnessConfig:
-    """How often to ask, and in what portions; times in seconds, `ttl_s` may be infinite."""
-
-    ttl_s: float = 60.0
-    page_size: int = DEFAULT_PAGE_SIZE
-    parallel_pages: int = 8
 
 
 class Progress(NamedTuple):
@@ -81,6 +73,7 @@ class Refresher:
         self._page_executor = page_executor
         self._clock = clock
         self._waited_at = -math.inf
+        self._closed = False
         self._on_changes = on_changes
         self._turn = turn
         self._work_lock = threading.Lock()  # held by the one check or listing under way
@@ -179,6 +172,10 @@ class Refresher:
             self._timing.full_at = self._timing.checked_at = -math.inf
         self.touch()
 
+    def close(self) -> None:
+        """What fails from now on was cut short."""
+        self._closed = True
+
     def resume(self) -> None:
         """The API may answer again although it refused us: check with the next access."""
         with self._state:
@@ -236,7 +233,9 @@ class Refresher:
                 if not self._is_checked_elsewhere():
                     self._guarded(self._check)
         except LightlyFsError as error:
-            log.warning("the catalogue could not be refreshed: %s", error)
+            # a check that is cut short at the end is no news
+            cut_short = self._closed or isinstance(error, Cancelled)
+            log.log(logging.DEBUG if cut_short else logging.WARNING, _FAILED, error)
         except Exception:
             log.exception("the catalogue could not be refreshed")
         finally:

@@ -8,8 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from lightlyfs.catalog.listing import DEFAULT_PAGE_SIZE
 from lightlyfs.catalog.store import CatalogStore
+
+
+@dataclass(frozen=True)
+class FreshnessConfig:
+    """How often to ask, and in what portions; times in seconds, `ttl_s` may be infinite."""
+
+    ttl_s: float = 60.0
+    page_size: int = DEFAULT_PAGE_SIZE
+    parallel_pages: int = 8
 
 
 class Timing:

@@ -64,6 +64,7 @@ class BlockCache:
         self._content_locks = [self._locks.stripe(f"content {number}") for number in range(_CONTENT_LOCKS)]
         # counted without a lock, so perhaps a few short
         self._hits = self._misses = self._errors = 0
+        self._closed = False
         self.room = Room(
             self._files.directory,
             config,
@@ -85,6 +86,7 @@ class BlockCache:
         with self._lock:
             used = list(self._open)
             self._open.clear()
+            self._closed = True
         try:
             self._index.note_use(used)
             self._index.close()
@@ -389,4 +391,7 @@ class BlockCache:
 
     def _count_error(self, error: Exception) -> None:
         self._errors += 1
-        log.warning("the cache failed and is bypassed: %s", error)
+        # what is still under way after the end finds everything closed
+        log.log(
+            logging.DEBUG if self._closed else logging.WARNING, "the cache failed and is bypassed: %s", error
+        )

@@ -30,6 +30,8 @@ URL_SHARE = 0.8
 MAX_STORED = 200_000
 # as many are lost in a crash; writing them takes some 2 ms
 _BATCH = 256
+# as many may be asked for again by other processes
+_SHARED_BATCH = 8
 # while the disk takes none, so many wait; further ones are not kept
 _MAX_WAITING = 4096
 
@@ -121,7 +123,8 @@ class UrlStore:
             if len(self._waiting) >= _MAX_WAITING:
                 return
             self._waiting[sample_id] = KeptUrl(url, now, now + (expiry - now) * URL_SHARE)
-            due = len(self._waiting) >= _BATCH and not self._write_due
+            batch = _SHARED_BATCH if self._locks.has_company() else _BATCH
+            due = len(self._waiting) >= batch and not self._write_due
             self._write_due |= due
         if due:
             try:

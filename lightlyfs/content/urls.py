@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 from cachetools import TLRUCache
 
 from lightlyfs.content.url_store import KeptUrl, UrlStore
+from lightlyfs.locks import SharedLocks
 
 # a URL is not handed out in the last moments of its life: a transfer has to begin before it ends
 EXPIRY_MARGIN_S = 30.0
@@ -69,7 +70,7 @@ class ReadUrls:
 
     `resolve(sample_id)` asks the API and may raise; it is called with no lock held. `wall_clock` is in
     unix seconds, for that is what URLs speak of. `store` holds them over remounts, and those that memory
-    has no room for.
+    has no room for; with `locks` other processes may use it.
     """
 
     def __init__(
@@ -79,8 +80,10 @@ class ReadUrls:
         wall_clock: Callable[[], float],
         store: UrlStore | None = None,
         max_urls: int = MAX_URLS,
+        locks: SharedLocks | None = None,
     ) -> None:
         self._resolve = resolve
+        self._locks = locks or SharedLocks.of_nobody_else()
         self._max_urls = max_urls
         self._store = store
         self._wall_clock = wall_clock
@@ -106,11 +109,17 @@ class ReadUrls:
         """See that the URL of a sample is known before it is needed; False where it was, or is on its way.
 
         `resolve` should not try again: readers who find it under way wait for it, and ask themselves where
-        it fails.
+        it fails. One that another process gets ahead is left to it.
         """
-        if self._look(sample_id) is not None:
+        name = f"url {sample_id}"
+        if not self._locks.try_name(name):
             return False
-        self._ask(sample_id, resolve, told=_AskedOnce())
+        try:
+            if self._look(sample_id) is not None:
+                return False
+            self._ask(sample_id, resolve, told=_AskedOnce())
+        finally:
+            self._locks.release_name(name)
         return True
 
     def is_new(self, sample_id: str, url: str) -> bool:

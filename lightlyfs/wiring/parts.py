@@ -17,12 +17,13 @@ from lightlyfs.api.models import Sample
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.census import Census
 from lightlyfs.catalog.details import Details
-from lightlyfs.catalog.refresher import FreshnessConfig, Refresher
+from lightlyfs.catalog.refresher import Refresher
 from lightlyfs.catalog.remote import ApiRemote, Remote
 from lightlyfs.catalog.staging import Changes
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tagged import TaggedRemote
 from lightlyfs.catalog.tags import Tags
+from lightlyfs.catalog.timing import FreshnessConfig
 from lightlyfs.content.budget import CacheConfig, default_budget
 from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.fetcher import FetchConfig, Fetcher

@@ -48,7 +48,7 @@ class UrlParts:
             later=later,
             locks=place.locks,
         )
-        self.urls = ReadUrls(self.resolve, wall_clock=time.time, store=self.store)
+        self.urls = ReadUrls(self.resolve, wall_clock=time.time, store=self.store, locks=place.locks)
         self.ahead: UrlsAhead[SampleEntry] = UrlsAhead(
             catalog.samples_after,
             self._get_ahead,

@@ -27,6 +27,7 @@ from lightlyfs.content.identity import ContentId
 from lightlyfs.content.index import BlockIndex
 from lightlyfs.content.ranges import BLOCK_BYTES, Span, block_count
 from lightlyfs.content.url_store import UrlStore
+from lightlyfs.content.urls import ReadUrls
 from lightlyfs.locks import SharedLocks
 from lightlyfs.places import DatasetPlace
 
@@ -533,3 +534,19 @@ def test_urls_are_shared_by_those_of_one_credential_alone(tmp_path: Path) -> Non
     urls(third, "yours").close()
     assert b"bucket.test" not in (third.path / "urls.db").read_bytes()
     third.close()
+
+
+def test_a_url_that_another_process_gets_ahead_is_left_to_it(tmp_path: Path) -> None:
+    clock, asked = Clock(), list[str]()
+    first, second = SharedLocks(tmp_path), SharedLocks(tmp_path)
+
+    def resolve(sample: str) -> str:
+        if not asked:
+            asked.append(sample)
+            assert theirs.get_ahead("a", lambda _: pytest.fail("asked twice")) is False
+            assert theirs.get("a") == "https://bucket.test/a"  # whoever needs it now asks
+        return f"https://bucket.test/{sample}"
+
+    mine, theirs = (ReadUrls(resolve, wall_clock=clock, locks=locks) for locks in (first, second))
+    assert mine.get_ahead("a", resolve)
+    assert theirs.get_ahead("b", resolve)
