@@ -202,13 +202,13 @@ def test_a_second_mount_of_a_dataset_shares_its_cache(
 ) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    assert (place / "a.jpg").read_bytes() == FILES["a.jpg"]
-    before = server.stats.count("storage.get")
 
     done = lightlyfs("mount", server.dataset_id, str(other), environ=environ)
 
     try:
         assert (done.returncode, done.stderr) == (0, "")
+        assert (place / "a.jpg").read_bytes() == FILES["a.jpg"]
+        before = server.stats.count("storage.get")
         assert (other / "a.jpg").read_bytes() == FILES["a.jpg"]
         assert server.stats.count("storage.get") == before
         said = json.loads(lightlyfs("status", str(other), "--json", environ=environ).stdout)
