@@ -156,19 +156,22 @@ class SharedLocks:
             if held:
                 self.release_name(name)
 
-    @contextmanager
-    def blocks(
+    def take_blocks(
         self, sample_id: str, first: int, last: int, timeout_s: float, cancelled: Callable[[], bool]
-    ) -> Iterator[None]:
-        """Fetch blocks `first` to `last` of a sample while no other process does; waits as `name` does."""
+    ) -> Callable[[], None]:
+        """Keep other processes from fetching blocks of a sample, until what is returned is called.
+
+        Waits as `name` does.
+        """
         start = _SAMPLES + int(sample_id[-10:], 16) * _BLOCKS_PER_SAMPLE + min(first, _BLOCKS_PER_SAMPLE - 1)
         length = min(last - first + 1, _BLOCKS_PER_SAMPLE)
-        held = self._wait_for(start, length, timeout_s, cancelled)
-        try:
-            yield
-        finally:
-            if held:
-                self._try(fcntl.F_UNLCK, start, length)
+        if not self._wait_for(start, length, timeout_s, cancelled):
+            return lambda: None
+
+        def release() -> None:
+            self._try(fcntl.F_UNLCK, start, length)
+
+        return release
 
     def stripe(self, name: str) -> Stripe:
         """A lock between threads and processes."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from concurrent.futures import Future
 from concurrent.futures import wait as futures_wait
 from typing import Protocol, TypeVar
@@ -220,9 +220,9 @@ class Catalog:
             return None
         return self._reported.apply(found)
 
-    def publish_facts(self, sample_id: str) -> None:
-        """Let other processes see what storage reported of a sample."""
-        self._reported.publish(sample_ino(bytes.fromhex(sample_id)))
+    def publish_facts(self, sample_ids: Iterable[str]) -> None:
+        """Let other processes see what storage reported of samples."""
+        self._reported.publish(sample_ino(bytes.fromhex(sample_id)) for sample_id in sample_ids)
 
     def flush_facts(self) -> None:
         """Write down now what storage reported."""

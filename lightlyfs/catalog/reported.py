@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from lightlyfs.catalog.entries import Facts, SampleEntry
 from lightlyfs.catalog.store import CatalogStore
@@ -72,11 +72,12 @@ class Reported:
                         of = entry.mtime, entry.size_hint
                         self._facts.setdefault(ino, facts._replace(of=of))
 
-    def publish(self, ino: int) -> None:
-        """Write one down for other processes to see; here it counts from memory until the next `write`."""
-        facts = self._facts.get(ino)
-        if facts is not None:
-            self._store.publish_facts(ino, facts)
+    def publish(self, inos: Iterable[int]) -> None:
+        """Write some of them for other processes to see; here they count from memory until `write`."""
+        with self._lock:
+            facts = {ino: self._facts[ino] for ino in inos if ino in self._facts}
+        if facts:
+            self._store.publish_facts(facts)
 
     def clear(self) -> None:
         """Forget all of it."""

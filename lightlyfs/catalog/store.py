@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-import time
 from collections.abc import Container, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import lru_cache
@@ -28,6 +27,7 @@ from typing import NamedTuple
 from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, Place, SampleEntry, Totals
 from lightlyfs.catalog.inodes import ROOT_INO, directory_ino
 from lightlyfs.catalog.naming import directory_path
+from lightlyfs.catalog.publishing import MOMENT_S, RECORD, Publisher, record_values
 from lightlyfs.catalog.staging import CHANGES, RESIZED, ListingWriter, Staging, count, counted
 
 SCHEMA_VERSION = 1
@@ -49,6 +49,11 @@ CREATE TABLE sample (
     PRIMARY KEY (dir, name)) WITHOUT ROWID;
 CREATE UNIQUE INDEX sample_by_ino ON sample (ino);
 """
+_COLUMNS = "name, ino, id, file_name, hint, mtime, size, etag, verified = 1, verified != 0"
+# one connection's page cache; the operating system caches the file once for all of them
+_READER_CACHE_KIB = 512
+_WRITER_CACHE_KIB = 32 * 1024
+_IDLE_READERS = 8
 _RECORD = """
 UPDATE sample SET size = ?1, etag = ?2, verified = 1
 WHERE ino = ?3 AND (?4 IS NULL OR mtime = ?4 AND hint IS ?5)
@@ -98,18 +103,11 @@ class CatalogStore:
         # guarded by _write_lock: what was counted by this process, or noticed
         self._seen = {what: counted(self._writer, what) for what in (CHANGES, RESIZED)}
         self._version = -1
-        self._publish_lock = threading.Lock()
-        # guarded by _publish_lock
-        self._publisher: sqlite3.Connection | None = None
-        self._let_alone_until = float("-inf")
+        self._publisher = Publisher(lambda: self._connect(_READER_CACHE_KIB, timeout_s=MOMENT_S))
 
     def close(self) -> None:
         """Close every connection; reads and writes after it fail."""
-        with self._publish_lock:
-            if self._publisher is not None:
-                self._publisher.close()
-                self._publisher = None
-            self._let_alone_until = float("inf")
+        self._publisher.close()
         with self._write_lock:
             self._closed = True
             while self._idle:
@@ -268,24 +266,15 @@ class CatalogStore:
         that was shown with another size or none.
         """
         with self._transaction() as db:
-            db.executemany(_RECORD, [_values(ino, fact) for ino, fact in facts.items()])
+            db.executemany(RECORD, [record_values(ino, fact) for ino, fact in facts.items()])
             if replaced:
                 self._count_locked(CHANGES)
             if resized:
                 self._count_locked(RESIZED)
 
-    def publish_facts(self, ino: int, facts: Facts) -> None:
-        """Let other processes see what storage reported of a sample, unless that takes more than a moment."""
-        with self._publish_lock:
-            if time.monotonic() < self._let_alone_until:
-                return
-            if self._publisher is None:
-                self._publisher = self._connect(_READER_CACHE_KIB, timeout_s=_MOMENT_S)
-            try:
-                self._publisher.execute(_RECORD, _values(ino, facts))
-            except sqlite3.OperationalError:
-                # a listing that is written down, or a process that is stopped within its transaction
-                self._let_alone_until = time.monotonic() + _LET_ALONE_S
+    def publish_facts(self, facts: dict[int, Facts]) -> None:
+        """Let other processes see what storage reported of samples, unless that takes more than a moment."""
+        self._publisher.publish([record_values(ino, fact) for ino, fact in facts.items()])
 
     def forget_facts(self) -> None:
         """Make every size and version unverified; they stay as the best guess."""
@@ -378,8 +367,3 @@ class CatalogStore:
 def _create_schema(db: sqlite3.Connection) -> None:
     db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     db.execute("INSERT INTO directory VALUES (?, ?, '', 0)", (ROOT_INO, ROOT_INO))
-
-
-def _values(ino: int, facts: Facts) -> tuple[object, ...]:
-    """Facts as `_RECORD` takes them."""
-    return facts.size, facts.etag, ino, *(facts.of or (None, None))

@@ -39,8 +39,56 @@ _LET_ALONE_S = 10.0
 _MAX_ABSENT = 1024
 
 
+class _Batch:
+    """Records on their way into the table: blocks by content, and the contents used, the last one last."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[str, dict[int, tuple[int, int]]] = {}
+        self.used: dict[str, None] = {}
+        self.count = self.bytes = 0
+
+    def add(self, key: str, block: int, checksum: int, length: int) -> None:
+        """Take a block."""
+        blocks = self.blocks.setdefault(key, {})
+        if block not in blocks:
+            self.count += 1
+            self.bytes += length
+        blocks[block] = (checksum, length)
+
+    def use(self, key: str) -> None:
+        """Take a content as the one used last."""
+        self.used.pop(key, None)
+        self.used[key] = None
+
+    def drop(self, key: str, block: int | None = None) -> None:
+        """Leave out a block of a content, or all of them."""
+        blocks = self.blocks.get(key, {})
+        for number in list(blocks) if block is None else [block]:
+            if number in blocks:
+                self.count -= 1
+                self.bytes -= blocks.pop(number)[1]
+        if block is None:
+            self.used.pop(key, None)
+
+    def absorb(self, later: _Batch) -> None:
+        """Take what came after this."""
+        for key, blocks in later.blocks.items():
+            for block, record in blocks.items():
+                self.add(key, block, *record)
+        for key in later.used:
+            self.use(key)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether this is worth a transaction."""
+        return max(self.count, len(self.used)) >= _BATCH
+
+    def __bool__(self) -> bool:
+        return bool(self.count or self.used)
+
+
 class BlockIndex:
-    """The table in one file; any thread may call, one at a time is served.
+    """The table in one file; any thread may call. Who looks up a block never waits for one who writes.
 
     Methods raise sqlite3.Error where the disk fails; what was to be recorded then waits for the next call.
     """
@@ -50,7 +98,6 @@ class BlockIndex:
 
         Where other processes may have it open (not `alone`) sqlite3.DatabaseError is raised instead.
         """
-        self._lock = threading.Lock()
         try:
             self._db, self.was_closed = self._open(path, alone=alone)
         except sqlite3.DatabaseError:
@@ -59,42 +106,46 @@ class BlockIndex:
             database.remove(path)
             self._db, _ = self._open(path, alone=alone)
             self.was_closed = False
-        # guarded by _lock: records not written yet, and the keys used since, the last one last
-        self._waiting: dict[str, dict[int, tuple[int, int]]] = {}
-        self._waiting_count = self._waiting_bytes = 0
-        self._used: dict[str, None] = {}
+        self._write_lock = threading.Lock()  # guards _db; taken before the other one
+        # guarded by _write_lock: until then another process that writes is not waited for again
+        self._busy_until = float("-inf")
+        self._written_bytes = self._total_locked()
+        self._lock = threading.Lock()
+        # guarded by _lock
+        self._reader = database.connect(path)
+        self._waiting = _Batch()
+        self._writing = _Batch()
         # guarded by _lock: contents without any block, the latest last, as of some version of the table
         self._absent: dict[str, None] = {}
         self._absent_as_of = -1
-        # guarded by _lock: until then another process that writes is not waited for again
-        self._busy_until = float("-inf")
-        self._written_bytes = self._total_locked()
 
     def close(self) -> None:
         """Write what waits and close the file."""
-        with self._lock:
+        with self._write_lock:
             try:
                 self._write_locked()
                 with database.transaction(self._db):
                     users = database.user_version(self._db)
                     self._db.execute(f"PRAGMA user_version = {max(0, users - 1)}")
             finally:
+                with self._lock:
+                    self._reader.close()
                 self._db.close()
 
     @property
     def bytes(self) -> int:
         """How many bytes all blocks have as of the last write; what was recorded again since counts twice."""
-        return self._written_bytes + self._waiting_bytes
+        return self._written_bytes + self._writing.bytes + self._waiting.bytes
 
     def write(self) -> None:
-        """Write what waits, so that other processes see it, and see how much they have written."""
-        with self._lock:
+        """Write what waits, and see how much other processes have written."""
+        with self._write_lock:
             self._write_locked()
             self._written_bytes = self._total_locked()
 
     def keys(self) -> set[str]:
         """Every content of which there are blocks."""
-        with self._lock:
+        with self._write_lock:
             self._write_locked()
             return {key for (key,) in self._db.execute("SELECT DISTINCT key FROM block")}
 
@@ -103,10 +154,10 @@ class BlockIndex:
         with self._lock:
             if key in self._absent and not self._moved_locked():
                 return {}
-            rows = dict(
-                self._db.execute("SELECT block, checksum FROM block WHERE key = ?", (key,)).fetchall()
-            )
-            rows.update({block: record[0] for block, record in self._waiting.get(key, {}).items()})
+            query = "SELECT block, checksum FROM block WHERE key = ?"
+            rows = dict(self._reader.execute(query, (key,)).fetchall())
+            for batch in (self._writing, self._waiting):
+                rows.update({block: record[0] for block, record in batch.blocks.get(key, {}).items()})
             if not rows:
                 self._absent[key] = None
                 if len(self._absent) > _MAX_ABSENT:
@@ -117,19 +168,17 @@ class BlockIndex:
         """Record a block whose bytes are written."""
         with self._lock:
             self._absent.pop(key, None)
-            waiting = self._waiting.setdefault(key, {})
-            if block not in waiting:
-                self._waiting_count += 1
-                self._waiting_bytes += length
-            waiting[block] = (checksum, length)
-            self._note_use_locked(key)
-            if self._waiting_count >= _BATCH:
-                self._write_locked()
+            self._waiting.add(key, block, checksum, length)
+            self._waiting.use(key)
+            due = self._waiting.is_full
+        if due:
+            self._write_if_nobody_does()
 
     def forget(self, key: str, block: int) -> None:
         """Forget one block."""
-        with self._lock:
-            self._write_locked()
+        with self._write_lock:
+            with self._lock:
+                self._waiting.drop(key, block)
             with self._transaction_locked():
                 self._db.execute("DELETE FROM block WHERE key = ? AND block = ?", (key, block))
             self._written_bytes = self._total_locked()
@@ -138,34 +187,31 @@ class BlockIndex:
         """Count contents as used just now, the last one last."""
         with self._lock:
             for key in keys:
-                self._note_use_locked(key)
-            if len(self._used) >= _BATCH:
-                self._write_locked()
+                self._waiting.use(key)
+            due = self._waiting.is_full
+        if due:
+            self._write_if_nobody_does()
 
     def oldest(self, but: Collection[str]) -> list[str]:
         """Some of the contents that were not used for longest, without those in `but`; none if no other."""
-        with self._lock:
+        with self._write_lock:
             self._write_locked()
             rows = self._db.execute("SELECT key FROM content ORDER BY used LIMIT ?", (len(but) + 100,))
             return [key for (key,) in rows if key not in but]
 
     def remove(self, key: str) -> None:
         """Forget a content."""
-        with self._lock:
-            self._write_locked()
-            self._used.pop(key, None)
+        with self._write_lock:
+            with self._lock:
+                self._waiting.drop(key)
             with self._transaction_locked():
                 self._db.execute("DELETE FROM block WHERE key = ?", (key,))
                 self._db.execute("DELETE FROM content WHERE key = ?", (key,))
             self._written_bytes = self._total_locked()
 
-    def _note_use_locked(self, key: str) -> None:
-        self._used.pop(key, None)
-        self._used[key] = None
-
     def _moved_locked(self) -> bool:
-        """Whether another process wrote since contents were found to be absent; if so they are forgotten."""
-        (version,) = self._db.execute("PRAGMA data_version").fetchone()
+        """Whether something was written since contents were found to be absent; if so they are forgotten."""
+        (version,) = self._reader.execute("PRAGMA data_version").fetchone()
         if version == self._absent_as_of:
             return False
         self._absent.clear()
@@ -175,23 +221,41 @@ class BlockIndex:
     def _total_locked(self) -> int:
         return int(self._db.execute("SELECT bytes FROM total").fetchone()[0])
 
+    def _write_if_nobody_does(self) -> None:
+        if self._write_lock.acquire(blocking=False):
+            try:
+                self._write_locked()
+            finally:
+                self._write_lock.release()
+
     def _write_locked(self) -> None:
-        if not self._waiting and not self._used:
-            return
-        records = [(key, b, *record) for key, blocks in self._waiting.items() for b, record in blocks.items()]
+        with self._lock:
+            if not self._waiting:
+                return
+            batch, self._waiting = self._waiting, _Batch()
+            self._writing = batch
         try:
-            with self._transaction_locked():
-                self._db.executemany("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?)", records)
-                (tick,) = self._db.execute("SELECT coalesce(max(used), 0) FROM content").fetchone()
-                used = [(key, number) for number, key in enumerate(self._used, tick + 1)]
-                self._db.executemany("INSERT OR REPLACE INTO content VALUES (?, ?)", used)
-                total = self._total_locked()
+            total = self._insert_locked(batch)
         except sqlite3.Error:
-            if max(len(records), len(self._used)) > _MAX_WAITING:
-                self._forget_waiting_locked()
+            with self._lock:
+                if max(batch.count, len(batch.used)) <= _MAX_WAITING:
+                    batch.absorb(self._waiting)
+                    self._waiting = batch
+                self._writing = _Batch()
             raise
-        self._written_bytes = total
-        self._forget_waiting_locked()
+        with self._lock:
+            self._written_bytes = total
+            self._writing = _Batch()
+
+    def _insert_locked(self, batch: _Batch) -> int:
+        """Write records; how many bytes all blocks have now."""
+        records = [(key, b, *record) for key, blocks in batch.blocks.items() for b, record in blocks.items()]
+        with self._transaction_locked():
+            self._db.executemany("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?)", records)
+            (tick,) = self._db.execute("SELECT coalesce(max(used), 0) FROM content").fetchone()
+            used = [(key, number) for number, key in enumerate(batch.used, tick + 1)]
+            self._db.executemany("INSERT OR REPLACE INTO content VALUES (?, ?)", used)
+            return self._total_locked()
 
     @contextmanager
     def _transaction_locked(self) -> Iterator[None]:
@@ -205,11 +269,6 @@ class BlockIndex:
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
                 self._busy_until = time.monotonic() + _LET_ALONE_S
             raise
-
-    def _forget_waiting_locked(self) -> None:
-        self._waiting.clear()
-        self._used.clear()
-        self._waiting_count = self._waiting_bytes = 0
 
     @staticmethod
     def _open(path: Path, *, alone: bool) -> tuple[sqlite3.Connection, bool]:

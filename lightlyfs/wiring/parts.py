@@ -48,7 +48,7 @@ from lightlyfs.wiring.connections import METADATA_THREADS, Connections
 from lightlyfs.wiring.counting import RequestCounter
 from lightlyfs.wiring.desktop import Desktop, DesktopNeeds
 from lightlyfs.wiring.kernel import Kernel, NoKernel, open_files_limit
-from lightlyfs.wiring.sharing import KeepsUp, listing_turn, opening
+from lightlyfs.wiring.sharing import listing_turn, opening
 from lightlyfs.wiring.status import status_of
 from lightlyfs.wiring.uploads import UploadNeeds, Uploads
 from lightlyfs.wiring.urls import UrlParts
@@ -98,7 +98,6 @@ class Parts:
         with opening(place):
             self.catalog = self._make_catalog()
             self.cache = BlockCache(place.path, config, locks=place.locks)
-        self._keeps_up = KeepsUp(self.cache, self.closing)
         self._urls = UrlParts(
             settings,
             connections,
@@ -132,7 +131,7 @@ class Parts:
     def start(self) -> None:
         """Start the threads of the parts, and the first listing where there is none stored."""
         self.catalog.start()
-        self._keeps_up.start()
+        self._once.start()
         if self._forgets_views is not None:
             self._forgets_views.start()
         if self.uploads is not None:
@@ -158,8 +157,8 @@ class Parts:
             pool.shutdown(wait=False, cancel_futures=True)
         self._urls.close()
         self.desktop.close()
+        self._once.close()
         self.catalog.close()
-        self._keeps_up.join()
         self.cache.close()
         self.place.close()
 
@@ -257,17 +256,18 @@ class Parts:
             random=random.random,
             cancelled=self.closing.is_set,
         )
+        self._once = FetchOnce(
+            self.cache,
+            self.place.locks,
+            publish_facts=self.catalog.publish_facts,
+            cancelled=self.closing.is_set,
+        )
         return Reader(
             self.cache,
             fetcher,
             self._content_pool,
             lambda content: self._samples.storage_reported(content),
-            FetchOnce(
-                self.cache,
-                self.place.locks,
-                publish_facts=self.catalog.publish_facts,
-                cancelled=self.closing.is_set,
-            ),
+            self._once,
         )
 
     def _make_desktop(self, mountpoint: Path | None) -> Desktop:

@@ -117,10 +117,11 @@ def test_nobody_comes_while_somebody_who_is_alone_keeps_others_out(tmp_path: Pat
 def test_a_lock_that_another_holds_is_waited_for_and_then_passed_by(tmp_path: Path) -> None:
     first, second = SharedLocks(tmp_path), SharedLocks(tmp_path)
     waits: list[int] = []
-    with first.blocks(sample_id(1), 0, 3, 0, lambda: False):
-        assert not second._wait_for(*_place_of(sample_id(1), 3), 0.0, lambda: False, lambda: waits.append(1))
-        assert second._wait_for(*_place_of(sample_id(1), 4), 0.0)
-        assert second._wait_for(*_place_of(sample_id(2), 0), 0.0)
+    release = first.take_blocks(sample_id(1), 0, 3, 0, lambda: False)
+    assert not second._wait_for(*_place_of(sample_id(1), 3), 0.0, lambda: False, lambda: waits.append(1))
+    assert second._wait_for(*_place_of(sample_id(1), 4), 0.0)
+    assert second._wait_for(*_place_of(sample_id(2), 0), 0.0)
+    release()
     assert waits == [1]
     assert second._wait_for(*_place_of(sample_id(1), 3), 0.0)
 
@@ -300,7 +301,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is waited for is waited for shortly, so that tests of it are short."""
     monkeypatch.setattr(locks, "_MOMENT_S", 0.02)
     monkeypatch.setattr(database, "BUSY_S", 0.02)
-    monkeypatch.setattr(store, "_MOMENT_S", 0.02)
+    monkeypatch.setattr(store, "MOMENT_S", 0.02)
 
 
 def test_a_lock_on_contents_that_is_not_let_go_of_is_passed_by(impatient: None, tmp_path: Path) -> None:
@@ -340,7 +341,7 @@ def test_a_catalogue_in_the_hands_of_a_stopped_process_is_published_to_later(
     held = sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)
     held.execute("BEGIN IMMEDIATE")
     first.catalog.record_facts(sample_id(1), 10, "e1")
-    first.catalog.publish_facts(sample_id(1))
+    first.catalog.publish_facts([sample_id(1)])
     assert lookup(first).verified
     assert not lookup(second).verified
     held.execute("ROLLBACK")
@@ -421,7 +422,7 @@ def test_facts_that_one_was_told_count_for_both(worlds: tuple[World, World]) -> 
     assert before is not None
     assert not before.verified
     first.catalog.record_facts(sample_id(1), 10, "e1")
-    first.catalog.publish_facts(sample_id(1))
+    first.catalog.publish_facts([sample_id(1)])
     told = second.catalog.told(entry[1])
     assert told is not None
     assert told.verified
