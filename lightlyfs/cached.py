@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lightlyfs.control import Channel, dial
-from lightlyfs.places import mount_above, socket_path
+from lightlyfs.places import mount_above, socket_of
 
 # a file that has to be fetched may take long; the mount ends its waits by itself, after a minute without
 # a block
@@ -63,7 +63,7 @@ class _Connections(threading.local):
         channel = self._channels.get(mountpoint)
         if channel is not None:
             return channel, True
-        channel = dial(socket_path(mountpoint), timeout_s=_ANSWER_WAIT_S)
+        channel = dial(socket_of(mountpoint), timeout_s=_ANSWER_WAIT_S)
         if channel is not None:
             self._channels[mountpoint] = channel
         return channel, False

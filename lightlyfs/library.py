@@ -15,7 +15,7 @@ from typing import Any
 
 from lightlyfs.control import ask
 from lightlyfs.errors import SettingsError, StartError
-from lightlyfs.places import socket_path
+from lightlyfs.places import socket_of
 from lightlyfs.settings import BY_NAME
 
 
@@ -60,7 +60,7 @@ class Mounted:
         _run("umount", str(self.path))
 
     def _ask(self, command: str, timeout_s: float) -> dict[str, Any]:
-        answer = ask(socket_path(self.path), command, timeout_s=timeout_s)
+        answer = ask(socket_of(self.path), command, timeout_s=timeout_s)
         if answer is None:
             raise StartError(f"the mount on {self.path} does not answer")
         if not answer.pop("ok"):

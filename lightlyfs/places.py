@@ -23,6 +23,8 @@ from lightlyfs.locks import SharedLocks
 
 APP = "lightlyfs"
 _MAX_RUNTIME_BYTES = 70
+# where the unit of `lightlyfs deploy system-unit` has them
+_SERVICES = Path("/run/lightlyfs") / APP
 # looking through the directories of some mounts takes a moment
 _CHOOSING_TIMEOUT_S = 10.0
 
@@ -39,16 +41,42 @@ def state_root(chosen_cache: Path | None) -> Path:
 
 def runtime_root() -> Path:
     """The directory for sockets; made if missing."""
+    base = _session_directory()
+    return _own_directory(_shared_temporary() if base is None else base / APP)
+
+
+def _session_directory() -> Path | None:
     base = os.environ.get("XDG_RUNTIME_DIR")
     # the path of a socket may have 107 bytes, of which the socket's own name takes some thirty
     if base and os.access(base, os.W_OK) and len(os.fsencode(base)) < _MAX_RUNTIME_BYTES:
-        return _own_directory(Path(base) / APP)
-    return _own_directory(Path(tempfile.gettempdir()) / f"{APP}-{os.getuid()}")
+        return Path(base)
+    return None
+
+
+def _shared_temporary() -> Path:
+    return Path(tempfile.gettempdir()) / f"{APP}-{os.getuid()}"
+
+
+def runtime_roots() -> list[Path]:
+    """The directories in which mounts of this user may have their sockets, this session's own first.
+
+    One that was made at boot, or by a service, knew of no session.
+    """
+    session = runtime_root()
+    others = (_shared_temporary(), _SERVICES)
+    return [session, *(path for path in others if path != session and _is_own(path))]
 
 
 def socket_path(mountpoint: Path) -> Path:
-    """The control socket of a mount."""
+    """Where a new mount has its control socket."""
     return runtime_root() / _socket_name(mountpoint)
+
+
+def socket_of(mountpoint: Path) -> Path:
+    """Where a running mount has its control socket; where a new one would, if there is none."""
+    name = _socket_name(mountpoint)
+    found = (root / name for root in runtime_roots() if (root / name).exists())
+    return next(found, None) or socket_path(mountpoint)
 
 
 def _socket_name(mountpoint: Path) -> str:
@@ -57,9 +85,10 @@ def _socket_name(mountpoint: Path) -> str:
 
 def mount_above(path: Path) -> Path | None:
     """The directory at or above an absolute path on which a mount of this user answers; None without one."""
-    root = runtime_root()
+    roots = runtime_roots()
     for directory in (path, *path.parents):
-        if (root / _socket_name(directory)).exists():
+        name = _socket_name(directory)
+        if any((root / name).exists() for root in roots):
             return directory
     return None
 
@@ -196,9 +225,19 @@ def _try_lock(directory: Path) -> int | None:
     return descriptor
 
 
-def _own_directory(path: Path) -> Path:
+def _is_own(path: Path) -> bool:
+    """Whether there is a directory that is ours alone."""
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _own_directory(path, make=False)
+    except SettingsError:
+        return False
+    return True
+
+
+def _own_directory(path: Path, *, make: bool = True) -> Path:
+    try:
+        if make:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.lstat()
     except OSError as error:
         raise SettingsError(f"{path} cannot be used as a directory: {error.strerror}") from None

@@ -15,7 +15,7 @@ from lightlyfs.cli.sizes import size_text
 from lightlyfs.control import ask
 from lightlyfs.errors import StartError
 from lightlyfs.kernel import mounts
-from lightlyfs.places import socket_path
+from lightlyfs.places import socket_of
 
 # a mount that ends waits for callbacks under way, and those end within a minute
 _END_WAIT_S = 70.0
@@ -36,14 +36,14 @@ def umount(mountpoint: Path) -> None:
     if mounts.is_stale(mountpoint):
         mounts.unmount(mountpoint, lazy=True)
         return
-    answer = ask(socket_path(mountpoint), "status")
+    answer = ask(socket_of(mountpoint), "status")
     if answer is None or not answer.get("ok"):
         _need_mount(mountpoint)
         mounts.unmount(mountpoint)
         return
     if answer["uploads"]["under_way"]:
         _drain(mountpoint, answer["uploads"]["under_way"])
-        answer = ask(socket_path(mountpoint), "status") or answer
+        answer = ask(socket_of(mountpoint), "status") or answer
     mounts.unmount(mountpoint)
     _wait_for_end(int(answer["pid"]))
     _tell_left(answer["uploads"]["files"])
@@ -75,7 +75,7 @@ def _drain(mountpoint: Path, expected: int) -> None:
         task = shown.add_task("uploading", total=expected)
         left, since = expected, time.monotonic()
         while left and time.monotonic() - since < _DRAIN_STALLED_S:
-            answer = ask(socket_path(mountpoint), "drain")
+            answer = ask(socket_of(mountpoint), "drain")
             now = 0 if answer is None else int(answer.get("under_way", 0))
             if now < left:
                 left, since = now, time.monotonic()
@@ -104,7 +104,7 @@ def _need_mount(mountpoint: Path) -> None:
 
 def _ask(mountpoint: Path, command: str, timeout_s: float = 10.0) -> dict[str, Any]:
     # asked before the mount table is read, for that can miss an entry while others come and go
-    answer = ask(socket_path(mountpoint), command, timeout_s=timeout_s)
+    answer = ask(socket_of(mountpoint), command, timeout_s=timeout_s)
     if answer is None:
         _need_mount(mountpoint)
         raise StartError(

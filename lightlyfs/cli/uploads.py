@@ -10,7 +10,7 @@ import click
 from lightlyfs.control import ask
 from lightlyfs.errors import StartError
 from lightlyfs.fs.xattrs import describe
-from lightlyfs.places import runtime_root
+from lightlyfs.places import runtime_roots
 from lightlyfs.wiring import OwedFile, discard_owed, owed_files
 
 _cache_dir = click.option(
@@ -35,7 +35,7 @@ def list_uploads(cache_dir: Path | None) -> None:
 @_cache_dir
 def retry(cache_dir: Path | None) -> None:
     """Try everything that is pending or failed again now, in the mounts that run."""
-    answers = [ask(path, "retry") for path in runtime_root().glob("*.sock")]
+    answers = [ask(path, "retry") for root in runtime_roots() for path in root.glob("*.sock")]
     retried = sum(int(answer["retried"]) for answer in answers if answer and answer.get("ok"))
     waiting = [owed for owed in owed_files(_absolute(cache_dir)) if not owed.in_use and owed.record.owed]
     click.echo(f"{retried} files are tried again")

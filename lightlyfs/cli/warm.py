@@ -17,7 +17,7 @@ from lightlyfs.cli.progress import byte_progress_bar
 from lightlyfs.cli.sizes import size_text
 from lightlyfs.control import Channel, dial
 from lightlyfs.errors import StartError
-from lightlyfs.places import mount_above, socket_path
+from lightlyfs.places import mount_above, socket_of
 
 # looking up a million files takes the mount a minute before it says a word
 _ANSWER_WAIT_S = 600.0
@@ -81,7 +81,7 @@ class _Run:
 
     def warm(self, names: Iterable[str], jobs: int | None, tag: str | None) -> int:
         """Fetch them; how many failed."""
-        channel = dial(socket_path(self._mountpoint), timeout_s=_ANSWER_WAIT_S)
+        channel = dial(socket_of(self._mountpoint), timeout_s=_ANSWER_WAIT_S)
         if channel is None:
             raise StartError(f"the mount on {self._mountpoint} does not answer")
         try:

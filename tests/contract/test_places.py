@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 
+import pytest
+
+from lightlyfs import places
 from lightlyfs.places import SpoolPlace, is_free, spools_of
 
 DATASET = "a" * 24
@@ -27,3 +31,40 @@ def test_those_who_begin_at_one_moment_each_get_a_directory_for_what_they_owe(tm
         assert {path.is_dir() for path in mine} == {True}
         for place in chosen:
             place.close()
+
+
+@pytest.fixture
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's session, on a machine whose services have their sockets elsewhere."""
+    made = tmp_path / "session"
+    made.mkdir()
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(made))
+    monkeypatch.setattr(places, "_MAX_RUNTIME_BYTES", 500)  # the directories of tests have long names
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(places, "_SERVICES", tmp_path / "services/lightlyfs")
+    return made
+
+
+@pytest.mark.parametrize("where", ["services", "tmp"])
+def test_commands_of_a_session_find_mounts_that_were_made_without_one(
+    where: str, session: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mountpoint = Path("/mnt/images")
+    assert places.socket_of(mountpoint) == places.socket_path(mountpoint)
+    assert places.mount_above(mountpoint / "a.jpg") is None
+
+    with monkeypatch.context() as boot:
+        if where == "services":
+            (tmp_path / where).mkdir()
+            boot.setenv("XDG_RUNTIME_DIR", str(tmp_path / where))
+        else:
+            boot.delenv("XDG_RUNTIME_DIR")
+        made = places.socket_path(mountpoint)
+        made.touch()
+
+    assert places.socket_of(mountpoint) == made
+    assert places.mount_above(mountpoint / "a.jpg") == mountpoint
+    made.parent.chmod(0o777)  # anybody could have put it there
+    assert places.socket_of(mountpoint) == session / "lightlyfs" / made.name
+    assert places.mount_above(mountpoint) is None
