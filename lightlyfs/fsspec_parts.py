@@ -36,6 +36,11 @@ class _Running:
             one.drain()
             one.close()
 
+    def leave_locks(self) -> None:
+        """In a forked child: the locks are the parent's, and end with it alone."""
+        for one in self._parts.values():
+            one.place.locks.close()
+
 
 _running = _Running()
 _of_parents: list[_Running] = []
@@ -46,6 +51,7 @@ def _forget_parents() -> None:
     global _running
     # kept, for to let go of it would close files and databases that the parent goes on with
     _of_parents.append(_running)
+    _running.leave_locks()
     _running = _Running()
 
 

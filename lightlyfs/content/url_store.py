@@ -36,6 +36,8 @@ _SHARED_BATCH = 8
 _MAX_WAITING = 4096
 
 _SCHEMA = """
+DROP TABLE IF EXISTS url;  -- of an earlier form
+DROP TABLE IF EXISTS owner;
 CREATE TABLE IF NOT EXISTS kept (
     owner TEXT NOT NULL, sample TEXT NOT NULL, url TEXT NOT NULL, since REAL NOT NULL, until REAL NOT NULL,
     PRIMARY KEY (owner, sample));

@@ -18,6 +18,7 @@ import pytest
 from trees import environment
 
 from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.locks import SharedLocks
 
 FILES = 200
 LATENCY_S = 0.01
@@ -166,6 +167,38 @@ def test_a_process_that_is_stopped_holds_nobody_up_for_long(
     (read,) = workers.read_all("sorted")
 
     assert read == digests(served)
+
+
+# forks a child that stays, and says so
+_PARENT = """
+import os, sys, time
+import fsspec
+fs = fsspec.filesystem("lightly", cache_dir=sys.argv[1])
+fs.ls("shared")
+from lightlyfs import fsspec_parts
+(parts,) = fsspec_parts._running._parts.values()
+assert parts.place.locks.try_name("a lock of the parent")
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+    os._exit(0)
+print(child, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_forked_child_does_not_keep_the_locks_of_its_parent(workers: Workers, server: LocalServer) -> None:
+    parent = workers.start(_PARENT)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    try:
+        locks = SharedLocks(next(Path(workers.cache).glob(f"*/{server.dataset_id}")))
+        assert not locks.try_name("a lock of the parent")
+        parent.kill()
+        parent.wait()
+        assert locks.try_name("a lock of the parent")
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def rounds_of_killing(rounds: int, workers: Workers, served: Path) -> None:
