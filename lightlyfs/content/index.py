@@ -282,13 +282,13 @@ class BlockIndex:
             with database.transaction(db):
                 users = database.user_version(db)
                 db.execute(f"PRAGMA user_version = {1 if alone else users + 1}")
-            if not alone:
-                return db, True
             (is_old,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if users and db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+            if not alone and is_old:
+                return db, True
+            if users and alone and db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("the index is damaged")
             db.executescript(_SCHEMA)
         except BaseException:
             db.close()
             raise
-        return db, bool(is_old) and users == 0
+        return db, not alone or (bool(is_old) and users == 0)

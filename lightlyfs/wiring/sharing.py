@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, contextmanager
 from lightlyfs.errors import StartError
 from lightlyfs.places import DatasetPlace
 
+# the files of a place are opened in some milliseconds
+_OPENING_PATIENCE_S = 10.0
 # a first listing of ten million samples takes some minutes
 _LISTING_PATIENCE_S = 900.0
 
@@ -22,9 +24,13 @@ def listing_turn(
 
 @contextmanager
 def opening(place: DatasetPlace) -> Iterator[None]:
-    """Open files of a place in the block; StartError where one is damaged that may not be made anew."""
+    """Open files of a place in the block; StartError where one is damaged that may not be made anew.
+
+    Processes take turns: two may both find no catalogue of a tag, and make one.
+    """
     try:
-        yield
+        with place.locks.name("open", _OPENING_PATIENCE_S):
+            yield
     except sqlite3.DatabaseError as error:
         raise StartError(
             f"the cache in {place.path} cannot be used: {error}; end the other processes that use it, or "

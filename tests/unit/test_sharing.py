@@ -496,6 +496,20 @@ def test_a_listing_that_began_before_another_ended_is_compared_anew(tmp_path: Pa
     assert sorted(first.tree()) == ["1.jpg", "2.jpg", "3.jpg", "4.jpg"]
 
 
+def test_two_that_find_no_catalogue_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = store._create_schema
+
+    def late(db: sqlite3.Connection) -> None:
+        monkeypatch.setattr(store, "_create_schema", create)
+        CatalogStore(tmp_path / "catalog.db", alone=False).close()  # another process is first
+        create(db)
+
+    monkeypatch.setattr(store, "_create_schema", late)
+    made = CatalogStore(tmp_path / "catalog.db", alone=False)
+    assert made.totals() == (0, 1, 0, 0)
+    made.close()
+
+
 def test_a_damaged_catalogue_is_not_taken_from_those_who_use_it(tmp_path: Path) -> None:
     path = tmp_path / "catalog.db"
     path.write_bytes(b"nothing that SQLite knows" * 100)
