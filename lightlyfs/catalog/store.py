@@ -54,8 +54,7 @@ _COLUMNS = "name, ino, id, file_name, hint, mtime, size, etag, verified = 1, ver
 _READER_CACHE_KIB = 512
 _WRITER_CACHE_KIB = 32 * 1024
 _IDLE_READERS = 8
-# a listing is written to the log first, where it would keep as much of the disk as the catalogue itself
-_MAX_LOG_BYTES = 16 << 20
+_SHRINK_TIMEOUT_MS = 500
 _RECORD = """
 UPDATE sample SET size = ?1, etag = ?2, verified = 1
 WHERE ino = ?3 AND (?4 IS NULL OR mtime = ?4 AND hint IS ?5)
@@ -65,8 +64,7 @@ _COLUMNS = "name, ino, id, file_name, hint, mtime, size, etag, verified = 1, ver
 _READER_CACHE_KIB = 512
 _WRITER_CACHE_KIB = 32 * 1024
 _IDLE_READERS = 8
-# a listing is written to the log first, where it would keep as much of the disk as the catalogue itself
-_MAX_LOG_BYTES = 16 << 20
+_SHRINK_TIMEOUT_MS = 500
 # how long another process is waited for where nothing depends on it, and how long not again after that
 _MOMENT_S = 0.5
 _LET_ALONE_S = 10.0
@@ -297,6 +295,9 @@ class CatalogStore:
             yield ListingWriter(
                 staging, self._write_lock, lambda number: self._note_own_locked(CHANGES, number)
             )
+            # else the log keeps as much of the disk as the catalogue; who still reads it is not waited for
+            db.execute(f"PRAGMA busy_timeout = {_SHRINK_TIMEOUT_MS}")
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -340,7 +341,6 @@ class CatalogStore:
         # autocommit: transactions are begun and ended by hand, where they are seen
         db = sqlite3.connect(self._path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
         db.execute(f"PRAGMA cache_size = -{cache_kib}")
-        db.execute(f"PRAGMA journal_size_limit = {_MAX_LOG_BYTES}")
         return db
 
     def _open_writer(self) -> sqlite3.Connection:

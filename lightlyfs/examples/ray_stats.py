@@ -45,10 +45,10 @@ def arrow_filesystem(options: dict[str, Any]) -> Any:
     return PyFileSystem(FSSpecHandler(fsspec.filesystem("lightly", **options)))
 
 
-def sums_of_batch(batch: dict[str, Any]) -> dict[str, list[Any]]:
-    """The sums of a batch of files, as a row."""
-    total = sum(map(sums_of_bytes, batch["bytes"]), Sums())
-    return {"sums": [(total.files, total.size, total.pixels, *total.values, *total.squares)]}
+def sums_of_file(row: dict[str, Any]) -> dict[str, Any]:
+    """The sums of a file, as a row."""
+    sums = sums_of_bytes(row["bytes"])
+    return {"sums": (sums.files, sums.size, sums.pixels, *sums.values, *sums.squares)}
 
 
 def by_ray(place: Place, given: argparse.Namespace) -> Result:
@@ -76,7 +76,8 @@ def _sums_of(paths: list[str], place: Place, workers: int) -> Result:
         files = data.read_binary_files(
             paths, filesystem=arrow_filesystem(place.options), override_num_blocks=workers * 4
         )
-        rows = files.map_batches(sums_of_batch, batch_size=32).take_all()
+        # by the task that read it: an operator of its own would take half of the workers
+        rows = files.map(sums_of_file).take_all()
         return sum((_from_row(row["sums"]) for row in rows), Sums()).result(seconds())
 
 
