@@ -147,6 +147,13 @@ def environment(server: LocalServer, cache: Path) -> dict[str, str]:
     }
 
 
+def use_here(server: LocalServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the test's own process a user of a server, with directories below `cache`."""
+    for name, value in environment(server, cache).items():
+        if name.startswith(("LIGHTLY", "XDG")):
+            monkeypatch.setenv(name, value)
+
+
 class InProcessTree:
     """The file system object itself, without a kernel."""
 

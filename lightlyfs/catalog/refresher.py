@@ -144,13 +144,11 @@ class Refresher:
                 lambda: self._complete or not self._check_queued or self._progress is not seen, seconds
             )
 
-    def check_now(self) -> None:
-        """Check, and re-list where that finds a change, in this thread; raises what the API raised."""
-        with self._at_work():
-            self._guarded(self._check)
-
     def check_soon(self) -> Future[None]:
-        """A check, as `check_now`, that begins after this call; those asked for meanwhile are one."""
+        """A check that begins after this call, and a listing where that finds a change.
+
+        Those asked for meanwhile are one. Ends with what the API raised.
+        """
         with self._state:
             if self._next_check is not None:
                 return self._next_check

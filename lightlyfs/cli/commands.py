@@ -136,7 +136,8 @@ def _status_text(answer: dict[str, Any]) -> str:
         + ("" if answer["tag"] is None else f", tag {answer['tag']}"),
         "names": f"{samples:,} samples in {directories:,} directories, {_freshness(names)}",
         "sizes": f"{size_text(names['bytes'])} in all; {unverified:,} files not yet confirmed by storage",
-        "cache": f"{size_text(cache['bytes'])} of {size_text(cache['budget_bytes'])} in {cache['directory']}",
+        "cache": f"{size_text(cache['bytes'])} of {size_text(cache['budget_bytes'])} in {cache['directory']}"
+        + (", shared with another process" if cache["shared"] else ""),
         "reads": f"{cache['hits']:,} from the cache, {size_text(content['fetched_bytes'])} fetched, "
         f"{content['under_way']} under way, {content['failures']} failed",
         "URLs": f"{answer['urls']['stored']:,} kept, {answer['urls']['got']:,} got before they were needed",

@@ -5,7 +5,8 @@ whoever waited for it looks for what came meanwhile before fetching anything. A 
 stopped is not waited for long: then both fetch, which costs a transfer and nothing else.
 
 What was fetched is published, and its locks are let go of, by a thread of its own: a transaction for each
-file would cost more than the fetch where four processes make them.
+file would cost more than the fetch where four processes make them. The same thread has the cache keep up with
+what other processes delete.
 """
 
 from __future__ import annotations

@@ -100,7 +100,8 @@ def import_for_later(index: Path, server_root: Path, tag: str | None) -> tuple[H
     with places.DatasetPlace(server_root, header.dataset_id) as place:
         if not place.alone:
             raise StartError(
-                f"a mount of dataset {header.dataset_id} uses its names on this machine; unmount it first"
+                f"a mount, or a program over fsspec, uses the names of dataset {header.dataset_id} on this "
+                "machine; unmount or end it first"
             )
         return header, import_index(index, place, tag, header.dataset_id)
 

@@ -105,7 +105,7 @@ def test_an_imported_index_is_what_later_mounts_begin_with(server: LocalServer, 
 
         busy = tree.run("index", "import", str(index), check=False)
         assert busy.returncode == 1
-        assert "unmount it first" in busy.stderr
+        assert "unmount or end it first" in busy.stderr
         assert len(busy.stderr.splitlines()) == 1
 
     server.add_sample("later.bin", b"later")

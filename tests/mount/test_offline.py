@@ -20,6 +20,6 @@ def test_a_cached_file_that_was_to_be_confirmed_is_read_without_a_server(tmp_pat
         tree.refresh()
         server.stop()
         with pytest.raises(LightlyFsError):
-            tree.parts.catalog.refresher.check_now()
+            tree.parts.catalog.refresher.check_soon().result(60)
 
         assert tree.read("a.jpg") == b"cached"

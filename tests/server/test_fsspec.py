@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.callbacks import Callback
-from trees import environment
+from trees import use_here
 
 from lightlyfs.localserver import LocalServer, ServerOptions
 
@@ -36,9 +36,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalSer
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(data)
     with LocalServer(ServerOptions(source=root, dataset_name="cars")) as running:
-        for name, value in environment(running, tmp_path / "home").items():
-            if name.startswith(("LIGHTLY", "XDG")):
-                monkeypatch.setenv(name, value)
+        use_here(running, tmp_path / "home", monkeypatch)
         yield running
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 import pytest
 from late import WorkLater
-from trees import environment, wait_until
+from trees import use_here, wait_until
 
 from lightlyfs import fsspec_parts
 from lightlyfs.localserver import DropReply, LocalServer, ServerOptions
@@ -31,9 +31,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalSer
     (tmp_path / "served").mkdir()
     (tmp_path / "served/there.bin").write_bytes(b"there")
     with LocalServer(ServerOptions(source=tmp_path / "served", dataset_name="cars")) as running:
-        for name, value in environment(running, tmp_path / "home").items():
-            if name.startswith(("LIGHTLY", "XDG")):
-                monkeypatch.setenv(name, value)
+        use_here(running, tmp_path / "home", monkeypatch)
         yield running
 
 

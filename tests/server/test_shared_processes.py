@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from trees import environment
+from trees import environment, wait_until
 
 from lightlyfs.localserver import LocalServer, ServerOptions
 from lightlyfs.locks import SharedLocks
@@ -161,7 +161,7 @@ def test_a_process_that_is_stopped_holds_nobody_up_for_long(
     assert stopped.stdout is not None
     stopped.stdout.readline()
     workers._tell(stopped)
-    _wait_until(lambda: server.stats.count("storage.get") > 5)
+    wait_until(lambda: server.stats.count("storage.get") > 5, 30)
     stopped.send_signal(signal.SIGSTOP)
 
     (read,) = workers.read_all("sorted")
@@ -226,11 +226,3 @@ def test_no_byte_is_wrong_whoever_is_killed(workers: Workers, server: LocalServe
 @pytest.mark.timeout(900)
 def test_no_byte_is_wrong_after_fifty_kills(workers: Workers, server: LocalServer, served: Path) -> None:
     rounds_of_killing(50, workers, served)
-
-
-def _wait_until(true: object) -> None:
-    assert callable(true)
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
