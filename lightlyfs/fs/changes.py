@@ -30,8 +30,8 @@ from lightlyfs.fs.paths import is_scratch
 from lightlyfs.fs.patience import Turn
 from lightlyfs.fs.writer import Writer
 from lightlyfs.fs.xattrs import PREFIX
-from lightlyfs.upload.edits import SampleEdits
-from lightlyfs.upload.journal import State
+from lightlyfs.staging.edits import SampleEdits
+from lightlyfs.staging.journal import State
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.fs.local import LocalFiles
 from lightlyfs.fs.local_file import LocalFile
-from lightlyfs.upload.journal import Record
+from lightlyfs.staging.journal import Record
 
 # a listing may have begun before a change, or be of a server that lags; after this many the sample was
 # renamed or deleted by others

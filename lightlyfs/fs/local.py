@@ -22,9 +22,9 @@ from lightlyfs.errors import NoSuchFile
 from lightlyfs.fs.local_file import LocalFile, renamed
 from lightlyfs.fs.local_table import LocalTable
 from lightlyfs.fs.paths import numbered
-from lightlyfs.upload.journal import Journal, Record, State
-from lightlyfs.upload.recovery import recovered
-from lightlyfs.upload.spool import Spool, StagedFile
+from lightlyfs.staging.journal import Journal, Record, State
+from lightlyfs.staging.recovery import recovered
+from lightlyfs.staging.spool import Spool, StagedFile
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.catalog.inodes import local_ino, sample_ino
 from lightlyfs.catalog.tree import join_name
 from lightlyfs.fs.attributes import Attr
-from lightlyfs.upload.journal import Record, State
-from lightlyfs.upload.spool import StagedFile
-from lightlyfs.upload.uploader import Ticket
+from lightlyfs.staging.journal import Record, State
+from lightlyfs.staging.spool import StagedFile
+from lightlyfs.staging.uploader import Ticket
 
 
 class LocalFile:

@@ -14,7 +14,7 @@ from lightlyfs.errors import FileExists
 from lightlyfs.fs.local_file import LocalFile, renamed
 from lightlyfs.fs.occupied import Occupied
 from lightlyfs.fs.paths import numbered
-from lightlyfs.upload.journal import Record
+from lightlyfs.staging.journal import Record
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from lightlyfs.fs.handles import WriteHandle
 from lightlyfs.fs.local import LocalFiles
 from lightlyfs.fs.local_file import LocalFile
 from lightlyfs.fs.patience import Patience, Turn
-from lightlyfs.upload.spool import StagedFile
+from lightlyfs.staging.spool import StagedFile
 
 _COPY_BYTES = 4 << 20
 

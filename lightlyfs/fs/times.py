@@ -6,7 +6,7 @@ A time counts for one version of a sample: once its content is another one, the 
 from __future__ import annotations
 
 from lightlyfs.catalog.entries import SampleEntry
-from lightlyfs.upload.journal import Journal
+from lightlyfs.staging.journal import Journal
 
 
 class SetTimes:

@@ -31,8 +31,8 @@ from lightlyfs.fs.policy import WritePolicy
 from lightlyfs.fs.takeover import ReadSample, Takeover
 from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.waits import UploadWaits
-from lightlyfs.upload.journal import Record, State
-from lightlyfs.upload.uploader import Ticket, Uploader
+from lightlyfs.staging.journal import Record, State
+from lightlyfs.staging.uploader import Ticket, Uploader
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from lightlyfs.errors import NoAttribute, NotFound, UnknownNamespace
 from lightlyfs.fs.local_file import LocalFile
 from lightlyfs.fs.namespace import Node
 from lightlyfs.fs.patience import Turn
-from lightlyfs.upload.journal import Record, State
+from lightlyfs.staging.journal import Record, State
 
 PREFIX = "user.lightly."
 # readable by name, not listed: `getfattr -d` and `cp -a` of a folder would fetch a picture for each file

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from lightlyfs import places
 from lightlyfs.errors import StartError
-from lightlyfs.upload.journal import Journal, Record, State
+from lightlyfs.staging.journal import Journal, Record, State
 
 log = logging.getLogger(__name__)
 

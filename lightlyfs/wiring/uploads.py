@@ -32,13 +32,13 @@ from lightlyfs.fs.samples import Samples
 from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.writer import Writer
 from lightlyfs.settings import Settings
-from lightlyfs.upload.edits import SampleEdits
-from lightlyfs.upload.facts_process import FactsPool
-from lightlyfs.upload.journal import Journal, State
-from lightlyfs.upload.once import Once
-from lightlyfs.upload.spool import Spool
-from lightlyfs.upload.steps import Steps, UploadConfig
-from lightlyfs.upload.uploader import Uploader
+from lightlyfs.staging.edits import SampleEdits
+from lightlyfs.staging.facts_process import FactsPool
+from lightlyfs.staging.journal import Journal, State
+from lightlyfs.staging.once import Once
+from lightlyfs.staging.spool import Spool
+from lightlyfs.staging.steps import Steps, UploadConfig
+from lightlyfs.staging.uploader import Uploader
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from trees import InProcessTree, in_process, refused, wait_until
 
 from lightlyfs.fs.completion import MAX_LISTINGS_WITHOUT
 from lightlyfs.localserver import Latency, LocalServer, Status
-from lightlyfs.upload.journal import State
+from lightlyfs.staging.journal import State
 
 REFUSED = Status(status=403, target="withWriteUrls")
 

@@ -16,8 +16,8 @@ from trees import InProcessTree, in_process, refused, wait_until
 from lightlyfs import places
 from lightlyfs.errors import StartError
 from lightlyfs.localserver import LocalServer, Status
-from lightlyfs.upload.journal import Journal, Record, State
-from lightlyfs.upload.spool import Spool
+from lightlyfs.staging.journal import Journal, Record, State
+from lightlyfs.staging.spool import Spool
 from lightlyfs.wiring.uploads import _take_over
 
 REFUSED = Status(status=403, target="withWriteUrls")
@@ -58,7 +58,7 @@ def test_half_a_file_is_not_uploaded_by_the_next_mount(
         with refused(errno.ENOSPC), tree.writing("x.jpg") as file:
             file.write(0, b"half")
             with monkeypatch.context() as patched:
-                patched.setattr("lightlyfs.upload.spool.StagedFile.write_at", full_disk)
+                patched.setattr("lightlyfs.staging.spool.StagedFile.write_at", full_disk)
                 file.write(4, b"whole")
         assert tree.xattr("x.jpg", "user.lightly.upload").startswith(b"failed: a write failed")
 
@@ -82,7 +82,7 @@ def test_a_file_that_is_owed_is_written_anew_without_a_copy_of_it(
         with refused(errno.EACCES):
             tree.write("x.jpg", b"owed")
         own_server.faults.clear()
-        monkeypatch.setattr("lightlyfs.upload.spool.Spool.copy", full_disk)
+        monkeypatch.setattr("lightlyfs.staging.spool.Spool.copy", full_disk)
 
         tree.write("x.jpg", b"anew")
 
@@ -99,7 +99,7 @@ def test_a_failed_sync_keeps_a_file_from_being_called_whole(
             tree.writing("x.jpg") as file,
         ):
             file.write(0, b"data")
-            patched.setattr("lightlyfs.upload.spool.StagedFile.sync", full_disk)
+            patched.setattr("lightlyfs.staging.spool.StagedFile.sync", full_disk)
         assert stored(own_server) == {}
         assert tree.xattr("x.jpg", "user.lightly.upload").startswith(b"failed: a write failed")
         tree.unlink("x.jpg")

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from lightlyfs.api.models import SampleMetaData
-from lightlyfs.upload import facts_process
-from lightlyfs.upload.image_facts import MAX_EXIF_BYTES, ImageFacts, facts_of, thumbnail_name
+from lightlyfs.staging import facts_process
+from lightlyfs.staging.image_facts import MAX_EXIF_BYTES, ImageFacts, facts_of, thumbnail_name
 
 MODES = ["RGB", "L", "P", "RGBA", "CMYK", "1", "LA", "I;16", "F"]
 

@@ -10,9 +10,9 @@ import pytest
 from lightlyfs.errors import StartError
 from lightlyfs.fs.local import LocalFiles
 from lightlyfs.fs.paths import is_scratch, numbered
-from lightlyfs.upload.journal import Journal, Record, State
-from lightlyfs.upload.recovery import recovered
-from lightlyfs.upload.spool import Spool
+from lightlyfs.staging.journal import Journal, Record, State
+from lightlyfs.staging.recovery import recovered
+from lightlyfs.staging.spool import Spool
 
 KEY = "a" * 32
 OTHER = "b" * 32

@@ -19,11 +19,11 @@ ALLOWED = {
     "api": {"errors"},
     "catalog": {"api", "errors"},
     "content": {"api", "locks", "errors"},
-    "upload": {"api", "errors"},
-    "fs": {"catalog", "content", "upload", "api", "errors"},
+    "staging": {"api", "errors"},
+    "fs": {"catalog", "content", "staging", "api", "errors"},
     "kernel": {"fs", "errors"},
     "control": {"errors"},
-    "wiring": {"kernel", "fs", "catalog", "content", "upload", "api", "places", "settings", "errors"},
+    "wiring": {"kernel", "fs", "catalog", "content", "staging", "api", "places", "settings", "errors"},
     "cli": {"wiring", "control", "kernel", "fs", "api", "places", "settings", "errors", "localserver"},
     "localserver": set(),
     "library": {"control", "places", "settings", "errors"},
@@ -62,7 +62,7 @@ PURE = [
     "content/epochs.py",
 ]
 IMPURE_IMPORTS = {"time", "threading", "os", "socket", "sqlite3", "pathlib", "random"}
-MAX_MODULE_LINES = 400
+MAX_MODULE_LINES = 600
 MAX_FUNCTION_LINES = 60
 
 
@@ -125,8 +125,8 @@ def test_errno_is_chosen_in_one_module() -> None:
         "kernel/mounts.py",
         "cached.py",
         "fs/local.py",
-        "upload/journal.py",
-        "upload/spool.py",
+        "staging/journal.py",
+        "staging/spool.py",
         "api/curl.py",
         "api/sockets.py",
         "api/transport.py",

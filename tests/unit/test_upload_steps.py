@@ -29,9 +29,9 @@ from lightlyfs.errors import (
     TimedOut,
     Unreachable,
 )
-from lightlyfs.upload.image_facts import ImageFacts
-from lightlyfs.upload.journal import Record, State
-from lightlyfs.upload.steps import MARK, Steps, UploadConfig, put_headers
+from lightlyfs.staging.image_facts import ImageFacts
+from lightlyfs.staging.journal import Record, State
+from lightlyfs.staging.steps import MARK, Steps, UploadConfig, put_headers
 
 SAMPLE = "a" * 24
 IMAGE = ImageFacts({"sizeInBytes": 5, "shape": [1, 1, 3]}, {"Make": "x"}, b"thumb")

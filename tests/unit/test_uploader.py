@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from lightlyfs.errors import Cancelled, Forbidden
-from lightlyfs.upload.journal import Journal, Record, State
-from lightlyfs.upload.steps import Moving
-from lightlyfs.upload.uploader import Uploader
+from lightlyfs.staging.journal import Journal, Record, State
+from lightlyfs.staging.steps import Moving
+from lightlyfs.staging.uploader import Uploader
 
 KEY = "a" * 32
 WAIT_S = 5

@@ -21,8 +21,8 @@ from lightlyfs.api.contract import Request, Response, Transport
 from lightlyfs.api.models import Sample
 from lightlyfs.api.status import raise_for_status
 from lightlyfs.errors import FileExists
-from lightlyfs.upload.journal import Record, State
-from lightlyfs.upload.steps import Steps, mark_of
+from lightlyfs.staging.journal import Record, State
+from lightlyfs.staging.steps import Steps, mark_of
 
 _COPY_BYTES = 4 << 20
 # a storage that may not tell that an object is missing says that it is forbidden

@@ -1,7 +1,7 @@
 """Image facts computed in processes apart, so that no image can take the mount down with it.
 
 The process may use a bounded amount of memory and time; one that crashes, hangs or runs out is replaced, and
-the file counts as no image. Run as `python -m lightlyfs.upload.facts_process` it is that process.
+the file counts as no image. Run as `python -m lightlyfs.staging.facts_process` it is that process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lightlyfs.upload.image_facts import ImageFacts, facts_of, no_image
+from lightlyfs.staging.image_facts import ImageFacts, facts_of, no_image
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class _FactsProcess:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "lightlyfs.upload.facts_process"],
+                [sys.executable, "-m", "lightlyfs.staging.facts_process"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

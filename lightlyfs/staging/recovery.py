@@ -6,8 +6,8 @@ import logging
 import secrets
 from collections import Counter
 
-from lightlyfs.upload.journal import Journal, Record, State
-from lightlyfs.upload.spool import Spool
+from lightlyfs.staging.journal import Journal, Record, State
+from lightlyfs.staging.spool import Spool
 
 log = logging.getLogger(__name__)
 

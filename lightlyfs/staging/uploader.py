@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lightlyfs.errors import Cancelled, LightlyFsError, Retryable
-from lightlyfs.upload.journal import Journal, Record, State
-from lightlyfs.upload.steps import Steps
+from lightlyfs.staging.journal import Journal, Record, State
+from lightlyfs.staging.steps import Steps
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from lightlyfs.api.models import Sample, SampleCreate, SampleMetaData, SampleUpd
 from lightlyfs.api.retry import RetryPolicy, call_with_retries
 from lightlyfs.api.transport import Request, Response, Timeouts, Transport, raise_for_status
 from lightlyfs.errors import MalformedAnswer, NotFound, Refused, RequestError, ServerFault, UnsafeUrl
-from lightlyfs.upload.image_facts import ImageFacts, thumbnail_name
-from lightlyfs.upload.journal import Record, State
+from lightlyfs.staging.image_facts import ImageFacts, thumbnail_name
+from lightlyfs.staging.journal import Record, State
 
 T = TypeVar("T")
 
