@@ -14,9 +14,10 @@ import resource
 import select
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lightlyfs.staging.image_facts import ImageFacts, facts_of, no_image
+from lightlyfs.staging.image_facts import ImageFacts, facts_of, looks_like_image, no_image
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 MAX_MEMORY_BYTES = 1500 << 20
 MAX_SECONDS = 30.0
 MAX_PROCESSES = 4
+# what Pillow keeps for the next image, in blocks of 16 MB: those of one of 12 megapixels
+_KEPT_BLOCKS = 5
+_IDLE_MS = 1000
 
 
 class FactsPool:
@@ -38,7 +42,12 @@ class FactsPool:
             self._idle.put(process)
 
     def facts_of(self, path: Path) -> ImageFacts:
-        """The facts of a file; those of no image where they cannot be computed within the limits."""
+        """The facts of a file; those of no image where they cannot be computed within the limits.
+
+        A file that does not even begin as an image costs no process a question.
+        """
+        if not _may_be_image(path):
+            return no_image(os.stat(path).st_size)
         process = self._idle.get()
         try:
             return process.ask(path)
@@ -55,6 +64,13 @@ class FactsPool:
             process.stop()
 
 
+def _may_be_image(path: Path) -> bool:
+    try:
+        return looks_like_image(path)
+    except OSError:
+        return False  # nor could the process read it
+
+
 class _FactsProcess:
     """One process, used by one thread at a time."""
 
@@ -68,8 +84,9 @@ class _FactsProcess:
         assert process.stdout is not None
         process.stdin.write(json.dumps(str(path)).encode() + b"\n")
         process.stdin.flush()
-        ready, _, _ = select.select([process.stdout], [], [], MAX_SECONDS)
-        if not ready:
+        poll = select.poll()  # not `select`, which knows 1,024 descriptors only
+        poll.register(process.stdout, select.POLLIN)
+        if not poll.poll(MAX_SECONDS * 1000):
             raise OSError(f"no answer within {MAX_SECONDS:.0f} s")
         line = process.stdout.readline()
         if not line:
@@ -105,13 +122,30 @@ def serve() -> None:
     """Answer one line with one line until the mount that asks has gone."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     os.nice(5)
-    for line in sys.stdin.buffer:
+    # fresh pages for every large image would cost a tenth of its time
+    os.environ.setdefault("PILLOW_BLOCKS_MAX", str(_KEPT_BLOCKS))
+    from lightlyfs.staging import image_decoding
+
+    for line in _lines(when_idle=image_decoding.release_memory):
         try:
             facts = facts_of(json.loads(line))
         except (OSError, MemoryError):
             break
         sys.stdout.buffer.write(json.dumps(facts.as_json()).encode() + b"\n")
         sys.stdout.buffer.flush()
+
+
+def _lines(when_idle: Callable[[], None]) -> Iterator[bytes]:
+    """The lines of standard input, each of which comes after the answer to the one before."""
+    poll = select.poll()
+    poll.register(sys.stdin.buffer, select.POLLIN)
+    while True:
+        if not poll.poll(_IDLE_MS):
+            when_idle()
+        line = sys.stdin.buffer.readline()
+        if not line:
+            return
+        yield line
 
 
 if __name__ == "__main__":

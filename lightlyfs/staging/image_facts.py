@@ -1,36 +1,43 @@
 """What Lightly keeps of an image: statistics, EXIF and a thumbnail, computed as its own uploader did.
 
-The statistics are those of `lightly_utils` 0.0.2 (per channel on pixels from 0 to 1), from histograms, so no
-copy of the image in floating point is needed. Images that are not 3-channel are converted to RGB for them;
-`shape` is that of the file as decoded. The size in bytes is the file's.
+The files that count as images are those of a fixed list of raster formats, told by their first bytes. Nothing
+else is handed to a decoder. `shape` is that of the file as decoded, whichever way up its EXIF says it is; the
+thumbnail is the right way up. An image of too many pixels has its shape and no more. The size in bytes is the
+file's.
+
+`image_statistics` has the statistics of 8 bits a channel, `deep_images` those of more and how their values
+count, `image_decoding` what opens a file and reads its EXIF. A process that asks for no facts of an image
+loads none of them, nor Pillow.
 """
 
 from __future__ import annotations
 
 import base64
-import functools
-import io
-import json
-import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import ExifTags, Image, ImageFilter
-
 # above this only the header is used: decoded it would take 200 MB and more
 MAX_PIXELS = 64_000_000
-_THUMBNAIL_PIXELS = 128
-_THUMBNAIL_QUALITY = 90
-_LAPLACIAN = ImageFilter.Kernel((3, 3), (-1, -1, -1, -1, 8, -1, -1, -1, -1), 1, 0)
-_LEVELS = 256
 # EXIF goes into the sample's record: notes and profiles of cameras would take it over the API's limit
 MAX_EXIF_BYTES = 16 << 10
-_MAX_VALUE_BYTES = 2 << 10
-_MAX_INTEGER = 1 << 53  # JSON's, where numbers are doubles
-# decoders that run other programs on what they read, or read what it points to
-_NEVER_DECODED = {"EPS", "WMF", "FPX", "MIC"}
+_HEAD_BYTES = 32
+
+_FORMATS_BY_START = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",  # with offsets of 64 bits
+    b"MM\0+": "TIFF",
+}
+_BITMAP_HEADER_SIZES = {12, 40, 52, 56, 64, 108, 124}
+_PORTABLE_KINDS = {b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf"}
+_FORMATS_BY_BRAND = {b"avif": "AVIF", b"avis": "AVIF", b"mif1": "AVIF", b"msf1": "AVIF"} | dict.fromkeys(
+    (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"), "HEIF"
+)
 
 
 @dataclass(frozen=True)
@@ -65,118 +72,76 @@ def thumbnail_name(file_name: str) -> str:
     return f"{directory}{slash}{stem if dot else name}_thumb.webp"
 
 
+def no_image(size: int) -> ImageFacts:
+    """The facts of a file that is no image."""
+    return ImageFacts({"sizeInBytes": size}, {}, None)
+
+
+def looks_like_image(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as an image does; reads 32 bytes. Raises OSError where it cannot be read."""
+    with open(path, "rb", buffering=0) as file:
+        return _format_of(file.read(_HEAD_BYTES)) is not None
+
+
 def facts_of(path: str | os.PathLike[str]) -> ImageFacts:
     """The facts of a file, whatever is in it.
 
     Raises OSError where the file itself cannot be read. A damaged or hostile image is treated as no image;
     it may still exhaust memory or time, so callers run this apart.
     """
-    size = os.stat(path).st_size
-    try:
-        with Image.open(path, formats=_formats()) as image:
-            return _facts_of_image(image, size)
-    except Exception:
-        # Pillow's decoders raise whatever they like on bytes that are not what they claim
-        os.stat(path)
-        return no_image(size)
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(_HEAD_BYTES)
+        kind = _format_of(head)
+        if kind is None:
+            return no_image(size)
+        shape = _shape_of_webp(head) if kind == "WEBP" else None
+        if shape is not None and shape[0] * shape[1] > MAX_PIXELS:
+            # its decoder takes memory for all pixels before it says how many there are
+            return ImageFacts({"sizeInBytes": size, "shape": shape}, {}, None)
+        from lightlyfs.staging import image_decoding
+
+        file.seek(0)
+        try:
+            image = image_decoding.opened(kind, file)
+            width, height = image.size
+            meta = {"sizeInBytes": size, "shape": [height, width, len(image.getbands())]}
+            if width * height > MAX_PIXELS:
+                return ImageFacts(meta, {}, None)
+            image.load()
+            exif = image_decoding.exif_of(image, MAX_EXIF_BYTES)
+            statistics, thumbnail = image_decoding.statistics_and_thumbnail(image)
+            return ImageFacts(meta | statistics, exif, thumbnail)
+        except Exception:
+            # Pillow's decoders raise whatever they like on bytes that are not what they claim
+            return no_image(size)
 
 
-@functools.cache
-def _formats() -> list[str]:
-    Image.init()
-    return [name for name in Image.OPEN if name not in _NEVER_DECODED]
+def _format_of(head: bytes) -> str | None:
+    """Pillow's name of the format that a file begins as; None for what is no image or none of the list."""
+    for start, name in _FORMATS_BY_START.items():
+        if head.startswith(start):
+            return name
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[4:8] == b"ftyp":
+        return _FORMATS_BY_BRAND.get(head[8:12])
+    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BITMAP_HEADER_SIZES:
+        return "BMP"
+    if head[:2] in _PORTABLE_KINDS and head[2:3].isspace():
+        return "PPM"
+    return None
 
 
-def no_image(size: int) -> ImageFacts:
-    """The facts of a file that is no image."""
-    return ImageFacts({"sizeInBytes": size}, {}, None)
-
-
-def _facts_of_image(image: Image.Image, size: int) -> ImageFacts:
-    width, height = image.size
-    meta: dict[str, Any] = {"sizeInBytes": size, "shape": [height, width, len(image.getbands())]}
-    if width * height > MAX_PIXELS:
-        return ImageFacts(meta, {}, None)
-    image.load()
-    exif = _exif_of(image)
-    thumbnail = _thumbnail_of(image)
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
-    return ImageFacts(meta | _statistics(rgb), exif, thumbnail)
-
-
-def _statistics(rgb: Image.Image) -> dict[str, Any]:
-    histogram = rgb.histogram()
-    bands = [histogram[start : start + _LEVELS] for start in range(0, 3 * _LEVELS, _LEVELS)]
-    pixels = sum(bands[0])
-    sums = [_moment(band, 1) for band in bands]
-    squares = [_moment(band, 2) for band in bands]
-    mean, std = _mean_std([sum(levels) for levels in zip(*bands, strict=True)])
-    _, sharpness = _mean_std(rgb.convert("L").filter(_LAPLACIAN).histogram())
-    return {
-        "mean": [value / pixels / 255 for value in sums],
-        "std": [_mean_std(band)[1] / 255 for band in bands],
-        "sumOfValues": [value / 255 for value in sums],
-        "sumOfSquares": [value / 255**2 for value in squares],
-        "snr": mean / std if std else 0.0,
-        "sharpness": sharpness,
-    }
-
-
-def _moment(histogram: Sequence[int], power: int) -> int:
-    return sum(count * level**power for level, count in enumerate(histogram))
-
-
-def _mean_std(histogram: Sequence[int]) -> tuple[float, float]:
-    count = sum(histogram)
-    mean = _moment(histogram, 1) / count
-    # exact integers first: the difference of two large floats would lose the small variances
-    variance = (_moment(histogram, 2) * count - _moment(histogram, 1) ** 2) / count**2
-    return mean, math.sqrt(variance)
-
-
-def _thumbnail_of(image: Image.Image) -> bytes:
-    small = image.copy()
-    small.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
-    if small.mode not in ("RGB", "RGBA"):
-        small = small.convert("RGBA" if "A" in small.getbands() or "transparency" in small.info else "RGB")
-    out = io.BytesIO()
-    small.save(out, "WEBP", quality=_THUMBNAIL_QUALITY)
-    return out.getvalue()
-
-
-def _exif_of(image: Image.Image) -> dict[str, Any]:
-    """EXIF by tag name; where the picture was taken is nobody's business."""
-    try:
-        tags = dict(image.getexif())
-        tags.update(image.getexif().get_ifd(ExifTags.IFD.Exif))
-    except Exception:
-        return {}  # damaged EXIF in a sound image
-    hidden = {"GPSInfo", "ExifOffset", "MakerNote"}
-    found: dict[str, Any] = {}
-    room = MAX_EXIF_BYTES
-    for tag, value in tags.items():
-        name = ExifTags.TAGS.get(tag, str(tag))
-        plain = None if name in hidden else _plain(value)
-        size = len(json.dumps({name: plain}))
-        if plain is not None and size <= min(room, _MAX_VALUE_BYTES):
-            found[name] = plain
-            room -= size
-    return found
-
-
-def _plain(value: object) -> Any:
-    """A value that JSON can hold, or None where there is none."""
-    if isinstance(value, bytes):
-        text = value.rstrip(b"\0").decode("ascii", "replace")
-        return text if text.isprintable() and "\ufffd" not in text else None
-    if isinstance(value, str):
-        return value.rstrip("\0").encode("utf-8", "replace").decode()
-    if isinstance(value, bool | int):
-        return value if abs(value) <= _MAX_INTEGER else None
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value] if len(value) <= _MAX_VALUE_BYTES else None
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, ArithmeticError):
-        return None
-    return number if math.isfinite(number) else None
+def _shape_of_webp(head: bytes) -> list[int] | None:
+    """Height, width and channels of an extended, a lossless or a lossy WebP, by its first 30 bytes."""
+    if head[12:16] == b"VP8X":
+        width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27))
+        return [height, width, 4 if head[20] & 0x10 else 3]
+    if head[12:16] == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return [(bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1, 4 if bits >> 28 & 1 else 3]
+    if head[12:16] == b"VP8 ":
+        width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+        return [height, width, 3]
+    return None
