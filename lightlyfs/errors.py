@@ -245,8 +245,8 @@ class BadName(FileError):
     """No sample can have this name, because its path would be another one."""
 
 
-class WriteFailed(FileError):
-    """An earlier write of the file failed, so it is not uploaded."""
+class NameTooLong(FileError):
+    """A part of the path has over 255 bytes."""
 
 
 class TooManyWaiting(FileError):

@@ -24,9 +24,9 @@ from fsspec.utils import isfilelike, tokenize
 
 from lightlyfs import wiring
 from lightlyfs.content.ranges import BLOCK_BYTES
-from lightlyfs.errors import ReadOnly, SizeUnknown
+from lightlyfs.errors import BadName, ReadOnly, SizeUnknown
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr
-from lightlyfs.fs.changes import name_at
+from lightlyfs.fs.changes import sample_name
 from lightlyfs.fsspec_files import COPY_BYTES, ReadFile, WriteFile, as_os_error
 from lightlyfs.fsspec_parts import parts_of
 from lightlyfs.settings import BY_NAME, read_secrets, resolve
@@ -239,7 +239,10 @@ class LightlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
         with as_os_error(path):
             if parts.uploads is None:
                 raise ReadOnly("opened with read_only, or for a tag")
-            sent = parts.uploads.once.put(Path(lpath), name_at(inside))
+            name = sample_name(inside)
+            if not name:
+                raise BadName(f"no sample can be called so, for its path would be another one: {inside}")
+            sent = parts.uploads.once.put(Path(lpath), name)
             if sent:
                 parts.catalog.refresher.expect_changes()
         return sent

@@ -39,7 +39,7 @@ class _Running:
     def leave_locks(self) -> None:
         """In a forked child: the locks are the parent's, and end with it alone."""
         for one in self._parts.values():
-            one.place.locks.close()
+            one.leave_locks()
 
 
 _running = _Running()

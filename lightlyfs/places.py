@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import stat
+import struct
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +23,16 @@ import platformdirs
 from lightlyfs.errors import SettingsError
 from lightlyfs.locks import SharedLocks
 
+log = logging.getLogger(__name__)
+
 APP = "lightlyfs"
 _MAX_RUNTIME_BYTES = 70
+# the directories that mounts with a --cache-dir of their own have used, one a line
+_STATE_ROOTS = "state-directories"
 # where the unit of `lightlyfs deploy system-unit` has them
 _SERVICES = Path("/run/lightlyfs") / APP
+# `struct flock` of 64-bit Linux: type, whence, start, length (0: all), process (0 for these locks)
+_FLOCK = struct.Struct("hhqqi4x")
 # looking through the directories of some mounts takes a moment
 _CHOOSING_TIMEOUT_S = 10.0
 
@@ -37,6 +45,31 @@ def cache_root(chosen: Path | None) -> Path:
 def state_root(chosen_cache: Path | None) -> Path:
     """The directory for what must not be lost; made if missing, and emptied by no cleaner."""
     return _own_directory(chosen_cache or Path(platformdirs.user_state_dir(APP)))
+
+
+def remember_state_root(root: Path) -> None:
+    """Note a directory that holds what is owed, so that `uploads` finds it whatever it is called with."""
+    known = state_root(None) / _STATE_ROOTS
+    try:
+        present = known.read_text("utf-8", "surrogateescape").splitlines() if known.exists() else []
+        if str(root) not in present and root != state_root(None):
+            with known.open("a", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(f"{root}\n")
+    except OSError as error:
+        log.warning("%s cannot be written, so that `uploads` needs --cache-dir: %s", known, error)
+
+
+def state_roots() -> list[Path]:
+    """Every directory that holds, or held, what mounts of this user owe."""
+    first = state_root(None)
+    known = first / _STATE_ROOTS
+    try:
+        lines = known.read_text("utf-8", "surrogateescape").splitlines() if known.exists() else []
+    except OSError as error:
+        log.warning("%s cannot be read: %s", known, error)
+        lines = []
+    others = dict.fromkeys(Path(line) for line in lines if line)
+    return [first, *(path for path in others if path != first and _is_own(path))]
 
 
 def runtime_root() -> Path:
@@ -206,19 +239,28 @@ def spools_of(parent: Path, dataset_id: str) -> list[Path]:
 
 
 def is_free(spool: Path) -> bool:
-    """Whether no mount uses a spool directory."""
-    lock = _try_lock(spool)
-    if lock is None:
-        return False
-    os.close(lock)
-    return True
+    """Whether no mount uses a spool directory; asks without taking its lock."""
+    try:
+        descriptor = os.open(spool / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    finally:
+        os.close(descriptor)
+    return bool(_FLOCK.unpack(answer)[0] == fcntl.F_UNLCK)
 
 
 def _try_lock(directory: Path) -> int | None:
+    """Take the lock of a spool directory; None where another process has it.
+
+    Two kinds of lock are taken: mounts of earlier versions know of flock only, but that cannot be asked for.
+    """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(directory / "lock", flags, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
     except OSError:
         os.close(descriptor)
         return None

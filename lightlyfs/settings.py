@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lightlyfs.errors import SettingsError
+from lightlyfs.upload_rules import UploadRules, parse_upload
 
 DEFAULT_SERVER = "https://api.lightly.ai"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -30,6 +31,7 @@ class Setting:
     parse: Callable[[str], Any]
     variable: str = ""
     choices: tuple[str, ...] = ()
+    repeatable: bool = False  # given again it adds to its value, after a comma
 
     @property
     def flag(self) -> str:
@@ -57,8 +59,10 @@ class Settings:
     read_only: bool
     tag: str | None
     thumbnails: str
+    upload: UploadRules
     allow_overwrite: bool
     write_back: bool
+    sole_writer: bool
     no_wait: bool
     index: Path | None
     uid: int
@@ -186,8 +190,21 @@ SETTINGS: tuple[Setting, ...] = (
         str,
         choices=("prefill", "on-demand", "off"),
     ),
+    Setting(
+        "upload",
+        "images",
+        "Which new files become samples: images, all, none, or patterns such as '*.jpg,!raw/*'.",
+        parse_upload,
+        repeatable=True,
+    ),
     Setting("allow_overwrite", "off", "Let the images of existing samples be replaced.", parse_switch),
     Setting("write_back", "off", "Return from close before a new file is uploaded.", parse_switch),
+    Setting(
+        "sole_writer",
+        "off",
+        "Nobody else adds samples: do not ask the server for each new name.",
+        parse_switch,
+    ),
     Setting("no_wait", "off", "Mount before the first listing is complete.", parse_switch),
     Setting("index", None, "Names to begin with, made by `lightlyfs index export`.", parse_file),
     Setting("uid", str(os.getuid()), "Owner of everything on the mount [the mounting user].", parse_id),

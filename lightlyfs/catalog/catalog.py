@@ -23,7 +23,6 @@ from cachetools import TTLCache
 from lightlyfs.api.models import Sample
 from lightlyfs.catalog.census import Census
 from lightlyfs.catalog.entries import DirectoryEntry, Entry, SampleEntry, Totals, entry_of, true_name
-from lightlyfs.catalog.inodes import directory_ino, sample_ino
 from lightlyfs.catalog.recent import RecentLookups
 from lightlyfs.catalog.refresher import Refresher
 from lightlyfs.catalog.remote import DatasetState, Remote, stored_dataset
@@ -33,6 +32,7 @@ from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.timing import FreshnessConfig
 from lightlyfs.catalog.tree import join_name
 from lightlyfs.errors import Cancelled, LightlyFsError, NotFound, RequestError, Unreachable
+from lightlyfs.inodes import directory_ino, sample_ino
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +142,10 @@ class Catalog:
         if self._ask_always and not self.refresher.stopped:
             return self._lookup_asking(path, entry, wait)
         return self._with_facts(entry)
+
+    def known(self, path: str) -> Entry | None:
+        """The entry of a path as it is stored; never asks the API, and None before the first listing."""
+        return self._recent.lookup(path) if self.refresher.complete else None
 
     def list_directory(self, path: str, wait: Wait) -> tuple[list[DirectoryEntry], list[SampleEntry]]:
         """The directories and samples in a directory, each in byte order; never a part of them."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lightlyfs.catalog.inodes import sample_ino
 from lightlyfs.catalog.staging import Row
+from lightlyfs.inodes import sample_ino
 
 
 class SampleEntry(NamedTuple):
@@ -55,7 +55,7 @@ class Facts(NamedTuple):
     """What storage reported of a sample: its size in bytes and its version.
 
     `of` is the time and the size hint the sample had then, for it counts no longer once they move; None
-    where the sample was not listed yet.
+    where the sample was not listed yet: they count unless the listing tells another size.
     """
 
     size: int
@@ -64,7 +64,9 @@ class Facts(NamedTuple):
 
     def hold_for(self, entry: SampleEntry) -> bool:
         """Whether the sample is still what storage was asked about."""
-        return self.of is None or self.of == (entry.mtime, entry.size_hint)
+        if self.of is None:
+            return entry.size_hint in (None, self.size)
+        return self.of == (entry.mtime, entry.size_hint)
 
 
 class Totals(NamedTuple):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Container
 
-from lightlyfs.catalog.inodes import ROOT_INO, directory_ino
 from lightlyfs.catalog.tree import resolve_clashes
+from lightlyfs.inodes import ROOT_INO, directory_ino
 
 _CLASHES = """
 CREATE TEMP TABLE clash AS

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from lightlyfs import database
 from lightlyfs.catalog.entries import Facts
 
 # how long another process is waited for, and how long not again after that
@@ -50,12 +51,9 @@ class Publisher:
                 # somebody waits: checkpoints are left to the others
                 self._db.execute("PRAGMA wal_autocheckpoint = 0")
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                self._db.executemany(RECORD, rows)
-                self._db.execute("COMMIT")
+                with database.transaction(self._db):
+                    self._db.executemany(RECORD, rows)
             except sqlite3.OperationalError:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
                 # a listing that is written down, or a process that is stopped within its transaction
                 self._let_alone_until = time.monotonic() + _LET_ALONE_S
 

@@ -68,7 +68,7 @@ class Reported:
             if entry is not None:
                 with self._lock:
                     facts = self._unlisted.pop(ino, None)
-                    if facts is not None:
+                    if facts is not None and facts.hold_for(entry):
                         of = entry.mtime, entry.size_hint
                         self._facts.setdefault(ino, facts._replace(of=of))
 

@@ -12,9 +12,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from lightlyfs import database
 from lightlyfs.catalog import naming
-from lightlyfs.catalog.inodes import ROOT_INO, directory_ino, directory_inos, sample_ino
 from lightlyfs.catalog.tree import split_path
+from lightlyfs.inodes import ROOT_INO, directory_ino, directory_inos, sample_ino
 
 # more changed paths than this are reported as "everything": telling the kernel one by one costs more
 MAX_REPORTED_PATHS = 10_000
@@ -179,8 +180,7 @@ class Staging:
     def commit(self, meta: dict[str, str], keep: frozenset[int]) -> Changes:
         """Swap the differences in; the caller holds the store's write lock."""
         db = self._db
-        db.execute("BEGIN IMMEDIATE")
-        try:
+        with database.transaction(db):
             if counted(db, CHANGES) != self._compared_with:
                 self._compare()  # another process listed meanwhile
             db.executemany("DELETE FROM temp.gone WHERE ino = ?", [(ino,) for ino in keep])
@@ -189,11 +189,6 @@ class Staging:
             db.executemany("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", meta.items())
             if changes:
                 self.counted = count(db, CHANGES)
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            raise
         return changes
 
     def _encode(self, rows: Iterable[Row], newest: dict[str, int]) -> Iterator[tuple[object, ...]]:

@@ -24,11 +24,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from lightlyfs import database
 from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, Place, SampleEntry, Totals
-from lightlyfs.catalog.inodes import ROOT_INO, directory_ino
 from lightlyfs.catalog.naming import directory_path
 from lightlyfs.catalog.publishing import MOMENT_S, RECORD, Publisher, record_values
 from lightlyfs.catalog.staging import CHANGES, RESIZED, ListingWriter, Staging, count, counted
+from lightlyfs.inodes import ROOT_INO, directory_ino
 
 SCHEMA_VERSION = 1
 # the dataset whose exported index a catalogue is, until it was listed on this machine
@@ -302,13 +303,10 @@ class CatalogStore:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._write_lock:
-            self._writer.execute("BEGIN IMMEDIATE")
             try:
-                yield self._writer
-                self._writer.execute("COMMIT")
+                with database.transaction(self._writer):
+                    yield self._writer
             except BaseException:
-                if self._writer.in_transaction:
-                    self._writer.execute("ROLLBACK")
                 # what was counted may not have been: better news of nothing than none
                 self._seen = dict.fromkeys(self._seen, -1)
                 raise
@@ -371,15 +369,9 @@ class CatalogStore:
 
 def _create_schema(db: sqlite3.Connection) -> None:
     """Make the tables, unless another process did in this moment."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        if db.execute("PRAGMA user_version").fetchone() == (0,):
+    with database.transaction(db):
+        if database.user_version(db) == 0:
             for statement in _SCHEMA.split(";\n"):
                 db.execute(statement)
             db.execute("INSERT INTO directory VALUES (?, ?, '', 0)", (ROOT_INO, ROOT_INO))
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise

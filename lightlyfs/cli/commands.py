@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from lightlyfs.places import socket_of
 _END_WAIT_S = 70.0
 # a refresh lists the whole dataset
 _REFRESH_WAIT_S = 600.0
-# an umount waits for uploads this long without one of them ending
-_DRAIN_STALLED_S = 60.0
+# an umount waits for uploads this long while none of them moves
+_DRAIN_STALLED_S = 10.0
 _SHOWN_FILES = 10
+_NAMED_FILES = 3
+_NAME_COLUMNS = 11
 
 _mountpoint = click.argument("mountpoint", type=click.Path(path_type=Path))
 
@@ -31,7 +34,7 @@ _mountpoint = click.argument("mountpoint", type=click.Path(path_type=Path))
 @click.command()
 @_mountpoint
 def umount(mountpoint: Path) -> None:
-    """End the mount at MOUNTPOINT."""
+    """End the mount at MOUNTPOINT; fails while anything is owed to the server."""
     mountpoint = mounts.resolve_mountpoint(mountpoint)
     if mounts.is_stale(mountpoint):
         mounts.unmount(mountpoint, lazy=True)
@@ -46,7 +49,7 @@ def umount(mountpoint: Path) -> None:
         answer = ask(socket_of(mountpoint), "status") or answer
     mounts.unmount(mountpoint)
     _wait_for_end(int(answer["pid"]))
-    _tell_left(answer["uploads"]["files"])
+    _tell_left(answer["uploads"], answer["cache_dir"])
 
 
 @click.command()
@@ -73,25 +76,35 @@ def _drain(mountpoint: Path, expected: int) -> None:
     """Wait for the uploads under way, as long as they move."""
     with progress_bar() as shown:
         task = shown.add_task("uploading", total=expected)
-        left, since = expected, time.monotonic()
+        left, moved, since = expected, -1, time.monotonic()
         while left and time.monotonic() - since < _DRAIN_STALLED_S:
-            answer = ask(socket_of(mountpoint), "drain")
-            now = 0 if answer is None else int(answer.get("under_way", 0))
-            if now < left:
-                left, since = now, time.monotonic()
+            answer = ask(socket_of(mountpoint), "drain") or {}
+            left, now = int(answer.get("under_way", 0)), int(answer.get("moved", 0))
+            if now != moved:
+                moved, since = now, time.monotonic()
                 shown.update(task, completed=max(0, expected - left))
 
 
-def _tell_left(files: list[dict[str, Any]]) -> None:
-    if not files:
-        return
-    click.echo(f"lightlyfs: {len(files)} files are on this machine only:", err=True)
-    for file in files[:_SHOWN_FILES]:
+def _tell_left(uploads: dict[str, Any], cache_dir: str | None) -> None:
+    """Say what is on this machine only; StartError while some of it is owed."""
+    owed = [file for file in uploads["files"] if file["owed"]]
+    local = [file["path"] for file in uploads["files"] if not file["owed"]]
+    command = "lightlyfs uploads list" + (
+        "" if cache_dir is None else f" --cache-dir {shlex.quote(cache_dir)}"
+    )
+    if uploads["local"]:
+        named = ", ".join(local[:_NAMED_FILES]) + (", ..." if uploads["local"] > _NAMED_FILES else "")
+        click.echo(
+            f"lightlyfs: {uploads['local']:,} local files stay on this machine only: {named}", err=True
+        )
+    for file in owed[:_SHOWN_FILES]:
         reason = f" ({file['error']})" if file["error"] else ""
         click.echo(f"  {file['path']}: {file['state']}{reason}", err=True)
-    if len(files) > _SHOWN_FILES:
-        click.echo(f"  and {len(files) - _SHOWN_FILES:,} more; `lightlyfs uploads list` shows them", err=True)
-    click.echo("The next mount of this dataset goes on with what is pending.", err=True)
+    if owed:
+        raise StartError(
+            f"{len(owed):,} files are not on the server yet; the next mount of this dataset uploads what is "
+            f"pending. To see them: {command}"
+        )
 
 
 def _need_mount(mountpoint: Path) -> None:
@@ -119,12 +132,23 @@ def _ask(mountpoint: Path, command: str, timeout_s: float = 10.0) -> dict[str, A
 def _wait_for_end(pid: int) -> None:
     end = time.monotonic() + _END_WAIT_S
     while time.monotonic() < end:
-        try:
-            os.kill(pid, 0)
-        except OSError:
+        if _has_ended(pid):
             return
         time.sleep(0.02)
     raise StartError(f"unmounted, but process {pid} has not ended yet; its log says what it waits for")
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process is gone; what a parent did not ask for yet, as in many containers, is."""
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return True
+    try:
+        told = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    return told.rpartition(")")[2].split()[0] in ("Z", "X")
 
 
 def _status_text(answer: dict[str, Any]) -> str:
@@ -147,18 +171,26 @@ def _status_text(answer: dict[str, Any]) -> str:
         "requests": requests or "none",
         "uploads": _uploads_text(answer),
     }
-    return "\n".join(f"{name:<10} {text}" for name, text in rows.items())
+    return "\n".join(f"{name:<{_NAME_COLUMNS - 1}} {text}" for name, text in rows.items())
 
 
 def _uploads_text(answer: dict[str, Any]) -> str:
     if answer["read_only"]:
         return "none, the mount is read-only"
     uploads = answer["uploads"]
-    local = sum(file["state"] not in ("pending", "failed") for file in uploads["files"])
-    return (
+    lines = [
         f"{uploads['uploaded']:,} done, {uploads['pending']:,} pending, {uploads['failed']:,} failed, "
-        f"{local:,} files on this machine only"
-    )
+        f"{uploads['local']:,} files on this machine only (--upload {answer['upload']})"
+    ]
+    if uploads["offline"]:
+        lines.append(f"the server cannot be reached: {uploads['offline']}")
+    lines += [
+        f"{file['path']}: {file['error']}" for file in uploads["files"] if file["owed"] and file["error"]
+    ]
+    if uploads["leftovers"]:
+        lines.append(f"{len(uploads['leftovers']):,} samples were replaced and are hidden")
+    shown = lines[:_SHOWN_FILES] + uploads["kept"]
+    return ("\n" + " " * _NAME_COLUMNS).join(shown)
 
 
 def _freshness(names: dict[str, Any]) -> str:

@@ -14,7 +14,11 @@ _LOG_BYTES = 10 << 20
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a record: `time` (RFC 3339, UTC), `level`, `logger`, `message`, perhaps `error`."""
+    """One JSON object a record: `time` (RFC 3339, UTC), `level`, `logger`, `message`, `dataset`, `error`."""
+
+    def __init__(self, dataset: str) -> None:
+        super().__init__()
+        self._dataset = dataset
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as a line."""
@@ -25,20 +29,27 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if self._dataset:
+            shown["dataset"] = self._dataset
         if record.exc_info:
             shown["error"] = self.formatException(record.exc_info)
         return json.dumps(shown, ensure_ascii=False)
 
 
-def formatter(kind: str) -> logging.Formatter:
-    """The formatter of the setting `log_format`."""
-    return JsonFormatter() if kind == "json" else logging.Formatter(LOG_FORMAT)
+def formatter(kind: str, dataset: str = "") -> logging.Formatter:
+    """The formatter of the setting `log_format`; each line names the dataset, once that is known."""
+    if kind == "json":
+        return JsonFormatter(dataset)
+    name = dataset.replace("%", "%%")
+    return logging.Formatter(
+        LOG_FORMAT.replace("%(message)s", f"[{name}] %(message)s") if name else LOG_FORMAT
+    )
 
 
-def file_handler(path: Path, kind: str) -> logging.Handler:
+def file_handler(path: Path, kind: str, dataset: str) -> logging.Handler:
     """A log file that is turned over before it fills the disk."""
     handler = logging.handlers.RotatingFileHandler(
         path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace"
     )
-    handler.setFormatter(formatter(kind))
+    handler.setFormatter(formatter(kind, dataset))
     return handler

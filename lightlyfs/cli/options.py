@@ -40,6 +40,8 @@ def setting_options(command: F) -> F:
                 default=None,
                 help=text,
                 shell_complete=_completer(row),
+                multiple=row.repeatable,
+                callback=_joined if row.repeatable else None,
             )
         command = option(command)
     return command
@@ -53,7 +55,9 @@ def split_fstab_options(texts: tuple[str, ...]) -> tuple[dict[str, str], tuple[s
         name, equals, value = option.partition("=")
         name = _ALIASES.get(name, name.replace("-", "_"))
         if name in BY_NAME:
-            settings[name] = value if equals or not BY_NAME[name].is_switch else "on"
+            value = value if equals or not BY_NAME[name].is_switch else "on"
+            repeated = BY_NAME[name].repeatable and name in settings
+            settings[name] = f"{settings[name]},{value}" if repeated else value
         elif name in _KERNEL:
             kernel.append(option)
         elif name not in _IGNORED and not name.startswith(("x_", "X_", "comment")):
@@ -64,6 +68,11 @@ def split_fstab_options(texts: tuple[str, ...]) -> tuple[dict[str, str], tuple[s
 def merge(flags: Mapping[str, str | None], fstab: Mapping[str, str]) -> dict[str, str | None]:
     """Flags beat the fstab form."""
     return {**fstab, **{name: text for name, text in flags.items() if text is not None}}
+
+
+def _joined(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> str | None:
+    """The value of an option that was given several times."""
+    return ",".join(texts) if texts else None
 
 
 def _completer(row: Setting) -> Callable[..., list[CompletionItem]] | None:

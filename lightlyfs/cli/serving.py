@@ -21,13 +21,13 @@ from lightlyfs.cli.logs import file_handler, formatter
 from lightlyfs.cli.resolving import find_dataset
 from lightlyfs.cli.sessions import sessions_of
 from lightlyfs.control import ControlServer
-from lightlyfs.errors import LightlyFsError, SettingsError
+from lightlyfs.errors import LightlyFsError
 from lightlyfs.fs.attributes import Ownership
 from lightlyfs.kernel import mounts
 from lightlyfs.kernel.binding import READ_AHEAD_BYTES, Library, MountOptions
 from lightlyfs.kernel.mount import Mount, block_signals, share_arenas
 from lightlyfs.places import SpoolPlace, socket_path
-from lightlyfs.settings import Secrets, Settings, read_secrets
+from lightlyfs.settings import Secrets, Settings
 
 log = logging.getLogger("lightlyfs")
 
@@ -91,6 +91,8 @@ def _serve(
     closing = threading.Event()
     connections = wiring.connect(settings, secrets, os.environ, counter, closing.is_set)
     found = find_dataset(connections.client, settings, secrets, dataset)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(formatter(settings.log_format, found.name))
     ownership = Ownership(settings.uid, settings.gid, settings.umask, read_only=settings.read_only)
     options = MountOptions(
         mountpoint,
@@ -101,9 +103,7 @@ def _serve(
         fuse_options=kernel_options,
     )
     with wiring.open_place(settings, found.id) as place:
-        mount = Mount(
-            library, options, ownership, program_of=wiring.program_of, process_of=wiring.Processes()
-        )
+        mount = Mount(library, options, ownership)
         if place.in_use_elsewhere:
             click.echo(f"lightlyfs: {_SHARES_NOTHING}", err=True)
         spool_place = None if settings.read_only else wiring.open_spool(settings, found.id)
@@ -119,6 +119,7 @@ def _serve(
             spool_place=spool_place,
             mountpoint=mountpoint,
         )
+        parts.recent_log.setFormatter(formatter("text", found.name))
         logging.getLogger().addHandler(parts.recent_log)
         parts.start()
         # what is there now stays; looking through it over and over costs a fiftieth of every call
@@ -128,18 +129,18 @@ def _serve(
             wait_for_listing(parts, found, no_wait=settings.no_wait)
             if settings.metrics_port is not None:
                 wiring.serve_metrics(parts, settings.metrics_port)
-            _run(parts, mount, mountpoint, told)
+            _run(parts, mount, mountpoint, told, found.name)
         finally:
             parts.close()
 
 
-def _run(parts: wiring.Parts, mount: Mount, mountpoint: Path, told: int) -> None:
+def _run(parts: wiring.Parts, mount: Mount, mountpoint: Path, told: int, dataset: str) -> None:
     control = ControlServer(socket_path(mountpoint), _commands(parts), sessions_of(parts))
 
     def on_mounted() -> None:
         control.start()
         if told >= 0:
-            _go_quiet(parts)
+            _go_quiet(parts, dataset)
             os.write(told, b"ready")
             os.close(told)
         log.info("mounted on %s", mountpoint)
@@ -172,16 +173,9 @@ def _is_alive(parts: wiring.Parts) -> bool:
 
 def _reload(parts: wiring.Parts) -> bool:
     """Read the token file again; False where there is none, and a hang-up means what it always did."""
-    settings = parts.settings
-    if settings.token_file is None:
+    if parts.settings.token_file is None:
         return False
-    try:
-        secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
-    except SettingsError as error:
-        log.error("SIGHUP: %s; the old token stays in use", error)
-        return True
-    parts.use_credentials(wiring.credentials_of(secrets))
-    log.info("SIGHUP: the token was read again")
+    parts.reload_token()
     return True
 
 
@@ -191,8 +185,8 @@ def _commands(parts: wiring.Parts) -> Mapping[str, Any]:
         return {"added": changes.added, "changed": changes.changed, "gone": changes.gone}
 
     def drain() -> Mapping[str, Any]:
-        left = 0 if parts.uploads is None else parts.uploads.uploader.wait_idle(_DRAIN_STEP_S)
-        return {"under_way": left}
+        left, moved = (0, 0) if parts.uploads is None else parts.uploads.uploader.wait_idle(_DRAIN_STEP_S)
+        return {"under_way": left, "moved": moved}
 
     def retry() -> Mapping[str, Any]:
         return {"retried": 0 if parts.uploads is None else parts.uploads.uploader.retry_all()}
@@ -204,17 +198,18 @@ def _tell_owed(settings: Settings, dataset_id: str, spool_place: SpoolPlace | No
     """A mount that may not upload says what is owed, so that nobody thinks it done."""
     if spool_place is not None:
         return
-    owed = [owed for owed in wiring.owed_files(settings.cache_dir) if owed.dataset_id == dataset_id]
+    found = wiring.owed_files(settings.cache_dir)
+    owed = [owed for owed in found if owed.dataset_id == dataset_id and owed.record.owed]
     if owed:
         text = f"{len(owed)} files are not on the server yet; mount without --read-only to upload them"
         click.echo(f"lightlyfs: {text} (`lightlyfs uploads list` shows them)", err=True)
 
 
-def _go_quiet(parts: wiring.Parts) -> None:
+def _go_quiet(parts: wiring.Parts, dataset: str) -> None:
     """Leave the terminal: from here on only the log file is written."""
     path = parts.settings.log_file or parts.place.path / "mount.log"
     root = logging.getLogger()
-    root.handlers[:] = [file_handler(path, parts.settings.log_format), parts.recent_log]
+    root.handlers[:] = [file_handler(path, parts.settings.log_format, dataset), parts.recent_log]
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)

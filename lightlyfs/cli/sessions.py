@@ -38,7 +38,14 @@ def sessions_of(parts: Parts) -> Mapping[str, Session]:
             _hand_out(cached_files, str(message["path"]), channel)
             message = channel.receive()
 
-    return {"warm": warm, "open_cached": open_cached}
+    def send(message: Mapping[str, Any], channel: Channel) -> None:
+        names = list(_names(channel))
+        if parts.uploads is None:
+            channel.send(failure("the mount is read-only"))
+        else:
+            channel.send({"ok": True, "refused": parts.uploads.send(names)})
+
+    return {"warm": warm, "open_cached": open_cached, "send": send}
 
 
 def _hand_out(cached_files: CachedFiles, path: str, channel: Channel) -> None:

@@ -1,34 +1,55 @@
-"""`lightlyfs uploads`: what this machine owes to a server, with or without a mount."""
+"""`lightlyfs uploads`: what is on this machine only, with or without a mount."""
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
+import time
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import click
 
-from lightlyfs.control import ask
+from lightlyfs.cli.sizes import size_text
+from lightlyfs.cli.warm import batches, within_mount
+from lightlyfs.control import ask, dial
 from lightlyfs.errors import StartError
 from lightlyfs.fs.xattrs import describe
-from lightlyfs.places import runtime_roots
+from lightlyfs.places import runtime_roots, socket_of
 from lightlyfs.wiring import OwedFile, discard_owed, owed_files
 
+# an upload may take as long as a file is large
+_SEND_WAIT_S = 3600.0
+
 _cache_dir = click.option(
-    "--cache-dir", type=click.Path(path_type=Path), help="The directory that the mount was given."
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    help="Only what a mount with this --cache-dir left [all that were used on this machine].",
 )
+_dataset = click.option("--dataset", help="Only files of this dataset, by its id.")
 
 
 @click.group()
 def uploads() -> None:
-    """Show, retry, export or discard files that the server does not have yet."""
+    """Show, retry, send, export or discard files that the server does not have."""
 
 
 @uploads.command("list")
 @_cache_dir
-def list_uploads(cache_dir: Path | None) -> None:
-    """List the files on this machine only: name, state and why, size in bytes."""
-    for owed in owed_files(_absolute(cache_dir)):
-        click.echo(f"{owed.record.path}\t{describe(owed.record)}\t{_size_of(owed)}")
+@_dataset
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def list_uploads(cache_dir: Path | None, dataset: str | None, as_json: bool) -> None:
+    """List the files on this machine only: path, state and why, bytes, age, dataset, server."""
+    found = _found(cache_dir, dataset)
+    if as_json:
+        click.echo(json.dumps([_values(owed) for owed in found], indent=2))
+        return
+    for owed in found:
+        values = _values(owed)
+        shown = [values["path"], values["shown"], values["size"], _age(values["age_s"])]
+        click.echo("\t".join(map(str, [*shown, owed.dataset_id, owed.server])))
 
 
 @uploads.command()
@@ -37,49 +58,137 @@ def retry(cache_dir: Path | None) -> None:
     """Try everything that is pending or failed again now, in the mounts that run."""
     answers = [ask(path, "retry") for root in runtime_roots() for path in root.glob("*.sock")]
     retried = sum(int(answer["retried"]) for answer in answers if answer and answer.get("ok"))
-    waiting = [owed for owed in owed_files(_absolute(cache_dir)) if not owed.in_use and owed.record.owed]
+    waiting = [owed for owed in _found(cache_dir, None) if not owed.in_use and owed.record.owed]
     click.echo(f"{retried} files are tried again")
     if waiting:
         click.echo(f"{len(waiting)} files wait for their dataset to be mounted")
 
 
 @uploads.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+def send(paths: tuple[Path, ...]) -> None:
+    """Upload PATHS, local files of a mount, whatever their names are; they become samples for good."""
+    found = [within_mount(str(path)) for path in paths]
+    sent, failed = 0, 0
+    for mountpoint, group in groupby(sorted(found), key=lambda pair: pair[0]):
+        names = [name for _, name in group]
+        for name, reason in _send(mountpoint, names).items():
+            failed += 1
+            click.echo(f"{mountpoint / name}: {reason}", err=True)
+        sent += len(names)
+    click.echo(f"{sent - failed} files sent")
+    if failed:
+        raise StartError(f"{failed} files were not sent; they are still here")
+
+
+def _send(mountpoint: Path, names: list[str]) -> dict[str, str]:
+    channel = dial(socket_of(mountpoint), timeout_s=_SEND_WAIT_S)
+    if channel is None:
+        raise StartError(f"the mount on {mountpoint} does not answer")
+    try:
+        channel.send({"command": "send"})
+        for batch in batches(names):
+            channel.send({"names": batch})
+        answer = channel.receive()
+    except OSError as error:
+        raise StartError(f"the mount on {mountpoint} hung up: {error}") from None
+    finally:
+        channel.close()
+    if answer is None or not answer["ok"]:
+        raise StartError(str(answer["error"]) if answer else f"the mount on {mountpoint} ended")
+    refused: dict[str, str] = answer["refused"]
+    return refused
+
+
+@uploads.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @_cache_dir
-def export(directory: Path, cache_dir: Path | None) -> None:
-    """Copy the files to DIRECTORY, by dataset and name; they stay owed."""
-    found = owed_files(_absolute(cache_dir))
-    for owed in found:
-        target = directory / owed.dataset_id / owed.record.path
-        target.parent.mkdir(parents=True, exist_ok=True)
+@_dataset
+def export(directory: Path, cache_dir: Path | None, dataset: str | None) -> None:
+    """Copy the files to DIRECTORY, by dataset and name; they stay what they are."""
+    copied = 0
+    for owed in _found(cache_dir, dataset):
         if owed.staged.exists():
+            target = directory / owed.dataset_id / owed.record.path
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(owed.staged, target)
-    click.echo(f"{len(found)} files copied to {directory}")
+            copied += 1
+    click.echo(f"{copied} files copied to {directory}")
 
 
 @uploads.command()
 @click.argument("names", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="Discard every one.")
+@click.option("--all", "everything", is_flag=True, help="Discard every one of --dataset.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @_cache_dir
-def discard(names: tuple[str, ...], everything: bool, cache_dir: Path | None) -> None:
+@_dataset
+def discard(
+    names: tuple[str, ...], everything: bool, yes: bool, cache_dir: Path | None, dataset: str | None
+) -> None:
     """Delete files (by NAME as `list` shows them) that the server will then never get."""
     if not names and not everything:
-        raise click.UsageError("name the files to discard, or use --all")
-    chosen = [owed for owed in owed_files(_absolute(cache_dir)) if everything or owed.record.path in names]
+        raise click.UsageError("name the files to discard, or use --all with --dataset")
+    if everything and dataset is None:
+        raise click.UsageError("--all needs --dataset, with an id that `lightlyfs uploads list` shows")
+    chosen = [owed for owed in _found(cache_dir, dataset) if everything or owed.record.path in names]
+    _need_unique(chosen, names, everything)
     in_use = [owed for owed in chosen if owed.in_use]
     if in_use:
         raise StartError(f"{in_use[0].record.path} belongs to a mount that runs; unmount it first")
-    unknown = set(names) - {owed.record.path for owed in chosen}
-    if unknown:
-        raise StartError(f"no file of this name is owed: {sorted(unknown)[0]}")
+    for owed in chosen:
+        values = _values(owed)
+        click.echo(
+            f"{values['path']}: {values['shown']}, {size_text(values['size'])}, dataset {owed.dataset_id}"
+        )
+    if not yes:
+        if not sys.stdin.isatty():
+            raise StartError("nothing was discarded; say --yes where nobody can be asked")
+        click.confirm(f"Delete these {len(chosen)} files for good?", abort=True)
     for owed in chosen:
         discard_owed(owed)
     click.echo(f"{len(chosen)} files discarded")
 
 
-def _absolute(cache_dir: Path | None) -> Path | None:
-    return None if cache_dir is None else cache_dir.absolute()
+def _need_unique(chosen: list[OwedFile], names: tuple[str, ...], everything: bool) -> None:
+    unknown = set(names) - {owed.record.path for owed in chosen}
+    if unknown:
+        raise StartError(f"there is no local file of this name: {sorted(unknown)[0]}")
+    if everything:
+        return
+    for name in names:
+        datasets = sorted({owed.dataset_id for owed in chosen if owed.record.path == name})
+        if len(datasets) > 1:
+            raise StartError(f"{name} is in several datasets; choose one with --dataset {datasets[0]}")
 
 
-def _size_of(owed: OwedFile) -> int:
-    return owed.staged.stat().st_size if owed.staged.exists() else owed.record.size
+def _found(cache_dir: Path | None, dataset: str | None) -> list[OwedFile]:
+    found = owed_files(None if cache_dir is None else cache_dir.absolute())
+    return [owed for owed in found if dataset in (None, owed.dataset_id)]
+
+
+def _values(owed: OwedFile) -> dict[str, Any]:
+    record = owed.record
+    size = owed.staged.stat().st_size if owed.staged.exists() else record.size
+    return {
+        "path": record.path,
+        "state": "leftover" if owed.leftover else record.state.value,
+        "shown": f"leftover: a sample that cannot be deleted, hidden as {owed.leftover}"
+        if owed.leftover
+        else describe(record),
+        "error": record.error,
+        "size": size,
+        "age_s": max(0, int(time.time() - record.mtime)) if record.mtime else None,
+        "owed": record.owed,
+        "dataset": owed.dataset_id,
+        "server": owed.server,
+        "in_use": owed.in_use,
+    }
+
+
+def _age(seconds: int | None) -> str:
+    if seconds is None:
+        return "-"
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"

@@ -41,7 +41,7 @@ def warm(paths: tuple[Path, ...], jobs: int | None, files: BinaryIO | None, tag:
     if not paths and files is None:
         raise click.UsageError("name files or directories of a mount, or a list of them with --files")
     listed = [] if files is None else [os.fsdecode(line.rstrip(b"\r\n")) for line in files if line.strip()]
-    found = [_within_mount(name) for name in [*listed, *map(str, paths)]]
+    found = [within_mount(name) for name in [*listed, *map(str, paths)]]
     failed = sum(
         _Run(mountpoint).warm([name for _, name in names], jobs, tag)
         for mountpoint, names in groupby(found, key=lambda within: within[0])
@@ -50,7 +50,7 @@ def warm(paths: tuple[Path, ...], jobs: int | None, files: BinaryIO | None, tag:
         raise StartError(f"{failed:,} files are not in the cache")
 
 
-def _within_mount(name: str) -> tuple[Path, str]:
+def within_mount(name: str) -> tuple[Path, str]:
     """The mount that a path is in, and its path within it; texts, for a list may have a million."""
     directory, base = os.path.split(os.path.abspath(name))
     path = os.path.join(_real(directory), base)
@@ -86,7 +86,7 @@ class _Run:
             raise StartError(f"the mount on {self._mountpoint} does not answer")
         try:
             channel.send({"command": "warm", "jobs": jobs, "tag": tag})
-            for batch in _batches(names):
+            for batch in batches(names):
                 channel.send({"names": batch})
             self._watch(channel)
         except OSError as error:
@@ -150,7 +150,7 @@ class _Run:
         click.echo(f"{progress['files']:,} files are in the cache; {fetched} in {seconds:,.1f} s")
 
 
-def _batches(names: Iterable[str]) -> Iterator[list[str]]:
+def batches(names: Iterable[str]) -> Iterator[list[str]]:
     """The names in messages of some each, and an empty one at the end."""
     left = iter(names)
     while batch := list(islice(left, _NAMES_AT_ONCE)):

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lightlyfs.content import database
+from lightlyfs import database
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS block (

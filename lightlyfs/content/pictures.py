@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from pathlib import Path
 
-from lightlyfs.content import database
+from lightlyfs import database
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,8 @@ from lightlyfs.errors import Cancelled, MalformedAnswer, NotFound, TooLarge
 MAX_THUMBNAIL_BYTES = 256 << 10
 _NONE = "the server has the image itself in place of a thumbnail"
 _SIDE_PIXELS = 256
+# a picture of one pixel stands for none: an overwrite by what is no image cannot delete the old one
+_BLANK_BYTES = 40
 # what is decoded at most: a megabyte may claim to be a picture that fills all memory
 _MAX_PIXELS = 32 << 20
 
@@ -59,7 +61,10 @@ class Thumbnails:
         if kept is not None:
             return kept
         try:
-            png = _to_png(self._fetch(sample_id))
+            fetched = self._fetch(sample_id)
+            if len(fetched) <= _BLANK_BYTES:
+                raise NotFound("the image has no thumbnail any more")
+            png = _to_png(fetched)
         except (NotFound, MalformedAnswer):
             original = self._original(sample_id)
             if original is None:

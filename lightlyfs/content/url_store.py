@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from lightlyfs.content import database
+from lightlyfs import database
 from lightlyfs.locks import SharedLocks
 
 log = logging.getLogger(__name__)

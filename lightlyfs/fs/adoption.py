@@ -13,7 +13,7 @@ from lightlyfs.content.ranges import BLOCK_BYTES, block_count, block_length
 from lightlyfs.content.reader import Reader
 from lightlyfs.errors import LightlyFsError
 from lightlyfs.fs.times import SetTimes
-from lightlyfs.staging.journal import Record
+from lightlyfs.staging.record import Record
 from lightlyfs.staging.spool import Spool
 
 log = logging.getLogger(__name__)

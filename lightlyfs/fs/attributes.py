@@ -6,15 +6,27 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry
+from lightlyfs.staging.files import LocalFile
 
 UNKNOWN_SIZE = -1
+
+
+class Exact(NamedTuple):
+    """What only files of this machine have of their own: permission bits, times in nanoseconds, links."""
+
+    mode: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    links: int = 1
 
 
 class Attr(NamedTuple):
     """What `stat` shows; `size` in bytes, `mtime` in whole seconds.
 
     Whole, because thumbnail caches compare seconds and nothing else matches every one of them. In
-    listings the size may be UNKNOWN_SIZE: it has to be asked for.
+    listings the size may be UNKNOWN_SIZE: it has to be asked for. `exact` is set for files and directories of
+    this machine, and beats the rest.
     """
 
     ino: int
@@ -22,6 +34,7 @@ class Attr(NamedTuple):
     size: int
     mtime: int
     is_link: bool = False
+    exact: Exact | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,14 @@ class DiskUsage(NamedTuple):
 def attr_of_directory(entry: DirectoryEntry) -> Attr:
     """The attributes of a directory."""
     return Attr(entry.ino, True, 0, entry.mtime)
+
+
+def attr_of_local(file: LocalFile) -> Attr:
+    """The attributes of a file of this machine."""
+    record = file.record
+    links = 0 if file.unlinked else 1
+    exact = Exact(record.mode, record.atime_ns, file.mtime_ns, file.ctime_ns, links)
+    return Attr(file.ino, False, file.size, file.mtime_ns // 1_000_000_000, exact=exact)
 
 
 def attr_of_sample(entry: SampleEntry) -> Attr:

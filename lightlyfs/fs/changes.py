@@ -1,10 +1,14 @@
-"""Changes to the tree: rename, unlink, directories, set attributes."""
+"""Changes to the tree: rename, unlink, directories, set attributes.
+
+A sample keeps its identity: it never gets a name that would not be uploaded, and a file renamed over it gives
+it its bytes and takes its id. What is on its way to the server is waited for, and is a sample then.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from typing import Any, Protocol
 
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry, true_name
 from lightlyfs.catalog.tree import join_name
@@ -23,68 +27,93 @@ from lightlyfs.errors import (
     TooLarge,
     UnknownNamespace,
 )
-from lightlyfs.fs.local import LocalFiles
-from lightlyfs.fs.local_file import LocalFile
+from lightlyfs.fs.completion import Completion
 from lightlyfs.fs.namespace import Namespace, Node
-from lightlyfs.fs.paths import is_scratch
 from lightlyfs.fs.patience import Turn
+from lightlyfs.fs.removed import HIDDEN_PREFIX
 from lightlyfs.fs.writer import Writer
-from lightlyfs.fs.xattrs import PREFIX
+from lightlyfs.fs.xattrs import PREFIX, SHOWN
 from lightlyfs.staging.edits import SampleEdits
-from lightlyfs.staging.journal import State
+from lightlyfs.staging.files import LocalFile, LocalFiles
+from lightlyfs.staging.record import State
+from lightlyfs.upload_rules import is_trash
 
 log = logging.getLogger(__name__)
 
 RENAME_NOREPLACE = 1  # linux/fs.h
 MAX_RENAMED_SAMPLES = 1_000
+_DIRECTORY_MODE = 0o755
 
 
-@dataclass(frozen=True)
-class ChangeParts:
-    """What changing the tree works with."""
+class Callers(Protocol):
+    """The programs that callbacks serve."""
 
-    namespace: Namespace
-    local: LocalFiles
-    writer: Writer
-    edits: SampleEdits
+    def caller_process(self) -> int:
+        """The thread group that the callback under way serves."""
+        ...
+
+    def caller_name(self) -> str:
+        """The program that the callback under way serves."""
+        ...
+
+    def caller_unlinks(self) -> bool | None:
+        """Whether the callback under way serves the removal of a name, not a rename; None: not known."""
+        ...
 
 
-def name_at(path: str) -> str:
-    """The sample name whose path this is; BadName where no sample can have it.
+def sample_name(path: str) -> str:
+    """The sample name whose path this is, "" where no sample can have it.
 
     Raises UnicodeEncodeError for a path that is not UTF-8.
     """
     path.encode()
-    name = join_name(path.split("/"))
-    if name is None:
-        raise BadName(f"no sample can be called so, for its path would be another one: {path}")
-    return name
+    return join_name(path.split("/")) or ""
 
 
 def refuse_trash(path: str) -> None:
-    """NotPermitted for a trash folder: moving files there would rename samples on the server."""
-    if any(part.startswith(".Trash") for part in path.split("/")):
+    """NotPermitted for a trash folder: desktops would rename samples into it."""
+    if is_trash(path):
         raise NotPermitted(f"there is no trash on a dataset: {path}")
 
 
 class TreeChanges:
     """Changes to the tree of one mount; any thread may call."""
 
-    def __init__(self, parts: ChangeParts) -> None:
-        self._names = parts.namespace
-        self._local = parts.local
-        self._writer = parts.writer
-        self._edits = parts.edits
+    def __init__(
+        self,
+        namespace: Namespace,
+        local: LocalFiles,
+        writer: Writer,
+        edits: SampleEdits,
+        completion: Completion,
+        callers: Callers,
+    ) -> None:
+        self._names = namespace
+        self._local = local
+        self._writer = writer
+        self._edits = edits
+        self._completion = completion
+        self._callers = callers
+
+    def name_at(self, path: str) -> str:
+        """The sample name whose path this is, "" for a name that stays here.
+
+        BadName for one that counts although no sample can have it.
+        """
+        name = sample_name(path)
+        if not name and self._writer.counts(path):
+            raise BadName(f"no sample can be called so, for its path would be another one: {path}")
+        return name
 
     # directories
 
-    def make_directory(self, path: str, turn: Turn) -> None:
-        """Make a directory that lives until the mount ends, or for good once a sample is in it."""
+    def make_directory(self, path: str, mode: int, turn: Turn) -> None:
+        """Make a directory; it lives on this machine, and on others once a sample is in it."""
         refuse_trash(path)
-        name_at(path + "/x")
+        sample_name(path)
         if self._names.find(path, turn) is not None:
             raise FileExists(f"it exists already: {path}")
-        self._local.make_directory(path)
+        self._local.make_directory(path, mode & 0o7777)
 
     def remove_directory(self, path: str, turn: Turn) -> None:
         """Remove an empty directory."""
@@ -96,6 +125,11 @@ class TreeChanges:
         self._local.remove_directory(path)
         self._names.renamed.note_removed(path)
 
+    def set_directory(self, path: str, **values: int | None) -> None:
+        """Set the mode or times of a directory that was made here; of others they cannot be kept."""
+        known = {name: value for name, value in values.items() if value is not None}
+        self._local.change_directory(path, **known)
+
     # files
 
     def unlink(self, path: str, turn: Turn) -> None:
@@ -103,9 +137,42 @@ class TreeChanges:
         node = self._names.lookup(path, turn)
         if isinstance(node, DirectoryEntry):
             raise IsADirectory(f"a directory: {path}")
+        if path.rpartition("/")[2].startswith(HIDDEN_PREFIX):
+            self._names.removed.closed(path)
+        elif isinstance(node, SampleEntry):
+            self._remove_sample(path, node)
+        else:
+            self._writer.remove(node)
+
+    def hide(self, path: str, hidden: str, turn: Turn) -> None:
+        """Give an open file that is about to be removed or replaced a hidden name, as libfuse asks for it.
+
+        What is asked for, a removal or a rename, is seen in the call that the program waits in. Where that
+        cannot be seen a file of this machine is removed, and a sample is out of view for a moment.
+        """
+        node, unlinks = self._names.lookup(path, turn), self._callers.caller_unlinks()
+        if isinstance(node, DirectoryEntry):
+            raise IsADirectory(f"a directory: {path}")
         if isinstance(node, SampleEntry):
-            raise NotPermitted(f"{path} is a sample, and the Lightly API cannot delete samples")
-        self._writer.remove(node)
+            if unlinks:
+                self._remove_sample(path, node)
+            else:
+                self._writer.need_overwrite(path)
+                if unlinks is None:
+                    self._names.removed.remove(path, node)
+        elif unlinks is not False:
+            self._writer.remove(node)
+        self._names.removed.hide(hidden, node)
+
+    def _remove_sample(self, path: str, entry: SampleEntry) -> None:
+        """Take a sample out of view for the program that is about to replace it; else NotPermitted."""
+        process = self._callers.caller_process()
+        if not self._names.removed.may_replace(process, self._callers.caller_name()):
+            raise NotPermitted(
+                f"{path} is a sample, and the Lightly API cannot delete samples (to replace it, use cp -f)"
+            )
+        self._writer.need_overwrite(path)
+        self._names.removed.remove(path, entry)
 
     def rename(self, old: str, new: str, flags: int, turn: Turn) -> None:
         """Rename a file or directory; samples are renamed on the server.
@@ -115,7 +182,8 @@ class TreeChanges:
         if flags & ~RENAME_NOREPLACE:
             raise InvalidArgument("exchanging two names is not possible")
         refuse_trash(new)
-        node, target = self._names.lookup(old, turn), self._names.find(new, turn)
+        node = self._names.lookup(old, turn)
+        target = self._names.removed.take(new) or self._names.find(new, turn)
         if target is not None and flags & RENAME_NOREPLACE:
             raise FileExists(f"it exists already: {new}")
         if old == new:
@@ -129,13 +197,16 @@ class TreeChanges:
         else:
             self._rename_sample(node, old, new, target, turn)
 
-    def set_attribute(self, path: str, name: str, value: bytes | None, turn: Turn) -> SampleEntry:
-        """Set, or with None remove, the one extended attribute that can be: the custom metadata."""
-        if name != PREFIX + "custom_metadata":
-            if name.startswith(PREFIX):
-                raise NotPermitted(f"{name} cannot be set")
+    def set_attribute(self, path: str, name: str, value: bytes | None, turn: Turn) -> SampleEntry | None:
+        """Set, or with None remove, the one extended attribute that can be: the custom metadata.
+
+        What lightlyfs shows itself stays as it is, without an error: tools that copy attributes would fail.
+        """
+        if name != PREFIX + "custom_metadata" and name not in SHOWN:
             raise UnknownNamespace(f"attributes of this name are not kept: {name}")
         node = self._names.lookup(path, turn)
+        if name in SHOWN or (value is None and isinstance(node, LocalFile)):
+            return None
         if not isinstance(node, SampleEntry):
             raise NotPermitted(f"{path} is not on the server yet")
         metadata = None if value is None else _json_object(value)
@@ -148,18 +219,28 @@ class TreeChanges:
     # one kind at a time
 
     def _rename_local(self, file: LocalFile, new: str, target: Node | None, turn: Turn) -> None:
-        changes: dict[str, object] = {"path": new, "name": name_at(new)}
         if file.record.sample_id is not None:
             self._rename_sent(file, new, target, turn)
             return
+        if isinstance(target, LocalFile) and not self._is_removable(target):
+            # it was not on the server when this began, so that replacing it needs no leave
+            self._writer.wait_uploaded(target)
+            target = self._names.find(new, turn)
+        elif isinstance(target, SampleEntry):
+            try:
+                self._writer.need_overwrite(new)
+            except NotPermitted:
+                # a program that saves like this meant no second sample by its temporary file
+                self._writer.keep_here(file)
+                raise
+        changes: dict[str, Any] = {"name": self.name_at(new)}
         if isinstance(target, SampleEntry):
-            self._writer.need_overwrite(new)
-            changes |= {"name": true_name(new, target), "sample_id": target.sample_id, "replaces": True}
+            changes = {"name": true_name(new, target), "sample_id": target.sample_id, "replaces": True}
         replaced = target if isinstance(target, LocalFile) else None
         if replaced is not None:
             self._writer.set_aside(replaced)
         try:
-            if not self._move_local(file, changes):
+            if not self._move_local(file, new, changes):
                 self._rename_sent(file, new, target, turn)
         except BaseException:
             if replaced is not None and self._local.get(new) is not file:
@@ -170,6 +251,10 @@ class TreeChanges:
             if replaced is not None:
                 self._local.discard(replaced)
 
+    def _is_removable(self, file: LocalFile) -> bool:
+        """Whether a local file can be replaced without the server's hearing of it."""
+        return not (file.record.create_sent or file.record.sample_id) and self._writer.withdraw(file)
+
     def _rename_sent(self, file: LocalFile, new: str, target: Node | None, turn: Turn) -> None:
         """It is on its way under its old name: once there, it is renamed like any sample."""
         old = file.path
@@ -179,34 +264,43 @@ class TreeChanges:
             raise NotPermitted(f"{old} is a sample that is being changed; close it, and try again")
         self._rename_sample(entry, old, new, target, turn)
 
-    def _move_local(self, file: LocalFile, changes: dict[str, object]) -> bool:
+    def _move_local(self, file: LocalFile, new: str, changes: dict[str, Any]) -> bool:
         """Rename what the server has not heard of; False where it is on its way."""
         with file.lock:
             if file.unlinked or self._local.get(file.path) is not file:
                 raise NoSuchFile(f"it is elsewhere by now: {file.path}")
             if not self._writer.withdraw(file):
                 return False
-            record = file.record.changed(**changes)
-            stays = file.size == 0 or (is_scratch(record.path) and not record.replaces)
-            if stays and record.state in (State.PENDING, State.FAILED) and not record.broken:
-                record = record.changed(state=State.LOCAL, error="")
+            record = file.record
+            for_server = self._writer.counts(new) or (changes.get("replaces") and not self._writer.overlays)
+            stays = file.size == 0 or not for_server or record.state is State.INTERRUPTED
+            if stays and record.owed and not record.broken:
+                changes |= {"state": State.LOCAL, "error": ""}
             if stays or (file.handles and file.dirty):
                 # where it is being written, its close uploads it, under the name it has then
-                self._writer.rename_here(file, record)
+                self._local.move(file, new, **changes)
+                file.delayed = False
                 return True
-        self._writer.upload_as(file, changes)
+        self._writer.upload_as(file, new, **changes)
         return True
 
     def _rename_sample(self, entry: SampleEntry, old: str, new: str, target: Node | None, turn: Turn) -> None:
+        if not self._writer.counts(new):
+            raise NotPermitted(
+                f"{old} is a sample; it is not renamed to a name that would not be uploaded: {new}"
+            )
+        if isinstance(target, SampleEntry) and self._completion.was_just_created(entry.sample_id):
+            self._writer.need_overwrite(new)
+            self._replace_by_sample(entry, old, new, target, turn)
+            return
         if target is not None:
             raise NotPermitted(f"{new} exists, and the Lightly API cannot replace one sample by another")
-        if is_scratch(new):
-            raise NotPermitted(
-                f"{old} is a sample; it is not renamed to the name of something unfinished: {new}"
-            )
-        name = name_at(new)
+        name = self.name_at(new)
         has_object = entry.published_size != 0
         turn.result(self._edits.rename(entry.sample_id, true_name(old, entry), name, has_object=has_object))
+        self._show_renamed(entry, old, new, name)
+
+    def _show_renamed(self, entry: SampleEntry, old: str, new: str, name: str) -> None:
         raw = None if name == new else name.encode("utf-8", "surrogatepass")
         renamed = entry._replace(name=new.rpartition("/")[2], file_name_raw=raw)
         # also where a local file shows it: a listing under way may still bring the old name
@@ -214,7 +308,21 @@ class TreeChanges:
         self._writer.takeover.follow(renamed, new)
         local = self._local.get(old)
         if local is not None and local.record.sample_id == entry.sample_id:
-            self._local.move_uploaded(local, new, name)
+            self._local.move(local, new, name=name)
+        self._local.touch_parent(old)
+        self._local.touch_parent(new)
+
+    def _replace_by_sample(
+        self, entry: SampleEntry, old: str, new: str, target: SampleEntry, turn: Turn
+    ) -> None:
+        """Give a sample the bytes of a new one, which a program uploaded on the way to saving the first.
+
+        The new one cannot be deleted: it is renamed to a name that no listing shows.
+        """
+        self._writer.replace_image(target, new, entry)
+        name = true_name(old, entry)
+        away = turn.result(self._edits.put_away(entry.sample_id, name))
+        self._show_renamed(entry, old, away, away)
 
     def _rename_directory(self, old: str, new: str, target: Node | None, turn: Turn) -> None:
         if new.startswith(old + "/"):
@@ -224,14 +332,19 @@ class TreeChanges:
                 raise NotADirectory(f"not a directory: {new}")
             if not self._names.is_empty(new, turn):
                 raise DirectoryNotEmpty(f"the directory is not empty: {new}")
-        name_at(new + "/x")
         samples = self._samples_below(old, turn)
-        renames = [(true_name(path, e), name_at(new + path[len(old) :]), e.sample_id) for path, e in samples]
+        moves = [(path, new + path[len(old) :], entry) for path, entry in samples]
+        for path, moved, _ in moves:
+            if not self._writer.counts(moved):
+                raise NotPermitted(
+                    f"{path} is a sample; as {moved} it would have a name that is not uploaded"
+                )
+        renames = [(true_name(path, e), self.name_at(moved), e.sample_id) for path, moved, e in moves]
         journal = self._local.journal
         journal.put_renames(renames)
-        for path, entry in samples:
+        for path, moved, entry in moves:
             try:
-                self._rename_sample(entry, path, new + path[len(old) :], None, turn)
+                self._rename_sample(entry, path, moved, None, turn)
             except LightlyFsError:
                 for _, _, sample_id in renames:
                     journal.remove_rename(sample_id)
@@ -242,9 +355,8 @@ class TreeChanges:
             self._rename_local(file, new + file.path[len(old) :], None, turn)
         self._local.move_directories(old, new)
         self._names.renamed.note_directory(old, new)
-        if not samples:
-            self._local.make_directory(new)
-            self._local.remove_directory(old)
+        if not self._local.has_directory(new) and self._names.find(new, turn) is None:
+            self._local.make_directory(new, _DIRECTORY_MODE)
 
     def _samples_below(self, directory: str, turn: Turn) -> list[tuple[str, SampleEntry]]:
         found: list[tuple[str, SampleEntry]] = []

@@ -1,98 +1,192 @@
-"""What becomes of a local file while the uploader works on it, and after."""
+"""What becomes of a local file once the server has it, and once a listing holds it."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
-from lightlyfs.catalog.catalog import Catalog
-from lightlyfs.fs.local import LocalFiles
-from lightlyfs.fs.local_file import LocalFile
-from lightlyfs.staging.journal import Record
+from cachetools import TTLCache
 
-# a listing may have begun before a change, or be of a server that lags; after this many the sample was
-# renamed or deleted by others
-MAX_LISTINGS_WITHOUT = 5
+from lightlyfs.catalog.entries import SampleEntry
+from lightlyfs.fs.namespace import Namespace
+from lightlyfs.fs.times import SetTimes
+from lightlyfs.staging.files import LocalFile, LocalFiles
+from lightlyfs.staging.record import Record, State
+from lightlyfs.upload_rules import numbered
+
+log = logging.getLogger(__name__)
+
+# a program that saves by rename does so right after it closed the new file
+_JUST_CREATED_S = 60.0
+_MAX_JUST_CREATED = 10_000
+# a sample that no listing holds this long after its upload may have gone with its dataset
+_ASK_AFTER_S = 600.0
 
 
 class Completion:
-    """Follows uploads, in the uploader's threads.
+    """Follows uploads, in the uploader's threads, and listings.
 
-    `adopt(record)` makes an uploaded file's bytes readable as those of a sample.
+    `adopt(record)` makes an uploaded file's bytes readable as those of a sample. `is_gone(sample_id)` asks
+    the API whether there is no such sample. As soon as a listing holds a sample the catalogue alone
+    says where it is.
     """
 
-    def __init__(self, local: LocalFiles, catalog: Catalog, adopt: Callable[[Record], Record]) -> None:
+    def __init__(
+        self,
+        local: LocalFiles,
+        namespace: Namespace,
+        times: SetTimes,
+        adopt: Callable[[Record], Record],
+        is_gone: Callable[[str], bool],
+        forget: Callable[[tuple[str, ...]], object],
+        clock: Callable[[], float],
+    ) -> None:
         self._local = local
-        self._catalog = catalog
+        self._names = namespace
+        self._catalog = namespace.catalog
+        self._clock = clock
+        self._times = times
         self._adopt = adopt
+        self._is_gone = is_gone
+        self._forget = forget
+        self._pruned = False
+        # samples that this mount created a moment ago
+        self._created: TTLCache[str, None] = TTLCache(_MAX_JUST_CREATED, _JUST_CREATED_S, timer=clock)
+        # what was uploaded before is asked of storage again, like all that was known of it then
+        self._known_since = float("-inf")
 
-    def noted(self, record: Record) -> None:
-        """An upload took a step or failed; called in the uploader's thread, before the journal is told."""
-        file = self._local.by_key(record.key)
-        if file is None:
-            return
-        with file.lock:
-            known = file.record.changed(
-                sample_id=record.sample_id or file.record.sample_id,
-                mark=record.mark,
-                create_sent=record.create_sent,
-            )
-            if record.generation == known.generation:
-                known = known.changed(state=record.state, error=record.error)
-            file.record = known
+    def was_just_created(self, sample_id: str) -> bool:
+        """Whether this mount created a sample within the last minute."""
+        return sample_id in self._created
 
-    def done(self, record: Record) -> None:
-        """The uploader brought a generation to the server; called in its thread."""
-        record = self._adopt(record)
-        file = self._local.by_key(record.key)
-        if file is None:
-            self._local.journal.remove(record.key)
-            self._local.spool.remove_up_to(record.key, record.generation)
-            return
+    def uploaded(self, file: LocalFile, record: Record) -> None:
+        """The uploader brought a generation of a file to the server; called in its thread."""
+        record, sample_id = self._adopt(record), record.sample_id
+        assert sample_id is not None
+        if not record.replaces:
+            self._created[sample_id] = None
+        self._times.keep_ino(sample_id, file.ino)
+        file.uploaded_at = self._clock()
         with file.lock:
             if file.record.generation != record.generation or file.dirty:
-                self._note_older_done_locked(file, record)
+                self._note_older_locked(file, record)
                 return
-            uploaded = record.changed(path=file.path, name=file.record.name, mtime=file.mtime)
-            self._local.journal.settle(uploaded)
-            file.now_uploaded(uploaded)
+            self._local.update(
+                file,
+                record.generation,
+                durable=False,
+                state=State.UPLOADED,
+                error="",
+                etag=record.etag,
+                sample_id=sample_id,
+                thumbnail_done=False,
+            )
             if file.handles == 0:
                 self._local.unstage_locked(file)
             self._local.spool.remove_up_to(record.key, record.generation)
         self._leave_to_catalogue(file)
         self._local.touch()
 
-    def prune(self) -> None:
-        """Leave to the catalogue what it shows by itself now, and what it does not show time and again."""
-        for file in self._local.all():
-            if file.entry is not None:
-                file.listings_without += 1
-                self._leave_to_catalogue(file)
+    def listed(self) -> None:
+        """A listing was taken: leave to the catalogue what it holds, and give way to what others created."""
+        if not self._pruned:
+            self._pruned = True
+            self._times.prune(self._catalog.by_id)
+        files = self._local.all()
+        holding = {file.path.rpartition("/")[0] for file in files if not file.uploaded}
+        self._move_directories(holding.union(self._local.made_directories()))
+        for file in files:
+            if file.uploaded:
+                self._leave_to_catalogue(file, ask=self._clock() - file.uploaded_at > _ASK_AFTER_S)
+            else:
+                self._give_way(file)
 
-    def _leave_to_catalogue(self, file: LocalFile) -> None:
+    def outdate(self) -> None:
+        """What others did to the samples uploaded so far has to be asked for; called with a refresh."""
+        self._known_since = self._clock()
+
+    def name_taken(self, file: LocalFile) -> None:
+        """Another sample has a file's name, and its upload was given up; called in the uploader's thread."""
+        self._give_way(file)
+        self._catalog.refresher.expect_changes()
+
+    def _leave_to_catalogue(self, file: LocalFile, *, ask: bool = False) -> None:
         with file.lock:
-            entry = file.entry
-            if entry is None or entry.size is None or entry.etag is None or file.handles:
+            record = file.record
+            if not file.uploaded or file.handles or record.sample_id is None:
                 return
-            found = self._catalog.by_id(entry.sample_id)
-            shown = found is not None and found[0] == file.path
-            if not shown and file.listings_without < MAX_LISTINGS_WITHOUT:
+        # a listing that began before the create does not hold it, and there is no delete
+        listed = self._catalog.by_id(record.sample_id)
+        if listed is None and not (ask and self._is_gone(record.sample_id)):
+            return
+        with file.lock:
+            if file.record != record or file.handles:
                 return
-            self._catalog.record_facts(entry.sample_id, entry.size, entry.etag)
+            # a sample that others gave another image meanwhile is asked for when it is opened
+            if file.uploaded_at >= self._known_since and (
+                listed is None or listed[1].size_hint in (None, record.size)
+            ):
+                self._catalog.record_facts(record.sample_id, record.size, record.etag)
             # the journal forgets it now, so the catalogue must not go back to an old version in a crash
             self._catalog.flush_facts()
             self._local.drop(file)
-            self._local.journal.remove(file.record.key)
+        self._forget((record.path,))
 
-    def _note_older_done_locked(self, file: LocalFile, record: Record) -> None:
+    def _give_way(self, file: LocalFile) -> None:
+        """Show a file of this machine beside what others have put at its path."""
+        path, record = file.path, file.record
+        # what is open or owed still has its upload before it, which finds out by itself
+        if record.replaces or record.owed or record.state is State.OPEN or file.handles:
+            return
+        if self._names.listed_at(path) is None:
+            return
+        free = self._free_beside(path)
+        log.warning("%s is on the server now; the local file of that name is %s", path, free)
+        with file.lock:
+            if file.record is record and not file.unlinked:
+                self._local.move(file, free, name=self._local.name_of(free))
+        self._forget((path, free))
+
+    def _move_directories(self, directories: set[str]) -> None:
+        """Move local directories aside whose names are those of samples now."""
+        above = {"/".join(parts[:n]) for parts in map(_split, directories) for n in range(1, len(parts) + 1)}
+        for directory in sorted(above):
+            if not isinstance(self._names.listed_at(directory), SampleEntry):
+                continue
+            free = self._free_beside(directory)
+            log.warning("%s is a sample now; the local directory of that name is %s", directory, free)
+            for file in self._local.below(directory):
+                moved = free + file.path[len(directory) :]
+                with file.lock:
+                    self._local.move(file, moved, name=self._local.name_of(moved))
+            self._local.move_directories(directory, free)
+            self._forget((directory, free))
+
+    def _free_beside(self, path: str) -> str:
+        return next(
+            other
+            for other in numbered(path)
+            if other != path and self._local.get(other) is None and self._names.listed_at(other) is None
+        )
+
+    def _note_older_locked(self, file: LocalFile, record: Record) -> None:
         """An earlier generation is on the server: later ones go to the same sample."""
         known = file.record
-        file.record = known.changed(
+        self._local.update(
+            file,
+            known.generation,
             sample_id=record.sample_id,
             mark=record.mark,
             create_sent=True,
             replaces=True,
             acknowledged=-1 if known.acknowledged <= record.generation else known.acknowledged,
         )
-        self._local.journal.put(file.record)
         if known.generation != record.generation:
             self._local.spool.remove_up_to(record.key, record.generation)
+        if file.record.hidden:
+            # what was written since is half of an image, and the sample has the whole one before it
+            self._local.set_aside_locked(file)
+
+
+def _split(directory: str) -> list[str]:
+    return directory.split("/") if directory else []

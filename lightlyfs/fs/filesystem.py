@@ -20,28 +20,31 @@ from lightlyfs.errors import (
     FileExists,
     InvalidArgument,
     IsADirectory,
+    NameTooLong,
     NotPermitted,
     OpenNotNeeded,
     ReadOnly,
 )
-from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr, DiskUsage, attr_of_directory, attr_of_sample
-from lightlyfs.fs.changes import TreeChanges, name_at, refuse_trash
+from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr, DiskUsage, attr_of_local
+from lightlyfs.fs.changes import TreeChanges, refuse_trash
 from lightlyfs.fs.completion import Completion
 from lightlyfs.fs.handles import HandleTable, ReadHandle, ViewHandle, WriteHandle
-from lightlyfs.fs.local_file import LocalFile
 from lightlyfs.fs.namespace import Listing, Namespace, Node
 from lightlyfs.fs.path_reads import PathReads
 from lightlyfs.fs.patience import Patience, Turn
 from lightlyfs.fs.probes import is_file_manager
+from lightlyfs.fs.removed import HIDDEN_PREFIX
 from lightlyfs.fs.samples import Samples
 from lightlyfs.fs.thumbnails import ThumbnailPrefill
 from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.views import Views, is_view
 from lightlyfs.fs.writer import Writer
 from lightlyfs.fs.xattrs import ExtendedAttributes
+from lightlyfs.staging.files import LocalFile
 
 # shown as free; tools refuse to copy to a full disk, and what the account allows is not known
 _FREE_BYTES = 1 << 50
+_NAME_MAX_BYTES = 255
 
 
 class Opened(NamedTuple):
@@ -82,6 +85,7 @@ class Filesystem:
         views: Views | None = None,
         prefill: ThumbnailPrefill | None = None,
         caller_name: Callable[[], str] = lambda: "",
+        caller_process: Callable[[], int] = lambda: 0,
     ) -> None:
         self._names = namespace
         self._samples = samples
@@ -94,6 +98,7 @@ class Filesystem:
         self._views = views
         self._prefill = prefill
         self._caller_name = caller_name
+        self._caller_process = caller_process
         self._handles = HandleTable()
 
     @property
@@ -115,17 +120,20 @@ class Filesystem:
     def getattr(self, path: str) -> Attr:
         """The attributes of a path; NoSuchFile, or SizeUnknown where the size cannot be found now."""
         turn = self._patience.turn()
+        _need_short_names(path)
         if self._views is not None and is_view(path):
             return self._views.attr(path, turn)
         node = self._names.lookup(path, turn)
         if isinstance(node, DirectoryEntry):
-            return attr_of_directory(node)
+            return self._names.directory_attr(path, node)
         if isinstance(node, LocalFile):
-            return node.attr()
+            return attr_of_local(node)
         if self._by_path is not None and self._by_path.active:
             return self._by_path.attr(path, node, turn)
-        attr = attr_of_sample(node)
-        return attr if attr.size != UNKNOWN_SIZE else self._samples.find_size(path, node, turn)
+        attr = self._names.sample_attr(node)
+        if attr.size != UNKNOWN_SIZE:
+            return attr
+        return self._times.numbered(self._samples.find_size(path, node, turn), node.id)
 
     def getattr_open(self, handle: int) -> Attr:
         """The attributes of an open file: those of the version it was opened with."""
@@ -133,10 +141,13 @@ class Filesystem:
         if isinstance(opened, ViewHandle):
             return self.getattr(opened.path)
         if isinstance(opened, ReadHandle):
+            attr = self._names.sample_attr(opened.entry)
             if opened.content is None:
-                return self.getattr(opened.path)
-            return Attr(opened.entry.ino, False, opened.content.size, opened.entry.mtime)
-        return self.getattr(opened.path) if opened.file is None else opened.file.attr()
+                return attr if attr.size != UNKNOWN_SIZE else self.getattr(opened.path)
+            return attr._replace(size=opened.content.size)
+        if opened.file is not None:
+            return attr_of_local(opened.file)
+        return self.getattr(opened.path) if opened.entry is None else self._names.sample_attr(opened.entry)
 
     def open_directory(self, path: str) -> None:
         """Somebody is about to list a directory; costs nothing unless that is a file manager."""
@@ -191,6 +202,8 @@ class Filesystem:
         if changing:
             handle = writer.open_sample(path, node, flags)
             return Opened(self._handles.add(handle), True, False, True)
+        if self._writing is not None:
+            self._names.removed.note_reader(self._caller_process())
         opened = self._samples.open(path, node, turn)
         return Opened(self._handles.add(opened.handle), opened.keep_cache, opened.direct_io, False)
 
@@ -203,17 +216,22 @@ class Filesystem:
         # made anew for each open, so nothing of it is kept
         return Opened(self._handles.add(handle), False, True, writable)
 
-    def create(self, path: str, flags: int) -> Opened:
+    def create(self, path: str, flags: int, mode: int = 0o644) -> Opened:
         """Make a new file and open it for writing."""
+        _need_short_names(path)
         if self._views is not None and is_view(path):
             self._views.need_writable(path)
-        writer = self._need_writing(path).writer
+        writing = self._need_writing(path)
         refuse_trash(path)
-        name = name_at(path)
-        existing = self._names.find(path, self._patience.turn())
-        handle = writer.create(path, name) if existing is None else None
-        if handle is not None:
+        writing.changes.name_at(path)
+        removed = self._names.removed.take(path)
+        if removed is not None:
+            handle = writing.writer.open_sample(path, removed, flags | os.O_TRUNC)
             return Opened(self._handles.add(handle), True, False, True)
+        existing = self._names.find(path, self._patience.turn())
+        created = writing.writer.create(path, mode & 0o7777, flags) if existing is None else None
+        if created is not None:
+            return Opened(self._handles.add(created), True, False, True)
         if flags & os.O_EXCL:
             raise FileExists(f"it exists already: {path}")
         return self.open(path, flags)
@@ -296,37 +314,76 @@ class Filesystem:
 
     # changing the tree
 
-    def make_directory(self, path: str) -> None:
+    def make_directory(self, path: str, mode: int = 0o755) -> None:
         """Make a directory; see `TreeChanges`."""
-        self._need_writing(path).changes.make_directory(path, self._patience.turn())
+        _need_short_names(path)
+        self._refuse_views(path)
+        self._need_writing(path).changes.make_directory(path, mode, self._patience.turn())
 
     def remove_directory(self, path: str) -> None:
         """Remove an empty directory."""
+        self._refuse_views(path)
         self._need_writing(path).changes.remove_directory(path, self._patience.turn())
 
     def unlink(self, path: str) -> None:
         """Remove a local file; NotPermitted for a sample."""
+        self._refuse_views(path)
         self._need_writing(path).changes.unlink(path, self._patience.turn())
 
     def rename(self, old: str, new: str, flags: int) -> None:
         """Rename a file or directory; `flags` as renameat2 takes them."""
-        self._need_writing(old).changes.rename(old, new, flags, self._patience.turn())
+        _need_short_names(new)
+        self._refuse_views(old, new)
+        changes, turn = self._need_writing(old).changes, self._patience.turn()
+        if new.rpartition("/")[2].startswith(HIDDEN_PREFIX):
+            changes.hide(old, new, turn)
+        else:
+            changes.rename(old, new, flags, turn)
 
-    def set_mtime(self, path: str | None, handle: int | None, mtime: int | None) -> None:
-        """Set a time in seconds (None: now); on a sample it is remembered on this machine."""
+    def set_times(
+        self, path: str | None, handle: int | None, *, atime_ns: int | None, mtime_ns: int | None
+    ) -> None:
+        """Set times in nanoseconds (None: as it was); on a sample this machine remembers the second."""
+        path, node = self._node(path, handle)
+        writing = self._need_writing(path)
+        if isinstance(node, DirectoryEntry):
+            writing.changes.set_directory(path, atime_ns=atime_ns, mtime_ns=mtime_ns)
+        else:
+            writing.writer.set_times(node, atime_ns=atime_ns, mtime_ns=mtime_ns)
+
+    def set_mode(self, path: str | None, handle: int | None, mode: int) -> None:
+        """Set the permission bits of what is on this machine only.
+
+        A sample's cannot be kept; refusing that would make rsync and cp fail, so it is ignored.
+        """
+        path, node = self._node(path, handle)
+        writing = self._need_writing(path)
+        if isinstance(node, DirectoryEntry):
+            writing.changes.set_directory(path, mode=mode & 0o7777)
+        else:
+            writing.writer.set_mode(node, mode)
+
+    def set_owner(self, path: str | None) -> None:
+        """An owner cannot be kept; refusing it would make rsync and cp fail, so it is ignored."""
+        self._need_writing(path or "")
+
+    def path_of(self, handle: int) -> str:
+        """The path of an open file, for people to read."""
+        try:
+            opened = self._handles.get(handle)
+        except BadHandle:
+            return ""
+        file = opened.file if isinstance(opened, WriteHandle) else None
+        return opened.path if file is None else file.path
+
+    def _node(self, path: str | None, handle: int | None) -> tuple[str, Node]:
+        """What an open file or a path is."""
         opened = None if handle is None else self._handles.get(handle)
+        if isinstance(opened, WriteHandle) and opened.file is not None:
+            return opened.file.path, opened.file
         path = opened.path if opened is not None else path
         assert path is not None
-        writing = self._need_writing(path)
-        if isinstance(opened, WriteHandle) and opened.file is not None:
-            node: Node = opened.file
-        else:
-            node = self._names.lookup(path, self._patience.turn())
-        writing.writer.set_mtime(node, mtime, self._times)
-
-    def set_permissions(self, path: str | None) -> None:
-        """Owner and mode cannot be kept; refusing them would make rsync and cp fail, so they are ignored."""
-        self._need_writing(path or "")
+        return path, self._names.lookup(path, self._patience.turn())
 
     def refuse(self, path: str) -> None:
         """What links and device files raise: a dataset has none."""
@@ -349,7 +406,8 @@ class Filesystem:
     def set_xattr(self, path: str, name: str, value: bytes | None) -> None:
         """Set the custom metadata of a sample, or remove them with None."""
         entry = self._need_writing(path).changes.set_attribute(path, name, value, self._patience.turn())
-        self._xattrs.forget(entry)
+        if entry is not None:
+            self._xattrs.forget(entry)
 
     # what the parts below report
 
@@ -357,14 +415,28 @@ class Filesystem:
         """The dataset changed at these paths (None: anywhere)."""
         self._names.renamed.prune(self._names.catalog)
         if self._writing is not None:
-            self._writing.completion.prune()
+            self._writing.completion.listed()
         self._forget(paths)
         if self._prefill is not None and paths is not None:
             self._prefill.changed(paths)
         if paths is None and self._by_path is not None and self._by_path.active:
             self._by_path.forget_pages(self._patience.turn())
 
+    def _refuse_views(self, *paths: str) -> None:
+        """NotPermitted for what the mount itself shows."""
+        for path in paths:
+            if self._views is not None and is_view(path):
+                raise NotPermitted(f"lightlyfs shows this itself: {path}")
+
     def _need_writing(self, path: str) -> WriteParts:
         if self._writing is None:
             raise ReadOnly(f"the mount is read-only: {path}")
         return self._writing
+
+
+def _need_short_names(path: str) -> None:
+    """NameTooLong where a part of a path is longer than any file system takes; `stat` of it says so, too."""
+    if len(path) > _NAME_MAX_BYTES // 4 and any(
+        len(part.encode("utf-8", "surrogateescape")) > _NAME_MAX_BYTES for part in path.split("/")
+    ):
+        raise NameTooLong(f"a part of the path has over {_NAME_MAX_BYTES} bytes: {path[:100]}...")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import threading
 from dataclasses import dataclass
+from typing import Protocol
 
 from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.content.identity import ContentId
 from lightlyfs.errors import BadHandle, TooLarge
-from lightlyfs.fs.local_file import LocalFile
+from lightlyfs.staging.files import LocalFile
 
 # written into a file of the unlisted folder; longer lists of paths are for `lightlyfs warm --files`
 MAX_WRITTEN_BYTES = 16 << 20
@@ -30,12 +31,26 @@ class ReadHandle:
     followed: bool = False
 
 
+class Watch(Protocol):
+    """Knows how a process ended, also once it is gone."""
+
+    def was_killed(self) -> bool | None:
+        """Whether a signal ended it; None where that cannot be said."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
 @dataclass
 class WriteHandle:
     """A file open for writing, or a local file open for anything.
 
     `file` is None until the first change to a sample that was opened for changing. `process` is the
-    thread group that opened it.
+    thread group that opened it, `sync` that it was opened with O_SYNC or O_DSYNC; `unsynced` is set by a
+    write until the next fsync. `cut` says that opening it, perhaps for reading only, truncated the file.
+    `watch` is there once a descriptor was closed.
     """
 
     path: str
@@ -43,6 +58,10 @@ class WriteHandle:
     entry: SampleEntry | None
     writable: bool
     process: int
+    sync: bool = False
+    cut: bool = False
+    unsynced: bool = False
+    watch: Watch | None = None
 
 
 @dataclass

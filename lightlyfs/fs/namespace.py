@@ -7,15 +7,17 @@ from typing import NamedTuple
 
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry
-from lightlyfs.catalog.inodes import directory_ino
 from lightlyfs.errors import NoSuchFile, NotADirectory
-from lightlyfs.fs.attributes import Attr, attr_of_directory, attr_of_sample
-from lightlyfs.fs.local import LocalFiles
-from lightlyfs.fs.local_file import LocalFile
+from lightlyfs.fs.attributes import Attr, Exact, attr_of_directory, attr_of_local, attr_of_sample
 from lightlyfs.fs.overlay import RenamedSamples
 from lightlyfs.fs.patience import Turn
 from lightlyfs.fs.probes import is_probe
+from lightlyfs.fs.removed import HIDDEN_PREFIX, Removed
 from lightlyfs.fs.times import SetTimes
+from lightlyfs.inodes import directory_ino, sample_ino
+from lightlyfs.staging.files import LocalFile, LocalFiles
+from lightlyfs.staging.record import Record
+from lightlyfs.upload_rules import REPLACED_FOLDER
 
 Node = SampleEntry | DirectoryEntry | LocalFile
 # the samples of a directory, whose path ends in a slash unless it is the root, as they are to be listed
@@ -37,8 +39,16 @@ class Listing(NamedTuple):
 class Namespace:
     """Lookup and listing of the merged tree; any thread may call. `local` is None on a read-only mount."""
 
-    def __init__(self, catalog: Catalog, local: LocalFiles | None, times: SetTimes) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        local: LocalFiles | None,
+        times: SetTimes,
+        forget: Callable[[tuple[str, ...]], object] = lambda _: None,
+    ) -> None:
         self.catalog = catalog
+        self._forget = forget
+        self.removed = Removed(self._changed)
         self._local = local
         self._times = times
         self.renamed = RenamedSamples()
@@ -68,7 +78,11 @@ class Namespace:
         if local is not None:
             file = local.get(path)
             if file is not None:
-                return file if file.entry is None else self._times.apply(file.entry)
+                return self._times.apply(entry_of_uploaded(file.record)) if file.uploaded else file
+            if path.rpartition("/")[2].startswith(HIDDEN_PREFIX):
+                return self.removed.at(path)
+            if self.removed.is_removed(path):
+                return None
         if not self.catalog.refresher.complete and is_probe(path):
             return None
         entry = self.renamed.at(path) or self.catalog.lookup(path, turn)
@@ -90,19 +104,22 @@ class Namespace:
         directories, samples = self.catalog.list_directory(path, turn)
         prefix = path + "/" if path else ""
         entries = [
-            (d.name, attr_of_directory(d)) for d in directories if not self.renamed.is_gone(prefix + d.name)
+            (d.name, self.directory_attr(prefix + d.name, d))
+            for d in directories
+            if not self.renamed.is_gone(prefix + d.name)
         ]
         if self._show_samples is not None:
             entries += self._show_samples(prefix, samples)
         else:
             entries += [
-                (sample.name, attr_of_sample(self._times.apply(sample)))
+                (sample.name, self.sample_attr(sample))
                 for sample in samples
                 if not self.renamed.is_hidden(prefix + sample.name, sample.ino)
             ]
         unsorted = bool(directories)
         if self._local is not None:
             unsorted |= self._add_local(self._local, path, entries)
+        entries = self._without_hidden(path, entries)
         if unsorted:
             entries.sort(key=lambda pair: pair[0].encode())
         return Listing(generation, node.ino, directory_ino(path.rpartition("/")[0]), entries)
@@ -110,6 +127,48 @@ class Namespace:
     def is_empty(self, path: str, turn: Turn) -> bool:
         """Whether a directory has nothing in it."""
         return not self.list_directory(path, turn).entries
+
+    def sample_attr(self, entry: SampleEntry) -> Attr:
+        """The attributes of a sample as this mount shows it: with the time and the number it has here."""
+        return self._times.numbered(attr_of_sample(self._times.apply(entry)), entry.id)
+
+    def directory_attr(self, path: str, entry: DirectoryEntry) -> Attr:
+        """The attributes of a directory: as it was made here, else with the time of its last change."""
+        attr = attr_of_directory(entry)
+        if self._local is None:
+            return attr
+        made = self._local.directory(path)
+        if made is not None:
+            times = made.atime_ns, made.mtime_ns, made.ctime_ns
+            return attr._replace(mtime=made.mtime_ns // 1_000_000_000, exact=Exact(made.mode, *times))
+        touched = self._local.directory_time_ns(path) // 1_000_000_000
+        return attr if touched <= attr.mtime else attr._replace(mtime=touched)
+
+    def knows(self, path: str) -> bool:
+        """Whether a file is at a path, as far as that is known without asking the API."""
+        if self._local is not None and self._local.get(path) is not None:
+            return True
+        if self.removed.is_removed(path):
+            return False
+        return isinstance(self.renamed.at(path) or self.listed_at(path), SampleEntry)
+
+    def listed_at(self, path: str) -> SampleEntry | DirectoryEntry | None:
+        """What the last listing has at a path, but for what this mount renamed since."""
+        entry = self.catalog.known(path)
+        if isinstance(entry, SampleEntry) and self.renamed.is_hidden(path, entry.ino):
+            return None
+        return None if isinstance(entry, DirectoryEntry) and self.renamed.is_gone(path) else entry
+
+    def _changed(self, path: str) -> None:
+        if self._local is not None:
+            self._local.touch()
+        self._forget((path,))
+
+    def _without_hidden(self, path: str, entries: list[tuple[str, Attr]]) -> list[tuple[str, Attr]]:
+        gone = self.removed.names_within(path)
+        if not path:
+            gone.add(REPLACED_FOLDER)
+        return [pair for pair in entries if pair[0] not in gone] if gone else entries
 
     def _add_local(self, local: LocalFiles, path: str, entries: list[tuple[str, Attr]]) -> bool:
         files, names = local.within(path), local.directories_within(path)
@@ -120,16 +179,28 @@ class Namespace:
         merged = dict(entries)
         prefix = path + "/" if path else ""
         for name in names - merged.keys():
-            merged[name] = attr_of_directory(self._local_directory(local, prefix + name))
+            merged[name] = self.directory_attr(prefix + name, self._local_directory(local, prefix + name))
         for file in files:
             name = file.path.rpartition("/")[2]
-            entry = file.entry
-            merged[name] = file.attr() if entry is None else attr_of_sample(self._times.apply(entry))
+            merged[name] = (
+                self.sample_attr(entry_of_uploaded(file.record)) if file.uploaded else attr_of_local(file)
+            )
         for sample in moved:
-            merged[sample.name] = attr_of_sample(self._times.apply(sample))
+            merged[sample.name] = self.sample_attr(sample)
         entries[:] = merged.items()
         return True
 
     @staticmethod
     def _local_directory(local: LocalFiles, path: str) -> DirectoryEntry:
-        return DirectoryEntry(path.rpartition("/")[2], directory_ino(path), local.directory_time(path))
+        seconds = local.directory_time_ns(path) // 1_000_000_000
+        return DirectoryEntry(path.rpartition("/")[2], directory_ino(path), seconds)
+
+
+def entry_of_uploaded(record: Record) -> SampleEntry:
+    """The directory entry of a file that the server has, before a listing holds it."""
+    assert record.sample_id is not None
+    sample_id = bytes.fromhex(record.sample_id)
+    raw = None if record.name == record.path else record.name.encode("utf-8", "surrogatepass")
+    name, size, etag = record.path.rpartition("/")[2], record.size, record.etag
+    ino = sample_ino(sample_id)
+    return SampleEntry(name, ino, sample_id, raw, size, record.mtime, size, etag, verified=True, stands=True)

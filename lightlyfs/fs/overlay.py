@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.entries import SampleEntry
-from lightlyfs.fs.occupied import Occupied
+from lightlyfs.occupied import Occupied
 
-# a listing may have begun before the rename, or be of a server that lags; after this many the sample was
-# renamed again by others
-MAX_LISTINGS_WITHOUT = 5
+# a listing that shows the old name began before the rename, or is of a server that lags; one this much later
+# tells that others have renamed it back
+LISTING_LAGS_S = 600.0
 
 
 class RenamedSamples:
-    """Where samples were renamed to, until a listing says the same; any thread may call."""
+    """Where samples were renamed to, until a listing shows the rename; any thread may call."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         # guarded by _lock: entries by new path, and where those are; by old path the inode number gone there
         self._shown: dict[str, SampleEntry] = {}
         self._within: dict[str, dict[str, SampleEntry]] = {}
         self._occupied = Occupied()
         self._hidden: dict[str, int] = {}
-        self._listings_without: dict[str, int] = {}
+        self._noted_at: dict[str, float] = {}
         # directories that were renamed with all their samples; replaced as a whole, read without the lock
         self._gone: frozenset[str] = frozenset()
         self.generation = 0
@@ -37,6 +40,7 @@ class RenamedSamples:
                 del self._hidden[new]
             self._hidden[old] = entry.ino
             directory, _, name = new.rpartition("/")
+            self._noted_at[new] = self._clock()
             self._shown[new] = self._within.setdefault(directory, {})[name] = entry
             self._occupied.add(new)
             self.generation += 1
@@ -93,8 +97,8 @@ class RenamedSamples:
         settled = {}
         for path, entry in shown:
             found = catalog.by_id(entry.sample_id)
-            missed = self._listings_without[path] = self._listings_without.get(path, 0) + 1
-            if found is None or found[0] == path or missed >= MAX_LISTINGS_WITHOUT:
+            lags = found is not None and self.is_hidden(found[0], entry.ino)
+            if not lags or self._clock() - self._noted_at.get(path, 0.0) > LISTING_LAGS_S:
                 settled[path] = entry
         with self._lock:
             # one that was renamed on meanwhile is not settled
@@ -107,7 +111,7 @@ class RenamedSamples:
             self.generation += bool(done)
 
     def _forget_locked(self, path: str) -> None:
-        self._listings_without.pop(path, None)
+        self._noted_at.pop(path, None)
         if self._shown.pop(path, None) is None:
             return
         directory, _, name = path.rpartition("/")

@@ -19,10 +19,12 @@ from lightlyfs.fs.attributes import Attr
 from lightlyfs.fs.handles import ReadHandle
 from lightlyfs.fs.patience import Turn
 from lightlyfs.fs.probes import opens_without_reading
+from lightlyfs.inodes import sample_ino
 
 # sizes of neighbours that are found along with one that was asked for
 _SIZES_AHEAD = 64
 # of so many files it is remembered which version the kernel holds pages of; beyond that they are dropped once
+_NO_VERSION = -1  # no hash of a version that was opened
 _KERNEL_VERSIONS = 100_000
 
 
@@ -123,6 +125,11 @@ class Samples:
         found = self._catalog.by_id(content.sample_id) if outdated else None
         if found is not None:
             self._is_untold(*found)
+
+    def outdate(self, sample_id: str) -> None:
+        """The kernel holds pages of a sample that are not its own; any thread may call."""
+        with self._lock:
+            self._kernel_has[sample_ino(bytes.fromhex(sample_id))] = _NO_VERSION
 
     @property
     def has_opened(self) -> bool:

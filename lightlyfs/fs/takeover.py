@@ -8,9 +8,8 @@ from collections.abc import Callable
 from lightlyfs.catalog.entries import SampleEntry, true_name
 from lightlyfs.errors import NoContent, NotPermitted
 from lightlyfs.fs.handles import WriteHandle
-from lightlyfs.fs.local import LocalFiles
-from lightlyfs.fs.local_file import LocalFile
 from lightlyfs.fs.patience import Patience, Turn
+from lightlyfs.staging.files import LocalFile, LocalFiles
 from lightlyfs.staging.spool import StagedFile
 
 _COPY_BYTES = 4 << 20
@@ -22,10 +21,17 @@ ReadSample = Callable[[SampleEntry, int, int, Turn], bytes]
 class Takeover:
     """Opens local files, and makes local files of samples at their first change; any thread may call."""
 
-    def __init__(self, local: LocalFiles, read_sample: ReadSample, patience: Patience) -> None:
+    def __init__(
+        self,
+        local: LocalFiles,
+        read_sample: ReadSample,
+        patience: Patience,
+        ino_of: Callable[[SampleEntry], int],
+    ) -> None:
         self._local = local
         self._read_sample = read_sample
         self._patience = patience
+        self._ino_of = ino_of
         # taken before any other lock; held while a file appears at the path its handle has then
         self._lock = threading.Lock()
         # guarded by _lock: open handles of samples that nothing was changed by yet
@@ -34,7 +40,7 @@ class Takeover:
     def join(self, file: LocalFile, writable: bool) -> bool:
         """Open a local file once more; False where its bytes are the server's now, or nobody's."""
         with file.lock:
-            if file.unlinked or (file.entry is not None and not file.handles):
+            if file.unlinked or (file.uploaded and not file.handles):
                 return False
             self._local.stage_locked(file)
             file.handles += 1
@@ -66,21 +72,23 @@ class Takeover:
             draft = self._local.draft()
             if copy:
                 try:
-                    self._copy_sample(entry, draft.staged)
+                    self.copy_sample(entry, draft.staged)
                 except BaseException:
                     self._local.scrap(draft)
                     raise
             with self._lock:
                 # it may have been renamed meanwhile
                 path, name = handle.path, true_name(handle.path, handle.entry or entry)
-                handle.file = self._local.publish(draft, path, name, sample_id=entry.sample_id)
+                handle.file = self._local.publish(
+                    draft, path, name, sample_id=entry.sample_id, ino=self._ino_of(entry)
+                )
         self.forget(handle)
 
     def follow(self, renamed: SampleEntry, path: str) -> None:
         """A sample was renamed: whoever has it open for changing it goes on at its new path."""
         with self._lock:
             for handle in self._watched.values():
-                if handle.entry is not None and handle.entry.ino == renamed.ino:
+                if handle.entry is not None and handle.entry.id == renamed.id:
                     handle.path = path
                     handle.entry = handle.entry._replace(
                         name=renamed.name, file_name_raw=renamed.file_name_raw
@@ -91,11 +99,12 @@ class Takeover:
         """Whether a local file at the sample's path is that sample's; NotPermitted where it is in its way."""
         if file.record.sample_id == entry.sample_id:
             return True
-        if file.entry is None:
+        if not file.uploaded:
             raise NotPermitted(f"{file.path} is another file now")
         return False
 
-    def _copy_sample(self, entry: SampleEntry, target: StagedFile) -> None:
+    def copy_sample(self, entry: SampleEntry, target: StagedFile) -> None:
+        """Copy a sample's bytes; NoContent where it has an image that cannot be read."""
         offset = 0
         while data := self._read_sample(entry, offset, _COPY_BYTES, self._patience.turn()):
             target.write_at(offset, data)

@@ -1,12 +1,23 @@
-"""Times that were set on samples: the API has no place for them, so this machine remembers.
+"""What this machine knows of samples and the API has no place for: times that were set, inode numbers.
 
-A time counts for one version of a sample: once its content is another one, the server's time is shown.
+A time counts for one version of a sample: once its content is another one, the server's time is shown. A
+file keeps its inode number when it becomes a sample, or gives one its bytes, for as long as the mount lasts.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+
+from cachetools import LRUCache
+
 from lightlyfs.catalog.entries import SampleEntry
+from lightlyfs.fs.attributes import Attr
 from lightlyfs.staging.journal import Journal
+
+log = logging.getLogger(__name__)
+
+_MAX_INODES = 100_000
 
 
 class SetTimes:
@@ -15,6 +26,22 @@ class SetTimes:
     def __init__(self, journal: Journal | None) -> None:
         self._journal = journal
         self._times = journal.times() if journal else {}
+        self._inodes: LRUCache[bytes, int] = LRUCache(_MAX_INODES)
+
+    def keep_ino(self, sample_id: str, ino: int) -> None:
+        """Show a sample under the inode number that its file had before."""
+        self._inodes[bytes.fromhex(sample_id)] = ino
+
+    def numbered(self, attr: Attr, sample_id: bytes) -> Attr:
+        """The attributes of a sample with the inode number that it has on this mount."""
+        if not self._inodes:
+            return attr
+        ino = self._inodes.get(sample_id)
+        return attr if ino is None else attr._replace(ino=ino)
+
+    def ino_of(self, entry: SampleEntry) -> int:
+        """The inode number of a sample on this mount."""
+        return int(self._inodes.get(entry.id, entry.ino))
 
     def put(self, sample_id: str, size: int | None, etag: str | None, mtime: int) -> None:
         """Remember a time, in seconds, for a sample of this size and, where it is known, this version."""
@@ -34,3 +61,24 @@ class SetTimes:
         if size != str(entry.published_size) or (etag and entry.etag and etag != entry.etag):
             return entry
         return entry._replace(mtime=mtime)
+
+    def prune(self, by_id: Callable[[str], tuple[str, SampleEntry] | None]) -> None:
+        """Forget the times of samples that are gone or have another version; `by_id` looks a sample up."""
+        dead = []
+        for sample_id, (_, version) in list(self._times.items()):
+            found = by_id(sample_id)
+            size, _, etag = version.partition(" ")
+            entry = None if found is None else found[1]
+            if entry is None or (entry.etag and etag and entry.etag != etag) or _differs(size, entry):
+                dead.append(sample_id)
+        for sample_id in dead:
+            self._times.pop(sample_id, None)
+        if dead and self._journal is not None:
+            try:
+                self._journal.remove_times(dead)
+            except OSError as error:
+                log.warning("times of samples that changed are kept: %s", error)
+
+
+def _differs(size: str, entry: SampleEntry) -> bool:
+    return entry.published_size is not None and size != str(entry.published_size)

@@ -25,7 +25,6 @@ from cachetools import TTLCache
 
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry
-from lightlyfs.catalog.inodes import view_ino
 from lightlyfs.catalog.tags import TagRecord
 from lightlyfs.errors import (
     InvalidArgument,
@@ -38,12 +37,14 @@ from lightlyfs.errors import (
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr
 from lightlyfs.fs.namespace import Listing, Namespace
 from lightlyfs.fs.patience import Turn
+from lightlyfs.inodes import view_ino
 
 FOLDER = ".lightlyfs"
 _BELOW = FOLDER + "/"
 _PREFETCH = "prefetch"
 _ID = re.compile(r"[a-f0-9]{24}")
 # how long what was made stays: from a program's `stat` to the end of its reading
+_MAX_SHOWN = 100_000
 _SNAPSHOT_S = 2.0
 _MAX_SNAPSHOTS = 256
 
@@ -122,7 +123,8 @@ class Views:
         """The attributes of a path in the folder."""
         node = self._find(path, turn)
         with self._lock:
-            self._shown.add(path)
+            if len(self._shown) < _MAX_SHOWN:  # libfuse 2 cannot be told, so there nobody takes them
+                self._shown.add(path)
         if isinstance(node, ViewDirectory):
             return Attr(view_ino(path), True, 0, int(self._wall_clock()))
         if isinstance(node, ViewLink):

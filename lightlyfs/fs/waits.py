@@ -6,7 +6,7 @@ import threading
 
 from lightlyfs.errors import TooManyWaiting
 from lightlyfs.fs.patience import Patience
-from lightlyfs.staging.uploader import Ticket
+from lightlyfs.staging.files import Ticket
 
 # calls that wait for uploads hold a thread of libfuse each, and metadata must not run out of them
 MAX_WAITING = 64

@@ -25,7 +25,6 @@ from lightlyfs.content.ranges import SMALL_FILE_BYTES, Span, block_count
 from lightlyfs.content.reader import Reader
 from lightlyfs.content.transfers import NotBrought
 from lightlyfs.errors import Cancelled, LightlyFsError, NoContent
-from lightlyfs.fs.local_file import LocalFile
 from lightlyfs.fs.namespace import Namespace
 from lightlyfs.fs.patience import Patience
 from lightlyfs.fs.samples import known_content
@@ -182,8 +181,6 @@ class Warming:
                 yield from self._within(name)
             elif isinstance(node, SampleEntry):
                 yield name, node
-            elif isinstance(node, LocalFile) and node.entry is not None:
-                yield name, node.entry
 
     def _within(self, directory: str) -> Iterator[Found]:
         catalog = self._parts.namespace.catalog

@@ -1,8 +1,10 @@
 """Writing files: staging, what close and fsync promise, the end of an upload.
 
-`close` of a real name returns once the server has the file, or says why not; the file is then owed, and stays
-readable. Scratch names and empty files stay on this disk. A generation that was sealed for upload never
-changes; a later write goes to a copy of it.
+`close` of a name that counts returns once the server has the file, or says why not; the file is then owed,
+and stays readable. All other names, and empty files, stay on this disk. A generation that was sealed for
+upload never changes; a later write goes to a copy of it.
+
+What a killed program leaves is half a file: it is kept, and uploaded only when a person says so.
 
 Locks: a file's own lock guards its disk work. Nothing waits for the server while holding it.
 """
@@ -11,30 +13,44 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Any, Protocol
 
-from lightlyfs.catalog.entries import SampleEntry
-from lightlyfs.errors import (
-    BadHandle,
-    LightlyFsError,
-    NoSuchFile,
-    NotPermitted,
-    WriteFailed,
-)
-from lightlyfs.fs.handles import WriteHandle
-from lightlyfs.fs.local import LocalFiles
-from lightlyfs.fs.local_file import LocalFile, put_back
-from lightlyfs.fs.namespace import Node
-from lightlyfs.fs.paths import is_scratch
+from lightlyfs.catalog.entries import SampleEntry, true_name
+from lightlyfs.errors import BadHandle, LightlyFsError, NoSuchFile, NotPermitted
+from lightlyfs.fs.handles import Watch, WriteHandle
+from lightlyfs.fs.namespace import Node, entry_of_uploaded
 from lightlyfs.fs.patience import Patience
-from lightlyfs.fs.policy import WritePolicy
+from lightlyfs.fs.policy import TEMPORARY_DELAY_S, WritePolicy
 from lightlyfs.fs.takeover import ReadSample, Takeover
 from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.waits import UploadWaits
-from lightlyfs.staging.journal import Record, State
-from lightlyfs.staging.uploader import Ticket, Uploader
+from lightlyfs.staging.files import LocalFile, LocalFiles, Ticket
+from lightlyfs.staging.record import Record, State
+from lightlyfs.staging.uploader import Uploader
+from lightlyfs.upload_rules import is_scratch, looks_temporary
 
 log = logging.getLogger(__name__)
+
+_KILLED = "the program that wrote it was killed"
+# directories of which one file was logged as staying here
+_MAX_TOLD = 1_000
+
+
+class Callers(Protocol):
+    """The programs that callbacks serve."""
+
+    def caller_process(self) -> int:
+        """The thread group that the callback under way serves."""
+        ...
+
+    def was_killed(self, process: int) -> bool | None:
+        """Whether a signal ended a process, or is ending it; None where that cannot be said."""
+        ...
+
+    def watch(self, process: int) -> Watch | None:
+        """Keep hold of how a process ends, also once it is gone; None where that cannot be."""
+        ...
 
 
 class Writer:
@@ -46,58 +62,80 @@ class Writer:
         uploader: Uploader,
         policy: WritePolicy,
         patience: Patience,
+        times: SetTimes,
         *,
         read_sample: ReadSample,
-        caller_process: Callable[[], int],
+        callers: Callers,
+        exists: Callable[[str], bool],
+        shows_again: Callable[[str, str], None],
     ) -> None:
+        """`exists(path)` tells from memory whether a path is there.
+
+        `shows_again(path, sample_id)` is called when a path shows the sample again that was being replaced.
+        """
         self._local = local
         self._uploader = uploader
-        self._policy = policy
+        self.policy = policy
         self._patience = patience
+        self._times = times
         self._read_sample = read_sample
-        self._caller_process = caller_process
+        self._callers = callers
+        self._exists = exists
+        self._shows_again = shows_again
         self._waits = UploadWaits(patience)
-        self.takeover = Takeover(local, read_sample, patience)
+        self._told: set[str] = set()
+        self.takeover = Takeover(local, read_sample, patience, times.ino_of)
 
     def resume(self) -> None:
         """Go on with what an earlier mount left."""
         for file in self._local.load():
-            if file.record.owed and not file.broken:
-                file.ticket = self._uploader.submit(file.record.changed(state=State.PENDING))
+            if file.record.owed and not file.record.broken and not self.policy.rules.sends_nothing:
+                file.ticket = self._submit(file)
+
+    def counts(self, path: str) -> bool:
+        """Whether a complete file at a path is for the server."""
+        return self.policy.rules.counts(path)
 
     # opening
 
-    def create(self, path: str, name: str) -> WriteHandle | None:
-        """A new, empty file, open for writing; None where there is one by now."""
-        file = self._local.new(path, name)
-        return None if file is None else WriteHandle(path, file, None, True, self._caller_process())
+    def create(self, path: str, mode: int, flags: int) -> WriteHandle | None:
+        """Make an empty file, open for writing; None where there is one by now."""
+        file = self._local.new(path, mode)
+        return None if file is None else self._handle(path, file, None, True, flags)
 
     def open_local(self, file: LocalFile, flags: int) -> WriteHandle:
-        """A local file, open for reading or writing."""
+        """Open a local file for reading or writing."""
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         if not self.takeover.join(file, writable):
             return self._open_uploaded(file, flags)
-        handle = WriteHandle(file.path, file, None, writable, self._caller_process())
-        return self._cut(handle, flags)
+        return self._cut(self._handle(file.path, file, None, writable, flags), flags)
 
     def open_sample(self, path: str, entry: SampleEntry, flags: int) -> WriteHandle:
-        """A sample, open for changing it; NotPermitted unless the mount allows overwriting.
+        """Open a sample for changing it; NotPermitted unless the mount allows overwriting.
 
-        A new file of this mount may be changed for as long as it is open, whoever has it already.
+        A new file of this mount may be changed for as long as it is open, by any program.
         """
         file = self._local.get(path)
         if file is not None and file.handles and self.takeover.join(file, True):
-            handle = WriteHandle(path, file, None, True, self._caller_process())
+            handle = self._handle(path, file, None, True, flags)
         else:
             self.need_overwrite(path)
-            handle = WriteHandle(path, None, entry, True, self._caller_process())
+            handle = self._handle(path, None, entry, True, flags)
             self.takeover.watch(handle)
         return self._cut(handle, flags)
+
+    def _handle(
+        self, path: str, file: LocalFile | None, entry: SampleEntry | None, writable: bool, flags: int
+    ) -> WriteHandle:
+        process = self._callers.caller_process()
+        # O_DSYNC is a bit of O_SYNC
+        sync, cut = bool(flags & os.O_DSYNC), bool(flags & os.O_TRUNC)
+        return WriteHandle(path, file, entry, writable, process, sync=sync, cut=cut)
 
     def _cut(self, handle: WriteHandle, flags: int) -> WriteHandle:
         if flags & os.O_TRUNC:
             try:
-                self.truncate(handle, 0)
+                self._truncate(handle, 0)
             except BaseException:
                 self.release(handle)
                 raise
@@ -105,22 +143,22 @@ class Writer:
 
     def _open_uploaded(self, file: LocalFile, flags: int) -> WriteHandle:
         """A file that became a sample, or was removed, since it was looked up."""
-        entry = file.entry
-        if entry is None:
+        if not file.uploaded:
             raise NoSuchFile(f"no such file: {file.path}")
+        entry = entry_of_uploaded(file.record)
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             return self.open_sample(file.path, entry, flags)
-        return WriteHandle(file.path, None, entry, False, self._caller_process())
+        return self._handle(file.path, None, entry, False, flags)
 
     def need_overwrite(self, path: str) -> None:
         """NotPermitted unless the mount may replace the image of a sample."""
-        if not self._policy.allow_overwrite:
+        if not (self.policy.allow_overwrite or self.policy.rules.sends_nothing):
             raise NotPermitted(
                 f"{path} is on the server already; mount with --allow-overwrite to replace images"
             )
 
     def release(self, handle: WriteHandle) -> None:
-        """A handle is closed; whatever is dirty goes up with the last that may write."""
+        """Close a handle; what is dirty goes up with the last that may write."""
         file = handle.file
         if file is None:
             self.takeover.forget(handle)
@@ -128,21 +166,37 @@ class Writer:
         with file.lock:
             file.handles -= 1
             file.writers -= handle.writable
-            finished = handle.writable and not file.writers
+            # a mapping is written until the process ends, and no flush follows
+            finished = file.dirty and not file.writers and (handle.writable or handle.cut)
         try:
-            if finished:
+            if finished and self._ended_by_signal(handle):
+                self._interrupt(file)
+            elif finished:
                 self._finish(file)
         except (LightlyFsError, OSError) as error:
-            # nobody is told of it here, and its close was; it stays what it is, and shows why
-            self._note_unfinished(file, error)
+            # no program hears of it here, and its close was told; the file stays what it is, and shows why
+            log.warning("%s stays on this machine: %s", file.path, error)
+        finally:
+            if handle.watch is not None:
+                handle.watch.close()
         with file.lock:
             if file.handles == 0:
                 self._local.unstage_locked(file)
 
+    def _ended_by_signal(self, handle: WriteHandle) -> bool:
+        """Whether the opener was killed; one that is gone was, unless something says otherwise."""
+        if not handle.process:
+            return False
+        killed = self._callers.was_killed(handle.process)
+        if killed is None and handle.watch is not None:
+            killed = handle.watch.was_killed()
+        # of one that closed its descriptor and is gone, nothing else says that it was killed
+        return killed if killed is not None else handle.watch is None
+
     # bytes
 
     def read(self, handle: WriteHandle, offset: int, size: int) -> bytes:
-        """Bytes of a file that is being written, or of the sample it will replace."""
+        """Read bytes of a file that is being written, or of the sample it will replace."""
         file = handle.file
         if file is None:
             assert handle.entry is not None
@@ -151,9 +205,10 @@ class Writer:
             return self._local.stage_locked(file).read_at(offset, size)
 
     def write(self, handle: WriteHandle, offset: int, data: bytes) -> int:
-        """Write bytes at any place; OSError as the disk gives it."""
+        """Write bytes at any place; OSError as the disk gives it, and again until the file is cut to 0."""
         file = self._for_change(handle, copy=True)
         with file.lock:
+            _raise_broken(file)
             staged = self._local.unseal_locked(file)
             try:
                 count = staged.write_at(offset, data)
@@ -162,8 +217,8 @@ class Writer:
                 raise
             grew = offset + count > file.size
             file.size = max(file.size, offset + count)
-            file.mtime = self._local.now()
-            file.dirty = True
+            self._note_changed_locked(file)
+            handle.unsynced = True
         if grew:
             # a listing with the old size would have the kernel cut the file
             self._local.touch()
@@ -171,16 +226,30 @@ class Writer:
 
     def truncate(self, handle: WriteHandle, size: int) -> None:
         """Cut an open file, or extend it with zeros."""
-        file = self._for_change(handle, copy=size > 0)
+        if not handle.writable:
+            raise BadHandle("the file is open for reading only")
+        self._truncate(handle, size)
+
+    def _truncate(self, handle: WriteHandle, size: int) -> None:
+        if handle.file is None:
+            self.takeover.take(handle, copy=size > 0)
+        file = handle.file
+        assert file is not None
         with file.lock:
+            if size:
+                _raise_broken(file)
             # where it fails, the file is as it was
             self._local.unseal_locked(file, empty=size == 0).truncate(size)
             if size == 0:
                 self._local.mend_locked(file)
             file.size = size
-            file.mtime = self._local.now()
-            file.dirty = True
+            self._note_changed_locked(file)
         self._local.touch()
+
+    def _note_changed_locked(self, file: LocalFile) -> None:
+        """The bytes changed: the journal learns of size and times with the next promise."""
+        file.mtime_ns = file.ctime_ns = self._local.now_ns()
+        file.dirty = True
 
     def truncate_path(self, path: str, node: LocalFile | SampleEntry, size: int) -> None:
         """Cut a file that is not open by the caller."""
@@ -194,22 +263,35 @@ class Writer:
         finally:
             self.release(handle)
 
-    def set_mtime(self, node: Node, mtime: int | None, times: SetTimes) -> None:
-        """Set a time in seconds (None: now); nothing is kept for directories."""
-        when = self._local.now() if mtime is None else mtime
+    # attributes
+
+    def set_times(self, node: Node, *, atime_ns: int | None, mtime_ns: int | None) -> None:
+        """Set times in nanoseconds (None: as it was); of a sample the modification time, in whole seconds."""
         if isinstance(node, LocalFile):
             with node.lock:
-                node.mtime = when
-                entry = node.entry
-                if entry is None:
-                    self._local.note_locked(node, node.record.changed(mtime=when))
+                if not node.uploaded:
+                    values = {"atime_ns": atime_ns, "mtime_ns": mtime_ns}
+                    known = {name: value for name, value in values.items() if value is not None}
+                    self._note_attributes_locked(node, **known)
+                    return
+                node_entry: Node = entry_of_uploaded(node.record)
+            node = node_entry
+        if isinstance(node, SampleEntry) and mtime_ns is not None:
+            self._times.put(node.sample_id, node.published_size, node.etag, mtime_ns // 1_000_000_000)
             self._local.touch()
-            if entry is None:
-                return
-            node = entry
-        if isinstance(node, SampleEntry):
-            times.put(node.sample_id, node.published_size, node.etag, when)
-            self._local.touch()
+
+    def set_mode(self, node: Node, mode: int) -> None:
+        """Set the permission bits of a local file; of a sample they cannot be kept."""
+        if isinstance(node, LocalFile):
+            with node.lock:
+                if not node.uploaded:
+                    self._note_attributes_locked(node, mode=mode & 0o7777)
+
+    def _note_attributes_locked(self, file: LocalFile, **changes: Any) -> None:
+        file.mtime_ns = changes.get("mtime_ns", file.mtime_ns)
+        file.ctime_ns = self._local.now_ns()
+        self._local.update(file, file.record.generation, durable=False, ctime_ns=file.ctime_ns, **changes)
+        self._local.touch()
 
     # promises
 
@@ -219,45 +301,68 @@ class Writer:
         From another process than the opener's (a forked child closes its copies) only the disk is seen to.
         """
         file = handle.file
-        if file is None or not handle.writable or file.unlinked:
+        if file is None or file.unlinked or not (handle.writable or handle.cut):
             return
-        if self._caller_process() != handle.process:
+        process = self._callers.caller_process()
+        if handle.watch is None and process == handle.process:
+            # a mapping outlives its descriptor, and is written until the process ends
+            handle.watch = self._callers.watch(process)
+        if process != handle.process:
             self._sync(file)
-            return
-        ticket = self._finish(file)
-        if ticket is not None and not self._policy.write_back:
-            self._waits.wait(ticket)
+        elif file.dirty and self._callers.was_killed(process):
+            self._interrupt(file)
+        else:
+            ticket = self._finish(file)
+            if ticket is not None and not (self.policy.write_back or file.delayed):
+                self._waits.wait(ticket)
 
     def fsync(self, handle: WriteHandle) -> None:
-        """What was written is the server's, for a real name; on this disk, for a scratch name."""
+        """What was written is the server's, for a name that counts; else on this disk.
+
+        The kernel also sends one after each write with O_SYNC: that is for the disk alone.
+        """
         file = handle.file
         if file is None or file.unlinked:
             return
         self._sync(file)
+        of_write, handle.unsynced = handle.sync and handle.unsynced, False
+        if of_write or self._looks_temporary(file.record):
+            return
         ticket = self._finish(file)
         if ticket is not None:
             self._waits.wait(ticket)
 
-    def upload_as(self, file: LocalFile, changes: Mapping[str, object]) -> None:
-        """Upload a local file with these changes to its record, and wait; where that fails nothing is owed.
+    def send(self, file: LocalFile) -> None:
+        """Upload a local file because a person says so, whatever its name is, and wait."""
+        if file.record.hidden or not file.size or not file.record.name:
+            raise NotPermitted(f"{file.path} has no content of its own, or no name that a sample can have")
+        self.upload_as(file, file.path)
 
-        The file's own record changes only with success.
+    def upload_as(self, file: LocalFile, path: str, **changes: Any) -> None:
+        """Upload a local file under a path, with other values of its record, and wait.
+
+        Where that fails nothing is owed, and the file is what it was, where it was.
         """
         with file.lock:
-            if file.broken:
-                raise WriteFailed(f"{file.path} could not be written whole: {file.broken}")
+            _raise_broken(file)
             if not self.withdraw(file):
                 raise NotPermitted(f"{file.path} is on its way to the server; try again when it is there")
             self._local.sync_locked(file)
             self._local.spool.sync()
             before = file.record
-            wanted = before.changed(**changes).changed(
-                state=State.PENDING, size=file.size, mtime=file.mtime, error=""
+            covered = self._local.move(
+                file,
+                path,
+                state=State.PENDING,
+                size=file.size,
+                mtime_ns=file.mtime_ns,
+                error="",
+                thumbnail_done=False,
+                **changes,
             )
-            covered = self.rename_here(file, wanted)
-            file.sealed, file.dirty = True, False
-            ticket = file.ticket = self._uploader.submit(wanted)
-        if self._policy.write_back:
+            file.dirty = False
+            ticket = file.ticket = self._submit(file)
+        if self.policy.write_back or file.delayed:
             return
         try:
             self._waits.wait(ticket)
@@ -265,38 +370,48 @@ class Writer:
             self._put_back(file, before, covered)
             raise
 
-    def rename_here(self, file: LocalFile, record: Record) -> LocalFile | None:
-        """Give a file another record, with another path; FileExists where a local file is there by now.
+    def replace_image(self, target: SampleEntry, path: str, source: SampleEntry) -> None:
+        """Give the sample at a path the bytes of another one, and wait; if that fails it keeps its own."""
+        draft = self._local.draft()
+        try:
+            self.takeover.copy_sample(source, draft.staged)
+        except BaseException:
+            self._local.scrap(draft)
+            raise
+        name, ino = true_name(path, target), self._times.ino_of(source)
+        file = self._local.publish(draft, path, name, sample_id=target.sample_id, ino=ino)
+        if file is None:
+            raise NotPermitted(f"{path} is being changed by another program; try again when it is closed")
+        try:
+            self.wait_uploaded(file)
+        except BaseException:
+            with file.lock:
+                if self._uploader.withdraw(file.record.key):
+                    self._local.discard(file)
+            raise
+        finally:
+            self.release(self._handle(path, file, None, True, 0))
 
-        Returns the sample of this mount that was shown there, of which the journal speaks no more.
-        """
-        with file.lock:
-            before = file.record
-            covered = self._local.move(file, record)
-            try:
-                self._local.journal.put(record)
-            except BaseException:
-                self._local.move_back(file, before)
-                raise
-        if covered is None or covered.entry is None:
-            return None
-        self._local.journal.remove(covered.record.key)
-        return covered
+    @property
+    def overlays(self) -> bool:
+        """Whether every change stays on this machine."""
+        return self.policy.rules.sends_nothing
 
     def withdraw(self, file: LocalFile) -> bool:
         """Take a file back from the uploader; False where it is on its way, or may be on the server."""
         return not file.record.create_sent and self._uploader.withdraw(file.record.key)
 
+    def keep_here(self, file: LocalFile) -> None:
+        """Let a file whose upload has not begun stay on this machine."""
+        with file.lock:
+            if file.record.state is State.PENDING and not file.record.replaces and self.withdraw(file):
+                self._local.update(file, file.record.generation, state=State.LOCAL)
+                file.delayed = False
+
     def remove(self, file: LocalFile) -> None:
         """Forget a local file; NotPermitted where it is a sample, or may be one already."""
         with file.lock:
-            record = file.record
-            if file.unlinked:
-                raise NoSuchFile(f"no such file: {file.path}")
-            if record.replaces:
-                raise NotPermitted(f"{file.path} is a sample, and the Lightly API cannot delete samples")
-            if record.create_sent or not self.withdraw(file):
-                raise NotPermitted(f"{file.path} may be on the server already, which cannot delete it")
+            self._need_removable(file)
             self._local.discard(file)
 
     def set_aside(self, file: LocalFile) -> None:
@@ -305,66 +420,125 @@ class Writer:
         From here on it counts as removed, so that a close does not send it after all.
         """
         with file.lock:
-            if file.unlinked:
-                raise NoSuchFile(f"no such file: {file.path}")
-            if file.record.create_sent or file.record.replaces or not self.withdraw(file):
-                raise NotPermitted(f"{file.path} is on its way to the server; try again when it is there")
+            self._need_removable(file)
             file.unlinked = True
+
+    def _need_removable(self, file: LocalFile) -> None:
+        record = file.record
+        if file.unlinked:
+            raise NoSuchFile(f"no such file: {file.path}")
+        if record.replaces:
+            raise NotPermitted(f"{file.path} is a sample, and the Lightly API cannot delete samples")
+        if record.create_sent or not self.withdraw(file):
+            raise NotPermitted(f"{file.path} may be on the server already, which cannot delete it")
 
     def show_again(self, file: LocalFile) -> None:
         """A file that was set aside is not replaced after all; what was closed meanwhile is owed."""
         with file.lock:
             file.unlinked = False
-            self._local.add(file)
-            file.dirty |= file.record.owed and not file.broken
+            self._local.show_beside(file)
+            self._local.journal.put(file.record)
+            if file.record.owed and not file.record.broken and not file.dirty:
+                file.ticket = self._submit(file)
+                return
             if file.writers:
                 return
         try:
             self._finish(file)
         except (LightlyFsError, OSError) as error:
-            self._note_unfinished(file, error)
+            log.warning("%s stays on this machine: %s", file.path, error)
 
     def wait_uploaded(self, file: LocalFile) -> None:
         """Wait until what is owed of a file is the server's; raises why it is not."""
         ticket = self._finish(file)
         if ticket is not None:
+            self._uploader.hasten(file)
             self._waits.wait(ticket)
 
     # one file
 
+    def _submit(self, file: LocalFile) -> Ticket:
+        file.delayed = self._looks_temporary(file.record)
+        return self._uploader.submit(file, delay_s=TEMPORARY_DELAY_S if file.delayed else 0.0)
+
+    def _looks_temporary(self, record: Record) -> bool:
+        return not record.replaces and looks_temporary(record.path, self._exists)
+
+    def _is_for_server(self, file: LocalFile) -> bool:
+        record = file.record
+        if self.policy.rules.sends_nothing:
+            return False
+        # what is a sample already has its name, whatever that looks like
+        return bool(file.size and record.name) and (record.replaces or self.counts(record.path))
+
     def _finish(self, file: LocalFile) -> Ticket | None:
         """Seal what is dirty and hand it over; the ticket to wait for, or None where nothing is owed."""
         with file.lock:
-            if file.unlinked or file.entry is not None:
+            if file.unlinked or file.uploaded or file.record.hidden:
                 return None
-            if file.broken:
-                raise WriteFailed(f"{file.path} could not be written whole: {file.broken}")
+            _raise_broken(file)
             if not file.dirty:
-                return file.ticket
-            self._local.sync_locked(file)
-            self._local.spool.sync()
-            record = file.record
-            # what is a sample already has its name, whatever that looks like
-            real = bool(file.size and record.name) and (record.replaces or not is_scratch(file.path))
-            state = State.PENDING if real else State.LOCAL
-            record = record.changed(
-                state=state, size=file.size, mtime=file.mtime, error="", acknowledged=-1, thumbnail_done=False
+                return file.ticket if file.record.owed else None
+            known: dict[str, Any] = {"error": "", "acknowledged": -1, "thumbnail_done": False}
+            for_server = self._is_for_server(file)
+            if for_server:
+                self._local.sync_locked(file)
+                self._local.spool.sync()
+            self._update_dirty_locked(
+                file, durable=for_server, state=State.PENDING if for_server else State.LOCAL, **known
             )
-            self._local.journal.put(record)
-            file.record, file.dirty = record, False
-            file.sealed = real
-            file.ticket = self._uploader.submit(record) if real else None
+            file.ticket = self._submit(file) if for_server else None
+        if not for_server:
+            self._tell_kept(file)
         self._local.touch()
         return file.ticket
 
-    def _note_unfinished(self, file: LocalFile, error: Exception) -> None:
-        log.warning("%s stays on this machine: %s", file.path, error)
+    def _update_dirty_locked(self, file: LocalFile, *, durable: bool = True, **changes: Any) -> None:
+        """Change the record of a file that was written, and tell the journal what it is now."""
+        known = {"size": file.size, "mtime_ns": file.mtime_ns, "ctime_ns": file.ctime_ns}
+        self._local.update(file, file.record.generation, durable=durable, **known, **changes)
+        file.dirty = False
+
+    def _interrupt(self, file: LocalFile) -> None:
+        """The writer was killed: what it left is half a file, and for no server."""
         with file.lock:
-            if file.dirty and not file.broken:
-                file.record = file.record.changed(state=State.FAILED, error=str(error))
+            if file.unlinked or file.uploaded or not file.dirty or file.writers > 1:
+                return
+            record = file.record
+            # of a sample that is being replaced even nothing yet is half
+            if self.overlays or not (record.replaces or self._is_for_server(file)):
+                self._update_dirty_locked(file, durable=False, state=State.LOCAL)
+                return
+            self._update_dirty_locked(file, state=State.INTERRUPTED, error=_KILLED)
+            if record.replaces:
+                self._local.set_aside_locked(file)
+        log.warning(
+            "%s: %s; what it wrote is kept here, and not uploaded (`lightlyfs uploads list`)",
+            record.path,
+            _KILLED,
+        )
+        if record.replaces and record.sample_id is not None:
+            self._shows_again(record.path, record.sample_id)
+
+    def _tell_kept(self, file: LocalFile) -> None:
+        """Log one line a directory of files that the name keeps from the server."""
+        path = file.path
+        directory = path.rpartition("/")[0]
+        if not file.size or is_scratch(path) or directory in self._told or self.policy.rules.sends_nothing:
+            return
+        if len(self._told) < _MAX_TOLD:
+            self._told.add(directory)
+            log.info(
+                "%s stays on this machine, as do other files of %s that --upload %s does not count; "
+                "--upload all uploads them",
+                path,
+                directory or "the top folder",
+                self.policy.rules.text,
+            )
 
     def _sync(self, file: LocalFile) -> None:
         with file.lock:
+            _raise_broken(file)
             if file.staged is not None:
                 self._local.sync_locked(file)
 
@@ -384,13 +558,28 @@ class Writer:
         with file.lock:
             if not self.withdraw(file):
                 return  # it is on its way, or may be: what the server got must not be forgotten
-            back = put_back(file.record, before)
-            self._local.move_back(file, back)
-            self._local.journal.put(file.record)
-            # what was owed under the old name still is
-            owed = back is before and before.owed
-            file.sealed = owed
-            file.ticket = self._uploader.submit(file.record) if owed else None
+            known = file.record
+            written_since = known.generation != before.generation
+            state = State.LOCAL if before.state is State.OPEN else before.state
+            self._local.show_beside(
+                file,
+                path=before.path,
+                name=before.name,
+                sample_id=before.sample_id,
+                replaces=before.replaces,
+                mark=before.mark,
+                state=known.state if written_since else state,
+                error=known.error if written_since else before.error,
+                acknowledged=before.generation if written_since and before.owed else -1,
+            )
+            owed = before.owed and not written_since
+            file.ticket = self._submit(file) if owed else None
         if covered is not None and self._local.get(covered.path) is None:
+            self._local.show_beside(covered)
             self._local.journal.put(covered.record)
-            self._local.add(covered)
+
+
+def _raise_broken(file: LocalFile) -> None:
+    """Raise again what a write failed with: half a file is neither written on nor uploaded."""
+    if file.record.broken:
+        raise OSError(file.record.broken, file.record.error)

@@ -10,12 +10,16 @@ import msgspec
 from lightlyfs.api.models import Sample
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry, true_name
 from lightlyfs.errors import NoAttribute, NotFound, UnknownNamespace
-from lightlyfs.fs.local_file import LocalFile
 from lightlyfs.fs.namespace import Node
 from lightlyfs.fs.patience import Turn
-from lightlyfs.staging.journal import Record, State
+from lightlyfs.staging.files import LocalFile
+from lightlyfs.staging.record import Record, State
 
 PREFIX = "user.lightly."
+# what lightlyfs says of a file, and nobody sets
+SHOWN = frozenset(
+    PREFIX + name for name in ("sample_id", "file_name", "type", "metadata", "exif", "upload", "thumbnail")
+)
 # readable by name, not listed: `getfattr -d` and `cp -a` of a folder would fetch a picture for each file
 _UNLISTED = PREFIX + "thumbnail"
 
@@ -41,7 +45,7 @@ class ExtendedAttributes:
         if isinstance(node, DirectoryEntry):
             return []
         if isinstance(node, LocalFile):
-            return [PREFIX + "upload"]
+            return []  # readable all the same; tools that copy attributes would take it along
         sample = turn.result(self._details(node.sample_id))
         always = ["sample_id", "file_name", "upload"]
         return [PREFIX + name for name in always + [key for key, value in _facts_of(sample).items() if value]]

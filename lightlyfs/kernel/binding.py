@@ -110,7 +110,6 @@ def option_list(options: MountOptions, library: Library) -> dict[str, str | bool
         "entry_timeout": timeout,
         "negative_timeout": min(timeout, NEGATIVE_TIMEOUT_S),
         "use_ino": True,
-        "hard_remove": True,
         "ro": options.read_only,
         "allow_other": options.allow_other,
     }

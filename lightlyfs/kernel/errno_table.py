@@ -48,7 +48,7 @@ _TABLE: dict[type[BaseException], tuple[int, int]] = {
     errors.DirectoryTooLarge: (errno.EPERM, logging.INFO),
     errors.AttributeTooLarge: (errno.E2BIG, logging.INFO),
     errors.BadName: (errno.EINVAL, logging.INFO),
-    errors.WriteFailed: (errno.EIO, logging.WARNING),
+    errors.NameTooLong: (errno.ENAMETOOLONG, logging.DEBUG),
     errors.TooManyWaiting: (errno.EIO, logging.WARNING),
     errors.Interrupted: (errno.EINTR, logging.DEBUG),
     errors.DeadlineExceeded: (errno.ETIMEDOUT, logging.WARNING),

@@ -105,8 +105,8 @@ def _configure(connection: Any, config: Any, *, read_only: bool) -> None:
     connection.congestion_threshold = binding.MAX_BACKGROUND * 3 // 4
     connection.max_readahead = binding.READ_AHEAD_BYTES
     config.use_ino = 1
-    config.hard_remove = 1
-    # where files can be removed an open one may have lost its path; where they cannot it is read by it
+    # an open file that is removed or replaced gets a hidden name (`fs.removed`): without a path libfuse could
+    # not answer fstat of it. Open files are worked on by handle all the same, but where they are not opened
     config.nullpath_ok = int(not read_only)
 
 

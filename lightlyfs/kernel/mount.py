@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from lightlyfs.fs.attributes import Ownership
 from lightlyfs.fs.filesystem import Filesystem
+from lightlyfs.kernel import callers
 from lightlyfs.kernel.binding import Library, MountOptions, supports_noflush
 from lightlyfs.kernel.fuse2 import Fuse2Session
 from lightlyfs.kernel.fuse3 import Fuse3Session
@@ -54,17 +55,13 @@ class Mount:
         library: Library,
         options: MountOptions,
         ownership: Ownership,
-        *,
-        program_of: Callable[[int], str],
-        process_of: Callable[[int], int],
     ) -> None:
         kind = Fuse3Session if library.version[0] == 3 else Fuse2Session
         self._session: Fuse3Session | Fuse2Session = kind(library, options, ownership)
         self._library = library
         self._options = options
         self._ownership = ownership
-        self._program_of = program_of
-        self._process_of = process_of
+        self._process_of = callers.Processes()
         self._forgets: queue.SimpleQueue[tuple[str | None, threading.Event | None]] = queue.SimpleQueue()
 
     # for the parts below
@@ -80,11 +77,23 @@ class Mount:
 
     def caller_name(self) -> str:
         """The program that the callback under way serves."""
-        return self._program_of(self.caller_process())
+        return callers.program_of(self.caller_process())
 
     def caller_process(self) -> int:
         """The thread group that the callback under way serves."""
         return self._process_of(self._session.caller_pid())
+
+    def was_killed(self, process: int) -> bool | None:
+        """Whether a signal ended a process, or is ending it; None where that cannot be said."""
+        return callers.was_killed(process) if process else None
+
+    def watch(self, process: int) -> callers.ProcessEnd | None:
+        """Keep hold of how a process ends, also once it is gone; None where that cannot be."""
+        return callers.watch(process) if process else None
+
+    def caller_unlinks(self) -> bool | None:
+        """Whether the callback under way serves the removal of a name, not a rename; None: not known."""
+        return callers.is_unlinking(self._session.caller_pid())
 
     def forget(self, paths: tuple[str, ...] | None) -> bool:
         """Drop what the kernel knows of paths (None: every name); whether that is done already.

@@ -11,6 +11,7 @@ import errno
 import functools
 import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -19,7 +20,7 @@ from lightlyfs.fs.attributes import Attr, Ownership
 from lightlyfs.fs.filesystem import Filesystem, Opened
 from lightlyfs.kernel.binding import KEEP_TIME
 from lightlyfs.kernel.errno_table import errno_of
-from lightlyfs.kernel.packing import PackedListing, Packer, mode_of
+from lightlyfs.kernel.packing import PackedListing, Packer, links_of, mode_of, times_of
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -48,7 +49,8 @@ def answers(method: F) -> F:
             number, level = errno_of(error)
             if log.isEnabledFor(level):
                 unforeseen = not isinstance(error, LightlyFsError | UnicodeError | OSError)
-                log.log(level, "%s of %r: %s", method.__name__, path, error, exc_info=unforeseen)
+                shown = self.path_for_log(path, args)
+                log.log(level, "%s of %r: %s", method.__name__, shown, error, exc_info=unforeseen)
             raise OSError(number, os.strerror(number)) from None
 
     return answer  # type: ignore[return-value]
@@ -68,6 +70,13 @@ class Operations:
     def use_packer(self, packer: Packer) -> None:
         """Answer the `*_packed` methods with this machine's layout."""
         self._packer = packer
+
+    def path_for_log(self, path: str | None, args: tuple[Any, ...]) -> str:
+        """The path that a callback is about; most callbacks of an open file come without one."""
+        if path is not None:
+            return path
+        handle = _handle(args[-1]) if args else None
+        return "" if handle is None else "/" + self._fs.path_of(handle)
 
     # names and attributes
 
@@ -131,7 +140,7 @@ class Operations:
 
     @answers
     def create(self, path: str, mode: int, fi: FileInfo) -> int:
-        self._tell(fi, self._fs.create(_relative(path), fi.flags))
+        self._tell(fi, self._fs.create(_relative(path), fi.flags, mode))
         return 0
 
     @answers
@@ -188,7 +197,7 @@ class Operations:
 
     @answers
     def mkdir(self, path: str, mode: int) -> int:
-        self._fs.make_directory(_relative(path))
+        self._fs.make_directory(_relative(path), mode)
         return 0
 
     @answers
@@ -223,12 +232,12 @@ class Operations:
 
     @answers
     def chmod(self, path: str | None, mode: int, fi: FileInfo | None = None) -> int:
-        self._fs.set_permissions(path)
+        self._fs.set_mode(None if path is None else _relative(path), _handle(fi), mode)
         return 0
 
     @answers
     def chown(self, path: str | None, uid: int, gid: int, fi: FileInfo | None = None) -> int:
-        self._fs.set_permissions(path)
+        self._fs.set_owner(path)
         return 0
 
     @answers
@@ -236,10 +245,11 @@ class Operations:
         self, path: str | None, times: tuple[int | None, ...] | None = None, fi: FileInfo | None = None
     ) -> int:
         """Both times in nanoseconds; UTIME_NOW and UTIME_OMIT as `binding.plain_times` gives them."""
-        mtime_ns = None if times is None else times[1]
-        if mtime_ns != KEEP_TIME:
-            mtime = None if mtime_ns is None else mtime_ns // 1_000_000_000
-            self._fs.set_mtime(None if path is None else _relative(path), _handle(fi), mtime)
+        now = time.time_ns()
+        wanted = [now if ns is None else ns for ns in times or (None, None)]
+        atime_ns, mtime_ns = (None if ns == KEEP_TIME else ns for ns in wanted)
+        relative = None if path is None else _relative(path)
+        self._fs.set_times(relative, _handle(fi), atime_ns=atime_ns, mtime_ns=mtime_ns)
         return 0
 
     def _tell(self, fi: FileInfo, opened: Opened) -> None:
@@ -255,19 +265,19 @@ class Operations:
 
     def _stat(self, attr: Attr) -> dict[str, int]:
         owner = self._ownership
-        time_ns = attr.mtime * 1_000_000_000
+        atime_ns, mtime_ns, ctime_ns = times_of(attr)
         return {
             "st_ino": attr.ino,
             "st_mode": mode_of(attr, owner),
-            "st_nlink": 2 if attr.is_directory else 1,
+            "st_nlink": links_of(attr),
             "st_uid": owner.uid,
             "st_gid": owner.gid,
             "st_size": max(attr.size, 0),
             "st_blocks": -(-max(attr.size, 0) // 512),
             "st_blksize": _BLOCK_BYTES,
-            "st_atime": time_ns,
-            "st_mtime": time_ns,
-            "st_ctime": time_ns,
+            "st_atime": atime_ns,
+            "st_mtime": mtime_ns,
+            "st_ctime": ctime_ns,
         }
 
 

@@ -33,8 +33,22 @@ _CODES = {2: "H", 4: "I", 8: "Q"}
 def mode_of(attr: Attr, owner: Ownership) -> int:
     """The kind and the permissions of a file, as `st_mode` holds them."""
     if attr.is_directory:
-        return stat.S_IFDIR | owner.directory_mode
+        return stat.S_IFDIR | (owner.directory_mode if attr.exact is None else attr.exact.mode)
+    if attr.exact is not None:
+        return stat.S_IFREG | attr.exact.mode
     return stat.S_IFLNK | 0o777 if attr.is_link else stat.S_IFREG | owner.file_mode
+
+
+def links_of(attr: Attr) -> int:
+    """The number of links: 1 for directories, which stands for "not counted"."""
+    return 1 if attr.exact is None else attr.exact.links
+
+
+def times_of(attr: Attr) -> tuple[int, int, int]:
+    """The times of access, content and change, in nanoseconds."""
+    if attr.exact is not None:
+        return attr.exact.atime_ns, attr.exact.mtime_ns, attr.exact.ctime_ns
+    return (attr.mtime * 1_000_000_000,) * 3
 
 
 class PackedListing:
@@ -105,30 +119,24 @@ class Packer:
 
     def _values(self, attr: Attr) -> list[int]:
         owner = self._ownership
-        mode, links = mode_of(attr, owner), 2 if attr.is_directory else 1
         size, mtime = max(attr.size, 0), attr.mtime
-        blocks = -(-size // 512)
-        values = (
-            attr.ino,
-            mode,
-            links,
-            owner.uid,
-            owner.gid,
-            size,
-            _BLOCK_BYTES,
-            blocks,
-            mtime,
-            mtime,
-            mtime,
-        )
+        head = attr.ino, mode_of(attr, owner), links_of(attr), owner.uid, owner.gid
+        tail = size, _BLOCK_BYTES, -(-size // 512)
+        if attr.exact is None:
+            times = mtime, mtime, mtime, 0, 0, 0
+        else:
+            (a, ans), (m, mns), (c, cns) = (divmod(ns, 1_000_000_000) for ns in times_of(attr))
+            times = a, m, c, ans, mns, cns
+        values = head + tail + times
         return [values[index] for index in self._order]
 
 
 def _layout_of(stat_type: Any) -> tuple[struct.Struct, list[int]]:
     """The structure as one `struct` format with padding, and which value goes where."""
     fields = [(getattr(stat_type, name).offset, getattr(stat_type, name).size) for name in _FIELDS]
-    seconds = ctypes.sizeof(ctypes.c_long)
-    fields += [(getattr(stat_type, name).offset, seconds) for name in _TIMES]
+    word = ctypes.sizeof(ctypes.c_long)
+    fields += [(getattr(stat_type, name).offset, word) for name in _TIMES]
+    fields += [(getattr(stat_type, name).offset + word, word) for name in _TIMES]
     order = sorted(range(len(fields)), key=lambda index: fields[index][0])
     text, position = "=", 0
     for index in order:

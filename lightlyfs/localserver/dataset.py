@@ -52,9 +52,12 @@ class Dataset:
         """Append a sample; its object gets its name as key where that is safe and free."""
         fields = {name: value for name, value in fields.items() if value is not None}
         size = (fields.get("metaData") or {}).get("sizeInBytes", 0)
+        # the storage may be far away, so it is not asked under the lock
+        wanted = self._wanted_key(fields["fileName"])
         with self._adding:
             sample_id = self.catalog.new_id(fields["fileName"])
-            key = self._key_for(sample_id, fields["fileName"])
+            free = wanted is not None and self.catalog.is_free(wanted)
+            key = wanted if wanted is not None and free else object_key(sample_id)
             return self.catalog.add(fields, sample_id, key, size, now_ms())
 
     def read_url(self, sample_id: str, thumbnail: bool) -> str | None:
@@ -85,8 +88,7 @@ class Dataset:
         key = thumbnail_key(sample_id) if thumbnail else self.catalog.key_of(sample_id)
         return None if key is None else self.storage.read_bytes(key)
 
-    def _key_for(self, sample_id: str, name: str) -> str:
+    def _wanted_key(self, name: str) -> str | None:
+        """The key that a sample of this name would get; None where it is unsafe or taken."""
         key = plain_key(name)
-        if key is not None and self.catalog.is_free(key) and self.storage.accepts(key):
-            return key
-        return object_key(sample_id)
+        return key if key is not None and self.catalog.is_free(key) and self.storage.accepts(key) else None

@@ -14,7 +14,8 @@ from lightlyfs.errors import Cancelled, LightlyFsError, NotPermitted, Retryable
 class SampleEdits:
     """Edits of one dataset's samples; each runs in the pool and is waited for by its future.
 
-    `can_be_read(sample_id)` reads one byte of a sample through a fresh URL, raising where that fails.
+    `can_be_read(sample_id)` reads one byte of a sample through a fresh URL, raising where that fails;
+    `put_away(sample_id, name)` renames one out of the way.
     """
 
     def __init__(
@@ -23,11 +24,13 @@ class SampleEdits:
         dataset_id: str,
         executor: Executor,
         can_be_read: Callable[[str], None],
+        put_away: Callable[[str, str], str],
     ) -> None:
         self._client = client
         self._dataset_id = dataset_id
         self._executor = executor
         self._can_be_read = can_be_read
+        self._put_away = put_away
         self._renames_break = False  # only ever turns True
 
     def rename(self, sample_id: str, old: str, new: str, *, has_object: bool) -> Future[None]:
@@ -37,6 +40,10 @@ class SampleEdits:
         lose the image: the old name is put back then, and no further rename is tried on this mount.
         """
         return self._executor.submit(self._rename, sample_id, old, new, has_object)
+
+    def put_away(self, sample_id: str, name: str) -> Future[str]:
+        """Rename a sample that cannot be deleted to a name that no listing shows, which is returned."""
+        return self._executor.submit(self._put_away, sample_id, name)
 
     def set_custom_metadata(self, sample_id: str, value: dict[str, Any] | None) -> Future[None]:
         """Replace a sample's custom metadata; None clears it."""

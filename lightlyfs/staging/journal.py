@@ -1,8 +1,8 @@
-"""The durable record of local files and of what is owed to the server; replayed after a crash.
+"""The durable record of local files and of what is owed to the server; read again after a crash.
 
-A `put` is on the disk when it returns, unless it says that it need not be. What is promised to a program is
-written here first: that a create is about to be sent, under which mark; which id came back; that the file is
-the server's now.
+A write is on the disk when it returns, unless it says that it need not be. What is promised to a program is
+written here first: that a create is about to be sent, under which mark; which id came back; that the server
+has the file. Names and paths are stored as bytes, for a path may hold what is not UTF-8.
 """
 
 from __future__ import annotations
@@ -10,220 +10,282 @@ from __future__ import annotations
 import errno
 import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from enum import StrEnum
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from lightlyfs import database
 from lightlyfs.errors import StartError
+from lightlyfs.staging.record import FIELDS, Record, State
 
-
-class State(StrEnum):
-    """What is to become of a local file."""
-
-    OPEN = "open"  # being written; found after a crash, it is INTERRUPTED
-    LOCAL = "local"  # scratch or empty: complete, and not for the server
-    PENDING = "pending"  # sealed, and owed to the server
-    FAILED = "failed"  # owed, but the server refused it, or its write failed: a person has to look
-    INTERRUPTED = "interrupted"  # a crash left it half written: not uploaded by itself
-    UPLOADED = "uploaded"  # the server has it; kept until a listing shows it
-
-
-@dataclass(frozen=True)
-class Record:
-    """One local file.
-
-    `path` is its place on the mount, `name` the sample's name or "" where it is not for the server.
-    `mark` is what a create of it carries, so that a create whose reply was lost can be told. `replaces`
-    is set where `sample_id` is a sample that existed before. `etag` is what storage called the upload.
-    `broken` says that a write failed, so that it is half a file. While `generation` is being written,
-    `acknowledged` is the earlier one that the server is still owed, or -1.
-    """
-
-    key: str
-    path: str
-    name: str
-    state: State
-    generation: int = 0
-    size: int = 0
-    mtime: int = 0
-    sample_id: str | None = None
-    mark: str = ""
-    create_sent: bool = False
-    replaces: bool = False
-    thumbnail_done: bool = False
-    etag: str = ""
-    error: str = ""
-    broken: bool = False
-    acknowledged: int = -1
-
-    def changed(self, **values: object) -> Record:
-        """A copy with other values."""
-        return replace(self, **values)  # type: ignore[arg-type]
-
-    @property
-    def owed(self) -> bool:
-        """Whether the server is still to get it."""
-        return self.state in (State.PENDING, State.FAILED)
-
-
-_NAMES = [field.name for field in fields(Record)]
-_FLAGS = ("create_sent", "replaces", "thumbnail_done", "broken")
-# columns that journals of earlier versions lack, with what their records mean
-_ADDED = {"broken": 0, "acknowledged": -1}
-_COLUMNS = ", ".join(name if name == "sample_id" else f"{name} NOT NULL" for name in _NAMES)
+SCHEMA_VERSION = 1
+_TEXTS = ("path", "name")
+_FLAGS = ("create_sent", "replaces", "thumbnail_done")
+# a journal is its mount's own; only `uploads` commands look in meanwhile
+_BUSY_S = 60.0
 _SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS file ({_COLUMNS}, PRIMARY KEY (key)) WITHOUT ROWID;
+CREATE TABLE file ({", ".join(FIELDS)}, PRIMARY KEY (key)) WITHOUT ROWID;
+CREATE TABLE directory (
+    path BLOB PRIMARY KEY, mode INTEGER NOT NULL, atime_ns INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+    ctime_ns INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE leftover (sample_id TEXT PRIMARY KEY, was BLOB NOT NULL, name BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS time (
     sample_id TEXT PRIMARY KEY, mtime INTEGER NOT NULL, version TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rename (
     sample_id TEXT PRIMARY KEY, old TEXT NOT NULL, new TEXT NOT NULL) WITHOUT ROWID;
 """
-_NOTE = """
-UPDATE file SET sample_id = :sample_id, mark = :mark, create_sent = :create_sent,
-    state = CASE generation WHEN :generation THEN :state ELSE state END,
-    error = CASE generation WHEN :generation THEN :error ELSE error END,
-    thumbnail_done = CASE generation WHEN :generation THEN :thumbnail_done ELSE thumbnail_done END
-WHERE key = :key
-"""
+_PUT = f"INSERT OR REPLACE INTO file ({', '.join(FIELDS)}) VALUES ({', '.join('?' * len(FIELDS))})"
+
+
+# what is to be done to the database within a transaction
+Change = Callable[[sqlite3.Connection], object]
+
+
+class LocalDirectory(NamedTuple):
+    """A directory that was made on this mount; times in nanoseconds."""
+
+    path: str
+    mode: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class Leftover(NamedTuple):
+    """A sample that cannot be deleted and was renamed out of the way."""
+
+    sample_id: str
+    was: str  # its name before
+    name: str
+
+
+class _Write:
+    """One change that a thread waits for."""
+
+    def __init__(self, durable: bool, change: Change) -> None:
+        self.durable = durable
+        self.change = change
+        self.done = False
+        self.error: Exception | None = None
 
 
 class Journal:
-    """The record in one SQLite file; any thread may call, and a `put` that returned is durable.
+    """The record in one SQLite file; any thread may call.
 
-    Raises StartError for a file that cannot be read: it says what is owed, so it is never begun anew.
+    What several threads write at the same moment goes into one transaction: a durable commit waits for the
+    disk, and the next one then takes along all that came meanwhile.
+
+    Raises StartError for a file that cannot be read: it says what is owed, so it is never made new.
     """
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
+        self._waiting_lock = threading.Lock()
+        # guarded by _waiting_lock, which is taken for a moment only
+        self._waiting: list[_Write] = []
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60)
+            self._db = database.connect(path, timeout_s=_BUSY_S, synchronous="FULL")
             self._open()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise StartError(
                 f"{path} cannot be read ({error}); it says what is owed to the server. "
-                f"The files themselves are in {path.parent / 'files'}; move both away to go on without"
+                f"The files themselves are in {path.parent / 'files'}; move both away to start without them"
             ) from error
+        # guarded by _lock
         self._durable = True  # what `synchronous` is set to
         self._closed = False
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; writes after it raise OSError."""
         with self._lock:
             self._closed = True
             self._db.close()
 
     def _open(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript(_SCHEMA)
         (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
-        present = {row[1] for row in self._db.execute("PRAGMA table_info(file)")}
-        for name in _ADDED.keys() - present:
-            self._db.execute(f"ALTER TABLE file ADD COLUMN {name} NOT NULL DEFAULT {_ADDED[name]}")
+        version = database.user_version(self._db)
+        if version > SCHEMA_VERSION:
+            raise sqlite3.DatabaseError("a later version of lightlyfs made it")
+        if version < SCHEMA_VERSION:
+            with database.transaction(self._db):
+                _migrate(self._db)
+
+    # files
 
     def records(self) -> list[Record]:
-        """Every local file, in no order."""
+        """Return every local file, in no order."""
         with self._lock:
-            rows = self._db.execute(f"SELECT {', '.join(_NAMES)} FROM file").fetchall()
+            rows = self._db.execute(f"SELECT {', '.join(FIELDS)} FROM file").fetchall()
         return [_record(row) for row in rows]
 
-    def put(self, record: Record, *, durable: bool = True) -> None:
-        """Add or replace a file's record.
+    def put(self, *records: Record, forget: Iterable[str] = (), durable: bool = True) -> None:
+        """Add or replace records, and forget the files of these keys, in one step.
 
         Not durable, a crash of the machine (not of the mount) may lose it: for steps that can be taken
-        again. The order is kept: a later durable one makes it durable too.
+        again. The order is kept: a later durable write makes it durable too.
         """
-        marks = ", ".join("?" * len(_NAMES))
-        values = [getattr(record, name) for name in _NAMES]
-        with self._writing(durable) as db:
-            db.execute(f"INSERT OR REPLACE INTO file ({', '.join(_NAMES)}) VALUES ({marks})", values)
+        rows, keys = [_row(record) for record in records], [(key,) for key in forget]
 
-    def note(self, record: Record, *, durable: bool = True) -> None:
-        """What an upload of a generation found out; nothing else of the file's record changes.
+        def change(db: sqlite3.Connection) -> None:
+            db.executemany(_PUT, rows)
+            db.executemany("DELETE FROM file WHERE key = ?", keys)
 
-        Meanwhile the file may have been renamed, forgotten, or written again: its place stays, a file that
-        is forgotten stays so, and what speaks of one generation is not said of a later one.
-        """
-        with self._writing(durable) as db:
-            db.execute(_NOTE, {name: getattr(record, name) for name in _NAMES})
-
-    def settle(self, record: Record) -> None:
-        """The server has a file: keep that, and forget earlier uploads of the same sample, in one step.
-
-        Not durable: a crash of the machine may lose it, and costs a second PUT of the same bytes.
-        """
-        marks = ", ".join("?" * len(_NAMES))
-        values = [getattr(record, name) for name in _NAMES]
-        others = "DELETE FROM file WHERE sample_id = ? AND key != ? AND state = ?"
-        with self._writing(False) as db:
-            db.execute("BEGIN")
-            db.execute(f"INSERT OR REPLACE INTO file VALUES ({marks})", values)
-            db.execute(others, (record.sample_id, record.key, State.UPLOADED))
-            db.execute("COMMIT")
+        self._write(durable, change)
 
     def remove(self, key: str) -> None:
         """Forget a file; a crash of the machine may remember it, and find that nothing is owed."""
-        with self._writing(False) as db:
-            db.execute("DELETE FROM file WHERE key = ?", (key,))
+        self.put(forget=(key,), durable=False)
+
+    # directories that were made on the mount
+
+    def directories(self) -> list[LocalDirectory]:
+        """Return every directory that was made here."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT path, mode, atime_ns, mtime_ns, ctime_ns FROM directory"
+            ).fetchall()
+        return [LocalDirectory(_text(row[0]), *row[1:]) for row in rows]
+
+    def put_directories(self, *directories: LocalDirectory, forget: Iterable[str] = ()) -> None:
+        """Remember directories, and forget those at other paths; a crash of the machine may lose it."""
+        rows = [(_bytes(made.path), *made[1:]) for made in directories]
+        paths = [(_bytes(path),) for path in forget]
+
+        def change(db: sqlite3.Connection) -> None:
+            db.executemany("DELETE FROM directory WHERE path = ?", paths)
+            db.executemany("INSERT OR REPLACE INTO directory VALUES (?, ?, ?, ?, ?)", rows)
+
+        self._write(False, change)
+
+    # samples that were renamed out of the way
+
+    def leftovers(self) -> list[Leftover]:
+        """Return the samples that cannot be deleted and were renamed out of the way."""
+        with self._lock:
+            rows = self._db.execute("SELECT sample_id, was, name FROM leftover").fetchall()
+        return [Leftover(sample_id, _text(was), _text(name)) for sample_id, was, name in rows]
+
+    def put_leftover(self, leftover: Leftover) -> None:
+        """Remember a sample that was renamed out of the way."""
+        row = (leftover.sample_id, _bytes(leftover.was), _bytes(leftover.name))
+        self._write(True, lambda db: db.execute("INSERT OR REPLACE INTO leftover VALUES (?, ?, ?)", row))
 
     # times that were set on samples
 
     def times(self) -> dict[str, tuple[int, str]]:
-        """By sample id: the time that was set, in seconds, and the version it was set on."""
+        """Return, by sample id, the time that was set, in seconds, and the version it was set on."""
         with self._lock:
             rows = self._db.execute("SELECT sample_id, mtime, version FROM time").fetchall()
         return {sample_id: (mtime, version) for sample_id, mtime, version in rows}
 
     def put_time(self, sample_id: str, mtime: int, version: str) -> None:
         """Remember a time for as long as the sample has this version."""
-        with self._writing(False) as db:
-            db.execute("INSERT OR REPLACE INTO time VALUES (?, ?, ?)", (sample_id, mtime, version))
+        row = (sample_id, mtime, version)
+        self._write(False, lambda db: db.execute("INSERT OR REPLACE INTO time VALUES (?, ?, ?)", row))
+
+    def remove_times(self, sample_ids: Iterable[str]) -> None:
+        """Forget the times of samples that have another version by now."""
+        rows = [(one,) for one in sample_ids]
+        self._write(False, lambda db: db.executemany("DELETE FROM time WHERE sample_id = ?", rows))
 
     # renames of directories, one by one
 
     def renames(self) -> list[tuple[str, str, str]]:
-        """Renames that may be half done: old name, new name, sample id."""
+        """Return renames that may be half done: old name, new name, sample id."""
         with self._lock:
-            return self._db.execute("SELECT old, new, sample_id FROM rename").fetchall()
+            rows = self._db.execute("SELECT old, new, sample_id FROM rename").fetchall()
+        return [(_text(old), _text(new), sample_id) for old, new, sample_id in rows]
 
     def put_renames(self, renames: list[tuple[str, str, str]]) -> None:
         """Remember what is about to be renamed."""
-        with self._writing(True) as db:
-            db.execute("BEGIN")
-            db.executemany("INSERT OR REPLACE INTO rename (old, new, sample_id) VALUES (?, ?, ?)", renames)
-            db.execute("COMMIT")
+        rows = [(_bytes(old), _bytes(new), sample_id) for old, new, sample_id in renames]
+        insert = "INSERT OR REPLACE INTO rename (old, new, sample_id) VALUES (?, ?, ?)"
+        self._write(True, lambda db: db.executemany(insert, rows))
 
     def remove_rename(self, sample_id: str) -> None:
-        """A rename is done, or undone."""
-        with self._writing(False) as db:
-            db.execute("DELETE FROM rename WHERE sample_id = ?", (sample_id,))
+        """Forget a rename that is done, or undone."""
+        self._write(False, lambda db: db.execute("DELETE FROM rename WHERE sample_id = ?", (sample_id,)))
 
-    @contextmanager
-    def _writing(self, durable: bool) -> Iterator[sqlite3.Connection]:
-        """A change; OSError where the disk does not take it."""
+    def _write(self, durable: bool, change: Change) -> None:
+        """Make a change, as a whole or not at all; OSError where the disk does not take it."""
+        mine = _Write(durable, change)
+        with self._waiting_lock:
+            self._waiting.append(mine)
         with self._lock:
-            if self._closed:
-                raise OSError(errno.EIO, "the journal is closed")
-            try:
-                if durable != self._durable:
-                    # in WAL mode NORMAL leaves the sync to the next durable commit; setting it is no I/O
-                    self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-                    self._durable = durable
-                yield self._db
-            except sqlite3.Error as error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                full = "full" in str(error)
-                raise OSError(errno.ENOSPC if full else errno.EIO, f"the journal: {error}") from error
+            if not mine.done:
+                with self._waiting_lock:
+                    batch, self._waiting = self._waiting, []
+                self._commit(batch)
+        if isinstance(mine.error, sqlite3.Error):
+            raise database.os_error(mine.error, "the journal") from mine.error
+        if mine.error is not None:
+            raise mine.error
+
+    def _commit(self, batch: list[_Write]) -> None:
+        """Make the changes of a batch; where that fails each one by itself, for it may be one's own fault."""
+        try:
+            self._commit_together(batch)
+        except Exception as error:
+            for write in batch:
+                write.error = error
+                if len(batch) > 1:
+                    self._commit([write])
+        for write in batch:
+            write.done = True
+
+    def _commit_together(self, batch: list[_Write]) -> None:
+        if self._closed:
+            raise OSError(errno.EIO, "the journal is closed")
+        durable = any(write.durable for write in batch)
+        if durable != self._durable:
+            # in WAL mode NORMAL leaves the sync to the next durable commit; setting it is no I/O
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._durable = durable
+        with database.transaction(self._db):
+            for write in batch:
+                write.change(self._db)
+        for write in batch:
+            write.error = None
 
 
-def _record(row: tuple[object, ...]) -> Record:
-    values = dict(zip(_NAMES, row, strict=True))
-    values["state"] = State(str(values["state"]))
+def _migrate(db: sqlite3.Connection) -> None:
+    """Make the tables; records of journals without a version are taken over with what they mean."""
+    present = [str(row[1]) for row in db.execute("PRAGMA table_info(file)")]
+    old = db.execute("SELECT * FROM file").fetchall() if present else []
+    db.execute("DROP TABLE IF EXISTS file")
+    for statement in _SCHEMA.split(";"):
+        db.execute(statement)
+    for row in old:
+        values: dict[str, Any] = dict(zip(present, row, strict=True))
+        seconds = int(values.pop("mtime", 0))
+        values |= dict.fromkeys(("atime_ns", "mtime_ns", "ctime_ns"), seconds * 1000000000)
+        # it was a flag; which error it stood for was not kept
+        values["broken"] = errno.EIO if values.get("broken") else 0
+        known = {name: values[name] for name in FIELDS if name in values}
+        db.execute(_PUT, _row(Record(**known | {"state": State(values["state"])})))
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _row(record: Record) -> list[Any]:
+    return [_bytes(getattr(record, name)) if name in _TEXTS else getattr(record, name) for name in FIELDS]
+
+
+def _record(row: tuple[Any, ...]) -> Record:
+    values = dict(zip(FIELDS, row, strict=True))
+    values["state"] = State(values["state"])
+    for name in _TEXTS:
+        values[name] = _text(values[name])
     for name in _FLAGS:
         values[name] = bool(values[name])
-    return Record(**values)  # type: ignore[arg-type]
+    return Record(**values)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(stored: bytes | str) -> str:
+    # earlier versions stored text
+    return stored if isinstance(stored, str) else stored.decode("utf-8", "surrogatepass")

@@ -21,7 +21,7 @@ from lightlyfs.api.contract import Request, Response, Transport
 from lightlyfs.api.models import Sample
 from lightlyfs.api.status import raise_for_status
 from lightlyfs.errors import FileExists
-from lightlyfs.staging.journal import Record, State
+from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.steps import Steps, mark_of
 
 _COPY_BYTES = 4 << 20
@@ -56,7 +56,7 @@ class Once:
         """
         digest, size = _digest_of(local)
         mark = "once-" + hashlib.sha256(f"{name}\0{digest}".encode("utf-8", "surrogateescape")).hexdigest()
-        with self._turn(name) as turn:
+        with self._turn(name, mark) as turn:
             found = self._steps.named(name)  # whatever this process has listed is older
             mine = next((sample for sample in found if mark_of(sample) == mark), None)
             if mine is None and found:
@@ -81,13 +81,13 @@ class Once:
         return True
 
     @contextmanager
-    def _turn(self, name: str) -> Iterator[_Turn]:
+    def _turn(self, name: str, mark: str) -> Iterator[_Turn]:
         """Exclude others from a name; a kill ends that, and what it was about to send is then known."""
         self._directory.mkdir(mode=0o700, exist_ok=True)
         path = self._directory / hashlib.sha256(os.fsencode(name)).hexdigest()
         descriptor = _locked(path)
         try:
-            turn = _Turn(descriptor, sent_before=os.fstat(descriptor).st_size > 0)
+            turn = _Turn(descriptor, mark, sent_before=os.fstat(descriptor).st_size > 0)
             try:
                 yield turn
             finally:
@@ -125,17 +125,20 @@ class Once:
 class _Turn:
     """What the lock file of a name says: whether a create of it was sent by somebody who never came back."""
 
-    def __init__(self, descriptor: int, *, sent_before: bool) -> None:
+    def __init__(self, descriptor: int, mark: str, *, sent_before: bool) -> None:
         self._descriptor = descriptor
+        self._mark = mark
         self.sent_before = self.sent = sent_before
         self.ended = False
 
-    def note(self, record: Record) -> None:
-        """Before a create is sent, and after it was refused."""
-        self.sent = record.create_sent
+    def note(self, *, durable: bool = False, **changes: object) -> None:
+        """Write down that a create is about to be sent, or that it was refused."""
+        if "create_sent" not in changes:
+            return
+        self.sent = bool(changes["create_sent"])
         os.ftruncate(self._descriptor, 0)
         if self.sent:
-            os.pwrite(self._descriptor, record.mark.encode(), 0)
+            os.pwrite(self._descriptor, self._mark.encode(), 0)
 
 
 def _locked(path: Path) -> int:

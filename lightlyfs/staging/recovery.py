@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import secrets
 from collections import Counter
+from collections.abc import Callable
 
-from lightlyfs.staging.journal import Journal, Record, State
+from lightlyfs.staging.journal import Journal
+from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -15,8 +19,11 @@ _UNFINISHED = "the mount ended while it was written"
 _GONE = "its staged bytes are gone"
 
 
-def recovered(journal: Journal, spool: Spool) -> list[Record]:
-    """The records to go on with, made true in the journal; those that keep their path come first."""
+def recovered(journal: Journal, spool: Spool, counts: Callable[[str], bool]) -> list[Record]:
+    """Return the records to go on with, made true in the journal; those that keep their path come first.
+
+    `counts(path)` says whether a complete file at a path is for the server.
+    """
     present = set(spool.generations())
     records = journal.records()
     changing = {record.sample_id for record in records if record.state is not State.UPLOADED}
@@ -26,7 +33,7 @@ def recovered(journal: Journal, spool: Spool) -> list[Record]:
     found: list[Record] = []
     for record in records:
         if record.state is not State.UPLOADED:
-            found += _recovered(journal, spool, record, present)
+            found += _recovered(journal, spool, record, present, counts)
         elif record.sample_id in changing:
             journal.remove(record.key)  # it may not be the sample's latest image
         else:
@@ -35,28 +42,41 @@ def recovered(journal: Journal, spool: Spool) -> list[Record]:
 
 
 def _precedence(record: Record) -> tuple[bool, bool, bool, str]:
-    unfinished = record.state is State.INTERRUPTED or record.broken
+    unfinished = record.state is State.INTERRUPTED or bool(record.broken)
     return record.state is not State.UPLOADED, unfinished, not record.create_sent, record.key
 
 
-def _recovered(journal: Journal, spool: Spool, record: Record, present: set[tuple[str, int]]) -> list[Record]:
-    unfinished = record.state is State.OPEN or record.broken
+def _recovered(
+    journal: Journal,
+    spool: Spool,
+    record: Record,
+    present: set[tuple[str, int]],
+    counts: Callable[[str], bool],
+) -> list[Record]:
+    unfinished = record.state is State.OPEN or bool(record.broken)
     if unfinished and (record.key, record.acknowledged) in present:
         return _split(journal, spool, record, present)
     if (record.key, record.generation) not in present:
         return _without_bytes(journal, record)
-    known = record.changed(size=spool.path(record.key, record.generation).stat().st_size)
+    staged = spool.path(record.key, record.generation).stat()
+    known = record.changed(size=staged.st_size)
     if record.state is State.OPEN:
-        known = known.changed(state=State.INTERRUPTED, error=_UNFINISHED)
+        known = known.changed(mtime_ns=staged.st_mtime_ns, ctime_ns=staged.st_mtime_ns)
+        if record.replaces or counts(record.path):
+            known = known.changed(state=State.INTERRUPTED, error=_UNFINISHED)
+        else:
+            # a file for this machine only is what was written so far, as on any disk
+            known = known.changed(state=State.LOCAL, error="")
     if known != record:
         journal.put(known)
     return [known]
 
 
 def _split(journal: Journal, spool: Spool, record: Record, present: set[tuple[str, int]]) -> list[Record]:
-    """A file that was being written anew while the server was still owed its earlier generation.
+    """A file that was being written again while the server was still owed its earlier generation.
 
-    That one was acknowledged, so it goes up; what was being written becomes a file of its own.
+    That one was acknowledged, so it goes up; what was being written becomes a file of its own, or for a
+    sample a half that is kept out of view.
     """
     found = []
     if (record.key, record.generation) in present:
@@ -67,20 +87,23 @@ def _split(journal: Journal, spool: Spool, record: Record, present: set[tuple[st
             State.INTERRUPTED,
             generation=record.generation,
             size=spool.path(record.key, record.generation).stat().st_size,
-            mtime=record.mtime,
+            mode=record.mode,
+            atime_ns=record.atime_ns,
+            mtime_ns=record.mtime_ns,
+            ctime_ns=record.ctime_ns,
             error=record.error or _UNFINISHED,
             broken=record.broken,
         )
         journal.put(half)
         spool.move(record.key, record.generation, half.key)
         found.append(half)
-    size = spool.path(record.key, record.acknowledged).stat().st_size
+    size = os.stat(spool.path(record.key, record.acknowledged)).st_size
     whole = record.changed(
         generation=record.acknowledged,
         state=State.PENDING,
         size=size,
         error="",
-        broken=False,
+        broken=0,
         acknowledged=-1,
         thumbnail_done=False,
     )
@@ -98,6 +121,6 @@ def _without_bytes(journal: Journal, record: Record) -> list[Record]:
         log.warning("%s was %s, and its staged bytes are gone; forgotten", record.path, record.state.value)
         journal.remove(record.key)
         return []
-    lost = record.changed(state=State.FAILED, broken=True, error=_GONE)
+    lost = record.changed(state=State.FAILED, broken=errno.ENODATA, error=_GONE)
     journal.put(lost)
     return [lost]

@@ -107,14 +107,16 @@ class StagedFile:
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Bytes from `offset` on, short only at the end."""
-        return os.pread(self.descriptor, size, offset)
+        data = os.pread(self.descriptor, size, offset)
+        while 0 < len(data) < size and (
+            more := os.pread(self.descriptor, size - len(data), offset + len(data))
+        ):
+            data += more
+        return data
 
     def write_at(self, offset: int, data: bytes | memoryview) -> int:
         """Write all of `data`; OSError as the disk gives it, with a part perhaps written."""
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self.descriptor, view, offset)
-            view, offset = view[written:], offset + written
+        _write_all(self.descriptor, data, offset)
         return len(data)
 
     def truncate(self, size: int) -> None:
@@ -139,6 +141,14 @@ def _copy(source: int, target: int) -> None:
         data = os.pread(source, _COPY_BYTES, offset)
         if not data:
             break
-        os.pwrite(target, data, offset)
+        _write_all(target, data, offset)
         offset += len(data)
     os.ftruncate(target, size)
+
+
+def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data`; a write may be short, also on a disk that is nearly full."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written

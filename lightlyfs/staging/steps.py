@@ -1,10 +1,18 @@
-"""The requests of one upload, in order; no threads and no table of jobs."""
+"""The requests of one upload, in order; no table of jobs.
+
+A create is sent only after the server was asked for the name, and the name is asked for once more after it:
+of two machines that create one name at the same moment, the later one finds the other's sample there and
+gives way. What depends on no other answer is sent at the same time.
+"""
 
 from __future__ import annotations
 
+import base64
 import itertools
+import logging
 import secrets
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -17,13 +25,27 @@ from lightlyfs.api.contract import BodyFile, BodyReader
 from lightlyfs.api.models import Sample, SampleCreate, SampleMetaData, SampleUpdate
 from lightlyfs.api.retry import RetryPolicy, call_with_retries
 from lightlyfs.api.transport import Request, Response, Timeouts, Transport, raise_for_status
-from lightlyfs.errors import MalformedAnswer, NotFound, Refused, RequestError, ServerFault, UnsafeUrl
+from lightlyfs.errors import (
+    FileExists,
+    MalformedAnswer,
+    NotFound,
+    Refused,
+    RequestError,
+    ServerFault,
+    UnsafeUrl,
+)
 from lightlyfs.staging.image_facts import ImageFacts, thumbnail_name
-from lightlyfs.staging.journal import Record, State
+from lightlyfs.staging.journal import Leftover
+from lightlyfs.staging.record import Record, State
+from lightlyfs.upload_rules import REPLACED_FOLDER
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MARK = "lightlyfs_upload"
+# put in place of the thumbnail of an image that is none any more, for an object cannot be deleted: a WebP of
+# one transparent pixel, which readers take for no thumbnail
+BLANK_THUMBNAIL = base64.b64decode("UklGRhoAAABXRUJQVlA4TA0AAAAvAAAAEAcQERGIiP4HAA==")
 # a reply that was lost may belong to a create that is still being worked on
 _LOOKS = 3
 _LOOK_AGAIN_S = 1.0
@@ -40,13 +62,25 @@ class Moving(Protocol):
     moved: int
 
 
+class Note(Protocol):
+    """Makes what an upload found out part of its file's record, on disk if `durable`."""
+
+    def __call__(self, *, durable: bool = False, **changes: object) -> None: ...
+
+
 @dataclass(frozen=True)
 class UploadConfig:
-    """Limits of one upload, and the encryption that S3 is asked for ("" for none)."""
+    """Limits of one upload, and what it may do.
+
+    `s3_sse_kms_key` is the encryption that S3 is asked for, "" for none. With `allow_overwrite` a sample that
+    has the name already gets the image. A `sole_writer` never asks for names: nobody else creates samples.
+    """
 
     policy: RetryPolicy = field(default_factory=lambda: RetryPolicy(attempts=10, budget_s=50.0))
     timeouts: Timeouts = field(default_factory=lambda: Timeouts(connect_s=5.0, idle_s=30.0, total_s=3600.0))
     s3_sse_kms_key: str = ""
+    allow_overwrite: bool = False
+    sole_writer: bool = False
 
 
 class Steps:
@@ -65,7 +99,15 @@ class Steps:
         sleep: Callable[[float], None],
         random: Callable[[], float],
         cancelled: Callable[[], bool],
+        side: Executor,
+        knows_no: Callable[[str], bool] = lambda _: False,
+        on_leftover: Callable[[Leftover], None] = lambda _: None,
     ) -> None:
+        """`side` runs what an upload sends at the same time.
+
+        `knows_no(path)` says that the catalogue was compared with the server just now, and has no sample at a
+        path. `on_leftover` is called before a sample is renamed out of the way.
+        """
         self._client = client
         self._dataset_id = dataset_id
         self._storage = storage
@@ -76,31 +118,104 @@ class Steps:
         self._sleep = sleep
         self._random = random
         self._cancelled = cancelled
+        self._side = side
+        self._knows_no = knows_no
+        self._on_leftover = on_leftover
 
-    def upload(self, record: Record, moving: Moving, note: Callable[[Record], None]) -> Record:
+    def upload(self, record: Record, moving: Moving, note: Note) -> Record:
         """Do what is left to do for a record; returns it as UPLOADED, which the caller makes durable.
 
-        `note` makes a changed record durable before the step that it speaks of. Raises what the last
-        try of a step raised; the last noted record says where to go on.
+        `note` is called before the step that a change speaks of. Raises what the last try of a step raised,
+        or FileExists where another sample has the name; the last noted changes say where to go on.
         """
         path = self._path_of(record.key, record.generation)
+        taken: Future[Sample | None] | None = None
+        if record.sample_id is None and not record.create_sent and not self._is_free(record.path):
+            taken = self._side.submit(self._holder_of, record)
         facts = self._facts_of(path)
         meta = msgspec.convert(facts.meta, SampleMetaData)
+        if taken is not None and (holder := taken.result()) is not None:
+            record = self._take_over(record, holder, note)
         urls = _Urls(self._client, self._dataset_id)
-        if record.sample_id is None:
+        created = record.sample_id is None
+        if created:
             record = self._create(record, facts, meta, urls, note)
         assert record.sample_id is not None
-        urls.for_sample(record.sample_id, thumbnail=facts.thumbnail is not None and not record.thumbnail_done)
         moving.moved += 1
-        if facts.thumbnail is not None and not record.thumbnail_done:
-            self._put(urls, True, facts.thumbnail)
-            record = record.changed(thumbnail_done=True)
-            note(record)
-            moving.moved += 1
-        etag = self._put(urls, False, _CountedBody(path, path.stat().st_size, moving))
+        first: Future[Sample | None] | None = None
+        # also of one that was created before a crash, or before a try that failed
+        if not (record.replaces or self._config.sole_writer):
+            first = self._side.submit(self._rival_of, record, created)
+        etag = self._send_bytes(record, facts, urls, path, moving, note)
+        if first is not None and (rival := first.result()) is not None:
+            record = self._give_way(record, rival, note)
+            urls = _Urls(self._client, self._dataset_id)
+            etag = self._send_bytes(record, facts, urls, path, moving, note)
         if record.replaces:
-            self._update(record, facts, meta)
+            self._update(record, facts, meta, urls)
         return record.changed(state=State.UPLOADED, etag=etag, error="", thumbnail_done=False)
+
+    def _send_bytes(
+        self, record: Record, facts: ImageFacts, urls: _Urls, path: Path, moving: Moving, note: Note
+    ) -> str:
+        """PUT thumbnail and image at the same time; returns the version that storage gave the image."""
+        assert record.sample_id is not None
+        small = None if record.thumbnail_done else facts.thumbnail
+        urls.for_sample(record.sample_id, thumbnail=small is not None)
+        thumbnail = None if small is None else self._side.submit(self._put, urls, True, small)
+        try:
+            return self._put(urls, False, _CountedBody(path, path.stat().st_size, moving))
+        finally:
+            if thumbnail is not None:
+                thumbnail.result()
+                note(thumbnail_done=True)
+                moving.moved += 1
+
+    # the name
+
+    def _is_free(self, path: str) -> bool:
+        return self._config.sole_writer or self._knows_no(path)
+
+    def _holder_of(self, record: Record) -> Sample | None:
+        """The sample that has the record's name already; of several the first."""
+        found = self.named(record.name)
+        return min(found, key=_precedence, default=None)
+
+    def _rival_of(self, record: Record, just_created: bool) -> Sample | None:
+        """Another sample of the name that was created before ours; None where ours is the first.
+
+        One of ours that is not found was renamed by others, unless it was just created and does not show yet.
+        """
+        found = self.named(record.name)
+        if not just_created and all(sample.id != record.sample_id for sample in found):
+            return None
+        first = min(found, key=_precedence, default=None)
+        return None if first is None or first.id == record.sample_id else first
+
+    def _take_over(self, record: Record, holder: Sample, note: Note) -> Record:
+        """Replace the image of the sample that has the name; FileExists where that is not allowed."""
+        if not self._config.allow_overwrite:
+            raise FileExists(f"another machine has created {record.name} meanwhile; this file stays local")
+        note(durable=True, sample_id=holder.id, replaces=True)
+        return record.changed(sample_id=holder.id, replaces=True)
+
+    def _give_way(self, record: Record, rival: Sample, note: Note) -> Record:
+        """Rename our sample, whose name another one had first, out of the way, and take that one over."""
+        assert record.sample_id is not None
+        self.put_away(record.sample_id, record.name)
+        note(durable=True, sample_id=None, mark="", create_sent=False, replaces=False)
+        record = record.changed(
+            sample_id=None, mark="", create_sent=False, replaces=False, thumbnail_done=False
+        )
+        return self._take_over(record, rival, note)
+
+    def put_away(self, sample_id: str, name: str) -> str:
+        """Rename a sample that nobody can delete to a name that no listing shows; returns that."""
+        away = f"{REPLACED_FOLDER}/{sample_id}-{name.rpartition('/')[2]}"
+        self._on_leftover(Leftover(sample_id, name, away))
+        log.warning("%s: the sample %s cannot be deleted; it is called %s now", name, sample_id, away)
+        self._client.update_sample(self._dataset_id, sample_id, SampleUpdate(file_name=away))
+        return away
 
     # the sample
 
@@ -110,7 +225,7 @@ class Steps:
         facts: ImageFacts,
         meta: SampleMetaData,
         urls: _Urls,
-        note: Callable[[Record], None],
+        note: Note,
     ) -> Record:
         lost = record.create_sent  # by an earlier try, perhaps of an earlier mount
         since_ms = self._staged_ms(record) if lost else None
@@ -123,7 +238,8 @@ class Steps:
                 if found is not None:
                     return found
             record = record.changed(mark=record.mark or secrets.token_hex(12), create_sent=True)
-            note(record)
+            # every other step can be taken again; a create must be known for sure
+            note(durable=True, mark=record.mark, create_sent=True)
             try:
                 return self._send_create(_new_sample(record, facts, meta), urls)
             except RequestError as error:
@@ -131,7 +247,7 @@ class Steps:
                 lost = error.status is None
                 if refused or not error.request_sent:
                     record = record.changed(create_sent=False)
-                    note(record)
+                    note(create_sent=False)
                 elif isinstance(error, MalformedAnswer | UnsafeUrl):
                     # it succeeded, whatever it said
                     found = self._find_created(record, _LOOKS)
@@ -140,9 +256,8 @@ class Steps:
                 raise
 
         sample_id = self._retrying(attempt)
-        record = record.changed(sample_id=sample_id)
-        note(record)
-        return record
+        note(sample_id=sample_id)
+        return record.changed(sample_id=sample_id)
 
     def _staged_ms(self, record: Record) -> int:
         """A time before the create of a file was sent, in ms; clocks may differ by a day."""
@@ -214,10 +329,13 @@ class Steps:
             yield from page
             offset, last = offset + len(page), page[-1].id
 
-    def _update(self, record: Record, facts: ImageFacts, meta: SampleMetaData) -> None:
-        """Confirm an overwrite; what others keep in the metadata stays."""
+    def _update(self, record: Record, facts: ImageFacts, meta: SampleMetaData, urls: _Urls) -> None:
+        """Confirm an overwrite; what others keep in the metadata stays, the old thumbnail does not."""
         assert record.sample_id is not None
-        before = self._client.get_sample(self._dataset_id, record.sample_id).meta_data or SampleMetaData()
+        sample = self._client.get_sample(self._dataset_id, record.sample_id)
+        before = sample.meta_data or SampleMetaData()
+        if facts.thumbnail is None and (sample.thumb_name or before.shape):
+            self._put(urls, True, BLANK_THUMBNAIL)
         changes = SampleUpdate(
             thumb_name=thumbnail_name(record.name) if facts.thumbnail is not None else msgspec.UNSET,
             exif=facts.exif,
@@ -318,6 +436,11 @@ class _CountedReader(BodyReader):
     def read(self, size: int = -1) -> bytes:
         self._moving.moved += 1
         return super().read(size)
+
+
+def _precedence(sample: Sample) -> tuple[int, str]:
+    """The order in which samples of one name were created."""
+    return sample.created_at or 0, sample.id
 
 
 def _new_sample(record: Record, facts: ImageFacts, meta: SampleMetaData) -> SampleCreate:

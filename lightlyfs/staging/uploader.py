@@ -4,6 +4,9 @@ Each step that cannot be taken back is in the journal before it is taken. A crea
 after a lost reply the sample that bears it is adopted, and only where none does is another create sent. A PUT
 that storage answered with 2xx is the confirmation.
 
+While the server cannot be reached no file waits for its own time-outs: new uploads are owed at once, one of
+those that wait is the probe, and its success starts all others.
+
 Threads: any may call. The lock guards the table of jobs; it is never held during a request or a callback.
 """
 
@@ -12,12 +15,21 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from lightlyfs.errors import Cancelled, LightlyFsError, Retryable
-from lightlyfs.staging.journal import Journal, Record, State
+from lightlyfs.errors import (
+    Cancelled,
+    FileExists,
+    Forbidden,
+    LightlyFsError,
+    Retryable,
+    Unauthorized,
+    Unreachable,
+)
+from lightlyfs.staging.files import LocalFile, LocalFiles, Ticket
+from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.steps import Steps
 
 log = logging.getLogger(__name__)
@@ -26,67 +38,73 @@ WORKERS = 16
 # a failed upload is tried again after this, twice as long each time
 _FIRST_RETRY_S = 5.0
 _MAX_RETRY_S = 300.0
-_LOOK_FOR_RETRIES_S = 1.0
-
-
-class Ticket:
-    """One upload to wait for; `result` is done after its first try, well or not."""
-
-    def __init__(self) -> None:
-        self.result: Future[Record] = Future()
-        self.moved = 0  # counts steps and pieces sent, so that a waiter sees that it goes on
+# a refused token or permission changes by a person's doing: each minute at first, then each ten
+_REFUSED_RETRY_S, _REFUSED_TRIES, _REFUSED_LATER_S = 60.0, 5, 600.0
+# while the server cannot be reached, one upload is tried this often
+_PROBE_S = 3.0
+_LOOK_FOR_RETRIES_S = 0.5
 
 
 class UploaderStats(NamedTuple):
-    """Counters since the mount began, and what is owed now."""
+    """Counters since the mount began, and what is owed now; `offline` says why nothing is tried, or ""."""
 
     uploaded: int
     under_way: int
     waiting: int
     failed: int
+    offline: str
 
 
 @dataclass
 class _Job:
-    record: Record
+    file: LocalFile
+    generation: int
     ticket: Ticket
     running: bool = False
+    failed: bool = False
     tries: int = 0
     retry_at: float = 0.0
     # a later generation of the same file, sealed while this one is on its way
-    following: tuple[Record, Ticket] | None = field(default=None)
+    following: tuple[int, Ticket] | None = field(default=None)
 
 
 class Uploader:
-    """Uploads what is submitted, one generation of a file at a time, several files at once.
-
-    `on_done(record)` is told of each success before its ticket is; it is to make that durable, and the spool
-    file is its to delete. A crash before that costs a second PUT of the same bytes.
-    `on_note(record)` is told of every other change of a record, before the journal is: whoever keeps a record
-    of the file and writes that down meanwhile must not take the change back.
-    """
+    """Uploads what is submitted, one generation of a file at a time, several files at once."""
 
     def __init__(
         self,
         steps: Steps,
-        journal: Journal,
+        files: LocalFiles,
         *,
         clock: Callable[[], float],
         closing: threading.Event,
-        on_done: Callable[[Record], None],
-        on_note: Callable[[Record], None],
+        on_uploaded: Callable[[LocalFile, Record], None],
+        on_failed: Callable[[LocalFile, Exception], None] = lambda *_: None,
+        has_new_token: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`on_uploaded` is called with each success, `on_failed` with each failure, before a ticket is done.
+
+        The first makes the success durable and deletes the staged bytes; a crash before that costs a second
+        PUT of the same bytes.
+        `has_new_token` is asked now and then while the token is refused.
+        """
         self._steps = steps
-        self._journal = journal
+        self._files = files
         self._clock = clock
         self._closing = closing
-        self._on_done = on_done
-        self._on_note = on_note
+        self._on_uploaded = on_uploaded
+        self._on_failed = on_failed
+        self._has_new_token = has_new_token
         self._pool = ThreadPoolExecutor(WORKERS, "lightlyfs-upload")
         self._state = threading.Condition()
         # guarded by _state
         self._jobs: dict[str, _Job] = {}
         self._uploaded = 0
+        self._offline = ""
+        self._refused = False
+        self._probe_at = 0.0
+        self._moved = 0  # of tickets that are done, and those that began
+        self._seen_moved, self._seen_at = -1, 0.0
         self._retrier = threading.Thread(target=self._retry_loop, name="lightlyfs-retry", daemon=True)
 
     def start(self) -> None:
@@ -100,34 +118,50 @@ class Uploader:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def stats(self) -> UploaderStats:
-        """Counters since the mount began, and what is owed now."""
+        """Return counters since the mount began, and what is owed now."""
         with self._state:
             running = sum(job.running for job in self._jobs.values())
-            failed = sum(job.record.state is State.FAILED for job in self._jobs.values())
-            return UploaderStats(self._uploaded, running, len(self._jobs) - running - failed, failed)
+            failed = sum(job.failed and not job.running for job in self._jobs.values())
+            waiting = len(self._jobs) - running - failed
+            return UploaderStats(self._uploaded, running, waiting, failed, self._offline)
 
-    def owed(self) -> list[Record]:
-        """What the server has not got yet."""
-        with self._state:
-            return [job.following[0] if job.following else job.record for job in self._jobs.values()]
+    def submit(self, file: LocalFile, *, delay_s: float = 0.0) -> Ticket:
+        """Upload a file's present generation, which is sealed, behind earlier ones of it.
 
-    def submit(self, record: Record) -> Ticket:
-        """Upload a sealed generation, which the journal holds already, behind earlier ones of the file."""
-        ticket = Ticket()
+        With a delay it begins later, unless it is withdrawn before. While the server cannot be reached the
+        ticket fails at once; the file is owed.
+        """
+        ticket, generation = Ticket(), file.record.generation
         with self._state:
-            job = self._jobs.get(record.key)
-            if job is None:
-                job = self._jobs[record.key] = _Job(record, ticket)
-                self._start_locked(job)
-            elif job.running:
+            self._moved += 1
+            job = self._jobs.get(file.record.key)
+            if job is not None and job.running:
                 if job.following is not None:
                     # the generation between is never sent: who waits for it waits for this one
                     ticket = job.following[1]
-                job.following = (record, ticket)
+                job.following = (generation, ticket)
+                return ticket
+            if job is None:
+                job = self._jobs[file.record.key] = _Job(file, generation, ticket)
+            job.file, job.generation, job.ticket, job.failed = file, generation, ticket, False
+            offline = self._offline
+            if offline:
+                job.retry_at = self._probe_at
+            elif delay_s:
+                job.retry_at = self._clock() + delay_s
             else:
-                job.record, job.ticket = _onto(job.record, record), ticket
                 self._start_locked(job)
+        if offline:
+            self._files.update(file, generation, state=State.PENDING, error=offline)
+            _settle(ticket, Unreachable(offline))
         return ticket
+
+    def hasten(self, file: LocalFile) -> None:
+        """Begin an upload that was submitted with a delay."""
+        with self._state:
+            job = self._jobs.get(file.record.key)
+            if job is not None and not job.running and not self._offline:
+                self._start_locked(job)
 
     def withdraw(self, key: str) -> bool:
         """Take a file back, so that it is not tried again; False, and no change, where it is on its way."""
@@ -140,115 +174,166 @@ class Uploader:
             return True
 
     def retry_all(self) -> int:
-        """Try everything that waits or failed now; how many that are."""
+        """Try everything that waits or failed now; returns how many files that are."""
         with self._state:
+            self._offline, self._refused = "", False
             idle = [job for job in self._jobs.values() if not job.running]
             for job in idle:
                 job.tries = 0
                 self._start_locked(job)
         return len(idle)
 
-    def wait_idle(self, seconds: float) -> int:
-        """Wait at most that long until nothing is under way; how many files are still under way."""
+    def wait_idle(self, seconds: float) -> tuple[int, int]:
+        """Wait at most that long until nothing is under way.
+
+        Returns how many files still are (none while the server cannot be reached), and a number that moves
+        while they do.
+        """
         with self._state:
             self._state.wait_for(lambda: not self._running_locked(), seconds)
-            return self._running_locked()
+            moved = self._moved + sum(job.ticket.moved for job in self._jobs.values())
+            if moved != self._seen_moved:
+                self._seen_moved, self._seen_at = moved, self._clock()
+            return self._running_locked(), moved
+
+    def stalled_s(self) -> float:
+        """Return how long `wait_idle` has seen nothing move, whoever called it."""
+        with self._state:
+            return self._clock() - self._seen_at
 
     def _running_locked(self) -> int:
-        return sum(job.running for job in self._jobs.values())
+        if self._offline:
+            return 0
+        due = self._clock() + _PROBE_S  # one that was submitted with a delay
+        return sum(
+            job.running or (not job.tries and not job.failed and job.retry_at <= due)
+            for job in self._jobs.values()
+        )
 
     def _start_locked(self, job: _Job) -> None:
-        job.running = True
+        job.running, job.failed = True, False
         try:
             self._pool.submit(self._run, job)
         except RuntimeError:  # the pool is shut down: the mount ends, the journal keeps it
             job.running = False
 
     def _run(self, job: _Job) -> None:
+        file, generation = job.file, job.generation
+
+        def note(*, durable: bool = False, **changes: object) -> None:
+            self._files.update(file, generation, durable=durable, **changes)
+
         try:
-            record = self._steps.upload(job.record, job.ticket, lambda changed: self._note(job, changed))
-            self._on_done(record)
+            # what the server knows of the file is common to all generations
+            record = file.record.changed(generation=generation)
+            uploaded = self._steps.upload(record, job.ticket, note)
+            self._on_uploaded(file, uploaded)
         except Exception as error:
             self._failed(job, error)
             return
         with self._state:
             self._uploaded += 1
-            following, job.following = job.following, None
-            if following is None:
-                del self._jobs[record.key]
+            self._moved += job.ticket.moved + 1
+            waiter = job.ticket
+            if job.following is None:
+                del self._jobs[file.record.key]
             else:
-                later, ticket = following
-                done, job.record, job.ticket, job.tries = job.ticket, _onto(record, later), ticket, 0
+                (job.generation, job.ticket), job.following, job.tries = job.following, None, 0
                 self._start_locked(job)
+            self._online_locked()
             self._state.notify_all()
-        _settle(job.ticket if following is None else done, record)
-
-    def _note(self, job: _Job, changed: Record) -> None:
-        """A step was, or is about to be, taken.
-
-        Only a create that is about to be sent must be known for sure: every other step can be taken again.
-        """
-        self._on_note(changed)
-        self._journal.note(changed, durable=changed.create_sent and changed.sample_id is None)
-        with self._state:
-            job.record = changed
+        _settle(waiter, uploaded)
 
     def _failed(self, job: _Job, error: Exception) -> None:
         if not isinstance(error, LightlyFsError | OSError):
-            log.error("an upload failed", exc_info=error)
+            log.error("the upload of %s failed", job.file.path, exc_info=error)
         again = _may_pass(error)
-        state = State.PENDING if again else State.FAILED
-        text = "" if isinstance(error, Cancelled) else str(error)
+        # a name that is taken is not owed: the file stays local until a person says otherwise
+        state = State.LOCAL if isinstance(error, FileExists) else State.PENDING if again else State.FAILED
+        text = "" if isinstance(error, Cancelled) else _reason(error)
         try:
-            self._note(job, job.record.changed(state=state, error=text))
+            self._files.update(job.file, job.generation, state=state, error=text)
         except Exception as second:
-            # it stays owed as the journal has it, and whoever waits must not wait for ever
-            log.warning("the journal could not note a failed upload: %s", second)
+            # it stays owed as the journal has it, and a caller that waits must not wait without end
+            log.warning("%s: the journal could not note a failed upload: %s", job.file.path, second)
         with self._state:
             job.running = False
             job.tries += 1
-            delay = min(_MAX_RETRY_S, _FIRST_RETRY_S * 2 ** (job.tries - 1))
-            job.retry_at = self._clock() + delay if again else float("inf")
+            job.failed = not again
+            job.retry_at = self._clock() + _delay_s(error, job.tries) if again else float("inf")
             ticket = job.ticket
+            if isinstance(error, Unreachable):
+                self._offline_locked(text)
+                job.retry_at = self._probe_at
+            else:
+                self._refused |= isinstance(error, Unauthorized | Forbidden)
+                if not isinstance(error, Cancelled):
+                    self._online_locked()
             if job.following is not None:
-                later, job.ticket = job.following
-                job.record, job.following = _onto(job.record, later), None
+                (job.generation, job.ticket), job.following = job.following, None
                 self._start_locked(job)
+            elif state is State.LOCAL:
+                self._jobs.pop(job.file.record.key, None)
             self._state.notify_all()
+        self._on_failed(job.file, error)
         _settle(ticket, error)
+
+    def _offline_locked(self, reason: str) -> None:
+        if not self._offline:
+            log.warning("the server cannot be reached; files are kept and uploaded later: %s", reason)
+        self._offline = reason
+        self._probe_at = self._clock() + _PROBE_S
+
+    def _online_locked(self) -> None:
+        """The server answered: what waited for it goes on."""
+        if not self._offline:
+            return
+        self._offline = ""
+        log.info("the server can be reached again")
+        for job in self._jobs.values():
+            if not job.running and not job.failed:
+                self._start_locked(job)
 
     def _retry_loop(self) -> None:
         while not self._closing.wait(_LOOK_FOR_RETRIES_S):
+            if self._refused and self._has_new_token():
+                self.retry_all()
             with self._state:
                 now = self._clock()
-                for job in self._jobs.values():
-                    if not job.running and job.retry_at <= now:
-                        self._start_locked(job)
+                due = [job for job in self._jobs.values() if not job.running and job.retry_at <= now]
+                if self._offline:
+                    busy = any(job.running for job in self._jobs.values())
+                    due = [] if busy or now < self._probe_at else due[:1]
+                for job in due:
+                    self._start_locked(job)
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether trying again may help without anybody's doing; the disk may have room again."""
+    """Whether trying again may help; the disk may have room again, the token be renewed."""
+    if isinstance(error, FileExists):
+        return False
     if isinstance(error, OSError):
         return not isinstance(error, FileNotFoundError)
-    return isinstance(error, Retryable | Cancelled)
+    return isinstance(error, Retryable | Cancelled | Unauthorized | Forbidden)
+
+
+def _delay_s(error: Exception, tries: int) -> float:
+    if isinstance(error, Unauthorized | Forbidden):
+        return _REFUSED_RETRY_S if tries <= _REFUSED_TRIES else _REFUSED_LATER_S
+    return float(min(_MAX_RETRY_S, _FIRST_RETRY_S * 2 ** (tries - 1)))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Unauthorized | Forbidden):
+        return f"{error}; check the token (or --token-file), then run: lightlyfs refresh MOUNTPOINT"
+    return str(error)
 
 
 def _settle(ticket: Ticket, outcome: Record | Exception) -> None:
-    """Tell who waits; that a first try failed is not taken back by a later one."""
+    """End the wait for an upload; that a first try failed is not taken back by a later one."""
     if ticket.result.done():
         return
     if isinstance(outcome, Exception):
         ticket.result.set_exception(outcome)
     else:
         ticket.result.set_result(outcome)
-
-
-def _onto(earlier: Record, later: Record) -> Record:
-    """A later generation, with what the server knows of the file since."""
-    return later.changed(
-        sample_id=earlier.sample_id or later.sample_id,
-        mark=earlier.mark or later.mark,
-        create_sent=earlier.create_sent or later.create_sent,
-        replaces=later.replaces or earlier.state is State.UPLOADED,
-        thumbnail_done=False,
-    )

@@ -6,7 +6,6 @@ Nothing else builds parts. A mount of the demo, of a test and of a user differ i
 from lightlyfs.wiring.connections import Connections, connect, credentials_of, quick_policy
 from lightlyfs.wiring.counting import RequestCounter
 from lightlyfs.wiring.index import export_index, import_for_later
-from lightlyfs.wiring.kernel import Processes, program_of
 from lightlyfs.wiring.metrics import serve_metrics
 from lightlyfs.wiring.opening import list_once, open_place, open_spool
 from lightlyfs.wiring.owed import OwedFile, discard_owed, owed_files
@@ -17,7 +16,6 @@ __all__ = [
     "Connections",
     "OwedFile",
     "Parts",
-    "Processes",
     "RequestCounter",
     "connect",
     "credentials_of",
@@ -28,7 +26,6 @@ __all__ = [
     "open_place",
     "open_spool",
     "owed_files",
-    "program_of",
     "quick_policy",
     "serve_metrics",
     "status_of",

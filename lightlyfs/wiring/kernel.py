@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import resource
-import threading
-from pathlib import Path
 from typing import Protocol
 
-from cachetools import TTLCache
+from lightlyfs.fs.handles import Watch
 
 # a cached file that is kept open costs 1 KB of memory, and saves a tenth of a millisecond when it is read
 _DESCRIPTORS = 8_192
@@ -33,6 +31,18 @@ class Kernel(Protocol):
         """The thread group that the callback under way serves."""
         ...
 
+    def was_killed(self, process: int) -> bool | None:
+        """Whether a signal ended a process, or is ending it; None where that cannot be said."""
+        ...
+
+    def watch(self, process: int) -> Watch | None:
+        """Keep hold of how a process ends, also once it is gone; None where that cannot be."""
+        ...
+
+    def caller_unlinks(self) -> bool | None:
+        """Whether the callback under way serves the removal of a name, not a rename; None: not known."""
+        ...
+
     def forget(self, paths: tuple[str, ...] | None) -> bool:
         """Drop what the kernel knows of paths; whether that is done already."""
         ...
@@ -55,36 +65,21 @@ class NoKernel:
         """Always the same one."""
         return 0
 
+    def was_killed(self, process: int) -> bool | None:
+        """No caller is a process of its own."""
+        return False
+
+    def watch(self, process: int) -> Watch | None:
+        """No caller is a process of its own."""
+        return None
+
+    def caller_unlinks(self) -> bool | None:
+        """Not known."""
+        return None
+
     def forget(self, paths: tuple[str, ...] | None) -> bool:
         """Nothing is kept, so nothing has to be forgotten."""
         return True
-
-
-class Processes:
-    """The processes of threads, remembered for a moment: one program opens and closes many files."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        # guarded by _lock; short, for numbers are given out again
-        self._known: TTLCache[int, int] = TTLCache(256, ttl=1.0)
-
-    def __call__(self, thread: int) -> int:
-        """The thread group of a thread; the number itself where it is gone."""
-        with self._lock:
-            known: int | None = self._known.get(thread)
-            if known is None:
-                known = self._known[thread] = _thread_group(thread)
-        return known
-
-
-def _thread_group(thread: int) -> int:
-    try:
-        for line in Path(f"/proc/{thread}/status").read_text(errors="replace").splitlines():
-            if line.startswith("Tgid:"):
-                return int(line.split()[1])
-    except (OSError, ValueError):
-        pass
-    return thread
 
 
 def open_files_limit() -> int:
@@ -95,14 +90,3 @@ def open_files_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     # half of them: connections and the catalogue need some, too
     return _DESCRIPTORS // 2 if soft == resource.RLIM_INFINITY else min(soft, _DESCRIPTORS) // 2
-
-
-def program_of(pid: int) -> str:
-    """The name of a process as the kernel keeps it, at most 15 bytes; "" where it is gone.
-
-    To be asked for the thread group: threads have names of their own.
-    """
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
-    except OSError:
-        return ""

@@ -11,8 +11,9 @@ from lightlyfs.wiring.parts import Parts
 
 def open_spool(settings: Settings, dataset_id: str) -> places.SpoolPlace:
     """The directory for what a mount owes, with what earlier ones left, locked."""
-    root = places.server_directory(places.state_root(settings.cache_dir), settings.server)
-    return places.SpoolPlace(root, dataset_id)
+    state = places.state_root(settings.cache_dir)
+    places.remember_state_root(state)
+    return places.SpoolPlace(places.server_directory(state, settings.server), dataset_id)
 
 
 def open_place(settings: Settings, dataset_id: str) -> places.DatasetPlace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import threading
 import time
@@ -31,7 +32,7 @@ from lightlyfs.content.identity import NO_OBJECT
 from lightlyfs.content.once import FetchOnce
 from lightlyfs.content.prefetcher import PrefetchStats
 from lightlyfs.content.reader import Reader
-from lightlyfs.errors import NoSuchFile, TooManyWaiting
+from lightlyfs.errors import NoSuchFile, SettingsError, TooManyWaiting
 from lightlyfs.fs.cached_files import CachedFiles, HandOutParts
 from lightlyfs.fs.crawlers import CrawlBudget
 from lightlyfs.fs.filesystem import Filesystem
@@ -43,8 +44,8 @@ from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.views import Views, ViewSources
 from lightlyfs.fs.warming import Warming, WarmingParts
 from lightlyfs.fs.xattrs import ExtendedAttributes
-from lightlyfs.settings import Settings
-from lightlyfs.wiring.connections import METADATA_THREADS, Connections
+from lightlyfs.settings import Settings, read_secrets
+from lightlyfs.wiring.connections import METADATA_THREADS, Connections, credentials_of
 from lightlyfs.wiring.counting import RequestCounter
 from lightlyfs.wiring.desktop import Desktop, DesktopNeeds
 from lightlyfs.wiring.kernel import Kernel, NoKernel, open_files_limit
@@ -162,6 +163,12 @@ class Parts:
         self.cache.close()
         self.place.close()
 
+    def leave_locks(self) -> None:
+        """Let go of the locks in a forked child: they are the parent's, and end with it alone."""
+        self.place.locks.close()
+        if self.uploads is not None:
+            self.uploads.leave_locks()
+
     def prefetch_stats(self) -> PrefetchStats:
         """What was fetched before it was asked for."""
         return self._samples.prefetcher.stats()
@@ -205,9 +212,30 @@ class Parts:
         if self.uploads is not None:
             self.uploads.uploader.retry_all()
 
+    def reload_token(self) -> bool:
+        """Read the token file again, and go on with its token; False where there is none to be had."""
+        path = self.settings.token_file
+        if path is None:
+            return False
+        try:
+            secrets = read_secrets(os.environ, path, self.settings.read_mode)
+        except SettingsError as error:
+            log.error("%s; the old token stays in use", error)
+            return False
+        self.use_credentials(credentials_of(secrets))
+        log.info("the token was read again from %s", path)
+        return True
+
     def refresh(self) -> Changes:
-        """Ask the API for everything now; what the kernel knows is forgotten along with it."""
+        """Ask the API for everything now; what the kernel knows is forgotten along with it.
+
+        The token file is read again: who renewed a token may call this next.
+        """
+        self.reload_token()
         self._forget_details()
+        if self.uploads is not None:
+            self.uploads.uploader.retry_all()
+            self.uploads.completion.outdate()
         changes = self.catalog.refresh()
         self.filesystem.note_changes(None)
         return changes
@@ -313,10 +341,9 @@ class Parts:
     def _make_filesystem(self, kernel: Kernel, spool_place: places.SpoolPlace | None) -> Filesystem:
         if spool_place is not None:
             self.uploads = Uploads(self._upload_needs(kernel), spool_place)
-        journal = self.uploads.journal if self.uploads else None
-        local = self.uploads.local if self.uploads else None
-        times = self.uploads.times if self.uploads else SetTimes(journal)
-        namespace = self._namespace = Namespace(self.catalog, local, times)
+        times = self.uploads.times if self.uploads else SetTimes(None)
+        namespace = self.uploads.namespace if self.uploads else Namespace(self.catalog, None, times)
+        self._namespace = namespace
         by_path = None
         if self.uploads is None and kernel.forgets_at_once:
             by_path = PathReads(
@@ -329,11 +356,12 @@ class Parts:
             times,
             self._patience,
             forget=kernel.forget,
-            writing=self.uploads.write_parts(namespace) if self.uploads else None,
+            writing=self.uploads.write_parts() if self.uploads else None,
             by_path=by_path,
             views=self._make_views(namespace, kernel),
             prefill=self.desktop.make_prefill(times),
             caller_name=kernel.caller_name,
+            caller_process=kernel.caller_process,
         )
 
     def _upload_needs(self, kernel: Kernel) -> UploadNeeds:
@@ -349,9 +377,10 @@ class Parts:
             executor=self._metadata_pool,
             patience=self._patience,
             closing=self.closing,
-            caller_process=kernel.caller_process,
+            kernel=kernel,
             resolve=self._urls.resolve,
             storage=self._storage,
+            reload_token=self.reload_token,
         )
 
     def _pause(self, seconds: float) -> None:

@@ -45,5 +45,7 @@ def status_of(parts: Parts) -> dict[str, Any]:
         "open_files": parts.filesystem.open_files,
         "requests": parts.requests.counts(),
         "read_only": parts.uploads is None,
+        "upload": parts.settings.upload.text,
+        "cache_dir": None if parts.settings.cache_dir is None else str(parts.settings.cache_dir),
         "uploads": uploads_status(parts.uploads),
     }

@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,11 @@ from lightlyfs.api.transport import Request, Transport, raise_for_status
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.reader import Reader
-from lightlyfs.errors import Cancelled, LightlyFsError, Retryable
+from lightlyfs.errors import Cancelled, FileExists, LightlyFsError, NotFound, Retryable
 from lightlyfs.fs.adoption import Adoption
-from lightlyfs.fs.changes import ChangeParts, TreeChanges
+from lightlyfs.fs.changes import TreeChanges, sample_name
 from lightlyfs.fs.completion import Completion
 from lightlyfs.fs.filesystem import WriteParts
-from lightlyfs.fs.local import LocalFiles
 from lightlyfs.fs.namespace import Namespace
 from lightlyfs.fs.patience import Patience
 from lightlyfs.fs.policy import WritePolicy
@@ -34,16 +33,24 @@ from lightlyfs.fs.writer import Writer
 from lightlyfs.settings import Settings
 from lightlyfs.staging.edits import SampleEdits
 from lightlyfs.staging.facts_process import FactsPool
-from lightlyfs.staging.journal import Journal, State
+from lightlyfs.staging.files import LocalFile, LocalFiles
+from lightlyfs.staging.journal import Journal
 from lightlyfs.staging.once import Once
+from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.spool import Spool
 from lightlyfs.staging.steps import Steps, UploadConfig
-from lightlyfs.staging.uploader import Uploader
+from lightlyfs.staging.uploader import WORKERS, Uploader
+from lightlyfs.upload_rules import is_scratch
+from lightlyfs.wiring.kernel import Kernel
 
 log = logging.getLogger(__name__)
 
-# an end of the mount waits for uploads this long without one of them ending
-_DRAIN_STALLED_S = 30.0
+# an end of the mount waits for uploads this long while none of them moves
+_DRAIN_STALLED_S = 10.0
+# names in the catalogue are trusted this long when a sample is created
+_NAMES_FRESH_S = 2.0
+_NAMED_FILES = 3
+_SHOWN_LOCAL = 100
 
 
 @dataclass(frozen=True)
@@ -62,8 +69,9 @@ class UploadNeeds:
     executor: Executor
     patience: Patience
     closing: threading.Event
-    caller_process: Callable[[], int]
+    kernel: Kernel
     resolve: Callable[[str], str]
+    reload_token: Callable[[], bool]
 
 
 class Uploads:
@@ -74,42 +82,65 @@ class Uploads:
             _take_over(other, place)
         self._needs = needs
         self._place = place
+        self._token_seen = self._token_changed_ns()
+        rules = needs.settings.upload
+        self.policy = WritePolicy(rules, needs.settings.allow_overwrite, needs.settings.write_back)
         self.spool = Spool(place.path / "files")
         self.journal = Journal(place.path / "journal.db")
-        self.local = LocalFiles(self.spool, self.journal)
+        self.local = LocalFiles(self.spool, self.journal, name_of=sample_name, counts=rules.counts)
         self.times = SetTimes(self.journal)
+        self.namespace = Namespace(needs.catalog, self.local, self.times, needs.kernel.forget)
         self.facts = FactsPool()
+        # thumbnail, image and the look for a rival are sent at the same time
+        self._side = ThreadPoolExecutor(2 * WORKERS, "lightlyfs-upload-side")
         adoption = Adoption(needs.catalog, needs.reader, needs.cache, self.spool, self.times)
-        self.completion = Completion(self.local, needs.catalog, adoption)
+        self.completion = Completion(
+            self.local,
+            self.namespace,
+            self.times,
+            adoption,
+            self._is_gone,
+            needs.kernel.forget,
+            time.monotonic,
+        )
+        steps = self._make_steps(self.spool.path)
         self.uploader = Uploader(
-            self._make_steps(self.spool.path),
-            self.journal,
+            steps,
+            self.local,
             clock=time.monotonic,
             closing=needs.closing,
-            on_done=self.completion.done,
-            on_note=self.completion.noted,
+            on_uploaded=self.completion.uploaded,
+            on_failed=self._note_failed,
+            has_new_token=self._has_new_token,
         )
         self.writer = Writer(
             self.local,
             self.uploader,
-            WritePolicy(needs.settings.allow_overwrite, needs.settings.write_back),
+            self.policy,
             needs.patience,
+            self.times,
             read_sample=needs.samples.read_entry,
-            caller_process=needs.caller_process,
+            callers=needs.kernel,
+            exists=self.namespace.knows,
+            shows_again=self._shows_again,
         )
         # beside the spools, each of which is one process's own
         self.once = Once(
-            self._make_steps(lambda key, _: Path(key)),
+            self._make_steps(lambda key, _: Path(key), sole_writer=True),
             needs.storage,
             needs.resolve,
             place.path.parent.parent / "once",
         )
-        self.edits = SampleEdits(needs.client, needs.dataset_id, needs.executor, self._can_be_read)
+        self.edits = SampleEdits(
+            needs.client, needs.dataset_id, needs.executor, self._can_be_read, steps.put_away
+        )
 
-    def write_parts(self, namespace: Namespace) -> WriteParts:
+    def write_parts(self) -> WriteParts:
         """The parts as the file system takes them."""
-        parts = ChangeParts(namespace, self.local, self.writer, self.edits)
-        return WriteParts(self.writer, TreeChanges(parts), self.completion)
+        changes = TreeChanges(
+            self.namespace, self.local, self.writer, self.edits, self.completion, self._needs.kernel
+        )
+        return WriteParts(self.writer, changes, self.completion)
 
     def start(self) -> None:
         """Go on with what an earlier mount left."""
@@ -120,34 +151,100 @@ class Uploads:
             self._needs.executor.submit(self._finish_renames, renames)
 
     def drain(self) -> None:
-        """Wait for the uploads under way, as long as one ends every now and then."""
-        left, since = self.uploader.wait_idle(0), time.monotonic()
-        while left and time.monotonic() - since < _DRAIN_STALLED_S:
-            now = self.uploader.wait_idle(1.0)
-            if now < left:
-                left, since = now, time.monotonic()
+        """Wait for the uploads under way, as long as they move."""
+        left, _ = self.uploader.wait_idle(0)
+        # `umount` may have waited already
+        while left and self.uploader.stalled_s() < _DRAIN_STALLED_S:
+            left, _ = self.uploader.wait_idle(1.0)
+
+    def send(self, paths: list[str]) -> dict[str, str]:
+        """Upload local files because a person says so; returns why, by path, for those that are not."""
+        refused: dict[str, str] = {}
+        for path in paths:
+            file = self.local.get(path)
+            if file is None or file.uploaded:
+                refused[path] = "it is on the server" if file else "there is no local file of this name"
+                continue
+            try:
+                self.writer.send(file)
+            except (LightlyFsError, OSError) as error:
+                refused[path] = str(error)
+        return refused
 
     def close(self) -> None:
         """Stop; what is not uploaded stays in the journal."""
+        for line in kept_lines(self.local.all(), self.policy):
+            log.info("%s", line)
         self.uploader.close()
+        self._side.shutdown(wait=False, cancel_futures=True)
         self.facts.close()
         self.journal.close()
         self._place.close()
 
-    def _make_steps(self, path_of: Callable[[str, int], Path]) -> Steps:
+    def leave_locks(self) -> None:
+        """Let go of the locks in a forked child; the parent has them as long as it lives."""
+        self._place.close()
+
+    def _make_steps(self, path_of: Callable[[str, int], Path], *, sole_writer: bool = False) -> Steps:
         needs = self._needs
+        config = UploadConfig(
+            s3_sse_kms_key=needs.settings.s3_sse_kms_key,
+            allow_overwrite=needs.settings.allow_overwrite,
+            sole_writer=sole_writer or needs.settings.sole_writer,
+        )
         return Steps(
             needs.client,
             needs.dataset_id,
             needs.transport,
             self.facts.facts_of,
             path_of,
-            UploadConfig(s3_sse_kms_key=needs.settings.s3_sse_kms_key),
+            config,
             clock=time.monotonic,
             sleep=self._pause,
             random=random.random,
             cancelled=needs.closing.is_set,
+            side=self._side,
+            knows_no=self._knows_no,
+            on_leftover=self.journal.put_leftover,
         )
+
+    def _shows_again(self, path: str, sample_id: str) -> None:
+        self._needs.samples.outdate(sample_id)
+        self._needs.kernel.forget((path,))
+
+    def _knows_no(self, path: str) -> bool:
+        age_s = self._needs.catalog.refresher.age_s()
+        return age_s is not None and age_s < _NAMES_FRESH_S and self.namespace.listed_at(path) is None
+
+    def _is_gone(self, sample_id: str) -> bool:
+        """Whether the API has no such sample; False where it cannot be asked."""
+        try:
+            self._needs.client.get_sample(self._needs.dataset_id, sample_id)
+        except NotFound:
+            return True
+        except LightlyFsError:
+            pass
+        return False
+
+    def _has_new_token(self) -> bool:
+        """Whether the token file changed since it was read, whose token is used then."""
+        changed = self._token_changed_ns()
+        if changed in (None, self._token_seen):
+            return False
+        self._token_seen = changed
+        return self._needs.reload_token()
+
+    def _token_changed_ns(self) -> int | None:
+        """When the token file changed; None without one."""
+        path = self._needs.settings.token_file
+        try:
+            return None if path is None else path.stat().st_mtime_ns
+        except OSError:
+            return None
+
+    def _note_failed(self, file: LocalFile, error: Exception) -> None:
+        if isinstance(error, FileExists):
+            self.completion.name_taken(file)
 
     def _pause(self, seconds: float) -> None:
         self._needs.closing.wait(seconds)
@@ -174,24 +271,55 @@ class Uploads:
 def uploads_status(uploads: Uploads | None) -> dict[str, Any]:
     """What `status` shows of uploads, as plain values."""
     if uploads is None:
-        return {"pending": 0, "failed": 0, "under_way": 0, "uploaded": 0, "files": []}
+        empty: dict[str, Any] = {"files": [], "local": 0, "kept": [], "leftovers": []}
+        return {"pending": 0, "failed": 0, "under_way": 0, "uploaded": 0, "moved": 0, "offline": ""} | empty
     stats = uploads.uploader.stats()
-    files = [
-        {"path": record.path, "state": record.state.value, "error": record.error, "size": record.size}
-        for record in (file.record for file in uploads.local.all())
-        if record.state is not State.UPLOADED
-    ]
+    shown = uploads.local.all()
+    here = [file.record for file in shown + uploads.local.aside() if not file.uploaded]
+    # a repository has tens of thousands; `uploads list` shows all
+    owed = [record for record in here if record.owed or record.state is State.INTERRUPTED]
+    local = [record for record in here if not record.owed and record.state is not State.INTERRUPTED]
+    under_way, moved = uploads.uploader.wait_idle(0)
     return {
         "pending": stats.under_way + stats.waiting,
         "failed": stats.failed,
-        "under_way": stats.under_way,
+        "under_way": under_way,
+        "moved": moved,
         "uploaded": stats.uploaded,
-        "files": files,
+        "offline": stats.offline,
+        "files": [_file_status(record) for record in owed + local[:_SHOWN_LOCAL]],
+        "local": len(here) - sum(record.owed for record in here),
+        "kept": kept_lines(shown, uploads.policy),
+        "leftovers": [leftover._asdict() for leftover in uploads.journal.leftovers()],
     }
 
 
+def _file_status(record: Record) -> dict[str, Any]:
+    values = {"path": record.path, "state": record.state.value, "error": record.error, "size": record.size}
+    return values | {"owed": record.owed}
+
+
+def kept_lines(files: list[LocalFile], policy: WritePolicy) -> list[str]:
+    """One line a directory of the files that their name keeps from the server."""
+    by_directory: dict[str, list[str]] = {}
+    for file in files:
+        record = file.record
+        if record.state is State.LOCAL and record.size and not record.error and not is_scratch(record.path):
+            directory, _, name = record.path.rpartition("/")
+            by_directory.setdefault(directory, []).append(name)
+    if policy.rules.sends_nothing:
+        return []
+    why = "not images" if policy.rules.text == "images" else f"not counted by --upload {policy.rules.text}"
+    return [
+        f"{directory or 'top folder'}: {len(names):,} files stay local ({why}): "
+        f"{', '.join(sorted(names)[:_NAMED_FILES])}{', ...' if len(names) > _NAMED_FILES else ''}; "
+        "--upload all uploads them"
+        for directory, names in sorted(by_directory.items())
+    ]
+
+
 def _take_over(source: Path, place: places.SpoolPlace) -> None:
-    """Move what another mount left into the place of this one; a crash in the middle is gone on with.
+    """Move what another mount left into the place of this one; safe to repeat after a crash.
 
     A record leaves its journal last, when its bytes are here for sure.
     """
@@ -202,9 +330,10 @@ def _take_over(source: Path, place: places.SpoolPlace) -> None:
     try:
         records = journal.records()
         here = {record.key for record in mine.records()} & {key for key, _ in ours.generations()}
-        for record in records:
-            if record.key not in here:
-                mine.put(record)
+        mine.put(*(record for record in records if record.key not in here))
+        mine.put_directories(*journal.directories())
+        for leftover in journal.leftovers():
+            mine.put_leftover(leftover)
         keys = {record.key for record in records}
         for key, generation in theirs.generations():
             if key in keys:
@@ -214,8 +343,7 @@ def _take_over(source: Path, place: places.SpoolPlace) -> None:
         renames = journal.renames()
         mine.put_renames(renames)
         ours.sync()
-        for key in keys:
-            journal.remove(key)
+        journal.put(forget=keys)
         for _, _, sample_id in renames:
             journal.remove_rename(sample_id)
     finally:

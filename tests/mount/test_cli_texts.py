@@ -66,7 +66,7 @@ def test_a_completion_is_one_the_shell_takes(shell: str) -> None:
         ("lightlyfs mo", {"mount"}),
         ("lightlyfs mount --read-m", {"--read-mode"}),
         ("lightlyfs mount --read-mode ", {"url", "redirect"}),
-        ("lightlyfs uploads ", {"discard", "export", "list", "retry"}),
+        ("lightlyfs uploads ", {"discard", "export", "list", "retry", "send"}),
         ("lightlyfs index ", {"export", "import"}),
         ("lightlyfs deploy u", {"user-unit"}),
         ("lightlyfs help s", {"semantics", "scale"}),

@@ -25,7 +25,7 @@ def test_the_examples_print_what_the_text_says(own_server: LocalServer, tmp_path
     own_server.add_sample("cars/green/frame0.png", b"png")
     assert len(EXAMPLES) >= 5
 
-    with mounted(own_server, tmp_path / "tree") as tree:
+    with mounted(own_server, tmp_path / "tree", "3", "--upload", "images") as tree:
         for command, expected in EXAMPLES:
             done = subprocess.run(
                 ["bash", "-c", command], cwd=tree.mountpoint, capture_output=True, text=True, check=False

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from shared_mount import REPLACED, jpeg
 from test_writing import stored
 from trees import MountedTree, environment, lightlyfs, need_fuse, start_mount, wait_until
 
-from lightlyfs.localserver import LocalServer, Status
+from lightlyfs.localserver import LocalServer, ServerOptions, Status
 
 pytestmark = pytest.mark.fuse
 
@@ -58,10 +61,55 @@ def test_what_is_owed_is_listed_without_a_mount(machine: Machine) -> None:
     lines = sorted(machine.run("uploads", "list").splitlines())
 
     assert len(lines) == 2
-    name, state, size = lines[0].split("\t")
-    assert (name, size) == ("owed.jpg", "4")
-    assert state.startswith("failed: ")
-    assert lines[1] == "x.tmp\tlocal\t7"
+    name, state, size, age, dataset, server = lines[0].split("\t")
+    assert (name, size, dataset) == ("owed.jpg", "4", machine.server.dataset_id)
+    assert state.startswith("pending: ")
+    assert age.endswith(" s")
+    assert machine.server.url.endswith(server.replace("_", ":"))
+    assert lines[1].split("\t")[:3] == ["x.tmp", "local", "7"]
+
+
+def test_the_list_as_json_has_all_that_programs_need(machine: Machine) -> None:
+    leave_owed(machine)
+
+    owed, scratch = sorted(json.loads(machine.run("uploads", "list", "--json")), key=lambda one: one["path"])
+
+    assert (owed["path"], owed["state"], owed["size"], owed["owed"]) == ("owed.jpg", "pending", 4, True)
+    assert "403" in owed["error"]
+    assert (scratch["path"], scratch["state"], scratch["size"], scratch["owed"]) == (
+        "x.tmp",
+        "local",
+        7,
+        False,
+    )
+    for values in (owed, scratch):
+        assert values["dataset"] == machine.server.dataset_id
+        assert values["in_use"] is False
+        assert 0 <= values["age_s"] < 100
+    assert json.loads(machine.run("uploads", "list", "--json", "--dataset", "0" * 24)) == []
+
+
+def test_a_mount_with_a_cache_directory_elsewhere_is_found_by_a_bare_list(
+    machine: Machine, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "else where"
+    for directory in (elsewhere, tmp_path / "unused"):
+        tree = machine.mount("mnt", f"--cache-dir={directory}")
+        with pytest.raises(PermissionError):
+            (tree.mountpoint / f"{directory.name}.jpg").write_bytes(b"owed")
+        running = [one["in_use"] for one in json.loads(machine.run("uploads", "list", "--json"))]
+        assert running.count(True) == 1
+        tree.end()
+
+    names = sorted(line.split("\t")[0] for line in machine.run("uploads", "list").splitlines())
+    assert names == ["else where.jpg", "unused.jpg"]
+    only = machine.run("uploads", "list", "--cache-dir", str(elsewhere)).splitlines()
+    assert [line.split("\t")[0] for line in only] == ["else where.jpg"]
+    machine.run("uploads", "discard", "--yes", "unused.jpg")
+    machine.run("uploads", "export", str(tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out").rglob("*.jpg")] == ["else where.jpg"]
+    elsewhere.rename(tmp_path / "gone")
+    assert machine.run("uploads", "list") == ""
 
 
 def test_the_next_mount_goes_on_with_it(machine: Machine, own_server: LocalServer) -> None:
@@ -83,7 +131,7 @@ def test_a_read_only_mount_says_what_is_owed_and_leaves_it(machine: Machine, own
     tree = machine.mount("mnt", "--read-only")
     tree.end()
 
-    assert "2 files are not on the server yet" in tree.log.read_text()
+    assert "1 files are not on the server yet" in tree.log.read_text()
     assert stored(own_server) == {}
 
 
@@ -105,12 +153,129 @@ def test_export_copies_and_discard_forgets(machine: Machine, own_server: LocalSe
     leave_owed(machine)
 
     machine.run("uploads", "export", str(tmp_path / "out"))
-    machine.run("uploads", "discard", "owed.jpg")
+    told = machine.run("uploads", "discard", "--yes", "owed.jpg")
 
+    assert told.startswith("owed.jpg: pending: ")
+    assert told.endswith("1 files discarded\n")
     assert (tmp_path / "out" / own_server.dataset_id / "owed.jpg").read_bytes() == b"owed"
-    assert machine.run("uploads", "list") == "x.tmp\tlocal\t7\n"
-    machine.run("uploads", "discard", "--all")
+    assert machine.run("uploads", "list").startswith("x.tmp\tlocal\t7\t")
+    machine.run("uploads", "discard", "--all", "--yes", "--dataset", own_server.dataset_id)
     assert machine.run("uploads", "list") == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("owed.jpg",), "say --yes where nobody can be asked"),
+        (("--all",), "--all needs --dataset"),
+        ((), "name the files to discard"),
+        (("--yes", "owed.jpg", "none.jpg"), "there is no local file of this name: none.jpg"),
+    ],
+)
+def test_discard_deletes_nothing_that_was_not_asked_for_in_so_many_words(
+    machine: Machine, words: tuple[str, ...], why: str
+) -> None:
+    leave_owed(machine)
+    before = machine.run("uploads", "list", "--json", "--dataset", machine.server.dataset_id)
+
+    done = lightlyfs("uploads", "discard", *words, environ=machine.environ, check=False)
+
+    assert done.returncode != 0
+    assert why in done.stderr
+    after = machine.run("uploads", "list", "--json", "--dataset", machine.server.dataset_id)
+    assert [one["path"] for one in json.loads(after)] == [one["path"] for one in json.loads(before)]
+
+
+@pytest.fixture
+def other_server(tmp_path: Path) -> Iterator[LocalServer]:
+    """Another dataset, which is also used from this machine, and refuses uploads too."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    with LocalServer(ServerOptions(source=folder, dataset_name="other")) as running:
+        running.faults.add(Status(status=403, target="withWriteUrls"))
+        yield running
+
+
+def test_a_name_that_is_owed_to_two_datasets_has_to_be_told_apart(
+    machine: Machine, other_server: LocalServer, tmp_path: Path
+) -> None:
+    leave_owed(machine)
+    leave_owed(Machine(other_server, tmp_path))
+    datasets = sorted([machine.server.dataset_id, other_server.dataset_id])
+
+    done = lightlyfs("uploads", "discard", "--yes", "owed.jpg", environ=machine.environ, check=False)
+
+    assert done.returncode != 0
+    assert f"owed.jpg is in several datasets; choose one with --dataset {datasets[0]}" in done.stderr
+    assert len(machine.run("uploads", "list").splitlines()) == 4
+    machine.run("uploads", "discard", "--yes", "owed.jpg", "--dataset", other_server.dataset_id)
+    left = json.loads(machine.run("uploads", "list", "--json"))
+    assert sorted((one["path"], one["dataset"]) for one in left) == sorted(
+        [("owed.jpg", machine.server.dataset_id), *(("x.tmp", dataset) for dataset in datasets)]
+    )
+    machine.run("uploads", "export", str(tmp_path / "out"), "--dataset", machine.server.dataset_id)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [machine.server.dataset_id]
+
+
+def test_send_makes_a_local_file_a_sample(machine: Machine, own_server: LocalServer) -> None:
+    own_server.faults.clear()
+    tree = machine.mount("mnt", "--upload", "images")
+    try:
+        tree.write("notes.txt", b"my notes")
+        tree.write("d/list.csv", b"a,b")
+        tree.write("empty.txt", b"")
+        assert stored(own_server) == {}
+
+        told = machine.run(
+            "uploads", "send", str(tree.mountpoint / "notes.txt"), str(tree.mountpoint / "d/list.csv")
+        )
+
+        assert told == "2 files sent\n"
+        assert stored(own_server) == {"notes.txt": b"my notes", "d/list.csv": b"a,b"}
+        assert tree.xattr("notes.txt", "user.lightly.upload") == b"uploaded"
+        assert tree.read("notes.txt") == b"my notes"
+        with pytest.raises(PermissionError):
+            (tree.mountpoint / "notes.txt").unlink()
+        for name, why in [
+            ("notes.txt", "server"),
+            ("none.txt", "there is no local file of this name"),
+            ("empty.txt", "no content of its own"),
+        ]:
+            words = ("uploads", "send", str(tree.mountpoint / name))
+            done = lightlyfs(*words, environ=machine.environ, check=False)
+            assert done.returncode != 0
+            assert why in done.stderr
+            assert "1 files were not sent; they are still here" in done.stderr
+        tree.refresh()
+        assert tree.names() == ["d", "empty.txt", "notes.txt"]
+    finally:
+        tree.end()
+    assert [line.split("\t")[0] for line in machine.run("uploads", "list").splitlines()] == ["empty.txt"]
+
+
+def test_samples_that_were_replaced_and_cannot_be_deleted_are_listed(
+    machine: Machine, own_server: LocalServer
+) -> None:
+    own_server.faults.clear()
+    own_server.add_sample("old.jpg", jpeg(1))
+    tree = machine.mount("mnt", "--upload", "images", "--allow-overwrite")
+    try:
+        tree.write("new.jpg", jpeg(2))
+        tree.rename("new.jpg", "old.jpg")
+        assert tree.names() == ["old.jpg"]
+        assert tree.read("old.jpg") == jpeg(2)
+        assert "1 samples were replaced and are hidden" in tree.run("status", str(tree.mountpoint)).stdout
+    finally:
+        tree.end()
+
+    (away,) = [name for name in stored(own_server) if name.startswith(REPLACED)]
+    (line,) = machine.run("uploads", "list").splitlines()
+    assert line.startswith(f"new.jpg\tleftover: a sample that cannot be deleted, hidden as {away}\t")
+    (values,) = json.loads(machine.run("uploads", "list", "--json"))
+    assert (values["state"], values["owed"]) == ("leftover", False)
+    done = lightlyfs("uploads", "discard", "--yes", "new.jpg", environ=machine.environ, check=False)
+    assert done.returncode != 0
+    assert "cannot delete samples" in done.stderr
 
 
 def test_discard_leaves_a_mount_that_runs_alone(machine: Machine) -> None:
@@ -130,7 +295,7 @@ def test_a_name_that_is_not_owed_is_told(machine: Machine) -> None:
     done = lightlyfs("uploads", "discard", "none.jpg", environ=machine.environ, check=False)
 
     assert done.returncode == 1
-    assert "no file of this name is owed: none.jpg" in done.stderr
+    assert "there is no local file of this name: none.jpg" in done.stderr
 
 
 def test_two_mounts_owe_apart_and_a_later_one_takes_both_over(
@@ -159,4 +324,20 @@ def test_umount_tells_what_is_left(machine: Machine) -> None:
 
     done = lightlyfs("umount", str(mountpoint), environ=machine.environ)
 
-    assert done.stderr.splitlines()[:2] == ["lightlyfs: 1 files are on this machine only:", "  x.tmp: local"]
+    assert done.stderr == "lightlyfs: 1 local files stay on this machine only: x.tmp\n"
+
+
+def test_umount_fails_while_something_is_owed_and_names_the_command(machine: Machine) -> None:
+    mountpoint, cache = machine.directory / "bg", machine.directory / "the cache"
+    mountpoint.mkdir()
+    machine.run("mount", machine.server.dataset_id, str(mountpoint), f"--cache-dir={cache}")
+    with pytest.raises(PermissionError):
+        (mountpoint / "owed.jpg").write_bytes(b"owed")
+    (mountpoint / "x.tmp").write_bytes(b"scratch")
+
+    done = lightlyfs("umount", str(mountpoint), environ=machine.environ, check=False)
+
+    assert done.returncode == 1
+    assert "1 local files stay on this machine only: x.tmp" in done.stderr
+    assert "  owed.jpg: pending (" in done.stderr
+    assert f"To see them: lightlyfs uploads list --cache-dir '{cache}'" in done.stderr

@@ -14,9 +14,8 @@ import pytest
 from test_writing import stored
 from trees import InProcessTree, in_process, refused, wait_until
 
-from lightlyfs.fs.completion import MAX_LISTINGS_WITHOUT
 from lightlyfs.localserver import Latency, LocalServer, Status
-from lightlyfs.staging.journal import State
+from lightlyfs.staging.record import State
 
 REFUSED = Status(status=403, target="withWriteUrls")
 
@@ -272,14 +271,21 @@ def test_a_sample_that_is_being_changed_is_not_renamed_here_alone(
     assert stored(own_server) == {"new.jpg": b"x"}
 
 
-def test_a_sample_that_others_delete_before_any_listing_is_not_shown_for_ever(
+def test_a_sample_that_is_gone_before_any_listing_is_shown_until_the_api_says_so(
     own_server: LocalServer, tree: InProcessTree
 ) -> None:
     tree.write("x.jpg", b"x")
     assert tree.parts.uploads is not None
+    completion = tree.parts.uploads.completion
+    for file in tree.parts.uploads.local.all():
+        file.uploaded_at = float("-inf")  # long ago
 
-    for _ in range(MAX_LISTINGS_WITHOUT):
-        tree.parts.uploads.completion.prune()
+    for _ in range(10):
+        completion.listed()
+    assert tree.names() == ["x.jpg"]
+
+    own_server.faults.add(Status(status=404, target="get"))
+    completion.listed()
 
     assert tree.names() == []
     assert records(tree) == {}
@@ -291,7 +297,7 @@ def test_the_next_of_thousands_of_local_files_costs_no_more_than_the_first(tree:
     local = tree.parts.uploads.local
     started = time.process_time()
     for number in range(3_000):
-        file = local.new(f"d/{number}.tmp", f"d/{number}.tmp")
+        file = local.new(f"d/{number}.tmp", 0o644)
         local.unstage_locked(file)
         tree.stat("d")
         tree.stat(f"d/{number}.tmp")
@@ -310,7 +316,7 @@ def test_a_file_that_is_removed_while_open_stays_removed_whatever_is_done_with_i
     tree.unlink("x.jpg")
 
     fs.write(handle, 4, b" more")
-    fs.set_mtime(None, handle, 5)
+    fs.set_times(None, handle, atime_ns=None, mtime_ns=5 * 10**9)
     fs.truncate(None, handle, 2)
     assert fs.read(handle, 0, 10) == b"ow"
     fs.flush(handle)

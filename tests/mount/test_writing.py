@@ -292,8 +292,9 @@ def test_custom_metadata_are_set_by_attribute(own_server: LocalServer, tree: Wri
     assert json.loads(tree.xattr("a.jpg", name)) == {"scene": "night"}
     with refused(errno.EINVAL):
         tree.set_xattr("a.jpg", name, b"not json")
-    with refused(errno.EPERM):
-        tree.set_xattr("a.jpg", "user.lightly.sample_id", b"x")
+    sample_id = tree.xattr("a.jpg", "user.lightly.sample_id")
+    tree.set_xattr("a.jpg", "user.lightly.sample_id", b"x")
+    assert tree.xattr("a.jpg", "user.lightly.sample_id") == sample_id
     with refused(errno.ENOTSUP):
         tree.set_xattr("a.jpg", "user.other", b"x")
 
@@ -362,7 +363,9 @@ def test_a_refused_upload_fails_close_and_the_file_stays_and_is_retried(
         tree.write("a.jpg", b"content")
 
     assert tree.read("a.jpg") == b"content"
-    assert tree.xattr("a.jpg", "user.lightly.upload").startswith(b"failed: ")
+    # a token or a permission may come back; what is too large never fits
+    state = b"pending: " if number == errno.EACCES else b"failed: "
+    assert tree.xattr("a.jpg", "user.lightly.upload").startswith(state)
     own_server.faults.clear()
     tree.retry_uploads()
     wait_until(lambda: stored(own_server) == {"a.jpg": b"content"}, 20)

@@ -12,10 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lightlyfs.catalog.entries import DirectoryEntry, Facts, SampleEntry
-from lightlyfs.catalog.inodes import ROOT_INO, directory_ino, directory_inos
 from lightlyfs.catalog.staging import Changes, make_row
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tree import split_name, split_path
+from lightlyfs.inodes import ROOT_INO, directory_ino, directory_inos
 
 HOSTILE = st.lists(
     st.one_of(

@@ -11,10 +11,10 @@ import pytest
 
 from lightlyfs.catalog.census import Census
 from lightlyfs.catalog.entries import DirectoryEntry, Facts
-from lightlyfs.catalog.inodes import sample_ino
 from lightlyfs.catalog.recent import RecentLookups
 from lightlyfs.catalog.staging import make_row
 from lightlyfs.catalog.store import CatalogStore
+from lightlyfs.inodes import sample_ino
 
 NAMES = [f"{directory}/{number:02}.jpg" for directory in ("a", "b/c", "b") for number in range(20)]
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from pathlib import Path
 
 import pytest
 
+import lightlyfs
 from lightlyfs.errors import StartError
-from lightlyfs.fs.local import LocalFiles
-from lightlyfs.fs.paths import is_scratch, numbered
-from lightlyfs.staging.journal import Journal, Record, State
+from lightlyfs.staging.files import LocalFiles
+from lightlyfs.staging.journal import Journal, Leftover, LocalDirectory
+from lightlyfs.staging.record import TRANSITIONS, Record, State
 from lightlyfs.staging.recovery import recovered
 from lightlyfs.staging.spool import Spool
+from lightlyfs.upload_rules import numbered
 
 KEY = "a" * 32
 OTHER = "b" * 32
@@ -33,8 +36,7 @@ class Bench:
             self.spool.path(record.key, generation).write_bytes(data)
 
     def load(self) -> dict[str, State]:
-        local = LocalFiles(self.spool, self.journal)
-        local.load()
+        local = local_files(self)
         return {file.path: file.record.state for file in local.all()}
 
 
@@ -47,20 +49,141 @@ def record(path: str = "x.jpg", state: State = State.PENDING, key: str = KEY, **
     return Record(key, path, path, state).changed(**values)
 
 
-def test_a_note_of_an_upload_leaves_a_later_generation_and_its_place_alone(bench: Bench) -> None:
-    bench.put(record("new.jpg", State.OPEN, generation=1))
-
-    bench.journal.note(record("old.jpg", State.FAILED, error="no", mark="m", create_sent=True))
-
-    assert bench.journal.records() == [
-        record("new.jpg", State.OPEN, generation=1, mark="m", create_sent=True)
-    ]
+def local_files(bench: Bench) -> LocalFiles:
+    files = LocalFiles(bench.spool, bench.journal, name_of=lambda path: path, counts=lambda path: True)
+    files.load()
+    return files
 
 
-def test_a_note_of_an_upload_does_not_bring_back_what_was_forgotten(bench: Bench) -> None:
-    bench.journal.note(record())
+def test_what_speaks_of_an_earlier_generation_leaves_the_later_one_alone(bench: Bench) -> None:
+    bench.put(record("new.jpg", State.OPEN, generation=1), (1, b""))
+    files = local_files(bench)
+    (file,) = files.all()
+
+    files.update(file, 0, state=State.FAILED, error="no", mark="m", create_sent=True)
+
+    (left,) = bench.journal.records()
+    assert (left.state, left.error) == (State.INTERRUPTED, file.record.error)
+    assert (left.mark, left.create_sent) == ("m", True)
+
+
+def test_a_change_of_what_was_removed_does_not_bring_it_back(bench: Bench) -> None:
+    bench.put(record(), (0, b"x"))
+    files = local_files(bench)
+    (file,) = files.all()
+    files.discard(file)
+
+    files.update(file, 0, mark="m", create_sent=True)
 
     assert bench.journal.records() == []
+
+
+def test_a_change_that_the_disk_does_not_take_is_not_made(bench: Bench) -> None:
+    bench.put(record(), (0, b"x"))
+    files = local_files(bench)
+    (file,) = files.all()
+    before = file.record
+    bench.journal.close()
+
+    with pytest.raises(OSError, match="journal"):
+        files.update(file, 0, state=State.FAILED)
+
+    assert file.record is before
+
+
+@pytest.mark.parametrize("now", State)
+@pytest.mark.parametrize("wanted", State)
+def test_a_state_follows_only_those_it_may_follow(now: State, wanted: State) -> None:
+    before = record(state=now)
+
+    if wanted is now or wanted in TRANSITIONS[now]:
+        assert before.changed(state=wanted).state is wanted
+    else:
+        with pytest.raises(ValueError, match=f"{now} cannot become {wanted}"):
+            before.changed(state=wanted)
+
+
+def test_the_transitions_are_those_of_the_documentation() -> None:
+    text = (Path(lightlyfs.__file__).parent / "semantics.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|]*) \|$", text, re.MULTILINE))
+    documented = {
+        State(name): frozenset(map(State, re.findall(r"`(\w+)`", row))) for name, row in rows.items()
+    }
+
+    assert documented == TRANSITIONS
+
+
+def test_names_that_are_not_text_are_kept(bench: Bench) -> None:
+    bench.put(record("a\udcff\ud800.jpg"))
+    bench.journal.put_directories(LocalDirectory("d\udc80", 0o750, 1, 2, 3))
+    bench.journal.put_leftover(Leftover(SAMPLE, "\ud800", "y"))
+    bench.journal.put_renames([("\ud800", "new", SAMPLE)])
+    bench.journal.close()
+
+    again = Journal(bench.path)
+
+    assert [r.path for r in again.records()] == ["a\udcff\ud800.jpg"]
+    assert again.directories() == [LocalDirectory("d\udc80", 0o750, 1, 2, 3)]
+    assert again.leftovers() == [Leftover(SAMPLE, "\ud800", "y")]
+    assert again.renames() == [("\ud800", "new", SAMPLE)]
+
+
+def test_an_error_that_is_none_of_the_databases_undoes_a_change(bench: Bench) -> None:
+    """A transaction that stays open would take later, durable writes back with it."""
+
+    class Odd:
+        """No database has a type for it."""
+
+    with pytest.raises(OSError, match="journal"):
+        bench.journal.put(record(error=Odd()))
+
+    def fail(db: sqlite3.Connection) -> None:
+        db.execute("INSERT INTO time VALUES ('a', 1, '')")
+        raise RuntimeError("none of sqlite3")
+
+    with pytest.raises(RuntimeError, match="none of sqlite3"):
+        bench.journal._write(True, fail)
+    bench.journal.put(record())
+    bench.journal.close()
+
+    again = Journal(bench.path)
+    assert again.records() == [record()]
+    assert again.times() == {}
+
+
+def test_a_directory_and_its_times_are_kept(bench: Bench) -> None:
+    files = local_files(bench)
+    files.make_directory("a", 0o700)
+    files.make_directory("a/b", 0o755)
+    files.move_directories("a", "c")
+    files.remove_directory("c/b")
+
+    (left,) = bench.journal.directories()
+
+    assert (left.path, left.mode) == ("c", 0o700)
+
+
+def test_a_file_for_this_machine_only_is_not_interrupted_by_a_crash(bench: Bench) -> None:
+    bench.put(record("notes.txt", State.OPEN), (0, b"so far"))
+    bench.put(record("x.jpg", State.OPEN, key=OTHER), (0, b"hal"))
+
+    found = recovered(bench.journal, bench.spool, lambda path: path.endswith(".jpg"))
+
+    assert {r.path: (r.state, r.size) for r in found} == {
+        "notes.txt": (State.LOCAL, 6),
+        "x.jpg": (State.INTERRUPTED, 3),
+    }
+
+
+def test_half_of_a_new_image_for_a_sample_is_kept_out_of_view(bench: Bench) -> None:
+    bench.put(record(state=State.OPEN, sample_id=SAMPLE, replaces=True), (0, b"hal"))
+
+    files = local_files(bench)
+
+    assert files.all() == []
+    (half,) = files.aside()
+    assert (half.record.state, half.record.size) == (State.INTERRUPTED, 3)
+    assert bench.spool.path(KEY, 0).read_bytes() == b"hal"
 
 
 def test_a_file_that_is_no_journal_is_named_and_left_alone(tmp_path: Path) -> None:
@@ -99,9 +222,11 @@ def test_a_journal_without_the_later_columns_is_gone_on_with(tmp_path: Path) -> 
 
     journal = Journal(tmp_path / "journal.db")
 
-    assert journal.records() == [record(size=1, mtime=2)]
-    journal.put(record(broken=True))
-    assert journal.records() == [record(broken=True)]
+    time_ns = 2_000_000_000
+    known = {"atime_ns": time_ns, "mtime_ns": time_ns, "ctime_ns": time_ns}
+    assert journal.records() == [record(size=1, **known)]
+    journal.put(record(broken=28))
+    assert journal.records() == [record(broken=28)]
 
 
 def test_an_acknowledged_generation_goes_up_though_a_crash_cut_off_a_later_one(bench: Bench) -> None:
@@ -118,10 +243,11 @@ def test_an_acknowledged_generation_goes_up_though_a_crash_cut_off_a_later_one(b
 def test_a_broken_generation_does_not_go_up_with_the_next_mount_but_the_one_before_does(
     bench: Bench,
 ) -> None:
-    broken = record(state=State.FAILED, broken=True, error="a write failed", generation=1, acknowledged=0)
+    broken = record(state=State.FAILED, broken=28, error="a write failed", generation=1, acknowledged=0)
     bench.put(broken, (0, b"whole"), (1, b"hal"))
 
-    assert [r.state for r in recovered(bench.journal, bench.spool)] == [State.PENDING, State.INTERRUPTED]
+    found = recovered(bench.journal, bench.spool, lambda path: True)
+    assert [r.state for r in found] == [State.PENDING, State.INTERRUPTED]
 
 
 def test_two_files_of_one_path_are_both_there(bench: Bench) -> None:
@@ -149,16 +275,6 @@ def test_an_uploaded_file_makes_room_for_a_newer_image_of_the_same_sample(bench:
 
     assert bench.load() == {"x.jpg": State.PENDING}
     assert [r.key for r in bench.journal.records()] == [OTHER]
-
-
-@pytest.mark.parametrize("name", ["x.lock", "x.bak", "x.temp", "x.partial", "x.download", "#x#", "tmp.jpg"])
-def test_a_real_name_is_not_taken_for_a_scratch_name(name: str) -> None:
-    assert not is_scratch(f".hidden/{name}")
-
-
-@pytest.mark.parametrize("name", ["4913", ".x.swx", "x.SWP", "x.crdownload", "x.filepart", "x~"])
-def test_a_scratch_name_is_one(name: str) -> None:
-    assert is_scratch(f"dir/{name}")
 
 
 def test_a_numbered_name_keeps_its_extension_and_its_length() -> None:

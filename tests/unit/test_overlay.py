@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightlyfs.catalog.entries import SampleEntry
-from lightlyfs.fs.overlay import MAX_LISTINGS_WITHOUT, RenamedSamples
+from lightlyfs.fs.overlay import LISTING_LAGS_S, RenamedSamples
 
 ID = "c" * 24
 ENTRY = SampleEntry("x.jpg", 7, bytes.fromhex(ID), None, 5, 0, 5, "e", True, True)
@@ -19,9 +19,8 @@ class Listed:
         return None if self.path is None else (self.path, ENTRY)
 
 
-def prune(renamed: RenamedSamples, path: str | None, times: int = 1) -> None:
-    for _ in range(times):
-        renamed.prune(Listed(path))  # type: ignore[arg-type]
+def prune(renamed: RenamedSamples, path: str | None) -> None:
+    renamed.prune(Listed(path))  # type: ignore[arg-type]
 
 
 def test_there_and_back_again() -> None:
@@ -59,13 +58,27 @@ def test_a_listing_that_lags_changes_nothing_and_one_that_agrees_settles() -> No
     assert not renamed.is_gone("a")
 
 
-def test_a_sample_that_others_renamed_again_is_shown_once() -> None:
+def test_a_sample_that_others_renamed_again_is_where_the_first_listing_says() -> None:
     renamed = RenamedSamples()
     renamed.note("a.jpg", "b.jpg", ENTRY)
 
-    prune(renamed, "c.jpg", MAX_LISTINGS_WITHOUT)
+    prune(renamed, "c.jpg")
 
     assert renamed.at("b.jpg") is None
+
+
+def test_a_sample_that_others_renamed_back_is_there_once_no_listing_can_lag() -> None:
+    now = [0.0]
+    renamed = RenamedSamples(lambda: now[0])
+    renamed.note("a.jpg", "b.jpg", ENTRY)
+
+    prune(renamed, "a.jpg")
+    assert renamed.at("b.jpg") is not None
+
+    now[0] += LISTING_LAGS_S + 1
+    prune(renamed, "a.jpg")
+    assert renamed.at("b.jpg") is None
+    assert not renamed.is_hidden("a.jpg", ENTRY.ino)
 
 
 def test_a_directory_of_local_files_alone_can_be_used_again_under_its_old_name() -> None:

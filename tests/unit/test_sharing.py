@@ -16,11 +16,10 @@ import pytest
 from catalogkit import FakeRemote, Record, World
 from contentkit import MIB, NOISE, Clock, Content, Storage, recorded_bytes, sample_id
 
-from lightlyfs import locks
+from lightlyfs import database, locks
 from lightlyfs.catalog import store
 from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.catalog.store import CatalogStore
-from lightlyfs.content import database
 from lightlyfs.content.budget import CacheConfig
 from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.identity import ContentId

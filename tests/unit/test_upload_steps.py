@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lightlyfs.api.models import (
 )
 from lightlyfs.api.transport import Request, Response
 from lightlyfs.errors import (
+    FileExists,
     Forbidden,
     MalformedAnswer,
     NotFound,
@@ -30,8 +32,9 @@ from lightlyfs.errors import (
     Unreachable,
 )
 from lightlyfs.staging.image_facts import ImageFacts
-from lightlyfs.staging.journal import Record, State
-from lightlyfs.staging.steps import MARK, Steps, UploadConfig, put_headers
+from lightlyfs.staging.journal import Leftover
+from lightlyfs.staging.record import Record, State
+from lightlyfs.staging.steps import BLANK_THUMBNAIL, MARK, Steps, UploadConfig, put_headers
 
 SAMPLE = "a" * 24
 IMAGE = ImageFacts({"sizeInBytes": 5, "shape": [1, 1, 3]}, {"Make": "x"}, b"thumb")
@@ -51,6 +54,9 @@ class Server:
         self.stored: dict[str, bytes] = {}
         self.clamp = 1_000
         self.ignores_paging = False
+        self.before = Sample(id=SAMPLE, meta_data=SampleMetaData(custom={"mine": 1}))
+        # samples that are there once a create was sent
+        self.rivals: list[Sample] = []
 
     def _called(self, name: str) -> None:
         self.calls.append(name)
@@ -60,6 +66,7 @@ class Server:
     def create_sample_with_write_urls(self, _: str, sample: SampleCreate) -> CreatedSampleWithWriteUrls:
         self.created.append(sample)
         self._called("withWriteUrls")
+        self.samples += self.rivals
         urls = SampleWriteUrls(full="https://s/full", thumb="https://s/thumb")
         return CreatedSampleWithWriteUrls(SAMPLE, urls)
 
@@ -90,7 +97,7 @@ class Server:
 
     def get_sample(self, *_: str) -> Sample:
         self._called("get")
-        return Sample(id=SAMPLE, meta_data=SampleMetaData(custom={"mine": 1}))
+        return self.before
 
     def update_sample(self, _: str, __: str, update: SampleUpdate) -> None:
         self.updates.append(update)
@@ -113,10 +120,24 @@ class Moving:
     moved = 0
 
 
-class Bench:
-    """One file to upload, and the notes taken on the way."""
+class InThisThread(Executor):
+    """Does what it is given at once."""
 
-    def __init__(self, tmp_path: Path, facts: ImageFacts = IMAGE) -> None:
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class Bench:
+    """One file to upload, and the notes taken on the way; names are asked for only without `sole_writer`."""
+
+    def __init__(self, tmp_path: Path, facts: ImageFacts = IMAGE, **config: bool) -> None:
+        self.leftovers: list[Leftover] = []
+        self.fresh = False
         self.server = Server()
         self.notes: list[Record] = []
         self.naps: list[float] = []
@@ -128,16 +149,24 @@ class Bench:
             self.server,  # type: ignore[arg-type]
             lambda path: facts,
             lambda key, generation: tmp_path / f"{key}.{generation}",
-            UploadConfig(),
+            UploadConfig(**{"sole_writer": True, **config}),  # type: ignore[arg-type]
             clock=lambda: next(clock) * 0.001,
             sleep=self.naps.append,
             random=lambda: 0.5,
             cancelled=lambda: False,
+            side=InThisThread(),
+            knows_no=lambda _: self.fresh,
+            on_leftover=self.leftovers.append,
         )
+        self.record = Record("k", "cars/x.jpg", "cars/x.jpg", State.PENDING)
+
+    def note(self, *, durable: bool = False, **changes: Any) -> None:
+        self.record = self.record.changed(**changes)
+        self.notes.append(self.record)
 
     def upload(self, **state: Any) -> Record:
-        record = Record("k", "cars/x.jpg", "cars/x.jpg", State.PENDING, **state)
-        return self.steps.upload(record, Moving(), self.notes.append)
+        self.record = self.record.changed(**state)
+        return self.steps.upload(self.record, Moving(), self.note)
 
 
 @pytest.fixture
@@ -366,8 +395,112 @@ def test_a_put_has_the_headers_its_storage_wants(url: str, key: str, headers: di
 
 def test_progress_is_told(tmp_path: Path) -> None:
     bench, moving = Bench(tmp_path), Moving()
-    note: Callable[[Record], None] = bench.notes.append
 
-    bench.steps.upload(Record("k", "x.jpg", "x.jpg", State.PENDING), moving, note)
+    bench.steps.upload(bench.record, moving, bench.note)
 
     assert moving.moved >= 3
+
+
+def named(sample_id: str, created_at: int = 0) -> Sample:
+    return Sample(id=sample_id * 24, file_name="cars/x.jpg", created_at=created_at)
+
+
+def test_the_server_is_asked_for_a_name_before_a_create_and_after_it(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, sole_writer=False)
+
+    bench.upload()
+
+    assert bench.server.calls == ["find", "withWriteUrls", "find", "PUT thumb", "PUT full"]
+
+
+def test_a_catalogue_that_was_compared_just_now_saves_the_first_question(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, sole_writer=False)
+    bench.fresh = True
+
+    bench.upload()
+
+    assert bench.server.calls == ["withWriteUrls", "find", "PUT thumb", "PUT full"]
+
+
+def test_a_name_that_is_taken_by_now_is_not_created_twice(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, sole_writer=False)
+    bench.server.samples = [named("b")]
+
+    with pytest.raises(FileExists):
+        bench.upload()
+
+    assert bench.server.created == []
+    assert not bench.record.create_sent
+
+
+def test_where_images_may_be_replaced_the_sample_that_has_the_name_gets_this_one(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, sole_writer=False, allow_overwrite=True)
+    bench.server.samples = [named("b")]
+
+    record = bench.upload()
+
+    assert (record.sample_id, record.replaces) == ("b" * 24, True)
+    assert bench.server.created == []
+    assert bench.server.calls[-2:] == ["get", "update"]
+
+
+@pytest.mark.parametrize("rival", [named("b", created_at=-1), named("0", created_at=0)])
+def test_of_two_creates_of_one_name_the_later_gives_way(tmp_path: Path, rival: Sample) -> None:
+    bench = Bench(tmp_path, sole_writer=False)
+    bench.server.rivals = [rival, named("a")]
+
+    with pytest.raises(FileExists):
+        bench.upload()
+
+    away = f".lightlyfs-replaced/{SAMPLE}-x.jpg"
+    assert bench.leftovers == [Leftover(SAMPLE, "cars/x.jpg", away)]
+    assert [update.file_name for update in bench.server.updates] == [away]
+    assert (bench.record.sample_id, bench.record.create_sent) == (None, False)
+
+
+def test_of_two_creates_of_one_name_the_earlier_stands(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, sole_writer=False)
+    bench.server.rivals = [named("b", created_at=1), named("a")]
+
+    assert bench.upload().sample_id == SAMPLE
+    assert bench.leftovers == []
+
+
+def test_a_create_that_a_crash_cut_off_gives_way_all_the_same(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, sole_writer=False)
+    bench.server.samples = [named("0"), named("a")]
+
+    with pytest.raises(FileExists):
+        bench.upload(sample_id=SAMPLE, create_sent=True, mark="m")
+
+    assert [leftover.sample_id for leftover in bench.leftovers] == [SAMPLE]
+
+
+def test_a_sample_that_others_renamed_meanwhile_is_no_rival_of_its_old_name(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, sole_writer=False)
+    bench.server.samples = [named("0")]
+
+    assert bench.upload(sample_id=SAMPLE, create_sent=True, mark="m").sample_id == SAMPLE
+    assert bench.leftovers == []
+
+
+def test_the_later_of_two_creates_replaces_the_other_image_where_that_is_allowed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, sole_writer=False, allow_overwrite=True)
+    bench.server.rivals = [named("0"), named("a")]
+
+    assert bench.upload().sample_id == "0" * 24
+    assert [leftover.sample_id for leftover in bench.leftovers] == [SAMPLE]
+
+
+def test_what_is_no_image_over_an_image_leaves_no_picture_of_it(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, OTHER)
+    bench.server.before = Sample(
+        id=SAMPLE, thumb_name="x_thumb.webp", meta_data=SampleMetaData(shape=[1, 1, 3])
+    )
+
+    bench.upload(sample_id=SAMPLE, replaces=True)
+
+    assert bench.server.stored["https://s/thumb"] == BLANK_THUMBNAIL
+    (update,) = bench.server.updates
+    assert isinstance(update.meta_data, SampleMetaData)
+    assert (update.meta_data.shape, update.exif) == (None, {})

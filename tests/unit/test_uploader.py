@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lightlyfs.errors import Cancelled, Forbidden
-from lightlyfs.staging.journal import Journal, Record, State
-from lightlyfs.staging.steps import Moving
+from lightlyfs.errors import Cancelled, FileExists, TooLarge, Unauthorized, Unreachable
+from lightlyfs.staging.files import LocalFiles, Ticket
+from lightlyfs.staging.journal import Journal
+from lightlyfs.staging.record import Record, State
+from lightlyfs.staging.spool import Spool
+from lightlyfs.staging.steps import Moving, Note
 from lightlyfs.staging.uploader import Uploader
 
-KEY = "a" * 32
 WAIT_S = 5
 
 
@@ -26,35 +28,48 @@ class ScriptedSteps:
         self.leave = threading.Semaphore(0)
         self.errors: list[Exception | None] = []
 
-    def upload(self, record: Record, moving: Moving, note: Callable[[Record], None]) -> Record:
+    def upload(self, record: Record, moving: Moving, note: Note) -> Record:
         self.begun.append(record.generation)
         assert self.leave.acquire(timeout=WAIT_S)
         error = self.errors.pop(0) if self.errors else None
         if error is not None:
             raise error
-        record = record.changed(sample_id="c" * 24, create_sent=True, mark="m")
-        note(record)
-        return record.changed(state=State.UPLOADED)
+        note(sample_id="c" * 24, create_sent=True, mark="m")
+        return record.changed(sample_id="c" * 24, state=State.UPLOADED)
 
 
 class Bench:
     def __init__(self, directory: Path) -> None:
         self.steps = ScriptedSteps()
         self.journal = Journal(directory / "journal.db")
+        self.files = LocalFiles(
+            Spool(directory / "files"), self.journal, name_of=lambda path: path, counts=lambda path: True
+        )
+        file = self.files.new("x.jpg", 0o644)
+        assert file is not None
+        self.file = file
         self.done: list[int] = []
         self.closing = threading.Event()
+        self.now = 0.0
         self.uploader = Uploader(
             self.steps,  # type: ignore[arg-type]
-            self.journal,
-            clock=time.monotonic,
+            self.files,
+            clock=lambda: self.now,
             closing=self.closing,
-            on_done=lambda record: self.done.append(record.generation),
-            on_note=lambda record: None,
+            on_uploaded=lambda file, record: self.done.append(record.generation),
         )
 
-    def record(self, generation: int = 0) -> Record:
-        record = Record(KEY, "x.jpg", "x.jpg", State.PENDING, generation=generation)
-        self.journal.put(record)
+    def submit(self, generation: int = 0, **options: float) -> Ticket:
+        """Seal a generation of the file and hand it over."""
+        if generation != self.file.record.generation:
+            self.files.update(self.file, self.file.record.generation, generation=generation, state=State.OPEN)
+        self.files.update(self.file, generation, state=State.PENDING)
+        return self.uploader.submit(self.file, **options)
+
+    @property
+    def record(self) -> Record:
+        """What the journal holds."""
+        (record,) = self.journal.records()
         return record
 
     def begin(self) -> None:
@@ -75,10 +90,10 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def test_who_waits_for_a_generation_that_is_never_sent_waits_for_the_one_after(bench: Bench) -> None:
-    first = bench.uploader.submit(bench.record(0))
+    first = bench.submit(0)
     bench.begin()
-    second = bench.uploader.submit(bench.record(1))
-    third = bench.uploader.submit(bench.record(2))
+    second = bench.submit(1)
+    third = bench.submit(2)
 
     bench.steps.leave.release(2)
 
@@ -88,19 +103,19 @@ def test_who_waits_for_a_generation_that_is_never_sent_waits_for_the_one_after(b
 
 
 def test_notes_of_an_earlier_generation_leave_the_sealed_one_in_the_journal(bench: Bench) -> None:
-    first = bench.uploader.submit(bench.record(0))
+    first = bench.submit(0)
     bench.begin()
-    bench.uploader.submit(bench.record(1))
+    bench.submit(1)
     bench.steps.leave.release(1)
     first.result.result(WAIT_S)
 
-    (left,) = bench.journal.records()
+    left = bench.record
 
     assert (left.generation, left.state, left.sample_id) == (1, State.PENDING, "c" * 24)
 
 
 def test_a_full_disk_under_the_journal_leaves_no_waiter_behind(bench: Bench) -> None:
-    ticket = bench.uploader.submit(bench.record())
+    ticket = bench.submit()
     bench.begin()
     bench.journal.close()  # whatever is noted from here on fails
     bench.steps.leave.release(1)
@@ -108,32 +123,108 @@ def test_a_full_disk_under_the_journal_leaves_no_waiter_behind(bench: Bench) -> 
     with pytest.raises(OSError, match="journal"):
         ticket.result.result(WAIT_S)
 
-    assert bench.uploader.wait_idle(WAIT_S) == 0
-    assert bench.uploader.withdraw(KEY)
+    assert bench.uploader.wait_idle(WAIT_S)[0] == 0
+    assert bench.uploader.withdraw(bench.file.record.key)
 
 
 def test_the_end_of_the_mount_leaves_an_upload_pending_without_a_complaint(bench: Bench) -> None:
     bench.steps.errors = [Cancelled("the mount is being taken down")]
-    ticket = bench.uploader.submit(bench.record())
+    ticket = bench.submit()
     bench.steps.leave.release(1)
 
     with pytest.raises(Cancelled):
         ticket.result.result(WAIT_S)
 
-    (left,) = bench.journal.records()
-    assert (left.state, left.error) == (State.PENDING, "")
+    assert (bench.record.state, bench.record.error) == (State.PENDING, "")
 
 
 def test_what_failed_is_tried_again_on_demand_and_not_after_it_was_withdrawn(bench: Bench) -> None:
-    bench.steps.errors = [Forbidden("no", status=403), Forbidden("no", status=403)]
+    bench.steps.errors = [TooLarge("no", status=413), TooLarge("no", status=413)]
     bench.steps.leave.release(2)
-    with pytest.raises(Forbidden):
-        bench.uploader.submit(bench.record()).result.result(WAIT_S)
+    with pytest.raises(TooLarge):
+        bench.submit().result.result(WAIT_S)
     assert bench.uploader.retry_all() == 1
     bench.uploader.wait_idle(WAIT_S)
     assert bench.uploader.stats().failed == 1
 
-    assert bench.uploader.withdraw(KEY)
+    assert bench.uploader.withdraw(bench.file.record.key)
 
     assert bench.uploader.retry_all() == 0
     assert bench.steps.begun == [0, 0]
+
+
+def test_a_refused_token_keeps_a_file_pending_and_says_the_way_out(bench: Bench) -> None:
+    bench.steps.errors = [Unauthorized("no", status=401)]
+    bench.steps.leave.release(1)
+
+    with pytest.raises(Unauthorized):
+        bench.submit().result.result(WAIT_S)
+
+    assert bench.record.state is State.PENDING
+    assert "--token-file" in bench.record.error
+
+
+def test_a_name_that_is_taken_is_not_owed(bench: Bench) -> None:
+    bench.steps.errors = [FileExists("taken")]
+    bench.steps.leave.release(1)
+
+    with pytest.raises(FileExists):
+        bench.submit().result.result(WAIT_S)
+
+    assert bench.record.state is State.LOCAL
+    assert bench.uploader.retry_all() == 0
+
+
+def test_while_the_server_is_away_further_files_are_owed_at_once(bench: Bench) -> None:
+    bench.steps.errors = [Unreachable("refused")]
+    bench.steps.leave.release(1)
+    with pytest.raises(Unreachable):
+        bench.submit().result.result(WAIT_S)
+
+    other = bench.files.new("y.jpg", 0o644)
+    assert other is not None
+    bench.files.update(other, 0, state=State.PENDING)
+    with pytest.raises(Unreachable):
+        bench.uploader.submit(other).result.result(0)
+
+    assert bench.steps.begun == [0]
+    assert bench.uploader.stats().offline
+    assert bench.uploader.wait_idle(0)[0] == 0
+
+
+def test_one_success_brings_back_all_that_waited_for_the_server(bench: Bench) -> None:
+    bench.steps.errors = [Unreachable("refused")]
+    bench.steps.leave.release(3)
+    with pytest.raises(Unreachable):
+        bench.submit().result.result(WAIT_S)
+    other = bench.files.new("y.jpg", 0o644)
+    assert other is not None
+    bench.files.update(other, 0, state=State.PENDING)
+    bench.uploader.submit(other)
+
+    bench.uploader.start()
+    bench.now += 100.0  # the probe is due
+
+    deadline = time.monotonic() + WAIT_S
+    while len(bench.done) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not bench.uploader.stats().offline
+
+
+def test_a_delayed_upload_that_is_withdrawn_was_never_begun(bench: Bench) -> None:
+    bench.submit(delay_s=2.0)
+
+    assert bench.uploader.withdraw(bench.file.record.key)
+    assert bench.steps.begun == []
+
+
+def test_a_delayed_upload_begins_when_its_time_has_come(bench: Bench) -> None:
+    bench.steps.leave.release(1)
+    ticket = bench.submit(delay_s=2.0)
+    bench.uploader.start()
+    assert not ticket.result.done()
+
+    bench.now += 2.0
+
+    assert ticket.result.result(WAIT_S).state is State.UPLOADED

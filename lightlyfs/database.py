@@ -1,7 +1,11 @@
-"""Small SQLite files of the cache: opened without following links, made anew where they are damaged."""
+"""The one way to open and write the SQLite files of a mount: cache index, URLs, thumbnails and the journal.
+
+Knows nothing of what is in them. Files are opened without following links and have mode 0600.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -12,17 +16,18 @@ from pathlib import Path
 BUSY_S = 1.0
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """Open or make a database of ours; raises OSError or sqlite3.Error.
+def connect(path: Path, *, timeout_s: float = BUSY_S, synchronous: str = "OFF") -> sqlite3.Connection:
+    """Open or make a database in WAL mode; raises OSError or sqlite3.Error.
 
-    Any thread may use it, one at a time, and so may other processes. A crash of this process loses nothing;
-    a power cut may lose the last writes or damage the file, and whoever reads it has to stand that.
+    Any thread may use it, one at a time, and so may other processes. With `synchronous` OFF a crash of this
+    process loses nothing, but a power cut may lose the last writes or damage the file, and the reader has to
+    stand that; with FULL a committed transaction survives a power cut.
     """
     make(path)
-    db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
     try:
         db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = OFF")
+        db.execute(f"PRAGMA synchronous = {synchronous}")
     except BaseException:
         db.close()
         raise
@@ -49,7 +54,7 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """What the block does is done as a whole, or not at all."""
+    """Do what the block does as a whole, or not at all, whatever the block raises."""
     # at once, for a transaction that begins by reading can come too late to write
     db.execute("BEGIN IMMEDIATE")
     try:
@@ -59,6 +64,12 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
+
+
+def os_error(error: sqlite3.Error, what: str) -> OSError:
+    """The error of a write as the disk would give it: ENOSPC where it is full, else EIO."""
+    full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or "full" in str(error)
+    return OSError(errno.ENOSPC if full else errno.EIO, f"{what}: {error}")
 
 
 def user_version(db: sqlite3.Connection) -> int:

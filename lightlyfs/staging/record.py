@@ -1,0 +1,99 @@
+"""What is known of one local file, and which of its states may follow which. Pure.
+
+    OPEN         being written; its bytes may change at any time
+    LOCAL        complete, and for this machine only: its name does not count, or it is empty
+    PENDING      complete, and owed to the server
+    FAILED       owed, but the server refused it for good, or its write failed: a person has to look
+    INTERRUPTED  its writer or the mount was killed: half a file, which nothing uploads by itself
+    UPLOADED     the server has it; kept until a listing holds the sample
+
+A file that `replaces` a sample's image and is INTERRUPTED is not shown: the sample shows its old bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from enum import StrEnum
+from typing import Any
+
+
+class State(StrEnum):
+    """What is to become of a local file; see the module."""
+
+    OPEN = "open"
+    LOCAL = "local"
+    PENDING = "pending"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    UPLOADED = "uploaded"
+
+
+# every state may follow itself; what is not here is a fault of ours. `semantics.md` shows the same table
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.OPEN: frozenset({State.LOCAL, State.PENDING, State.FAILED, State.INTERRUPTED}),
+    State.LOCAL: frozenset({State.OPEN, State.PENDING, State.FAILED, State.INTERRUPTED}),
+    State.PENDING: frozenset({State.OPEN, State.LOCAL, State.FAILED, State.UPLOADED, State.INTERRUPTED}),
+    State.FAILED: frozenset({State.OPEN, State.LOCAL, State.PENDING, State.UPLOADED, State.INTERRUPTED}),
+    State.INTERRUPTED: frozenset({State.OPEN, State.LOCAL, State.PENDING, State.FAILED}),
+    State.UPLOADED: frozenset({State.OPEN}),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One local file; `LocalFiles.update` is the only way from one record of a file to its next.
+
+    `path` is its place on the mount, `name` the sample's name or "" where no sample can have it. `generation`
+    counts the states of its bytes. `mode` are its permission bits; times are in nanoseconds. `mark` is what
+    a create of it carries, so that a create whose reply was lost can be told. `replaces` is set where
+    `sample_id` is a sample that existed before. `etag` is what storage called the upload. `broken` is the
+    errno of a write that failed, or 0: it is half a file then. While `generation` is being written,
+    `acknowledged` is the earlier one that the server is still owed, or -1.
+    """
+
+    key: str
+    path: str
+    name: str
+    state: State
+    generation: int = 0
+    size: int = 0
+    mode: int = 0o644
+    atime_ns: int = 0
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+    sample_id: str | None = None
+    mark: str = ""
+    create_sent: bool = False
+    replaces: bool = False
+    thumbnail_done: bool = False
+    etag: str = ""
+    error: str = ""
+    broken: int = 0
+    acknowledged: int = -1
+
+    def changed(self, **values: Any) -> Record:
+        """Return a copy with other values; ValueError where the state may not follow."""
+        state = values.get("state", self.state)
+        if state is not self.state and state not in TRANSITIONS[self.state]:
+            raise ValueError(f"{self.path}: {self.state} cannot become {state}")
+        return replace(self, **values)
+
+    @property
+    def mtime(self) -> int:
+        """Its time in whole seconds, as samples have it."""
+        return self.mtime_ns // 1_000_000_000
+
+    @property
+    def owed(self) -> bool:
+        """Whether the server is still to get it."""
+        return self.state in (State.PENDING, State.FAILED)
+
+    @property
+    def hidden(self) -> bool:
+        """Whether it is half of a new image for a sample, which shows its old one."""
+        return self.state is State.INTERRUPTED and self.replaces
+
+
+# what a later generation of a file has in common with an earlier one: an upload of that may still tell it
+IDENTITY = frozenset({"sample_id", "mark", "create_sent", "replaces"})
+FIELDS = tuple(field.name for field in fields(Record))

@@ -1,0 +1,107 @@
+"""How the programs that a mount serves end, as the kernel shows it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from lightlyfs.kernel.callers import ProcessEnd, Processes, is_unlinking, program_of, was_killed
+
+WAIT_S = 5.0
+KILLED = "import os, signal, time; os.kill(os.getpid(), signal.{}); time.sleep(60)"
+SLEEPER = "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+THREADS = f"import os, threading, time; [{SLEEPER} for _ in '1234']; "
+
+
+def ended(code: str) -> int:
+    """Run a program until it is a zombie, whose end nobody has asked for yet."""
+    process = os.fork()
+    if process == 0:
+        os.execv(sys.executable, [sys.executable, "-c", code])
+    os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
+    return process
+
+
+@pytest.fixture
+def sleeper() -> Iterator[int]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process.pid
+        process.kill()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL", "SIGINT", "SIGSEGV", "SIGABRT"])
+def test_a_program_that_a_signal_ends_was_killed(name: str) -> None:
+    restore = "signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    process = ended("import signal; " + restore + KILLED.format(name))
+
+    end = ProcessEnd(process)
+    try:
+        assert was_killed(process) is True
+        os.waitpid(process, 0)
+        assert end.was_killed() in known(True)
+    finally:
+        end.close()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "",
+        "raise SystemExit(3)",
+        "1 / 0",
+        "import os; os._exit(0)",
+        THREADS + "os._exit(0)",
+        THREADS + "threading.Thread(target=os._exit, args=(0,)).start(); time.sleep(60)",
+    ],
+)
+def test_a_program_that_ends_by_itself_was_not_killed(code: str) -> None:
+    process = ended(code + "\n")
+
+    end = ProcessEnd(process)
+    try:
+        assert was_killed(process) is False
+        os.waitpid(process, 0)
+        assert end.was_killed() in known(False)
+    finally:
+        end.close()
+
+
+def known(killed: bool) -> tuple[bool | None, ...]:
+    """What may be said of a process that is gone: kernels before 6.15 do not tell."""
+    release = tuple(int(part) for part in platform.release().split(".")[:2] if part.isdigit())
+    return (killed,) if release >= (6, 15) else (killed, None)
+
+
+def test_of_a_program_that_goes_on_it_is_known_that_it_was_not_killed(sleeper: int) -> None:
+    assert was_killed(sleeper) is False
+    assert program_of(sleeper) == "sleep"
+    assert is_unlinking(sleeper) is None
+
+
+def test_of_a_program_that_is_gone_nothing_is_known() -> None:
+    process = ended("")
+    os.waitpid(process, 0)
+
+    assert was_killed(process) is None
+    assert program_of(process) == ""
+    assert Processes()(process) == process
+
+
+def test_threads_are_known_by_their_process() -> None:
+    code = f"import threading, time; {SLEEPER}; print(1, flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        deadline = time.monotonic() + WAIT_S
+        while len(threads := os.listdir(f"/proc/{process.pid}/task")) < 2:
+            assert time.monotonic() < deadline
+        processes = Processes()
+        assert {processes(int(thread)) for thread in threads} == {process.pid}
+        process.send_signal(signal.SIGKILL)
