@@ -16,6 +16,17 @@ if [ "${1:-}" = --tests ]; then
     command_or file file
     command_or diff diffutils
     command_or gio libglib2.0-bin
+    command_or exiftool libimage-exiftool-perl
+    command_or optipng optipng
+    command_or mogrify imagemagick
+    command_or jpegoptim jpegoptim
+    command_or gifsicle gifsicle
+    command_or exiv2 exiv2
+    command_or unison unison
+    command_or aria2c aria2
+    command_or sqlite3 sqlite3
+    command_or git git
+    command_or perl perl
 fi
 if [ "${1:-}" = --desktop ]; then
     command_or thunar thunar

@@ -35,16 +35,23 @@ def lightlyfs_mount(
 
 
 @contextlib.contextmanager
-def rclone_mount(port: int, place: Path, *, writable: bool = False) -> Iterator[Mount]:
-    """`rclone mount` with the cache on disk that its users choose for reading."""
+def rclone_mount(
+    port: int,
+    place: Path,
+    *,
+    writable: bool = False,
+    words: Sequence[str] = ("--vfs-cache-mode", "full"),
+    subject: str = "rclone mount",
+) -> Iterator[Mount]:
+    """`rclone mount`, by default with the cache on disk that its users choose for reading."""
     remote = (
         f":s3,provider=Rclone,access_key_id={KEY},secret_access_key={SECRET},force_path_style=true,"
         f"endpoint='http://127.0.0.1:{port}':{BUCKET}"
     )
     command: list[str | Path] = [find_rclone(), "mount", "--config", "/dev/null", remote]
-    words: list[str | Path] = ["--vfs-cache-mode", "full", "--cache-dir", place / "cache"]
-    words += ["--dir-cache-time", "1h", *([] if writable else ["--read-only"])]
-    with mounted("rclone mount", place, command, words, stderr=subprocess.DEVNULL) as mount:
+    options: list[str | Path] = [*words, "--cache-dir", place / "cache"]
+    options += ["--dir-cache-time", "1h", *([] if writable else ["--read-only"])]
+    with mounted(subject, place, command, options, stderr=subprocess.DEVNULL) as mount:
         yield mount
 
 

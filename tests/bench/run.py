@@ -21,8 +21,14 @@ from bars import as_lines, judged
 from harness import Bench, Row, as_json, as_text
 
 NAMES = ("cold", "training", "large", "warm", "scale", "writing", "metrics")
-# several names for those who look for a topic; soak takes ten minutes, and is asked for by name as slopes is
-GROUPS = {"all": NAMES, "reads": ("cold", "warm"), "soak": ("soak",), "slopes": ("slopes",)}
+# several names for those who look for a topic; soak, slopes and write_rates are asked for by name
+GROUPS = {
+    "all": NAMES,
+    "reads": ("cold", "warm"),
+    "soak": ("soak",),
+    "slopes": ("slopes",),
+    "write_rates": ("write_rates",),
+}
 
 
 def main() -> None:
