@@ -59,6 +59,7 @@ def _owed_in(spool: Path, server: str, dataset_id: str) -> list[OwedFile]:
         leftovers = journal.leftovers()
     finally:
         journal.close()
+    records.sort(key=lambda record: record.path)
     put_away = [(Record("", one.was, one.was, State.UPLOADED), one.name) for one in leftovers]
     return [
         OwedFile(server, dataset_id, spool, in_use, record, name)

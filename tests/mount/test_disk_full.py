@@ -53,3 +53,28 @@ def test_the_writer_gets_enospc_and_the_rest_goes_on(own_server: LocalServer, tr
     wait_until(lambda: "large.bin" not in tree.names(), 3)
     tree.write("after.bin", small)
     assert stored(own_server) == {"before.bin": small, "after.bin": small}
+
+
+def test_a_failed_write_is_repeated_until_the_file_is_truncated(
+    own_server: LocalServer, tree: MountedTree
+) -> None:
+    path = tree.mountpoint / "x.bin"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    with refused(errno.ENOSPC):
+        for _ in range(3):
+            os.pwrite(descriptor, os.urandom(DISK_BYTES // 2), 0)
+            os.pwrite(descriptor, os.urandom(DISK_BYTES // 2), DISK_BYTES // 2)
+            os.pwrite(descriptor, os.urandom(DISK_BYTES), DISK_BYTES)
+    for call in (lambda: os.pwrite(descriptor, b"x", 0), lambda: os.fsync(descriptor)):
+        for _ in range(2):
+            with refused(errno.ENOSPC):
+                call()
+    duplicate = os.dup(descriptor)
+    with refused(errno.ENOSPC):
+        os.close(duplicate)
+
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, b"whole", 0)
+    os.close(descriptor)
+
+    assert stored(own_server) == {"x.bin": b"whole"}
