@@ -60,7 +60,7 @@ _TEMPORARY = re.compile(
 )
 _SEPARATORS = re.compile(r"[._~ -]")
 
-# what nobody can delete is renamed to a name below this folder, which no listing shows
+# what cannot be deleted is renamed to a name below this folder, which no listing shows
 REPLACED_FOLDER = ".lightlyfs-replaced"
 
 

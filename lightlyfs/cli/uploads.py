@@ -142,7 +142,7 @@ def discard(
         )
     if not yes:
         if not sys.stdin.isatty():
-            raise StartError("nothing was discarded; say --yes where nobody can be asked")
+            raise StartError("nothing was discarded; without a terminal to ask on, --yes is needed")
         click.confirm(f"Delete these {len(chosen)} files for good?", abort=True)
     for owed in chosen:
         discard_owed(owed)

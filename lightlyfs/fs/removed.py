@@ -70,7 +70,7 @@ class Removed:
             return self._files.get(path) or self._samples.get(path)
 
     def closed(self, path: str) -> None:
-        """Forget a hidden path, whose file nobody has open any more."""
+        """Forget a hidden path, whose file is closed."""
         with self._lock:
             self._files.pop(path, None)
 

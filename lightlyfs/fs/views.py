@@ -123,7 +123,7 @@ class Views:
         """The attributes of a path in the folder."""
         node = self._find(path, turn)
         with self._lock:
-            if len(self._shown) < _MAX_SHOWN:  # libfuse 2 cannot be told, so there nobody takes them
+            if len(self._shown) < _MAX_SHOWN:  # on libfuse 2 no caller takes them
                 self._shown.add(path)
         if isinstance(node, ViewDirectory):
             return Attr(view_ino(path), True, 0, int(self._wall_clock()))

@@ -16,7 +16,7 @@ from lightlyfs.staging.files import LocalFile
 from lightlyfs.staging.record import Record, State
 
 PREFIX = "user.lightly."
-# what lightlyfs says of a file, and nobody sets
+# what lightlyfs says of a file, and no program can set
 SHOWN = frozenset(
     PREFIX + name for name in ("sample_id", "file_name", "type", "metadata", "exif", "upload", "thumbnail")
 )

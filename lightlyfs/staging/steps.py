@@ -73,7 +73,7 @@ class UploadConfig:
     """Limits of one upload, and what it may do.
 
     `s3_sse_kms_key` is the encryption that S3 is asked for, "" for none. With `allow_overwrite` a sample that
-    has the name already gets the image. A `sole_writer` never asks for names: nobody else creates samples.
+    has the name already gets the image. A `sole_writer` asks for no names: no other program creates samples.
     """
 
     policy: RetryPolicy = field(default_factory=lambda: RetryPolicy(attempts=10, budget_s=50.0))
@@ -210,7 +210,7 @@ class Steps:
         return self._take_over(record, rival, note)
 
     def put_away(self, sample_id: str, name: str) -> str:
-        """Rename a sample that nobody can delete to a name that no listing shows; returns that."""
+        """Rename a sample that cannot be deleted to a name that no listing shows; returns that."""
         away = f"{REPLACED_FOLDER}/{sample_id}-{name.rpartition('/')[2]}"
         self._on_leftover(Leftover(sample_id, name, away))
         log.warning("%s: the sample %s cannot be deleted; it is called %s now", name, sample_id, away)

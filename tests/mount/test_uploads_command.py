@@ -166,7 +166,7 @@ def test_export_copies_and_discard_forgets(machine: Machine, own_server: LocalSe
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("owed.jpg",), "say --yes where nobody can be asked"),
+        (("owed.jpg",), "--yes is needed"),
         (("--all",), "--all needs --dataset"),
         ((), "name the files to discard"),
         (("--yes", "owed.jpg", "none.jpg"), "there is no local file of this name: none.jpg"),
