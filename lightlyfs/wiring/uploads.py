@@ -82,6 +82,7 @@ class Uploads:
             _take_over(other, place)
         self._needs = needs
         self._place = place
+        self._started = time.monotonic()
         self._token_seen = self._token_changed_ns()
         rules = needs.settings.upload
         self.policy = WritePolicy(rules, needs.settings.allow_overwrite, needs.settings.write_back)
@@ -214,7 +215,11 @@ class Uploads:
 
     def _knows_no(self, path: str) -> bool:
         age_s = self._needs.catalog.refresher.age_s()
-        return age_s is not None and age_s < _NAMES_FRESH_S and self.namespace.listed_at(path) is None
+        # what an earlier mount compared says nothing of what it created after that
+        fresh_s = min(_NAMES_FRESH_S, time.monotonic() - self._started)
+        if age_s is None or age_s >= fresh_s or self.namespace.listed_at(path) is not None:
+            return False
+        return all(half.path != path for half in self.local.aside())
 
     def _is_gone(self, sample_id: str) -> bool:
         """Whether the API has no such sample; False where it cannot be asked."""

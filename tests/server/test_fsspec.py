@@ -44,7 +44,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalSer
 def fs(server: LocalServer, tmp_path: Path) -> Iterator[Any]:
     from lightlyfs import fsspec_parts
 
-    yield fsspec.filesystem("lightly", cache_dir=str(tmp_path / "cache"), skip_instance_cache=True)
+    cache_dir = str(tmp_path / "cache")
+    yield fsspec.filesystem("lightly", cache_dir=cache_dir, upload="all", skip_instance_cache=True)
     fsspec_parts.close_all()
 
 
