@@ -30,7 +30,7 @@ _REPLACERS = frozenset({"mv", "install", "ginstall", "busybox"})
 REPLACED_WITHIN_S = 1.0
 # programs that have read samples; one that was forgotten is refused no more, so there are many
 _MAX_READERS = 10_000
-# hidden names of samples that are closed: a rename that failed leaves the kernel with one
+# hidden names that lead to what is still there: a rename that failed leaves the kernel with one
 _MAX_HIDDEN = 1_000
 
 
@@ -50,7 +50,7 @@ class Removed:
         self._lock = threading.Lock()
         # guarded by _lock
         self._files: dict[str, LocalFile] = {}
-        self._samples: LRUCache[str, SampleEntry] = LRUCache(_MAX_HIDDEN)
+        self._kept: LRUCache[str, LocalFile | SampleEntry] = LRUCache(_MAX_HIDDEN)
         self._removals: dict[str, _Removal] = {}
         self._readers: LRUCache[int, None] = LRUCache(_MAX_READERS)
 
@@ -62,17 +62,20 @@ class Removed:
             if isinstance(node, LocalFile):
                 self._files[path] = node
             else:
-                self._samples[path] = node
+                self._kept[path] = node
 
     def at(self, path: str) -> LocalFile | SampleEntry | None:
         """Return the open file that a hidden path leads to."""
         with self._lock:
-            return self._files.get(path) or self._samples.get(path)
+            return self._files.get(path) or self._kept.get(path)
 
     def closed(self, path: str) -> None:
         """Forget a hidden path, whose file is closed."""
         with self._lock:
-            self._files.pop(path, None)
+            file = self._files.pop(path, None)
+            # one whose replacement failed is still there, and the kernel knows it by this path for a while
+            if file is not None and not file.unlinked:
+                self._kept[path] = file
 
     # removals that a replacement is to follow
 

@@ -20,7 +20,7 @@ from cachetools import TTLCache
 _PF_SIGNALED = 0x400
 _WAIT_SIGNAL_MASK = 0x7F
 # of /proc/PID/stat, counted behind the name, which may hold anything (proc(5) numbers them from 1)
-_STATE, _FLAGS, _EXIT_CODE = 3 - 3, 9 - 3, 52 - 3
+_FLAGS, _EXIT_CODE = 9 - 3, 52 - 3
 # numbers of the system calls that remove a name, and of those that rename (asm/unistd.h)
 _UNLINKS = {"x86_64": (87, 263), "aarch64": (35,)}
 _RENAMES = {"x86_64": (82, 264, 316), "aarch64": (38, 276)}

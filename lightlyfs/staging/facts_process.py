@@ -122,7 +122,7 @@ def serve() -> None:
     """Answer one line with one line until the mount that asks has gone."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     os.nice(5)
-    # fresh pages for every large image would cost a tenth of its time
+    # allocating fresh pages for each large image would take a tenth of its time
     os.environ.setdefault("PILLOW_BLOCKS_MAX", str(_KEPT_BLOCKS))
     from lightlyfs.staging import image_decoding
 

@@ -497,7 +497,7 @@ class LocalFiles:
             return staged
         generation = record.generation + 1
         if empty:
-            copied = self.spool.create_anew(record.key, generation)
+            copied = self.spool.recreate(record.key, generation)
         else:
             copied = self.spool.copy(staged, record.key, generation)
         try:

@@ -102,7 +102,7 @@ def _orientation_of(image: Image.Image) -> int:
 
 
 def exif_of(image: Image.Image, max_bytes: int) -> dict[str, Any]:
-    """EXIF by tag name; where the picture was taken is nobody's business."""
+    """EXIF by tag name, without the place where the picture was taken."""
     try:
         tags = dict(image.getexif())
         tags.update(image.getexif().get_ifd(ExifTags.IFD.Exif))

@@ -36,7 +36,7 @@ class Spool:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         return StagedFile(os.open(self.path(key, generation), flags, 0o600))
 
-    def create_anew(self, key: str, generation: int) -> StagedFile:
+    def recreate(self, key: str, generation: int) -> StagedFile:
         """A new, empty file, in place of what an earlier failure left there."""
         self.remove(key, generation)
         return self.create(key, generation)
@@ -48,7 +48,7 @@ class Spool:
 
     def copy(self, source: StagedFile, key: str, target: int) -> StagedFile:
         """A copy of an open file as another generation, sharing its blocks where the disk can."""
-        copied = self.create_anew(key, target)
+        copied = self.recreate(key, target)
         try:
             try:
                 fcntl.ioctl(copied.descriptor, _FICLONE, source.descriptor)

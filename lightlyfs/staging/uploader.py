@@ -197,7 +197,7 @@ class Uploader:
             return self._running_locked(), moved
 
     def stalled_s(self) -> float:
-        """Return how long `wait_idle` has seen nothing move, whoever called it."""
+        """Return how long nothing has moved, as any caller of `wait_idle` saw it."""
         with self._state:
             return self._clock() - self._seen_at
 

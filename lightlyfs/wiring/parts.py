@@ -227,7 +227,7 @@ class Parts:
         return True
 
     def refresh(self) -> Changes:
-        """Ask the API for everything now; what the kernel knows is forgotten along with it.
+        """Ask the API for everything now, and have the kernel forget what it knows.
 
         The token file is read again: who renewed a token may call this next.
         """
