@@ -13,6 +13,7 @@
     |   +-- QuotaExceeded        402, 507 and the quota codes: the account is full
     |   +-- Refused              any other 4xx
     |   +-- MalformedAnswer      a 2xx answer that is not what the API promises
+    |   |   +-- OddAnswer          an answer that speaks against what is known
     |   +-- UnsafeUrl            an address that is not http or https
     |   +-- TlsFailed            the certificate or the handshake was refused
     |   +-- Cancelled            the caller gave up
@@ -71,7 +72,8 @@ class RequestError(LightlyFsError):
     `status` is the HTTP status or None, `code` the API's error code (`SAMPLE_UNKNOWN`) or "",
     `request_id` what the server calls the request or "", `retry_after_s` what the server asked for.
     `request_sent` is False only where surely no byte of the request left this machine, so that even a
-    create may be tried again.
+    create may be tried again. `settled` is set once the request was repeated as often as it may be, so that
+    an outer loop does not repeat it as well.
     The text never holds a token or a signed query.
     """
 
@@ -91,6 +93,7 @@ class RequestError(LightlyFsError):
         self.request_id = request_id
         self.retry_after_s = retry_after_s
         self.request_sent = request_sent
+        self.settled = False
 
 
 class BadRequest(RequestError):
@@ -127,6 +130,10 @@ class Refused(RequestError):
 
 class MalformedAnswer(RequestError):
     """A successful answer that is not what the API promises; the text names the bad field."""
+
+
+class OddAnswer(MalformedAnswer):
+    """An answer that speaks against what is known, and is asked for again before it counts."""
 
 
 class UnsafeUrl(RequestError):
@@ -166,7 +173,9 @@ class ShortBody(Retryable):
 
 
 class ContentError(LightlyFsError):
-    """The bytes of a sample cannot be had."""
+    """The bytes of a sample cannot be had; `settled` as for a `RequestError`."""
+
+    settled = False
 
 
 class NoContent(ContentError):

@@ -128,6 +128,7 @@ class World:
             clock=self.clock,
             wall_clock=self.clock,
             on_changes=self._changed,
+            sleep=self.clock.sleep,
         )
         census = Census(self.store, "none")
         self.catalog = Catalog(self.store, remote, self.refresher, config, census, clock=self.clock)

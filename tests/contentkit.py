@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightlyfs.api.contract import BodySink, Request, Response
+from lightlyfs.api.retry import Retrier
 from lightlyfs.content.budget import CacheConfig
 from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.fetcher import FetchConfig, Fetcher
@@ -248,13 +249,13 @@ class Content:
             ReadUrls(self._resolve, wall_clock=self.clock),
             self.storage,
             FetchConfig(),
-            clock=self.clock,
-            sleep=self.clock.sleep,
-            random=lambda: 0.5,
+            Retrier(clock=self.clock, sleep=self.clock.sleep, random=lambda: 0.5),
             cancelled=lambda: False,
         )
         once = locks and FetchOnce(self.cache, locks, publish_facts=lambda _: None, cancelled=lambda: False)
-        self.reader = Reader(self.cache, self.fetcher, executor or Inline(), lambda c: self.on_facts(c), once)
+        self.reader = Reader(
+            self.cache, self.fetcher, executor or Inline(), lambda c, _: self.on_facts(c), once
+        )
 
     def _resolve(self, sample: str) -> str:
         self.resolved.append(sample)

@@ -6,18 +6,21 @@ token as a header, the public token only to the redirect endpoint.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 from urllib.parse import quote
 
 from lightlyfs import errors
 from lightlyfs.api.contract import Request, Response, Timeouts, Transport, wire_url
 from lightlyfs.api.lenient import parse, shown
-from lightlyfs.api.retry import RetryPolicy, call_with_retries
+from lightlyfs.api.retry import Failure, Retrier, RetryPolicy
 from lightlyfs.api.status import raise_for_status
 
 Query = Sequence[tuple[str, str | int | bool]]
-MayRetry = Callable[[errors.Retryable], bool]
+MayRetry = Callable[[Failure], bool]
+T = TypeVar("T")
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -48,9 +51,12 @@ class Call:
     """The answer is a redirect, which is returned, and the public token opens it."""
 
 
-def surely_unsent(exc: errors.Retryable) -> bool:
+def surely_unsent(exc: Failure) -> bool:
     """True where the server has not acted on the request: what is not idempotent may go out again."""
-    return isinstance(exc, errors.Throttled) or not exc.request_sent
+    if not isinstance(exc, errors.RequestError):
+        return False
+    refused = exc.status is not None and 400 <= exc.status < 500 and exc.status != 408
+    return refused or not exc.request_sent
 
 
 class Caller:
@@ -62,12 +68,9 @@ class Caller:
         credentials: Credentials,
         transport: Transport,
         hot_transport: Transport,
+        retrier: Retrier,
         *,
-        policy: RetryPolicy,
         timeouts: Timeouts,
-        clock: Callable[[], float],
-        sleep: Callable[[float], None],
-        random: Callable[[], float],
         on_request: Callable[[str, str, float, str], None] | None,
         cancelled: Callable[[], bool] | None,
     ) -> None:
@@ -76,43 +79,44 @@ class Caller:
         self._credentials = credentials
         self._transport = transport
         self._hot = hot_transport
-        self._policy = policy
+        self._retrier = retrier
         self._timeouts = timeouts
-        self._clock = clock
-        self._sleep = sleep
-        self._random = random
         self._on_request = on_request
         self._cancelled = cancelled
 
     def use(self, credentials: Credentials) -> None:
         """Send these from the next request on."""
         self._credentials = credentials
+        self._retrier.forget_refusals()
 
     def send(
-        self, call: Call, policy: RetryPolicy | None = None, may_retry: MayRetry | None = None
-    ) -> Response:
-        """Send `call`, again where policy and `may_retry` allow, and return the successful answer.
+        self,
+        call: Call,
+        read: Callable[[Response], T],
+        policy: RetryPolicy | None = None,
+        may_retry: MayRetry | None = None,
+    ) -> T:
+        """Send `call`, again where policy and `may_retry` allow, and return what `read` makes of the answer.
 
-        All attempts together end within the policy's budget.
+        An answer that `read` refuses is a failed try. All tries together end within the policy's budget.
         """
-        policy = policy or self._policy
-        deadline_s = self._clock() + policy.budget_s
-        return call_with_retries(
-            policy,
-            lambda: self._once(call, deadline_s),
-            clock=self._clock,
-            sleep=self._sleep,
-            random=self._random,
-            cancelled=self._cancelled,
+        policy = policy or self._retrier.policy
+        deadline_s = self._retrier.clock() + policy.budget_s
+        what = call.path if call.body is None else f"{call.path} {hashlib.sha1(call.body).hexdigest()}"
+        return self._retrier.call(
+            lambda: read(self._once(call, deadline_s)),
+            kind=call.operation,
+            what=what,
+            policy=policy,
             may_retry=may_retry,
         )
 
     def _once(self, call: Call, deadline_s: float) -> Response:
-        left_s = max(0.001, deadline_s - self._clock())
+        left_s = max(0.001, deadline_s - self._retrier.clock())
         timeouts = replace(self._timeouts, total_s=min(self._timeouts.total_s, left_s))
         request = self._request(call, timeouts)
         transport = self._hot if call.method == "GET" else self._transport
-        started_s = self._clock()
+        started_s = self._retrier.clock()
         outcome = "failed"
         try:
             answer = transport.send(request)
@@ -122,11 +126,13 @@ class Caller:
             raise
         finally:
             if self._on_request is not None:
-                self._on_request(call.method, call.operation, self._clock() - started_s, outcome)
+                seconds = self._retrier.clock() - started_s
+                self._on_request(call.method, call.operation, seconds, outcome)
         if call.redirect and answer.status in _REDIRECTS:
             return answer
         what = f"{call.operation} {call.path}"
-        raise_for_status(answer, what=what, secrets=self._credentials.secrets())
+        reads = call.method == "GET"
+        raise_for_status(answer, what=what, reads=reads, secrets=self._credentials.secrets())
         if answer.headers.get("content-type", "").lower().startswith("text/html"):
             # a sign-in page, or a proxy's notice; the API itself sends none, and may be behind it soon
             raise errors.ServerFault(f"{what}: a web page instead of an answer", status=answer.status)
@@ -172,5 +178,9 @@ def address_in(body: bytes, where: str) -> str:
 
 def checked_url(url: str) -> str:
     """Return `url`, or raise `errors.UnsafeUrl` when it is not one to follow."""
-    wire_url(url)
+    try:
+        wire_url(url)
+    except errors.UnsafeUrl as exc:
+        exc.request_sent = True  # the one that was answered by this address
+        raise
     return url

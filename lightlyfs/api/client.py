@@ -8,7 +8,7 @@ from __future__ import annotations
 import random as random_module
 import time
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Literal, TypeVar
 from urllib.parse import quote, urljoin
 
 from lightlyfs import errors
@@ -22,7 +22,7 @@ from lightlyfs.api.calls import (
     checked_url,
     surely_unsent,
 )
-from lightlyfs.api.contract import Timeouts, Transport
+from lightlyfs.api.contract import Response, Timeouts, Transport
 from lightlyfs.api.lenient import parse, shown
 from lightlyfs.api.models import (
     CreatedSample,
@@ -35,13 +35,14 @@ from lightlyfs.api.models import (
     SampleWriteUrls,
     Tag,
 )
-from lightlyfs.api.retry import RetryPolicy
+from lightlyfs.api.retry import Retrier, RetryPolicy
 
 __all__ = ["DEFAULT_SERVER", "Credentials", "Kind", "LightlyClient", "MappingField", "Mode"]
 
 Kind = Literal["full", "thumbnail"]
 Mode = Literal["ids", "fileNames", "full"]
 MappingField = Literal["_id", "fileName"]
+T = TypeVar("T")
 
 DEFAULT_SERVER = "https://api.lightly.ai"
 # What the official client asks for; a page of records stays far below the API's 32 MB.
@@ -79,11 +80,8 @@ class LightlyClient:
             credentials,
             transport,
             hot_transport or transport,
-            policy=policy or RetryPolicy(),
+            Retrier(policy, clock=clock, sleep=sleep, random=random, cancelled=cancelled),
             timeouts=timeouts or Timeouts(),
-            clock=clock,
-            sleep=sleep,
-            random=random,
             on_request=on_request,
             cancelled=cancelled,
         )
@@ -108,8 +106,11 @@ class LightlyClient:
         Not idempotent: tried again only after 429 or where surely nothing was sent. After any other
         failure (see `RequestError.request_sent`) the sample may exist.
         """
-        body = self._create("create_sample", _samples(dataset_id), sample, policy)
-        return models.decode_one(body, CreatedSample, "created sample").id
+
+        def read(body: bytes) -> str:
+            return models.decode_one(body, CreatedSample, "created sample").id
+
+        return self._create("create_sample", _samples(dataset_id), sample, policy, read)
 
     def create_sample_with_write_urls(
         self, dataset_id: str, sample: SampleCreate, *, policy: RetryPolicy | None = None
@@ -119,23 +120,34 @@ class LightlyClient:
         API: POST /v1/datasets/{id}/samples/withWriteUrls.
         """
         path = f"{_samples(dataset_id)}/withWriteUrls"
-        body = self._create("create_sample_with_write_urls", path, sample, policy)
-        created = models.decode_one(body, CreatedSampleWithWriteUrls, "created sample")
-        _check_write_urls(created.sample_write_urls)
-        return created
+
+        def read(body: bytes) -> CreatedSampleWithWriteUrls:
+            created = models.decode_one(body, CreatedSampleWithWriteUrls, "created sample")
+            _check_write_urls(created.sample_write_urls)
+            return created
+
+        return self._create("create_sample_with_write_urls", path, sample, policy, read)
 
     def get_sample(self, dataset_id: str, sample_id: str, *, policy: RetryPolicy | None = None) -> Sample:
         """Return one sample. API: GET /v1/datasets/{id}/samples/{sampleId}."""
-        body = self._get("get_sample", _sample(dataset_id, sample_id), (), policy)
-        return models.decode_one(body, Sample, f"sample {sample_id}")
+        return self._get(
+            "get_sample",
+            _sample(dataset_id, sample_id),
+            (),
+            policy,
+            lambda body: models.decode_one(body, Sample, f"sample {sample_id}"),
+        )
 
     def get_sample_document(
         self, dataset_id: str, sample_id: str, *, policy: RetryPolicy | None = None
     ) -> bytes:
         """Return one sample as the JSON text the API sends. API: GET /v1/datasets/{id}/samples/{sampleId}."""
-        body = self._get("get_sample", _sample(dataset_id, sample_id), (), policy)
-        models.decode_one(body, Sample, f"sample {sample_id}")
-        return body
+
+        def checked(body: bytes) -> bytes:
+            models.decode_one(body, Sample, f"sample {sample_id}")
+            return body
+
+        return self._get("get_sample", _sample(dataset_id, sample_id), (), policy, checked)
 
     def get_sample_read_url(
         self, dataset_id: str, sample_id: str, kind: Kind = "full", *, policy: RetryPolicy | None = None
@@ -145,8 +157,9 @@ class LightlyClient:
         Raises `errors.UnsafeUrl` unless it is http or https. A secret: never show it.
         """
         path = f"{_sample(dataset_id, sample_id)}/readurl"
-        body = self._get("get_sample_read_url", path, [("type", kind)], policy)
-        return address_in(body, f"read URL of {sample_id}")
+        where = f"read URL of {sample_id}"
+        query = [("type", kind)]
+        return self._get("get_sample_read_url", path, query, policy, lambda body: address_in(body, where))
 
     def get_sample_redirect_url(
         self, dataset_id: str, sample_id: str, kind: Kind = "full", *, policy: RetryPolicy | None = None
@@ -157,31 +170,38 @@ class LightlyClient:
         """
         path = f"{_sample(dataset_id, sample_id)}/readurlRedirect"
         call = Call("get_sample_redirect_url", "GET", path, [("type", kind)], redirect=True)
-        answer = self._caller.send(call, policy)
-        location = answer.headers.get("location", "").strip()
-        if not location:
-            raise errors.MalformedAnswer(
-                f"the redirect of {sample_id} names no Location", status=answer.status
-            )
-        return checked_url(urljoin(self.server + path, location))
+
+        def read(answer: Response) -> str:
+            location = answer.headers.get("location", "").strip()
+            if not location:
+                raise errors.MalformedAnswer(
+                    f"the redirect of {sample_id} names no Location", status=answer.status
+                )
+            return checked_url(urljoin(self.server + path, location))
+
+        return self._caller.send(call, read, policy)
 
     def get_sample_write_url(
         self, dataset_id: str, sample_id: str, *, is_thumbnail: bool, policy: RetryPolicy | None = None
     ) -> str:
         """Return a signed address to PUT to. API: GET .../samples/{sampleId}/writeurl. A secret."""
         path = f"{_sample(dataset_id, sample_id)}/writeurl"
-        body = self._get("get_sample_write_url", path, [("isThumbnail", is_thumbnail)], policy)
-        return address_in(body, f"write URL of {sample_id}")
+        where = f"write URL of {sample_id}"
+        query = [("isThumbnail", is_thumbnail)]
+        return self._get("get_sample_write_url", path, query, policy, lambda body: address_in(body, where))
 
     def get_sample_write_urls(
         self, dataset_id: str, sample_id: str, *, policy: RetryPolicy | None = None
     ) -> SampleWriteUrls:
         """Return both addresses to PUT to. API: GET .../samples/{sampleId}/writeurls. Secrets."""
         path = f"{_sample(dataset_id, sample_id)}/writeurls"
-        body = self._get("get_sample_write_urls", path, (), policy)
-        urls = models.decode_one(body, SampleWriteUrls, f"write URLs of {sample_id}")
-        _check_write_urls(urls)
-        return urls
+
+        def read(body: bytes) -> SampleWriteUrls:
+            urls = models.decode_one(body, SampleWriteUrls, f"write URLs of {sample_id}")
+            _check_write_urls(urls)
+            return urls
+
+        return self._get("get_sample_write_urls", path, (), policy, read)
 
     def list_samples(
         self,
@@ -198,8 +218,7 @@ class LightlyClient:
         that the server may read as a prefix or ignore.
         """
         query = _page(offset, size, file_name)
-        body = self._get("list_samples", _samples(dataset_id), query, policy)
-        return models.decode_many(body, Sample, "samples")
+        return self._get("list_samples", _samples(dataset_id), query, policy, _read_samples)
 
     def list_samples_partial(
         self,
@@ -216,8 +235,8 @@ class LightlyClient:
         `ids` gives ids, `fileNames` names too, `full` all; else as `list_samples`.
         """
         query = [("mode", mode), *_page(offset, size, file_name)]
-        body = self._get("list_samples_partial", f"{_samples(dataset_id)}/partial", query, policy)
-        return models.decode_many(body, Sample, "samples")
+        path = f"{_samples(dataset_id)}/partial"
+        return self._get("list_samples_partial", path, query, policy, _read_samples)
 
     def list_page(
         self,
@@ -236,19 +255,26 @@ class LightlyClient:
         """
         path = f"{_samples(dataset_id)}/partial" if partial else _samples(dataset_id)
         query: Query = [*([("mode", mode)] if partial else []), *_page(offset, size, None)]
-        return models.decode_listing(self._get("list_page", path, query, policy))
+        operation = "list_page" if partial else "list_full_page"
+        return self._get(operation, path, query, policy, models.decode_listing)
 
     def update_sample(
         self, dataset_id: str, sample_id: str, update: SampleUpdate, *, policy: RetryPolicy | None = None
     ) -> None:
         """Change the set fields of a sample. API: PUT /v1/datasets/{id}/samples/{sampleId}."""
         path = _sample(dataset_id, sample_id)
-        self._caller.send(Call("update_sample", "PUT", path, body=models.encode(update)), policy)
+        call = Call("update_sample", "PUT", path, body=models.encode(update))
+        self._caller.send(call, lambda _: None, policy)
 
     def get_dataset(self, dataset_id: str, *, policy: RetryPolicy | None = None) -> Dataset:
         """Return one dataset. API: GET /v1/datasets/{id}."""
-        body = self._get("get_dataset", _dataset(dataset_id), (), policy)
-        return models.decode_one(body, Dataset, f"dataset {dataset_id}")
+        return self._get(
+            "get_dataset",
+            _dataset(dataset_id),
+            (),
+            policy,
+            lambda body: models.decode_one(body, Dataset, f"dataset {dataset_id}"),
+        )
 
     def find_datasets(self, name: str, *, policy: RetryPolicy | None = None) -> list[Dataset]:
         """Return every dataset of exactly this name that the token may see: own, shared, the team's.
@@ -256,15 +282,13 @@ class LightlyClient:
         API: GET /v1/datasets/query/name/{name}, three times, as names are unique per owner only.
         """
         path = f"/v1/datasets/query/name/{quote(name, safe='')}"
-        pages = []
+        pages: list[Dataset] = []
         for scope in _SCOPES:
             try:
-                body = self._get("find_datasets", path, [("exact", True), scope], policy)
+                pages += self._get("find_datasets", path, [("exact", True), scope], policy, _read_datasets)
             except errors.NotFound as exc:
                 if exc.code != "DATASET_UNKNOWN":
                     raise
-                continue
-            pages += models.decode_many(body, Dataset, "datasets")
         return [dataset for dataset in _distinct(pages) if dataset.name == name]
 
     def list_datasets(self, *, policy: RetryPolicy | None = None) -> list[Dataset]:
@@ -274,8 +298,7 @@ class LightlyClient:
             offset = 0
             while True:
                 query = [scope, ("pageSize", _DATASETS_PER_PAGE), ("pageOffset", offset)]
-                body = self._get("list_datasets", "/v1/datasets", query, policy)
-                page = models.decode_many(body, Dataset, "datasets")
+                page = self._get("list_datasets", "/v1/datasets", query, policy, _read_datasets)
                 known = {dataset.id for dataset in found}
                 # A server that ignores paging answers the same page for ever.
                 if not any(dataset.id not in known for dataset in page):
@@ -295,28 +318,42 @@ class LightlyClient:
     ) -> list[str]:
         """Return ids or names in the order of the tag bits. API: GET /v1/datasets/{id}/mappings."""
         query = [("field", field), *_page(offset, size, None)]
-        body = self._get("get_mappings", f"{_dataset(dataset_id)}/mappings", query, policy)
-        return models.decode_strings(body, "mappings")
+        path = f"{_dataset(dataset_id)}/mappings"
+        return self._get(
+            "get_mappings", path, query, policy, lambda body: models.decode_strings(body, "mappings")
+        )
 
     def get_tags(self, dataset_id: str, *, policy: RetryPolicy | None = None) -> list[Tag]:
         """Return all tags of a dataset. API: GET /v1/datasets/{id}/tags."""
-        body = self._get("get_tags", f"{_dataset(dataset_id)}/tags", (), policy)
-        return models.decode_many(body, Tag, "tags")
+        path = f"{_dataset(dataset_id)}/tags"
+        return self._get("get_tags", path, (), policy, lambda body: models.decode_many(body, Tag, "tags"))
 
     def get_quota(self, *, policy: RetryPolicy | None = None) -> int:
         """Return how many samples one dataset may have. API: GET /v1/quota."""
-        said = parse(self._get("get_quota", "/v1/quota", (), policy), "quota")
-        try:
-            return int(said)
-        except (TypeError, ValueError) as exc:
-            raise errors.MalformedAnswer(f"quota is not a number: {shown(said)}") from exc
+        return self._get("get_quota", "/v1/quota", (), policy, _read_quota)
 
-    def _get(self, operation: str, path: str, query: Query, policy: RetryPolicy | None) -> bytes:
-        return self._caller.send(Call(operation, "GET", path, query), policy).body
+    def _get(
+        self,
+        operation: str,
+        path: str,
+        query: Query,
+        policy: RetryPolicy | None,
+        read: Callable[[bytes], T],
+    ) -> T:
+        return self._caller.send(
+            Call(operation, "GET", path, query), lambda answer: read(answer.body), policy
+        )
 
-    def _create(self, operation: str, path: str, sample: SampleCreate, policy: RetryPolicy | None) -> bytes:
+    def _create(
+        self,
+        operation: str,
+        path: str,
+        sample: SampleCreate,
+        policy: RetryPolicy | None,
+        read: Callable[[bytes], T],
+    ) -> T:
         call = Call(operation, "POST", path, body=models.encode(sample))
-        return self._caller.send(call, policy, surely_unsent).body
+        return self._caller.send(call, lambda answer: read(answer.body), policy, surely_unsent)
 
 
 _SCOPES: tuple[tuple[str, bool], ...] = (("shared", False), ("shared", True), ("getAssetsOfTeam", True))
@@ -356,3 +393,19 @@ def _check_write_urls(urls: SampleWriteUrls) -> None:
 
 def _distinct(datasets: Iterable[Dataset]) -> list[Dataset]:
     return list({dataset.id: dataset for dataset in datasets}.values())
+
+
+def _read_samples(body: bytes) -> list[Sample]:
+    return models.decode_many(body, Sample, "samples")
+
+
+def _read_datasets(body: bytes) -> list[Dataset]:
+    return models.decode_many(body, Dataset, "datasets")
+
+
+def _read_quota(body: bytes) -> int:
+    said = parse(body, "quota")
+    try:
+        return int(said)
+    except (TypeError, ValueError) as exc:
+        raise errors.MalformedAnswer(f"quota is not a number: {shown(said)}") from exc

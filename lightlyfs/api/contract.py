@@ -133,7 +133,8 @@ class Request:
     `url` is sent byte for byte; only blanks and non-ASCII characters, which no request line may hold,
     are percent-encoded, and a fragment is left out. A 2xx body longer than `max_body_bytes` raises
     `errors.TooLarge` unless an observer takes it. `cancelled` is asked at least once a second, from the
-    sending thread. Its repr shows no query and no header.
+    sending thread. A `fresh` one goes over a connection of its own, where the form can do that. Its repr
+    shows no query and no header.
     """
 
     method: str
@@ -144,6 +145,7 @@ class Request:
     max_body_bytes: int = 64 * MIB  # twice the API's largest answer
     observer: BodyObserver | None = None
     cancelled: Callable[[], bool] | None = None
+    fresh: bool = False
 
     def __repr__(self) -> str:
         return f"Request({self.method} {shown_url(self.url)})"

@@ -187,6 +187,8 @@ class _Exchange:
         request, setopt = self._request, curl.setopt
         setopt(pycurl.URL, url)
         setopt(pycurl.PATH_AS_IS, 1)
+        if request.fresh:
+            setopt(pycurl.FRESH_CONNECT, 1)
         setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
         setopt(pycurl.HTTP09_ALLOWED, 0)
         setopt(pycurl.NOSIGNAL, 1)

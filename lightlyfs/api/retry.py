@@ -1,17 +1,58 @@
-"""When a failed request is tried again, and how long to wait before."""
+"""When a failed request is sent again, and how long to wait before.
+
+Two kinds of failure are repeated. One that may pass (`errors.Retryable`) is repeated until the bound of the
+call. A refusal, which usually stays, is doubted: it is repeated for some seconds and believed when every
+answer in that time was one. What was believed is remembered for a while, so that the next call for the same
+thing does not wait.
+
+A host that throttles (429, or any answer with Retry-After) is left alone by all calls together: until the
+time that it named nothing is sent, then one call at a time is the probe, and its success lets all others go.
+"""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import random as random_fraction
 from typing import TypeVar
+
+from cachetools import TTLCache
 
 from lightlyfs import errors
 
 T = TypeVar("T")
+Failure = errors.RequestError | errors.ContentError
 
-# A cancelled wait is noticed this soon.
-_NAP_S = 0.5
+# A cancelled wait is noticed this soon, and so is the end of a throttling.
+_NAP_S = 0.25
+# The last try begins this long before the bound of a call, or a tenth of the bound.
+_LAST_TRY_S = 3.0
+# A throttled host is probed this often, where it names no time itself, and left alone for at most that long.
+_PROBE_EVERY_S, _MAX_THROTTLED_S = 0.5, 60.0
+# What was refused for the whole time of doubt is believed at once for so long.
+_BELIEVED_S = 60.0
+# Refusals of one kind that make the next ones of it likely: they are doubted for a fraction of the time.
+_MANY = 3
+_MANY_S = 600.0
+_SHORT_DOUBT = 0.05
+_FIRST_DOUBT_S, _MAX_DOUBT_S = 0.1, 1.5
+
+# Refusals, and answers that make no sense: they usually stay, and sometimes pass.
+DOUBTED = (
+    errors.BadRequest,
+    errors.Unauthorized,
+    errors.Forbidden,
+    errors.NotFound,
+    errors.Conflict,
+    errors.QuotaExceeded,
+    errors.Refused,
+    errors.MalformedAnswer,
+    errors.UnsafeUrl,
+    errors.TlsFailed,
+    errors.ContentChanged,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +61,15 @@ class RetryPolicy:
 
     The wait before retry n (from 0) is drawn from `[cap * (1 - jitter), cap]` with
     `cap = min(max_delay_s, first_delay_s * 2**n)`; full jitter, so that many clients of a server
-    that comes back do not come back at one moment.
+    that comes back do not come back at one moment. A refusal is doubted for `doubt_s`.
     """
 
-    attempts: int = 5
+    attempts: int = 1_000
     first_delay_s: float = 0.2
-    max_delay_s: float = 16.0
-    budget_s: float = 60.0  # as long as any call on the mount may take
+    max_delay_s: float = 8.0
+    budget_s: float = 57.0  # any call on the mount may take a minute
     jitter: float = 1.0
+    doubt_s: float = 6.0  # longer than the restart of a server or a proxy
 
     def delay_s(self, retry: int, random: Callable[[], float]) -> float:
         """Return the wait before retry number `retry`, from 0."""
@@ -35,52 +77,223 @@ class RetryPolicy:
         return cap * (1.0 - self.jitter * random())
 
 
-NO_RETRIES = RetryPolicy(attempts=1)
+NO_RETRIES = RetryPolicy(attempts=1, doubt_s=0.0)
 
 
-def call_with_retries(
-    policy: RetryPolicy,
-    fn: Callable[[], T],
-    *,
-    clock: Callable[[], float],
-    sleep: Callable[[float], None],
-    random: Callable[[], float],
-    cancelled: Callable[[], bool] | None = None,
-    may_retry: Callable[[errors.Retryable], bool] | None = None,
-) -> T:
-    """Call `fn` until it succeeds, and return what it returned.
+class Retrier:
+    """Repeats requests to one host under a policy; any number of threads may share one."""
 
-    Only `errors.Retryable` is retried, and of those only what `may_retry` allows. A Retry-After is
-    waited for in full; when it, or the back-off, would end after the budget, the error is raised at
-    once. Raises the last error, or `errors.Cancelled` when `cancelled` says so during a wait.
-    """
-    started_s = clock()
-    retry = 0
-    while True:
-        try:
-            return fn()
-        except errors.Retryable as exc:
-            retry += 1
-            if retry >= policy.attempts or (may_retry is not None and not may_retry(exc)):
-                raise
-            delay_s = max(policy.delay_s(retry - 1, random), exc.retry_after_s or 0.0)
-            if clock() - started_s + delay_s > policy.budget_s:
-                raise
-            _wait(delay_s, sleep, cancelled, exc)
+    def __init__(
+        self,
+        policy: RetryPolicy | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        random: Callable[[], float] = random_fraction,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> None:
+        """Make one without memory of failures; `cancelled` ends every wait, with `errors.Cancelled`."""
+        self.policy = policy or RetryPolicy()
+        self.clock = clock
+        self.sleep = sleep
+        self.random = random
+        self._cancelled = cancelled
+        self._lock = threading.Lock()
+        # guarded by _lock: since when nothing was answered, and when a throttled host may be asked again
+        self._failing_since: float | None = None
+        self._throttled_until: float | None = None
+        # guarded by _lock: the class of refusal that is believed of a request; refusals of each kind
+        self._believed: TTLCache[tuple[str, str], str] = TTLCache(10_000, _BELIEVED_S, timer=clock)
+        self._confirmed: TTLCache[tuple[str, str, str], None] = TTLCache(1_000, _MANY_S, timer=clock)
 
+    def for_another_host(self) -> Retrier:
+        """Return one with the same time, and nothing remembered."""
+        return Retrier(
+            self.policy, clock=self.clock, sleep=self.sleep, random=self.random, cancelled=self._cancelled
+        )
 
-def _wait(
-    delay_s: float,
-    sleep: Callable[[float], None],
-    cancelled: Callable[[], bool] | None,
-    cause: errors.Retryable,
-) -> None:
-    if cancelled is None:
-        sleep(delay_s)
-        return
-    while not cancelled():
-        if delay_s <= 0:
+    def call(
+        self,
+        fn: Callable[[], T],
+        *,
+        kind: str = "",
+        what: str = "",
+        policy: RetryPolicy | None = None,
+        may_retry: Callable[[Failure], bool] | None = None,
+    ) -> T:
+        """Call `fn` until it succeeds, and return what it returned.
+
+        `kind` and `what` name the request, for what is remembered of refusals. Only those failures are
+        repeated that `may_retry` allows. Raises the last error, whose `settled` is set where it was repeated
+        as often as it may be, or `errors.Cancelled`.
+        """
+        tries = _Tries(self, policy or self.policy, kind, what)
+        while True:
+            try:
+                self._await_host(tries)
+                result = fn()
+            except errors.Retryable as exc:
+                if exc.settled:
+                    raise
+                self._note_failure(exc)
+                if may_retry is not None and not may_retry(exc):
+                    raise
+                self._wait_or_raise(exc, tries.pause_after_failure(), tries)
+            except DOUBTED as exc:
+                if exc.settled:
+                    raise
+                self._note_answer()
+                if may_retry is not None and not may_retry(exc):
+                    raise
+                self._wait_or_raise(exc, tries.pause_after_refusal(exc), tries)
+            else:
+                self._note_answer()
+                self._note_success(kind, what)
+                return result
+
+    def forget_refusals(self) -> None:
+        """Doubt every refusal again, as after a change of credentials."""
+        with self._lock:
+            self._believed.clear()
+            self._confirmed.clear()
+
+    # what all calls know of the host
+
+    def outage_s(self) -> float:
+        """Return for how long nothing was answered, 0 where the last request was."""
+        since = self._failing_since
+        return 0.0 if since is None else self.clock() - since
+
+    def _await_host(self, tries: _Tries) -> None:
+        """Wait while the host is throttled, unless this call is its probe, or at its end."""
+        while self._throttled_until is not None:
+            with self._lock:
+                now, until = self.clock(), self._throttled_until
+                if until is None:
+                    return
+                if now >= until:
+                    self._throttled_until = now + _PROBE_EVERY_S
+                    return
+            if tries.policy.attempts == 1:
+                paused = errors.Throttled("the server asked for a pause", request_sent=False)
+                paused.settled = True
+                raise paused
+            if now >= tries.last_try_at:
+                return
+            self._wait(min(until, tries.last_try_at) - now, None)
+
+    def _note_failure(self, exc: errors.Retryable) -> None:
+        with self._lock:
+            now = self.clock()
+            if self._failing_since is None:
+                self._failing_since = now
+            if isinstance(exc, errors.Throttled) or exc.retry_after_s is not None:
+                pause_s = min(_MAX_THROTTLED_S, max(_PROBE_EVERY_S, exc.retry_after_s or 0.0))
+                self._throttled_until = max(self._throttled_until or now, now + pause_s)
+
+    def _note_answer(self) -> None:
+        if self._failing_since is None and self._throttled_until is None:
             return
-        sleep(min(delay_s, _NAP_S))
-        delay_s -= _NAP_S
-    raise errors.Cancelled("given up while waiting to try again", request_sent=cause.request_sent) from cause
+        with self._lock:
+            self._failing_since = self._throttled_until = None
+
+    # what is known of refusals
+
+    def _note_success(self, kind: str, what: str) -> None:
+        if not self._believed:
+            return
+        with self._lock:
+            self._believed.pop((kind, what), None)
+            self._believed.pop(_ANY, None)
+
+    def _is_believed(self, key: tuple[str, str], name: str) -> bool:
+        with self._lock:
+            return self._believed.get(key) == name
+
+    def _is_common(self, kind: str, name: str) -> bool:
+        with self._lock:
+            return sum(known[:2] == (kind, name) for known in self._confirmed) >= _MANY
+
+    def _believe(self, key: tuple[str, str], name: str) -> None:
+        with self._lock:
+            self._believed[key] = name
+            self._confirmed[key[0], name, key[1]] = None
+
+    # waiting
+
+    def _wait_or_raise(self, exc: Failure, pause_s: float | None, tries: _Tries) -> None:
+        if pause_s is None:
+            exc.settled = tries.is_patient
+            raise exc
+        self._wait(pause_s, exc)
+
+    def _wait(self, pause_s: float, cause: Exception | None) -> None:
+        if self._cancelled is None:
+            self.sleep(pause_s)
+            return
+        while not self._cancelled():
+            if pause_s <= 0:
+                return
+            self.sleep(min(pause_s, _NAP_S))
+            pause_s -= _NAP_S
+        sent = cause.request_sent if isinstance(cause, errors.RequestError) else False
+        raise errors.Cancelled("given up while waiting to try again", request_sent=sent) from cause
+
+
+class _Tries:
+    """The tries of one call, and how long to pause before the next one."""
+
+    def __init__(self, retrier: Retrier, policy: RetryPolicy, kind: str, what: str) -> None:
+        self.policy = policy
+        self._retrier = retrier
+        self._kind = kind
+        self._what = what
+        self._started = retrier.clock()
+        self._failures = 0
+        self._refusals = 0
+        self._doubted_since: float | None = None
+        self.last_try_at = self._started + _last_try_after(policy.budget_s)
+
+    @property
+    def is_patient(self) -> bool:
+        """Whether the policy lets failures pass, so that no outer loop has to."""
+        return self.policy.doubt_s > 0
+
+    def pause_after_failure(self) -> float | None:
+        """Return the pause before the next try, None where there is to be none."""
+        self._failures += 1
+        now = self._retrier.clock()
+        if self._retrier.outage_s() > self.policy.budget_s:
+            # it does not pass within the bound of a call: later calls find that out sooner
+            self.last_try_at = min(self.last_try_at, self._started + self.policy.doubt_s)
+        if self._failures >= self.policy.attempts or now >= self.last_try_at:
+            return None
+        pause_s = self.policy.delay_s(self._failures - 1, self._retrier.random)
+        return min(pause_s, self.last_try_at - now)
+
+    def pause_after_refusal(self, exc: Failure) -> float | None:
+        """Return the pause before the request is sent again, None where its refusal is to be believed."""
+        if isinstance(exc, errors.RequestError) and not exc.request_sent:
+            return None
+        name = type(exc).__name__
+        key = _ANY if isinstance(exc, errors.Unauthorized) else (self._kind, self._what)
+        if not self.policy.doubt_s or self._retrier._is_believed(key, name):
+            return None
+        now = self._retrier.clock()
+        if self._doubted_since is None:
+            self._doubted_since = now
+        share = _SHORT_DOUBT if self._retrier._is_common(key[0], name) else 1.0
+        left_s = self._doubted_since + self.policy.doubt_s * share - now
+        if left_s <= 0:
+            self._retrier._believe(key, name)
+            return None
+        self._refusals += 1
+        return min(left_s, share * min(_MAX_DOUBT_S, _FIRST_DOUBT_S * 2.0 ** (self._refusals - 1)))
+
+
+# a refused token is refused for every request
+_ANY = ("", "")
+
+
+def _last_try_after(budget_s: float) -> float:
+    return budget_s - min(_LAST_TRY_S, budget_s / 10)

@@ -32,26 +32,30 @@ _BY_STATUS: Mapping[int, type[errors.RequestError]] = {
     507: errors.QuotaExceeded,
 }
 
-# The API does not publish which status a code comes with, so the code decides where it says more.
+# A code refines a refusal, and only one that it can stand for: whatever a body says, a 429 or a 5xx may pass,
+# and a 401 or a 403 is one of access.
+_REFINED = frozenset({400, 402, 404, 405, 406, 409, 410, 412, 413, 415, 422})
+# The API does not publish which status a code comes with.
 _BY_CODE: Mapping[str, type[errors.RequestError]] = {
     "CUSTOM_METADATA_AT_MAX_SIZE": errors.TooLarge,
     "DATASET_DATASOURCE_FILE_TOO_LARGE": errors.TooLarge,
     "PAYLOAD_TOO_LARGE": errors.TooLarge,
     "DATASET_AT_MAX_CAPACITY": errors.QuotaExceeded,
-    "TEAM_ACCOUNT_PLAN_INSUFFICIENT": errors.QuotaExceeded,
     "CONFLICT": errors.Conflict,
     "DATASET_UNKNOWN": errors.NotFound,
     "SAMPLE_UNKNOWN": errors.NotFound,
     "TAG_UNKNOWN": errors.NotFound,
 }
-# What storage says in XML about requests that would succeed later.
+# Codes of an account that may not have more: they come with 402 or 403.
+_QUOTA_CODE = re.compile(r".*_(SUBSCRIPTION|PLAN)_INSUFFICIENT")
+# What storage says in XML, of refusals and of requests that would succeed later.
 _BY_STORAGE_CODE: Mapping[str, type[errors.RequestError]] = {
-    "SlowDown": errors.Throttled,
     "RequestTimeout": errors.ServerFault,
-    "ServerBusy": errors.Throttled,
     "EntityTooLarge": errors.TooLarge,
     "QuotaExceeded": errors.QuotaExceeded,
 }
+# A 503 that asks for fewer requests, not for another try.
+_THROTTLING_CODES = ("SlowDown", "ServerBusy")
 
 _XML_CODE = re.compile(r"<Code>\s*([^<]{1,100}?)\s*</Code>", re.IGNORECASE)
 _XML_TEXT = re.compile(r"<Message>\s*([^<]*?)\s*</Message>", re.IGNORECASE)
@@ -65,14 +69,16 @@ def raise_for_status(
     *,
     what: str,
     storage: bool = False,
+    reads: bool = False,
     secrets: Sequence[str] = (),
     now: Callable[[], float] = time.time,
 ) -> None:
     """Raise the error class that the status and the body of `response` stand for; return on a 2xx.
 
     `what` names the request in the text ("listing the dataset 5f..."). With `storage` the answer is
-    from S3, GCS or Azure, whose codes come as XML. `secrets` are also hidden where they stand alone.
-    A redirect counts as refused. `now` (unix seconds) is for a Retry-After that is a date.
+    from S3, GCS or Azure, whose codes come as XML; with `reads` it is that to a GET. `secrets` are also
+    hidden where they stand alone. A redirect counts as refused. `now` (unix seconds) is for a Retry-After
+    that is a date.
     API: ApiErrorResponse `{code, error, requestId}`, before 2023 `{code, message}`.
     """
     status = response.status
@@ -84,7 +90,7 @@ def raise_for_status(
     for name in _REQUEST_ID_HEADERS:
         request_id = request_id or response.headers.get(name, "")
     line = f"{what}: {status}" + (f" {code}" if code else "") + (f": {text}" if text else "")
-    raise _error_class(status, code, storage)(
+    raise _error_class(status, code, storage, reads)(
         redact(line),
         status=status,
         code=code,
@@ -93,15 +99,16 @@ def raise_for_status(
     )
 
 
-def _error_class(status: int, code: str, storage: bool) -> type[errors.RequestError]:
-    named = (_BY_STORAGE_CODE if storage else _BY_CODE).get(code)
-    if not storage and code.endswith("_SUBSCRIPTION_INSUFFICIENT"):
-        named = errors.QuotaExceeded
-    if named is not None:
-        return named
-    if status in _BY_STATUS:
-        return _BY_STATUS[status]
-    return errors.ServerFault if status >= 500 else errors.Refused
+def _error_class(status: int, code: str, storage: bool, reads: bool) -> type[errors.RequestError]:
+    if status == 503 and storage and code in _THROTTLING_CODES:
+        return errors.Throttled
+    found = _BY_STATUS.get(status) or (errors.ServerFault if status >= 500 else errors.Refused)
+    if status in _REFINED:
+        found = (_BY_STORAGE_CODE if storage else _BY_CODE).get(code, found)
+    if status in (*_REFINED, 403) and not storage and _QUOTA_CODE.fullmatch(code):
+        found = errors.QuotaExceeded
+    # nothing that is only read "exists already"
+    return errors.Refused if reads and found is errors.Conflict else found
 
 
 def retry_after_s(headers: Mapping[str, str], now: Callable[[], float] = time.time) -> float | None:

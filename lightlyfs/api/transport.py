@@ -38,7 +38,7 @@ from lightlyfs.api.contract import (
 )
 from lightlyfs.api.proxies import Proxies
 from lightlyfs.api.redaction import redact, shown_url
-from lightlyfs.api.retry import NO_RETRIES, RetryPolicy, call_with_retries
+from lightlyfs.api.retry import NO_RETRIES, RetryPolicy
 from lightlyfs.api.sockets import WatchedSocket
 from lightlyfs.api.status import raise_for_status, retry_after_s
 from lightlyfs.api.watch import Slots, Watch
@@ -56,7 +56,6 @@ __all__ = [
     "Timeouts",
     "Transport",
     "TransportConfig",
-    "call_with_retries",
     "raise_for_status",
     "redact",
     "retry_after_s",

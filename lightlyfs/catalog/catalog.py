@@ -22,7 +22,7 @@ from cachetools import TTLCache
 
 from lightlyfs.api.models import Sample
 from lightlyfs.catalog.census import Census
-from lightlyfs.catalog.entries import DirectoryEntry, Entry, SampleEntry, Totals, entry_of, true_name
+from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, SampleEntry, Totals, entry_of, true_name
 from lightlyfs.catalog.recent import RecentLookups
 from lightlyfs.catalog.refresher import Refresher
 from lightlyfs.catalog.remote import DatasetState, Remote, stored_dataset
@@ -199,10 +199,13 @@ class Catalog:
         size: int,
         etag: str,
         before: Callable[[SampleEntry], None] = lambda _: None,
+        *,
+        certain: bool = True,
     ) -> None:
         """Keep a sample's true size in bytes and its version; written down shortly after. Never raises.
 
-        `before` is called with the sample as it is shown, if it is, before that changes.
+        `before` is called with the sample as it is shown, if it is, before that changes. What is not
+        `certain` is shown, and asked for again at the next open.
         """
         ino = sample_ino(bytes.fromhex(sample_id))
         found = self._stored(ino)
@@ -211,7 +214,7 @@ class Catalog:
             before(shown)
         replaced = shown is not None and shown.etag not in (None, etag)
         resized = shown is None or shown.published_size != size
-        self._reported.put(ino, size, etag, found)
+        self._reported.put(ino, Facts(size, etag, certain=certain), found)
         if replaced or resized:
             self._reported.note(replaced=replaced, resized=resized)
             with self._lock:

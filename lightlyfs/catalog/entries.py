@@ -55,12 +55,14 @@ class Facts(NamedTuple):
     """What storage reported of a sample: its size in bytes and its version.
 
     `of` is the time and the size hint the sample had then, for it counts no longer once they move; None
-    where the sample was not listed yet: they count unless the listing tells another size.
+    where the sample was not listed yet: they count unless the listing tells another size. Facts that are not
+    `certain` are shown, but verify nothing.
     """
 
     size: int
     etag: str
     of: tuple[int, int | None] | None = None
+    certain: bool = True
 
     def hold_for(self, entry: SampleEntry) -> bool:
         """Whether the sample is still what storage was asked about."""

@@ -9,6 +9,7 @@ at once. This module knows offsets and pages; it knows neither paths nor the cat
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Executor, Future
@@ -26,6 +27,8 @@ DEFAULT_PAGE_SIZE = 5_000
 MIN_PAGE_SIZE = 20
 # a page that is broken so often is what the server sends
 MAX_BROKEN_PAGES = 3
+# a page that comes back empty before the expected end is asked for again after these pauses, in seconds
+_DOUBT_END_S = (0.1, 0.2, 0.4, 0.8, 1.5, 1.5, 1.5)
 # a run of a server's small pages is one page long as we wanted it, or an eighth: progress has to show
 _PAGES_PER_RUN = 8
 
@@ -33,7 +36,8 @@ _PAGES_PER_RUN = 8
 class Pager(Generic[T]):
     """Reads pages of `fetch(offset, size)`; one use for one listing.
 
-    `expected` is how many rows there may be, which only decides how far ahead to ask; 0 if unknown.
+    An empty page is the end of the list. One that comes before the end that is expected is asked for again,
+    with pauses by `sleep`, until it has been empty for some seconds.
     """
 
     def __init__(
@@ -43,19 +47,25 @@ class Pager(Generic[T]):
         executor: Executor,
         page_size: int = DEFAULT_PAGE_SIZE,
         parallel: int = 8,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._fetch = fetch
         self._executor = executor
         self._parallel = parallel
+        self._sleep = sleep
+        self._expected = 0
         self._lock = threading.Lock()
         self._page_size = page_size  # guarded by _lock; only ever falls
 
     def read_all(self, expected: int, take: Callable[[Sequence[T]], None]) -> None:
         """Hand every row to `take`, a run of pages at a time, in order, in the calling thread.
 
+        `expected` is how many rows there should be, 0 if unknown.
+
         A row may be handed over twice where the list moved meanwhile. Raises what the last try of a
         page raised; `take` has then seen a part.
         """
+        self._expected = expected
         step = self._probe_step(expected, take)
         if not step:
             return
@@ -63,7 +73,7 @@ class Pager(Generic[T]):
 
     def _probe_step(self, expected: int, take: Callable[[Sequence[T]], None]) -> int:
         """Read the first page, to learn how much the server gives at once."""
-        first = self._fetch_page(0, self._size())
+        first = self._page_at(0, self._size())
         if first:
             take(first)
         if len(first) < self._size() and expected > len(first):
@@ -110,12 +120,22 @@ class Pager(Generic[T]):
         """Read [offset, end) in as many pages as it takes; True if the list ended in it."""
         pages: list[Sequence[T]] = []
         while offset < end:
-            page = self._fetch_page(offset, min(self._size(), end - offset))
+            page = self._page_at(offset, min(self._size(), end - offset))
             if not page:
                 return pages, True
             pages.append(page)
             offset += len(page)
         return pages, False
+
+    def _page_at(self, offset: int, size: int) -> Sequence[T]:
+        """Fetch one page; empty only where the list ends."""
+        page = self._fetch_page(offset, size)
+        for pause_s in _DOUBT_END_S:
+            if page or offset >= self._expected:
+                break
+            self._sleep(pause_s)
+            page = self._fetch_page(offset, size)
+        return page
 
     def _fetch_page(self, offset: int, size: int) -> Sequence[T]:
         """Fetch one page, asking for half as much as often as the server finds it too large or is slow.

@@ -19,16 +19,16 @@ MOMENT_S = 0.5
 _LET_ALONE_S = 10.0
 
 RECORD = """
-UPDATE sample SET size = ?1, etag = ?2, verified = 1
+UPDATE sample SET size = ?1, etag = ?2, verified = ?6
 WHERE ino = ?3 AND (?4 IS NULL OR mtime = ?4 AND hint IS ?5)
 """
-Values = tuple[int, str, int, int | None, int | None]
+Values = tuple[int, str, int, int | None, int | None, bool]
 
 
 def record_values(ino: int, facts: Facts) -> Values:
     """What `RECORD` takes, to keep facts of a sample that did not change since."""
     mtime, hint = facts.of or (None, None)
-    return facts.size, facts.etag, ino, mtime, hint
+    return facts.size, facts.etag, ino, mtime, hint, facts.certain
 
 
 class Publisher:

@@ -7,11 +7,13 @@ the API is asked.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,11 +32,15 @@ T = TypeVar("T")
 
 _FAILED = "the catalogue could not be refreshed: %s"
 
-# a listing is taken again when the dataset moved meanwhile, but not for ever
+# a listing is taken again when the dataset moved meanwhile, up to so often; one that lost rows is taken again
+# after these pauses, in seconds
 _MAX_LISTINGS = 3
+_LOST_ROWS_S = (0.5, 1.0, 1.5, 3.0)
 # after a failed check the API is left alone this long, or the TTL where that is shorter, but never less
 _RETRY_AFTER_S = 5.0
 _MIN_RETRY_AFTER_S = 1.0
+# after a refusal (401, 403, 404): each minute at first, later each ten
+_REFUSED_RETRY_S, _REFUSED_TRIES, _REFUSED_LATER_S = 60.0, 5, 600.0
 # an unchanged record proves little (a rename may not move it), so a full listing runs now and then,
 # taking at most a twentieth of the time
 _LISTINGS_SHARE = 20
@@ -47,6 +53,14 @@ class Progress(NamedTuple):
 
     listed: int
     expected: int
+
+
+class _Listed(NamedTuple):
+    """What a listing came to: None for the changes where it is to be taken again, and the record after it."""
+
+    changes: Changes | None
+    after: DatasetState
+    lost_rows: bool
 
 
 class Refresher:
@@ -63,6 +77,7 @@ class Refresher:
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
         on_changes: Callable[[Changes], None],
+        sleep: Callable[[float], None] = time.sleep,
         turn: Callable[[Callable[[], None]], AbstractContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
         """`turn(on_wait)` is held during each check and listing; it keeps other processes from theirs."""
@@ -75,6 +90,7 @@ class Refresher:
         self._waited_at = -math.inf
         self._closed = False
         self._on_changes = on_changes
+        self._sleep = sleep
         self._turn = turn
         self._work_lock = threading.Lock()  # held by the one check or listing under way
         self._state = threading.Condition()
@@ -87,6 +103,7 @@ class Refresher:
         self._progress = Progress(0, 0)
         self._error: LightlyFsError | None = None
         self._stopped = False
+        self._refusals = 0
         self._writer: ListingWriter | None = None
 
     # what others see
@@ -103,7 +120,7 @@ class Refresher:
 
     @property
     def stopped(self) -> bool:
-        """Whether the API refused us for good (401, 403, 404), so that only the store answers."""
+        """Whether the API refuses us (401, 403, 404), so that only the store answers for some minutes."""
         return self._stopped
 
     @property
@@ -211,7 +228,7 @@ class Refresher:
 
     def _queue_check(self) -> None:
         with self._state:
-            if self._check_queued or self._stopped or self._clock() < self._retry_at:
+            if self._check_queued or self._clock() < self._retry_at:
                 return
             self._check_queued = True
         if not self._submit(self._check_in_background):
@@ -287,12 +304,16 @@ class Refresher:
         with self._state:
             self._error = None
             self._stopped = False
+            self._refusals = 0
 
     def _note_failure(self, error: LightlyFsError, *, stop: bool) -> None:
         with self._state:
             self._error = error
-            self._stopped = self._stopped or stop
+            self._stopped = stop
             pause_s = max(_MIN_RETRY_AFTER_S, min(_RETRY_AFTER_S, self._config.ttl_s))
+            if stop:
+                self._refusals += 1
+                pause_s = _REFUSED_RETRY_S if self._refusals <= _REFUSED_TRIES else _REFUSED_LATER_S
             self._retry_at = self._clock() + pause_s
 
     def _check(self) -> None:
@@ -324,11 +345,15 @@ class Refresher:
 
     def _list(self, record: DatasetState) -> Changes:
         started = self._clock()
-        for attempt in range(1, _MAX_LISTINGS + 1):
-            changes, after, settled = self._list_once(record, last=attempt == _MAX_LISTINGS)
-            if settled:
+        pauses = list(_LOST_ROWS_S)
+        for attempt in itertools.count(1):
+            listed = self._list_once(record, last=attempt >= _MAX_LISTINGS, believes_loss=not pauses)
+            if listed.changes is not None:
                 break
-            record = after
+            record = listed.after
+            if listed.lost_rows and pauses:
+                self._sleep(pauses.pop(0))
+        changes = listed.changes
         with self._state:
             self._timing.listing_s = self._clock() - started
             self._timing.full_at = self._clock()
@@ -340,10 +365,14 @@ class Refresher:
             self._on_changes(changes)
         return changes
 
-    def _list_once(self, record: DatasetState, *, last: bool) -> tuple[Changes | None, DatasetState, bool]:
-        """One pass over all pages; kept if the dataset stood still meanwhile, or as the last try."""
+    def _list_once(self, record: DatasetState, *, last: bool, believes_loss: bool) -> _Listed:
+        """One pass over all pages; kept if the dataset stood still meanwhile, or as the last try.
+
+        A listing with fewer samples than the record has is kept only where that is to be believed.
+        """
         tail = b""
         rows_listed = left_out = 0
+        expected = self._expected_rows(record)
 
         with self._store.listing() as writer:
             self._writer = writer
@@ -363,15 +392,21 @@ class Refresher:
                 executor=self._page_executor,
                 page_size=self._config.page_size,
                 parallel=self._config.parallel_pages,
+                sleep=self._sleep,
             )
             try:
-                pager.read_all(record.samples, take)
+                pager.read_all(expected, take)
                 after = self._remote.dataset()
-                if not last and not is_settled(record, after, rows_listed, left_out + writer.count()):
+                distinct = left_out + writer.count()
+                # an end that comes early was looked at for some seconds; rows that came twice were not
+                lost = rows_listed > distinct and distinct < expected
+                keeps = last and (believes_loss or not lost)
+                if not keeps and not is_settled(record, after, rows_listed, distinct):
                     log.info("the dataset changed while it was listed; listing again")
-                    return None, after, False
+                    return _Listed(None, after, lost)
                 # the record of before: where it moved meanwhile, the next check lists again
-                return writer.commit(self._meta(record, tail.hex(), rows_listed)), after, True
+                meta = self._meta(record, tail.hex(), rows_listed)
+                return _Listed(writer.commit(meta), after, lost)
             finally:
                 self._writer = None
 
@@ -380,9 +415,14 @@ class Refresher:
             "dataset": json.dumps(record),
             "tail": tail,
             "listed": str(listed),
+            "missing": str(max(0, record.samples - listed)),
             "listed_at": self._timing.note_listing(),
             INDEX_OF: "",
         }
+
+    def _expected_rows(self, record: DatasetState) -> int:
+        """How many samples a listing should have: what the record says, less what was missing before."""
+        return max(0, record.samples - int(self._store.get_meta("missing") or 0))
 
     def _note_progress(self, listed: int, expected: int) -> None:
         with self._state:

@@ -7,21 +7,31 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.models import ListedSample, Sample, is_oid
+from lightlyfs.api.retry import RetryPolicy
 from lightlyfs.catalog.staging import Row, make_row
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tags import ID_BYTES, TagRecord
-from lightlyfs.errors import BadRequest, MalformedAnswer, NotFound, Refused, ServerFault
+from lightlyfs.errors import Cancelled, MalformedAnswer, RequestError, Retryable, TooLarge
 
 # of one name; the lowest id of them is wanted, and more than a few are not believed
 _FOUND_AT_MOST = 100
 # an id and its quotes take 27 bytes: such a page has 1.3 MB
 _MAPPINGS_PER_PAGE = 50_000
+# a partial list that is refused so often in a row, while the plain one is not, is not asked for this long
+_REFUSED_PARTIALS, _PLAIN_FOR_S = 3, 600.0
+# servers before August 2022 have no partial list, and there are several ways to say so
+_NO_PARTIAL = (400, 404, 405, 501)
+_AS_IT_COMES = RetryPolicy(doubt_s=0.0)
 _MASK = re.compile(r"0x[0-9a-fA-F]+")
+
+
+T = TypeVar("T")
 
 
 class DatasetState(NamedTuple):
@@ -65,11 +75,16 @@ class Remote(Protocol):
 class ApiRemote:
     """`Remote` over the Samples API, for one dataset."""
 
-    def __init__(self, client: LightlyClient, dataset_id: str) -> None:
+    def __init__(
+        self, client: LightlyClient, dataset_id: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._client = client
         self._dataset_id = dataset_id
+        self._clock = clock
         self._fallback_time_s = 0  # written with every record; a lost race shows the older time
-        self._partial = True  # only ever turns False
+        # a lost race asks for one partial list more or less
+        self._refused_partials = 0
+        self._plain_until = float("-inf")
 
     def dataset(self) -> DatasetState:
         """API: GET /v1/datasets/{id}."""
@@ -116,14 +131,19 @@ class ApiRemote:
 
         None found says nothing: a server may ignore the name and answer with any page.
         """
-        if self._partial:
-            listed = self._client.list_samples_partial(
-                self._dataset_id, mode="full", offset=0, size=_FOUND_AT_MOST, file_name=file_name
-            )
-        else:
-            listed = self._client.list_samples(
+        listed = self._partial_or_plain(
+            lambda policy: self._client.list_samples_partial(
+                self._dataset_id,
+                mode="full",
+                offset=0,
+                size=_FOUND_AT_MOST,
+                file_name=file_name,
+                policy=policy,
+            ),
+            lambda: self._client.list_samples(
                 self._dataset_id, offset=0, size=_FOUND_AT_MOST, file_name=file_name
-            )
+            ),
+        )
         found = [sample for sample in listed if sample.file_name == file_name]
         return [self._row_of_sample(sample) for sample in sorted(found, key=lambda sample: sample.id)]
 
@@ -132,17 +152,32 @@ class ApiRemote:
         return self._client.get_sample(self._dataset_id, sample_id)
 
     def _page(self, offset: int, size: int) -> Sequence[ListedSample]:
-        if self._partial:
-            try:
-                return self._client.list_page(self._dataset_id, offset, size, partial=True)
-            except (NotFound, Refused, BadRequest, ServerFault) as error:
-                # servers before August 2022 have no partial list; 405 and 501 are other ways to say so
-                if error.status not in (400, 404, 405, 501):
-                    raise
-            rows = self._client.list_page(self._dataset_id, offset, size, partial=False)
-            self._partial = False
-            return rows
-        return self._client.list_page(self._dataset_id, offset, size, partial=False)
+        return self._partial_or_plain(
+            lambda policy: self._client.list_page(self._dataset_id, offset, size, policy=policy),
+            lambda: self._client.list_page(self._dataset_id, offset, size, partial=False),
+        )
+
+    def _partial_or_plain(self, partial: Callable[[RetryPolicy | None], T], plain: Callable[[], T]) -> T:
+        """Ask the partial list, or where that is refused the plain one, whose pages are larger."""
+        if self._clock() < self._plain_until:
+            return plain()
+        try:
+            found = partial(_AS_IT_COMES)
+        except (Retryable, TooLarge, Cancelled) as error:
+            if error.status not in _NO_PARTIAL:
+                raise
+        except RequestError as error:
+            if error.status not in _NO_PARTIAL:
+                return partial(None)
+        else:
+            self._refused_partials = 0
+            return found
+        found = plain()
+        self._refused_partials += 1
+        if self._refused_partials >= _REFUSED_PARTIALS:
+            self._refused_partials = 0
+            self._plain_until = self._clock() + _PLAIN_FOR_S
+        return found
 
     def _row(self, sample: ListedSample) -> Row:
         created = sample.created_at or 0

@@ -43,15 +43,16 @@ class Reported:
         facts = self._facts.get(entry.ino) or self._unlisted.get(entry.ino)
         if facts is None or not facts.hold_for(entry):
             return entry
-        return entry._replace(size=facts.size, etag=facts.etag, verified=True, stands=True)
+        sure = facts.certain
+        return entry._replace(size=facts.size, etag=facts.etag, verified=sure, stands=sure)
 
-    def put(self, ino: int, size: int, etag: str, of: SampleEntry | None) -> None:
+    def put(self, ino: int, facts: Facts, of: SampleEntry | None) -> None:
         """Keep facts of a sample as it is listed, or of one that is not listed yet."""
         with self._lock:
             if of is None:
-                _put_bounded(self._unlisted, ino, Facts(size, etag))
+                _put_bounded(self._unlisted, ino, facts)
             else:
-                _put_bounded(self._facts, ino, Facts(size, etag, (of.mtime, of.size_hint)))
+                _put_bounded(self._facts, ino, facts._replace(of=(of.mtime, of.size_hint)))
 
     def note(self, *, replaced: bool, resized: bool) -> None:
         """What was put shows another version, or another size: other processes will hear of it."""

@@ -56,6 +56,11 @@ _READER_CACHE_KIB = 512
 _WRITER_CACHE_KIB = 32 * 1024
 _IDLE_READERS = 8
 _SHRINK_TIMEOUT_MS = 500
+# one connection's page cache; the operating system caches the file once for all of them
+_READER_CACHE_KIB = 512
+_WRITER_CACHE_KIB = 32 * 1024
+_IDLE_READERS = 8
+_SHRINK_TIMEOUT_MS = 500
 _RECORD = """
 UPDATE sample SET size = ?1, etag = ?2, verified = 1
 WHERE ino = ?3 AND (?4 IS NULL OR mtime = ?4 AND hint IS ?5)

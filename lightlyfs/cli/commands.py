@@ -184,6 +184,8 @@ def _uploads_text(answer: dict[str, Any]) -> str:
     ]
     if uploads["offline"]:
         lines.append(f"the server cannot be reached: {uploads['offline']}")
+    if uploads["renames_off"]:
+        lines.append(f"samples are not renamed: {uploads['renames_off']}")
     lines += [
         f"{file['path']}: {file['error']}" for file in uploads["files"] if file["owed"] and file["error"]
     ]

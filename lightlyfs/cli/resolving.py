@@ -52,7 +52,11 @@ def find_dataset(client: LightlyClient, settings: Settings, secrets: Secrets, wa
         and (root / stored / places.catalogue_name(settings.tag)).exists()
         and not settings.no_cache
     )
-    policy = RetryPolicy(attempts=1, budget_s=_STORED_WAIT_S) if has_catalogue else wiring.quick_policy()
+    policy = (
+        RetryPolicy(attempts=1, budget_s=_STORED_WAIT_S, doubt_s=0.0)
+        if has_catalogue
+        else wiring.quick_policy()
+    )
     try:
         found = _ask(client, wanted, policy)
     except LightlyFsError as error:

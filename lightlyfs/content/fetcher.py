@@ -9,18 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lightlyfs.api.retry import RetryPolicy, call_with_retries
+from lightlyfs.api.retry import Retrier, RetryPolicy
 from lightlyfs.api.transport import Request, Response, Timeouts, Transport, raise_for_status
+from lightlyfs.content.doubt import Doubt, Known
 from lightlyfs.content.identity import NO_OBJECT, ContentId
 from lightlyfs.content.ranges import BLOCK_BYTES, Span, byte_range, range_header
 from lightlyfs.content.sink import BlockSink, BlockTaker, RangeUnusable
 from lightlyfs.content.urls import ReadUrls
-from lightlyfs.errors import MalformedAnswer, NotFound, Retryable, ShortBody
+from lightlyfs.errors import ContentChanged, MalformedAnswer, NotFound, OddAnswer, Retryable, ShortBody
 
 # an expired URL is 403 on S3 and Azure, 400 on GCS and some S3 clones, 401 on others
 _URL_REFUSED = (400, 401, 403)
+_NO_SUCH_OBJECT = (404, 410)
 # with these the API says that there is no such sample, not that it has no image
 _UNKNOWN = ("SAMPLE_UNKNOWN", "DATASET_UNKNOWN")
+# answers in a row that make a doubted one true, and answers that are asked for without a pause
+_ENOUGH = 3
+_MAX_AT_ONCE = 6
+# wrong hints after which the hints of a dataset are no reason to doubt storage
+_WRONG_HINTS = 3
 
 
 @dataclass(frozen=True)
@@ -29,11 +36,8 @@ class FetchConfig:
 
     # where ranges are ignored one transfer may bring gigabytes: only standing still ends it soon
     timeouts: Timeouts = field(default_factory=lambda: Timeouts(connect_s=5.0, idle_s=20.0, total_s=3600.0))
-    # enough tries to sit out a storm of 429 and 503, within the time one call on the mount may take;
-    # counted anew whenever a block came
-    policy: RetryPolicy = field(
-        default_factory=lambda: RetryPolicy(attempts=20, max_delay_s=8.0, budget_s=55.0)
-    )
+    # the bound starts again whenever a block came
+    policy: RetryPolicy = field(default_factory=lambda: RetryPolicy(budget_s=55.0))
 
 
 class Fetcher:
@@ -44,53 +48,70 @@ class Fetcher:
         urls: ReadUrls,
         transport: Transport,
         config: FetchConfig,
+        retrier: Retrier,
         *,
-        clock: Callable[[], float],
-        sleep: Callable[[float], None],
-        random: Callable[[], float],
         cancelled: Callable[[], bool],
     ) -> None:
         self._urls = urls
         self._transport = transport
         self._config = config
-        self._clock = clock
-        self._sleep = sleep
-        self._random = random
+        self._retrier = retrier
         self._cancelled = cancelled
+        self._wrong_hints = 0  # a lost race counts one less
 
     def fetch_blocks(self, content: ContentId, span: Span, taker: BlockTaker) -> None:
         """Fetch blocks of a known content; raises ContentChanged where storage has another version."""
         start, end = byte_range(span, content.size)
-        self._fetch(content.sample_id, start, end, content, taker)
+        progress = _Progress(taker, content, start, end)
+        try:
+            self._fetch(content.sample_id, progress)
+        except NotFound as error:
+            if not _names_no_object(error):
+                raise
+            raise ContentChanged("the stored object is gone") from error
 
-    def fetch_head(self, sample_id: str, length: int, taker: BlockTaker) -> ContentId:
+    def fetch_head(
+        self,
+        sample_id: str,
+        length: int,
+        taker: BlockTaker,
+        known: Known,
+        on_doubtful: Callable[[], None] = lambda: None,
+    ) -> ContentId:
         """Fetch the first `length` bytes of a sample, whatever it is, and say what it is.
 
-        A sample without an object is a content of no bytes whose `has_object` is False.
+        A sample without an object is a content of no bytes whose `has_object` is False. An answer that speaks
+        against what is `known` is asked for again; where it stays and names no version, `on_doubtful` is
+        called before the taker hears of it.
         """
+        admission = _Admission(known, trust_hint=self._wrong_hints < _WRONG_HINTS)
+        progress = _Progress(taker, None, 0, length, admission)
         try:
-            return self._fetch(sample_id, 0, length, None, taker)
+            content = self._fetch(sample_id, progress)
+        except OddAnswer:
+            if admission.last is None or not admission.agree:
+                raise
+            if not admission.last.etag:
+                on_doubtful()
+            admission.accept()
+            content = self._fetch(sample_id, progress)
         except NotFound as error:
-            if error.status != 404 or error.code in _UNKNOWN:
+            if not _names_no_object(error):
                 raise
             content = ContentId(sample_id, NO_OBJECT, 0)
             taker.identified(content, 0, -1)
-            return content
+        self._wrong_hints += admission.hint_was_wrong
+        return content
 
-    def _fetch(
-        self, sample_id: str, start: int, end: int, expected: ContentId | None, taker: BlockTaker
-    ) -> ContentId:
-        progress = _Progress(taker, expected, start, end)
+    def _fetch(self, sample_id: str, progress: _Progress) -> ContentId:
         while True:
             before = progress.start
             try:
-                return call_with_retries(
-                    self._config.policy,
+                return self._retrier.call(
                     lambda: self._attempt(sample_id, progress),
-                    clock=self._clock,
-                    sleep=self._sleep,
-                    random=self._random,
-                    cancelled=self._cancelled,
+                    kind="storage",
+                    what=sample_id,
+                    policy=self._config.policy,
                 )
             except Retryable:
                 if progress.start <= before:
@@ -103,12 +124,21 @@ class Fetcher:
             sink = BlockSink(sample_id, progress.start, progress.content, progress)
             try:
                 response = self._get(sample_id, progress, sink)
+                if response.status in _NO_SUCH_OBJECT and progress.may_have_no_object:
+                    return progress.none(ContentId(sample_id, NO_OBJECT, 0))
+                raise_for_status(response, what="the read of a sample", storage=True, reads=True)
             except RangeUnusable as error:
                 if not progress.ranged:
                     raise MalformedAnswer(str(error)) from error
                 progress.ranged = False
                 continue
-            raise_for_status(response, what="the read of a sample from storage", storage=True)
+            except (OddAnswer, ContentChanged):
+                # the next answer is to come another way
+                progress.fresh = True
+                self._urls.discard(sample_id, progress.url)
+                if progress.asks_once_more():
+                    continue
+                raise
             sink.finish()
             if progress.start == before and not progress.complete:
                 raise ShortBody("storage sent a shorter range than it was asked for")
@@ -117,12 +147,17 @@ class Fetcher:
     def _get(self, sample_id: str, progress: _Progress, sink: BlockSink) -> Response:
         url = self._urls.get(sample_id)
         response = self._send(url, progress, sink)
-        if response.status == 404 and not self._urls.is_new(sample_id, url):
-            # kept from before a rename, it may name an object that was moved since
-            url = self._urls.renew(sample_id, url)
+        refused = response.status in _URL_REFUSED
+        # a URL kept from before a rename may name an object that was moved since
+        moved = response.status in _NO_SUCH_OBJECT and not self._urls.is_new(sample_id, url)
+        if refused or moved:
+            self._urls.discard(sample_id, url)
+            url = self._urls.get(sample_id)
             response = self._send(url, progress, sink)
-        if response.status in _URL_REFUSED:
-            response = self._send(self._urls.renew(sample_id, url), progress, sink)
+        if response.status in (*_URL_REFUSED, *_NO_SUCH_OBJECT):
+            # should it be asked for again, then with another URL and over another connection
+            progress.fresh = True
+            self._urls.discard(sample_id, url)
         if response.status == 416 and sink.actual is not None:
             return Response(206, response.headers, b"")
         return response
@@ -131,6 +166,7 @@ class Fetcher:
         headers = {"Accept-Encoding": "identity"}
         if progress.ranged:
             headers["Range"] = range_header(progress.start, progress.range_end)
+        progress.url, fresh, progress.fresh = url, progress.fresh, False
         return self._transport.send(
             Request(
                 "GET",
@@ -139,21 +175,85 @@ class Fetcher:
                 timeouts=self._config.timeouts,
                 observer=sink,
                 cancelled=self._cancelled,
+                fresh=fresh,
             )
         )
+
+
+def _names_no_object(error: NotFound) -> bool:
+    return error.status in _NO_SUCH_OBJECT and error.code not in _UNKNOWN
+
+
+class _Admission:
+    """Decides whether what storage says of a sample counts; for one head."""
+
+    def __init__(self, known: Known, *, trust_hint: bool) -> None:
+        self.known = known
+        self.last: ContentId | None = None
+        self._times = 0
+        self.doubt = Doubt.NONE
+        self.agree = True  # whether all doubted answers said the same
+        self.hint_was_wrong = False
+        self._trust_hint = trust_hint
+        self._accepted: ContentId | None = None
+
+    def accept(self) -> None:
+        """Doubt the last answer no longer."""
+        self._accepted = self.last
+
+    def admit(self, said: ContentId) -> None:
+        """Raise OddAnswer for an answer that is to be asked for again."""
+        self.doubt = self.known.doubt(said, trust_hint=self._trust_hint)
+        self._times = self._times + 1 if said == self.last else 1
+        enough = self.doubt is Doubt.SHORT and self._times >= _ENOUGH
+        if self.doubt is Doubt.NONE or enough or said == self._accepted:
+            self.hint_was_wrong = enough and self.known.content is None
+            return
+        self.agree = self.agree and self.last in (None, said)
+        self.last = said
+        raise OddAnswer(f"storage says that it has {said.size} bytes, which speaks against what is known")
 
 
 class _Progress:
     """Passes blocks on, and remembers where a further try has to begin and end."""
 
-    def __init__(self, taker: BlockTaker, content: ContentId | None, start: int, end: int) -> None:
+    def __init__(
+        self,
+        taker: BlockTaker,
+        content: ContentId | None,
+        start: int,
+        end: int,
+        admission: _Admission | None = None,
+    ) -> None:
         self._taker = taker
+        self._admission = admission
+        self._asked_once_more = 0
         self._announced = False
         self._wanted: Span | None = None
         self.content = content
         self.start = start
         self.end = end
         self.ranged = True
+        # the last URL, and whether the next request goes over a connection of its own
+        self.url = ""
+        self.fresh = False
+
+    @property
+    def may_have_no_object(self) -> bool:
+        """Whether it is no surprise that storage has no object."""
+        return self._admission is not None and self._admission.known.may_have_no_object
+
+    def asks_once_more(self) -> bool:
+        """Whether an odd answer is asked for again at once."""
+        if self._admission is None or self._admission.doubt is not Doubt.SHORT:
+            return False
+        self._asked_once_more += 1
+        return self._asked_once_more < _MAX_AT_ONCE
+
+    def none(self, content: ContentId) -> ContentId:
+        """Pass on that there is no object."""
+        self._taker.identified(content, 0, -1)
+        return content
 
     @property
     def complete(self) -> bool:
@@ -169,6 +269,8 @@ class _Progress:
         return self.end if self.content is None else max(self.start + 1, min(self.end, self.content.size))
 
     def identified(self, content: ContentId, first: int, last: int) -> Span | None:
+        if self.content is None and self._admission is not None:
+            self._admission.admit(content)
         self.content = content
         if not self._announced:
             self._announced = True

@@ -17,6 +17,7 @@ from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 from lightlyfs.content.cache import BlockCache
+from lightlyfs.content.doubt import Known
 from lightlyfs.content.fetcher import Fetcher
 from lightlyfs.content.identity import ContentId
 from lightlyfs.content.once import FetchOnce
@@ -65,14 +66,17 @@ class ReaderStats(NamedTuple):
 
 
 class Reader:
-    """Reads contents; `on_facts(content)` hears of every content storage identifies."""
+    """Reads contents; `on_facts(content, certain)` hears of every content storage identifies.
+
+    One that is not `certain` is to be asked for again at the next open.
+    """
 
     def __init__(
         self,
         cache: BlockCache,
         fetcher: Fetcher,
         executor: Executor,
-        on_facts: Callable[[ContentId], None],
+        on_facts: Callable[[ContentId, bool], None],
         once: FetchOnce | None = None,
     ) -> None:
         """With `once` other processes may use the cache."""
@@ -124,7 +128,8 @@ class Reader:
             length = _CONFIRM_BYTES
         elif for_reading:
             length = _head_length(size_hint)
-        head = HeadTaker(self._takes, self._cache, sample_id, future, length, told)
+        before = Known(size_hint, known)
+        head = HeadTaker(self._takes, self._cache, sample_id, future, length, before, told)
         self._submit(lambda: self._run_head(head), lambda error: self._end_head(head, error))
         return future
 
@@ -277,7 +282,7 @@ class Reader:
         except ContentChanged as error:
             # whoever is told of the change, and opens it again, should see the new version
             told = partial(self._end_transfer, transfer, error)
-            found = self.identify(content.sample_id, size_hint=content.size, for_reading=False)
+            found = self.identify(content.sample_id, size_hint=None, for_reading=False)
             found.add_done_callback(lambda _: told())
         except BaseException as error:
             self._end_transfer(transfer, error)
@@ -304,7 +309,7 @@ class Reader:
             with self._once.head(head.sample_id) as shared:
                 content = head.told() if shared else None
                 if content is None:
-                    self._fetcher.fetch_head(head.sample_id, head.length, head)
+                    self._fetcher.fetch_head(head.sample_id, head.length, head, head.known, head.mistrust)
                 else:
                     self._forget_head(head)
                     head.found.set_result(content)
@@ -347,10 +352,10 @@ class Reader:
         with self._lock:
             self._fetches += 1
 
-    def _tell(self, content: ContentId) -> None:
+    def _tell(self, content: ContentId, certain: bool) -> None:
         self._answered()
         try:
-            self._on_facts(content)
+            self._on_facts(content, certain)
         except Exception:
             # whoever listens has trouble of its own; the bytes are right all the same
             log.exception("what storage reported could not be passed on")

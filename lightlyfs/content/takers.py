@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import NamedTuple
 
 from lightlyfs.content.cache import BlockCache
+from lightlyfs.content.doubt import Known
 from lightlyfs.content.identity import ContentId
 from lightlyfs.content.ranges import BLOCK_BYTES, Span, block_count
 from lightlyfs.content.room import Room
@@ -19,6 +20,8 @@ from lightlyfs.content.transfers import Transfer, Transfers
 class Takes(NamedTuple):
     """Where answers go: blocks to `arrived`, a question's answer to `tell`, any other one to `answered`.
 
+    `tell(content, certain)` says whether the answer may count until something speaks against it.
+
     `forget(head)` says that a question is answered, so that the next one asks anew.
     """
 
@@ -26,7 +29,7 @@ class Takes(NamedTuple):
     room: Room
     arrived: Callable[[Transfer, int, bytes], None]
     answered: Callable[[], None]
-    tell: Callable[[ContentId], None]
+    tell: Callable[[ContentId, bool], None]
     forget: Callable[[HeadTaker], None]
 
 
@@ -63,6 +66,7 @@ class HeadTaker:
         sample_id: str,
         found: Future[ContentId],
         length: int,
+        known: Known,
         told: Callable[[], ContentId | None],
     ) -> None:
         self._takes = takes
@@ -70,7 +74,9 @@ class HeadTaker:
         self.sample_id = sample_id
         self.found = found
         self.length = length
+        self.known = known
         self.told = told
+        self.doubtful = False
         self.transfer: Transfer | None = None
 
     def identified(self, content: ContentId, first: int, last: int) -> Span | None:
@@ -80,11 +86,15 @@ class HeadTaker:
             self.transfer = self._takes.transfers.announce(content, wanted.first, wanted.last)
             if last + 1 == block_count(content.size) == wanted.last + 1 and not self._widened(wanted):
                 wanted = None
-        self._takes.tell(content)
+        self._takes.tell(content, not self.doubtful)
         # from here on storage is asked anew: what it has by then may be something else
         self._takes.forget(self)
         self.found.set_result(content)
         return wanted
+
+    def mistrust(self) -> None:
+        """Note that what is about to be identified is doubtful, so that it is asked for again."""
+        self.doubtful = True
 
     def block(self, index: int, data: bytes) -> None:
         """A block came."""

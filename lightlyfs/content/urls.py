@@ -130,6 +130,11 @@ class ReadUrls:
 
     def renew(self, sample_id: str, refused: str) -> str:
         """Another URL than the refused one, from the API unless another thread has it already."""
+        self.discard(sample_id, refused)
+        return self.get(sample_id)
+
+    def discard(self, sample_id: str, refused: str) -> None:
+        """Forget a URL that was refused, unless another one is kept by now."""
         with self._lock:
             kept = self._kept_locked(sample_id)
             if kept is not None and kept.url == refused:
@@ -137,7 +142,6 @@ class ReadUrls:
                     del self._urls[sample_id]
         if self._store is not None:
             self._store.discard(sample_id, refused)
-        return self.get(sample_id)
 
     @property
     def room(self) -> int:

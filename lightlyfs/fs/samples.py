@@ -109,7 +109,7 @@ class Samples:
             if left:
                 self._open[ino] = left
 
-    def storage_reported(self, content: ContentId) -> None:
+    def storage_reported(self, content: ContentId, certain: bool) -> None:
         """Keep what storage says, and have the kernel forget what no longer holds; any thread may call.
 
         To be called before anyone is told of the content, so that who opens it then finds no older pages.
@@ -121,7 +121,7 @@ class Samples:
                 outdated.append(shown.ino)
                 self._untold.add(shown.ino)
 
-        self._catalog.record_facts(content.sample_id, content.size, content.etag, before)
+        self._catalog.record_facts(content.sample_id, content.size, content.etag, before, certain=certain)
         found = self._catalog.by_id(content.sample_id) if outdated else None
         if found is not None:
             self._is_untold(*found)

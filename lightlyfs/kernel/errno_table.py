@@ -20,6 +20,7 @@ _TABLE: dict[type[BaseException], tuple[int, int]] = {
     errors.QuotaExceeded: (errno.ENOSPC, logging.WARNING),
     errors.Refused: (errno.EIO, logging.WARNING),
     errors.MalformedAnswer: (errno.EIO, logging.ERROR),
+    errors.OddAnswer: (errno.EIO, logging.WARNING),
     errors.UnsafeUrl: (errno.EIO, logging.ERROR),
     errors.TlsFailed: (errno.EIO, logging.ERROR),
     errors.Cancelled: (errno.EINTR, logging.INFO),

@@ -13,6 +13,7 @@ from .fault_kinds import (
     ChangedEtag,
     Chunked,
     DropReply,
+    Empty,
     Expired,
     Gzip,
     Html,
@@ -22,6 +23,7 @@ from .fault_kinds import (
     Status,
     Truncate,
     WrongContentRange,
+    WrongTotal,
 )
 from .faults import Faults
 from .options import ServerOptions
@@ -33,6 +35,7 @@ __all__ = [
     "ChangedEtag",
     "Chunked",
     "DropReply",
+    "Empty",
     "Expired",
     "Faults",
     "Gzip",
@@ -47,5 +50,6 @@ __all__ = [
     "Status",
     "Truncate",
     "WrongContentRange",
+    "WrongTotal",
     "run",
 ]

@@ -247,6 +247,41 @@ class BrokenJson(Fault, tag="broken_json", frozen=True, kw_only=True):
         return broken
 
 
+class Empty(Fault, tag="empty", frozen=True, kw_only=True):
+    """Answer 200 with nothing: storage without a version, a list without items, any other without a body."""
+
+    def wrap(self, app: App, connections: Connections) -> App:
+        """Run the application for the kind of its answer only."""
+
+        async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
+            _, body = await collected(app, scope, receive)
+            is_list = not scope["raw_path"].startswith(b"/storage/") and body[:1] == b"["
+            reply = Reply(200, b"[]" if is_list else b"")
+            await send_reply(send, reply, head=scope["method"] == "HEAD")
+
+        return nothing
+
+
+class WrongTotal(Fault, tag="wrong_total", frozen=True, kw_only=True):
+    """Name another length of the whole object than it has."""
+
+    target: str = "storage"
+    more: int = 1000
+
+    def wrap(self, app: App, connections: Connections) -> App:
+        """Rewrite `Content-Range` where there is one."""
+
+        def change(headers: Headers) -> Headers:
+            value = find_header(headers, b"content-range")
+            span, _, total = (value or "").partition("/")
+            if not total.isdigit():
+                return headers
+            wrong = f"{span}/{int(total) + self.more}".encode()
+            return [*without(headers, b"content-range"), (b"content-range", wrong)]
+
+        return with_headers(app, change)
+
+
 class DropReply(Fault, tag="drop_reply", frozen=True, kw_only=True):
     """Do the work, then close the connection without a word."""
 

@@ -6,7 +6,8 @@
     Gzip        encode the body unasked         Chunked            send no Content-Length
     Expired     treat a signed URL as expired   ChangedEtag        be another version
     Html        a login page with status 200    BrokenJson         half a document
-    DropReply   do the work, then hang up
+    DropReply   do the work, then hang up   Empty              200 with nothing in it
+    WrongTotal  name another length of the object
 
 Handlers know nothing of this module, and nothing here knows what an endpoint does.
 """
@@ -24,6 +25,7 @@ from .fault_kinds import (
     ChangedEtag,
     Chunked,
     DropReply,
+    Empty,
     Expired,
     Fault,
     Gzip,
@@ -34,6 +36,7 @@ from .fault_kinds import (
     Status,
     Truncate,
     WrongContentRange,
+    WrongTotal,
 )
 from .transport import Connections
 
@@ -51,6 +54,8 @@ AnyFault = (
     | Html
     | BrokenJson
     | DropReply
+    | Empty
+    | WrongTotal
 )
 
 
@@ -91,6 +96,11 @@ class Faults:
         """Return what is armed and not used up."""
         with self._lock:
             return [one.fault for one in self._armed if self._alive_locked(one)]
+
+    def left(self) -> list[int | None]:
+        """Return how many more requests each armed fault hits, None for one without a count."""
+        with self._lock:
+            return [one.left for one in self._armed if self._alive_locked(one)]
 
     def wrap_request(self, area: str, name: str, app: App) -> App:
         """Return `app` inside the faults that hit this request, each counted as used."""

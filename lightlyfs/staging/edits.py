@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
 from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.models import SampleUpdate
-from lightlyfs.errors import Cancelled, LightlyFsError, NotPermitted, Retryable
+from lightlyfs.errors import Cancelled, LightlyFsError, NotPermitted, Retryable, ServerFault
+
+# renames that made a sample unreadable are not tried again for so long
+_BREAK_FOR_S = 600.0
 
 
 class SampleEdits:
@@ -25,19 +29,29 @@ class SampleEdits:
         executor: Executor,
         can_be_read: Callable[[str], None],
         put_away: Callable[[str, str], str],
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._dataset_id = dataset_id
         self._executor = executor
         self._can_be_read = can_be_read
         self._put_away = put_away
-        self._renames_break = False  # only ever turns True
+        self._clock = clock
+        self._broken_until = float("-inf")
+        self._broken_by = ""
+
+    def renames_are_off(self) -> str:
+        """Return why samples are not renamed for the moment, "" where they are."""
+        left_s = self._broken_until - self._clock()
+        return f"{self._broken_by}; tried again in {left_s:.0f} s" if left_s > 0 else ""
 
     def rename(self, sample_id: str, old: str, new: str, *, has_object: bool) -> Future[None]:
         """Rename a sample, and see that it can still be read; NotPermitted where it cannot.
 
         On a dataset that lies in the user's own bucket the read URL follows the name, and a rename would
-        lose the image: the old name is put back then, and no further rename is tried on this mount.
+        lose the image: the old name is put back then. Where the image can be read again under that, renames
+        are the cause, and none is tried for ten minutes.
         """
         return self._executor.submit(self._rename, sample_id, old, new, has_object)
 
@@ -56,18 +70,25 @@ class SampleEdits:
             self._client.update_sample(self._dataset_id, sample_id, SampleUpdate(file_name=new))
 
     def _rename(self, sample_id: str, old: str, new: str, has_object: bool) -> None:
-        if self._renames_break:
-            raise NotPermitted("renaming samples of this dataset makes them unreadable, so it is off")
+        if reason := self.renames_are_off():
+            raise NotPermitted(f"samples of this dataset are not renamed: {reason}")
         self._client.update_sample(self._dataset_id, sample_id, SampleUpdate(file_name=new))
         if not has_object:
             return
         try:
             self._can_be_read(sample_id)
         except LightlyFsError as error:
-            # where the network failed, that says nothing of renames
-            unclear = isinstance(error, Retryable | Cancelled)
-            self._renames_break = self._renames_break or not unclear
             self._client.update_sample(self._dataset_id, sample_id, SampleUpdate(file_name=old))
-            if unclear:
-                raise
-            raise NotPermitted(f"the image of {old} cannot be read under another name: {error}") from error
+            if isinstance(error, Retryable | Cancelled):
+                raise  # where the network failed, that says nothing of renames
+            self._prove(sample_id, old, error)
+
+    def _prove(self, sample_id: str, old: str, error: LightlyFsError) -> None:
+        """Raise NotPermitted where an image is readable under its old name alone, else ServerFault."""
+        try:
+            self._can_be_read(sample_id)
+        except LightlyFsError as second:
+            raise ServerFault(f"the image of {old} cannot be read under any name: {second}") from error
+        self._broken_until = self._clock() + _BREAK_FOR_S
+        self._broken_by = f"renaming made {old} unreadable ({error})"
+        raise NotPermitted(f"the image of {old} cannot be read under another name: {error}") from error

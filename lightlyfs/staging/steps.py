@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from lightlyfs.api.client import LightlyClient
+from lightlyfs.api.client import Kind, LightlyClient
 from lightlyfs.api.contract import BodyFile, BodyReader
 from lightlyfs.api.models import Sample, SampleCreate, SampleMetaData, SampleUpdate
-from lightlyfs.api.retry import RetryPolicy, call_with_retries
+from lightlyfs.api.retry import Retrier, RetryPolicy
 from lightlyfs.api.transport import Request, Response, Timeouts, Transport, raise_for_status
 from lightlyfs.errors import (
     FileExists,
@@ -54,6 +54,8 @@ _TAIL = 1_000
 _BY_NAME = 100
 _CLOCKS_DIFFER_S = 86_400.0
 _URL_REFUSED = (400, 401, 403)
+# a refused create is noted before it is sent again, so that its caller repeats it
+_AS_IT_COMES = RetryPolicy(doubt_s=0.0)
 
 
 class Moving(Protocol):
@@ -76,7 +78,7 @@ class UploadConfig:
     has the name already gets the image. A `sole_writer` asks for no names: no other program creates samples.
     """
 
-    policy: RetryPolicy = field(default_factory=lambda: RetryPolicy(attempts=10, budget_s=50.0))
+    policy: RetryPolicy = field(default_factory=lambda: RetryPolicy(budget_s=50.0))
     timeouts: Timeouts = field(default_factory=lambda: Timeouts(connect_s=5.0, idle_s=30.0, total_s=3600.0))
     s3_sse_kms_key: str = ""
     allow_overwrite: bool = False
@@ -94,16 +96,14 @@ class Steps:
         facts_of: Callable[[Path], ImageFacts],
         path_of: Callable[[str, int], Path],
         config: UploadConfig,
+        retrier: Retrier,
         *,
-        clock: Callable[[], float],
-        sleep: Callable[[float], None],
-        random: Callable[[], float],
         cancelled: Callable[[], bool],
         side: Executor,
         knows_no: Callable[[str], bool] = lambda _: False,
         on_leftover: Callable[[Leftover], None] = lambda _: None,
     ) -> None:
-        """`side` runs what an upload sends at the same time.
+        """`retrier` is that of the storage; `side` runs what an upload sends at the same time.
 
         `knows_no(path)` says that the catalogue was compared with the server just now, and has no sample at a
         path. `on_leftover` is called before a sample is renamed out of the way.
@@ -114,9 +114,8 @@ class Steps:
         self._facts_of = facts_of
         self._path_of = path_of
         self._config = config
-        self._clock = clock
-        self._sleep = sleep
-        self._random = random
+        self._retrier = retrier
+        self._create_retrier = retrier.for_another_host()
         self._cancelled = cancelled
         self._side = side
         self._knows_no = knows_no
@@ -255,7 +254,8 @@ class Steps:
                         return found
                 raise
 
-        sample_id = self._retrying(attempt)
+        # no key: what is refused of one file is not believed of another
+        sample_id = self._create_retrier.call(attempt, what=record.key, policy=self._config.policy)
         note(sample_id=sample_id)
         return record.changed(sample_id=sample_id)
 
@@ -266,12 +266,14 @@ class Steps:
 
     def _send_create(self, wanted: SampleCreate, urls: _Urls) -> str:
         try:
-            created = self._client.create_sample_with_write_urls(self._dataset_id, wanted)
+            created = self._client.create_sample_with_write_urls(
+                self._dataset_id, wanted, policy=_AS_IT_COMES
+            )
         except (NotFound, Refused, ServerFault) as error:
             # servers before May 2023 do not have it
             if error.status not in (404, 405, 501):
                 raise
-            return self._client.create_sample(self._dataset_id, wanted)
+            return self._client.create_sample(self._dataset_id, wanted, policy=_AS_IT_COMES)
         urls.keep(created.sample_write_urls.full, created.sample_write_urls.thumb)
         return created.id
 
@@ -282,7 +284,7 @@ class Steps:
         """
         for look in range(looks):
             if look:
-                self._sleep(_LOOK_AGAIN_S * look)
+                self._retrier.sleep(_LOOK_AGAIN_S * look)
             back_to_ms = since_ms if look == looks - 1 else None
             for sample in itertools.chain(self._by_name(record.name), self._newest(back_to_ms)):
                 if mark_of(sample) == record.mark:
@@ -291,7 +293,7 @@ class Steps:
 
     def named(self, name: str) -> list[Sample]:
         """The samples of exactly this name, as the server knows them now."""
-        return self._retrying(lambda: [one for one in self._by_name(name) if one.file_name == name])
+        return [one for one in self._by_name(name) if one.file_name == name]
 
     def _by_name(self, name: str) -> Iterator[Sample]:
         """The samples of a name, however short the pages are; few where the server ignores the name."""
@@ -346,26 +348,39 @@ class Steps:
     # the bytes
 
     def _put(self, urls: _Urls, thumbnail: bool, body: bytes | BodyFile) -> str:
-        """PUT, with a fresh URL where one is refused; returns the version storage names, or ""."""
+        """PUT, with a fresh URL where one is refused; returns the version storage names, or "".
+
+        Where it names none, storage is asked whether it has the bytes.
+        """
+
+        refused = False
 
         def attempt() -> str:
-            response = self._send(urls.get(thumbnail), body)
-            if response.status in _URL_REFUSED:
+            nonlocal refused
+            response = self._send(urls.renewed(thumbnail) if refused else urls.get(thumbnail), body)
+            if response.status in _URL_REFUSED and not refused:
                 response = self._send(urls.renewed(thumbnail), body)
+            refused = response.status in (*_URL_REFUSED, 404)
             raise_for_status(response, what="the upload of a file to storage", storage=True)
-            return response.headers.get("etag", "")
+            etag = response.headers.get("etag", "")
+            if not etag:
+                self._confirm(urls.sample_id, thumbnail, body)
+            return etag
 
-        return self._retrying(attempt)
+        what = f"{urls.sample_id} {thumbnail}"
+        return self._retrier.call(attempt, kind="put", what=what, policy=self._config.policy)
 
-    def _retrying(self, attempt: Callable[[], T]) -> T:
-        return call_with_retries(
-            self._config.policy,
-            attempt,
-            clock=self._clock,
-            sleep=self._sleep,
-            random=self._random,
-            cancelled=self._cancelled,
-        )
+    def _confirm(self, sample_id: str, thumbnail: bool, body: bytes | BodyFile) -> None:
+        """Look whether storage has what was sent: an answer without a version may come from a proxy."""
+        size = len(body) if isinstance(body, bytes) else body.length
+        kind: Kind = "thumbnail" if thumbnail else "full"
+        url = self._client.get_sample_read_url(self._dataset_id, sample_id, kind)
+        response = self._storage.send(Request("GET", url, headers={"Range": "bytes=0-0"}, fresh=True))
+        total = response.headers.get("content-range", "").rpartition("/")[2]
+        if response.status == 200:  # the range was ignored
+            total = response.headers.get("content-length") or str(len(response.body))
+        if not 200 <= response.status < 300 or total != str(size):
+            raise ServerFault("storage took a file and does not have it", status=response.status)
 
     def _send(self, url: str, body: bytes | BodyFile) -> Response:
         headers = put_headers(url, self._config.s3_sse_kms_key)
@@ -387,7 +402,7 @@ class _Urls:
     def __init__(self, client: LightlyClient, dataset_id: str) -> None:
         self._client = client
         self._dataset_id = dataset_id
-        self._sample_id = ""
+        self.sample_id = ""
         self._urls: dict[bool, str] = {}
 
     def keep(self, full: str, thumbnail: str) -> None:
@@ -396,7 +411,7 @@ class _Urls:
 
     def for_sample(self, sample_id: str, *, thumbnail: bool) -> None:
         """Ask for what is not here."""
-        self._sample_id = sample_id
+        self.sample_id = sample_id
         if self._urls:
             return
         if thumbnail:
@@ -411,7 +426,7 @@ class _Urls:
 
     def renewed(self, thumbnail: bool) -> str:
         """Another one, in place of one that was refused."""
-        url = self._client.get_sample_write_url(self._dataset_id, self._sample_id, is_thumbnail=thumbnail)
+        url = self._client.get_sample_write_url(self._dataset_id, self.sample_id, is_thumbnail=thumbnail)
         self._urls[thumbnail] = url
         return url
 

@@ -79,4 +79,4 @@ def credentials_of(secrets: Secrets) -> Credentials:
 
 def quick_policy() -> RetryPolicy:
     """For the checks at start: somebody waits, and the answer to a failure is to try again."""
-    return RetryPolicy(attempts=3, budget_s=10.0)
+    return RetryPolicy(attempts=3, budget_s=10.0, doubt_s=0.0)

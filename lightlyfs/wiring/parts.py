@@ -15,6 +15,7 @@ from pathlib import Path
 from lightlyfs import places
 from lightlyfs.api.calls import Credentials
 from lightlyfs.api.models import Sample
+from lightlyfs.api.retry import Retrier
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.census import Census
 from lightlyfs.catalog.details import Details
@@ -261,6 +262,7 @@ class Parts:
             clock=time.monotonic,
             wall_clock=time.time,
             on_changes=self._on_changes,
+            sleep=self._pause,
             turn=listing_turn(self.place, name, self.closing.is_set),
         )
         self._details: Details[Sample] = Details(
@@ -275,13 +277,15 @@ class Parts:
         return Catalog(store, remote, refresher, freshness, Census(store, NO_OBJECT), clock=time.monotonic)
 
     def _make_reader(self) -> Reader:
+        # what reads and uploads find out about the storage is common to them
+        self._storage_retrier = Retrier(
+            clock=time.monotonic, sleep=self._pause, random=random.random, cancelled=self.closing.is_set
+        )
         fetcher = Fetcher(
             self._urls.urls,
             self._storage,
             FetchConfig(),
-            clock=time.monotonic,
-            sleep=self._pause,
-            random=random.random,
+            self._storage_retrier,
             cancelled=self.closing.is_set,
         )
         self._once = FetchOnce(
@@ -294,7 +298,7 @@ class Parts:
             self.cache,
             fetcher,
             self._content_pool,
-            lambda content: self._samples.storage_reported(content),
+            lambda content, certain: self._samples.storage_reported(content, certain),
             self._once,
         )
 
@@ -380,6 +384,7 @@ class Parts:
             kernel=kernel,
             resolve=self._urls.resolve,
             storage=self._storage,
+            storage_retrier=self._storage_retrier,
             reload_token=self.reload_token,
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 from lightlyfs import places
 from lightlyfs.api.client import LightlyClient
+from lightlyfs.api.retry import Retrier
 from lightlyfs.api.transport import Request, Transport, raise_for_status
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.content.cache import BlockCache
@@ -62,6 +62,7 @@ class UploadNeeds:
     dataset_id: str
     transport: Transport
     storage: Transport
+    storage_retrier: Retrier
     catalog: Catalog
     reader: Reader
     cache: BlockCache
@@ -200,9 +201,7 @@ class Uploads:
             self.facts.facts_of,
             path_of,
             config,
-            clock=time.monotonic,
-            sleep=self._pause,
-            random=random.random,
+            needs.storage_retrier,
             cancelled=needs.closing.is_set,
             side=self._side,
             knows_no=self._knows_no,
@@ -251,15 +250,17 @@ class Uploads:
         if isinstance(error, FileExists):
             self.completion.name_taken(file)
 
-    def _pause(self, seconds: float) -> None:
-        self._needs.closing.wait(seconds)
-
     def _can_be_read(self, sample_id: str) -> None:
-        """Read one byte of a sample through a URL that was asked for just now."""
-        request = Request("GET", self._needs.resolve(sample_id), headers={"Range": "bytes=0-0"})
-        response = self._needs.storage.send(request)
-        if response.status != 416:  # an empty object has no first byte
-            raise_for_status(response, what="the read of a renamed sample", storage=True)
+        """Read one byte of a sample, with each try through a URL that was asked for just now."""
+
+        def attempt() -> None:
+            url = self._needs.resolve(sample_id)
+            request = Request("GET", url, headers={"Range": "bytes=0-0"}, fresh=True)
+            response = self._needs.storage.send(request)
+            if response.status != 416:  # an empty object has no first byte
+                raise_for_status(response, what="the read of a renamed sample", storage=True, reads=True)
+
+        self._needs.storage_retrier.call(attempt, kind="renamed", what=sample_id)
 
     def _finish_renames(self, renames: list[tuple[str, str, str]]) -> None:
         for old, new, sample_id in renames:
@@ -277,7 +278,8 @@ def uploads_status(uploads: Uploads | None) -> dict[str, Any]:
     """What `status` shows of uploads, as plain values."""
     if uploads is None:
         empty: dict[str, Any] = {"files": [], "local": 0, "kept": [], "leftovers": []}
-        return {"pending": 0, "failed": 0, "under_way": 0, "uploaded": 0, "moved": 0, "offline": ""} | empty
+        zeros = {"pending": 0, "failed": 0, "under_way": 0, "uploaded": 0, "moved": 0}
+        return zeros | {"offline": "", "renames_off": ""} | empty
     stats = uploads.uploader.stats()
     shown = uploads.local.all()
     here = [file.record for file in shown + uploads.local.aside() if not file.uploaded]
@@ -292,6 +294,7 @@ def uploads_status(uploads: Uploads | None) -> dict[str, Any]:
         "moved": moved,
         "uploaded": stats.uploaded,
         "offline": stats.offline,
+        "renames_off": uploads.edits.renames_are_off(),
         "files": [_file_status(record) for record in owed + local[:_SHOWN_LOCAL]],
         "local": len(here) - sum(record.owed for record in here),
         "kept": kept_lines(shown, uploads.policy),

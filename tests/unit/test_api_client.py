@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import responses
+from contentkit import Clock
 
 from lightlyfs import errors
 from lightlyfs.api.client import Credentials, LightlyClient
@@ -48,9 +49,12 @@ def ok(body: Any, status: int = 200, **headers: str) -> Response:
 
 
 def client(transport: Any, **more: Any) -> LightlyClient:
+    """A client that doubts no refusal, in time that passes only while it waits."""
     credentials = more.pop("credentials", Credentials(token="t0k&n", public_token="pub"))
+    clock = Clock()
+    more = {"policy": RetryPolicy(doubt_s=0.0), **more}
     return LightlyClient(
-        SERVER, credentials, transport, clock=lambda: 0.0, sleep=lambda _s: None, random=lambda: 0.0, **more
+        SERVER, credentials, transport, clock=clock, sleep=clock.sleep, random=lambda: 0.0, **more
     )
 
 
@@ -427,10 +431,24 @@ def test_an_update_is_tried_again() -> None:
     assert len(transport.requests) == 2
 
 
-@pytest.mark.parametrize("failure", [ok(b"", 429), errors.Unreachable("x", request_sent=False)])
+@pytest.mark.parametrize("answer", [b"", b"null", b'"unfinished', b"<html>https://x/</html>", b'"ftp://x/y"'])
+def test_an_odd_answer_is_asked_for_again(answer: bytes) -> None:
+    transport = Scripted(ok(answer), ok(b"", 403), ok(SIGNED))
+    assert client(transport, policy=RetryPolicy()).get_sample_read_url(D, S) == SIGNED
+
+
+def test_an_odd_answer_to_a_create_is_none_to_another_create() -> None:
+    transport = Scripted(ok(b"{", 201))
+    with pytest.raises(errors.MalformedAnswer):
+        client(transport, policy=RetryPolicy()).create_sample(D, SampleCreate(file_name="x"))
+
+
+@pytest.mark.parametrize(
+    "failure", [ok(b"", 429), ok(b"", 403), ok(b"", 400), errors.Unreachable("x", request_sent=False)]
+)
 def test_a_create_that_surely_did_nothing_is_tried_again(failure: Any) -> None:
     transport = Scripted(failure, ok(CREATED, 201))
-    assert client(transport).create_sample(D, SampleCreate(file_name="x")) == S
+    assert client(transport, policy=RetryPolicy()).create_sample(D, SampleCreate(file_name="x")) == S
 
 
 @pytest.mark.parametrize(
@@ -462,7 +480,7 @@ def test_no_attempt_outlasts_the_budget() -> None:
         SERVER, Credentials(token="t"), transport, clock=lambda: now_s, sleep=slow, random=lambda: 0.0
     )
     api.get_dataset(D)
-    assert [request.timeouts.total_s for request in transport.requests] == [60.0, 35.0, 10.0]
+    assert [request.timeouts.total_s for request in transport.requests] == [57.0, 32.0, 7.0]
 
 
 def test_gets_go_over_the_hot_transport_and_writes_do_not() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightlyfs import errors
-from lightlyfs.api.retry import RetryPolicy, call_with_retries
+from lightlyfs.api.retry import NO_RETRIES, Retrier, RetryPolicy
 
 
 class Time:
@@ -40,53 +40,107 @@ def failing(*failures: Exception | None) -> Callable[[], str]:
     return call
 
 
+def lasting(time: Time, seconds: float, make: Callable[[], Exception]) -> Callable[[], str]:
+    """Return a function that fails until so many seconds from now have passed."""
+    end_s = time.now_s + seconds
+
+    def call() -> str:
+        if time.now_s < end_s:
+            raise make()
+        return "ok"
+
+    return call
+
+
+def retrier(time: Time, policy: RetryPolicy | None = None, **more: object) -> Retrier:
+    return Retrier(policy, clock=time.clock, sleep=time.sleep, random=lambda: 0.0, **more)  # type: ignore[arg-type]
+
+
 def run(policy: RetryPolicy, fn: Callable[[], str], time: Time, **more: object) -> str:
-    return call_with_retries(
-        policy,
-        fn,
-        clock=time.clock,
-        sleep=time.sleep,
-        random=lambda: 0.0,
-        **more,  # type: ignore[arg-type]
-    )
+    return retrier(time, policy).call(fn, **more)  # type: ignore[arg-type]
 
 
-RETRIED = {
-    errors.Throttled,
-    errors.ServerFault,
-    errors.TimedOut,
-    errors.Unreachable,
-    errors.ShortBody,
-}
 ALL = [
     kind
     for kind in vars(errors).values()
     if isinstance(kind, type) and issubclass(kind, errors.LightlyFsError) and kind is not errors.Retryable
 ]
+PASSING = [errors.Throttled, errors.ServerFault, errors.TimedOut, errors.Unreachable, errors.ShortBody]
+REFUSALS = [
+    errors.BadRequest,
+    errors.Unauthorized,
+    errors.Forbidden,
+    errors.NotFound,
+    errors.Conflict,
+    errors.QuotaExceeded,
+    errors.Refused,
+    errors.MalformedAnswer,
+    errors.OddAnswer,
+    errors.UnsafeUrl,
+    errors.TlsFailed,
+    errors.ContentChanged,
+]
 
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
-def test_which_errors_are_retried(kind: type[errors.LightlyFsError]) -> None:
+def test_which_errors_are_repeated(kind: type[errors.LightlyFsError]) -> None:
     time = Time()
     fn = failing(kind("x"), None)
-    if kind in RETRIED:
+    if kind in PASSING or kind in REFUSALS:
         assert run(RetryPolicy(), fn, time) == "ok"
-        assert len(time.slept) == 1
+        assert time.slept
     else:
         with pytest.raises(kind):
             run(RetryPolicy(), fn, time)
         assert time.slept == []
 
 
-def test_a_foreign_exception_is_not_retried() -> None:
+@pytest.mark.parametrize("kind", [*PASSING, *REFUSALS], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("seconds", [0.01, 1, 5])
+def test_what_passes_within_five_seconds_is_no_error(kind: type[errors.RequestError], seconds: float) -> None:
+    time = Time()
+    assert run(RetryPolicy(), lasting(time, seconds, lambda: kind("x")), time) == "ok"
+
+
+@pytest.mark.parametrize("kind", PASSING, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("retry_after_s", [None, 1, 60, 1e9])
+def test_what_passes_within_the_bound_of_the_call_is_no_error(
+    kind: type[errors.RequestError], retry_after_s: float | None
+) -> None:
+    time = Time()
+    fn = lasting(time, 50, lambda: kind("x", retry_after_s=retry_after_s))
+    assert run(RetryPolicy(), fn, time) == "ok"
+    assert time.now_s <= 157
+
+
+@pytest.mark.parametrize("kind", PASSING, ids=lambda kind: kind.__name__)
+def test_what_stays_is_an_error_within_the_bound_of_the_call(kind: type[errors.RequestError]) -> None:
+    time = Time()
+    with pytest.raises(kind) as caught:
+        run(RetryPolicy(), lasting(time, 1e9, lambda: kind("x")), time)
+    assert 150 < time.now_s <= 157
+    assert caught.value.settled
+
+
+@pytest.mark.parametrize("kind", REFUSALS, ids=lambda kind: kind.__name__)
+def test_a_refusal_that_stays_is_believed_after_some_seconds(kind: type[errors.RequestError]) -> None:
+    time = Time()
+    with pytest.raises(kind) as caught:
+        run(RetryPolicy(), lasting(time, 1e9, lambda: kind("x")), time)
+    assert 105.5 <= time.now_s <= 107
+    assert len(time.slept) >= 6
+    assert caught.value.settled
+
+
+def test_a_foreign_exception_is_not_repeated() -> None:
     with pytest.raises(OSError, match="x"):
         run(RetryPolicy(), failing(OSError("x")), Time())
 
 
 def test_the_wait_doubles_up_to_its_limit() -> None:
     time = Time()
-    policy = RetryPolicy(attempts=7, first_delay_s=1.0, max_delay_s=5.0)
-    assert run(policy, failing(*[errors.ServerFault("x")] * 6, None), time) == "ok"
+    policy = RetryPolicy(first_delay_s=1.0, max_delay_s=5.0)
+    assert run(policy, failing(*[errors.ServerFault("x") for _ in range(6)], None), time) == "ok"
     assert time.slept == [1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
 
 
@@ -99,61 +153,178 @@ def test_the_last_error_is_raised_when_all_attempts_fail() -> None:
 def test_retry_after_is_waited_for() -> None:
     time = Time()
     run(RetryPolicy(), failing(errors.Throttled("x", retry_after_s=7.0), None), time)
-    assert time.slept == [7.0]
+    assert sum(time.slept) == pytest.approx(7.0)
 
 
 def test_a_short_retry_after_does_not_shorten_the_back_off() -> None:
     time = Time()
     run(RetryPolicy(first_delay_s=2.0), failing(errors.Throttled("x", retry_after_s=0.0), None), time)
-    assert time.slept == [2.0]
+    assert sum(time.slept) == 2.0
 
 
-def test_a_retry_after_past_the_budget_is_raised_at_once() -> None:
+def test_a_retry_after_past_the_bound_gets_one_more_try_at_its_end() -> None:
     time = Time()
+    tries: list[float] = []
+
+    def throttled() -> str:
+        tries.append(time.now_s)
+        raise errors.Throttled("x", retry_after_s=61.0)
+
     with pytest.raises(errors.Throttled):
-        run(RetryPolicy(budget_s=60), failing(errors.Throttled("x", retry_after_s=61.0), None), time)
-    assert time.slept == []
+        run(RetryPolicy(budget_s=60), throttled, time)
+    assert tries == [100.0, 157.0]
 
 
 def test_time_spent_in_the_attempts_counts_against_the_budget() -> None:
     time = Time()
+    tries = 0
 
     def slow() -> str:
+        nonlocal tries
+        tries += 1
         time.now_s += 40
         raise errors.TimedOut("x")
 
     with pytest.raises(errors.TimedOut):
         run(RetryPolicy(budget_s=60), slow, time)
-    assert len(time.slept) == 1
+    assert tries == 2
 
 
-def test_may_retry_narrows_what_is_retried() -> None:
-    with pytest.raises(errors.ServerFault):
-        run(RetryPolicy(), failing(errors.ServerFault("x"), None), Time(), may_retry=lambda exc: False)
+@pytest.mark.parametrize("kind", [errors.ServerFault, errors.NotFound])
+def test_may_retry_narrows_what_is_repeated(kind: type[errors.RequestError]) -> None:
+    with pytest.raises(kind):
+        run(RetryPolicy(), failing(kind("x"), None), Time(), may_retry=lambda exc: False)
+
+
+@pytest.mark.parametrize("kind", [errors.ServerFault, errors.NotFound])
+def test_what_an_inner_loop_settled_is_not_repeated(kind: type[errors.RequestError]) -> None:
+    time = Time()
+    inner, outer = retrier(time), retrier(time)
+    with pytest.raises(kind):
+        outer.call(lambda: inner.call(lasting(time, 1e9, lambda: kind("x"))))
+    assert time.now_s <= 157
+
+
+@pytest.mark.parametrize("kind", [errors.ServerFault, errors.NotFound])
+def test_without_patience_nothing_is_repeated_nor_settled(kind: type[errors.RequestError]) -> None:
+    time = Time()
+    with pytest.raises(kind) as caught:
+        run(NO_RETRIES, failing(kind("x"), None), time)
+    assert time.slept == []
+    assert not caught.value.settled
 
 
 def test_a_wait_ends_soon_after_it_is_cancelled() -> None:
     time = Time()
-    with pytest.raises(errors.Cancelled) as caught:
-        run(
-            RetryPolicy(),
-            failing(errors.Throttled("x", retry_after_s=30.0), None),
-            time,
-            cancelled=lambda: time.now_s >= 102,
-        )
+    throttled = failing(errors.Throttled("x", retry_after_s=30.0), None)
+    with pytest.raises(errors.Cancelled):
+        retrier(time, cancelled=lambda: time.now_s >= 102).call(throttled)
     assert time.now_s <= 102.5
-    assert isinstance(caught.value.__cause__, errors.Throttled)
 
 
-def test_a_wait_that_is_not_cancelled_is_waited_in_full() -> None:
-    time = Time()
-    run(
-        RetryPolicy(),
-        failing(errors.Throttled("x", retry_after_s=1.7), None),
-        time,
-        cancelled=lambda: False,
-    )
-    assert sum(time.slept) == pytest.approx(1.7)
+class TestRefusals:
+    """What is remembered of refusals."""
+
+    def test_one_that_was_believed_is_believed_at_once(self) -> None:
+        time = Time()
+        subject = retrier(time)
+        for expected_s in (6, 0):
+            started_s = time.now_s
+            with pytest.raises(errors.NotFound):
+                subject.call(lasting(time, 1e9, lambda: errors.NotFound("x")), kind="get", what="a")
+            assert time.now_s - started_s == pytest.approx(expected_s, abs=0.5)
+
+    def test_not_of_another_request_or_another_class_or_after_a_success(self) -> None:
+        time = Time()
+        subject = retrier(time)
+        with pytest.raises(errors.NotFound):
+            subject.call(lasting(time, 1e9, lambda: errors.NotFound("x")), kind="get", what="a")
+
+        assert subject.call(failing(errors.NotFound("x"), None), kind="get", what="b") == "ok"
+        assert subject.call(failing(errors.Forbidden("x"), None), kind="get", what="a") == "ok"
+        assert subject.call(failing(errors.NotFound("x"), None), kind="get", what="a") == "ok"
+
+    def test_not_for_long(self) -> None:
+        time = Time()
+        subject = retrier(time)
+        with pytest.raises(errors.NotFound):
+            subject.call(lasting(time, 1e9, lambda: errors.NotFound("x")), kind="get", what="a")
+        time.now_s += 61
+        assert subject.call(failing(errors.NotFound("x"), None), kind="get", what="a") == "ok"
+
+    def test_a_refused_token_is_refused_for_all_until_it_is_not(self) -> None:
+        time = Time()
+        subject = retrier(time)
+        with pytest.raises(errors.Unauthorized):
+            subject.call(lasting(time, 1e9, lambda: errors.Unauthorized("x")), kind="get", what="a")
+        with pytest.raises(errors.Unauthorized):
+            subject.call(failing(errors.Unauthorized("x"), None), kind="list", what="b")
+        assert subject.call(failing(None), kind="list", what="b") == "ok"
+        assert subject.call(failing(errors.Unauthorized("x"), None), kind="list", what="b") == "ok"
+
+    def test_new_credentials_are_doubted_anew(self) -> None:
+        time = Time()
+        subject = retrier(time)
+        with pytest.raises(errors.Unauthorized):
+            subject.call(lasting(time, 1e9, lambda: errors.Unauthorized("x")), kind="get", what="a")
+        subject.forget_refusals()
+        assert subject.call(failing(errors.Unauthorized("x"), None), kind="get", what="a") == "ok"
+
+    def test_many_of_one_kind_are_doubted_for_a_moment(self) -> None:
+        time = Time()
+        subject = retrier(time)
+        for number in range(100):
+            with pytest.raises(errors.NotFound):
+                subject.call(lasting(time, 1e9, lambda: errors.NotFound("x")), kind="get", what=str(number))
+        assert time.now_s - 100 < 60
+
+    def test_a_request_that_never_left_is_refused_at_once(self) -> None:
+        time = Time()
+        with pytest.raises(errors.BadRequest):
+            run(RetryPolicy(), failing(errors.BadRequest("x", request_sent=False), None), time)
+        assert time.slept == []
+
+
+class TestHost:
+    """What all calls know of the host."""
+
+    def test_a_throttled_host_is_left_alone_by_all_calls(self) -> None:
+        time = Time()
+        subject = retrier(time)
+        with pytest.raises(errors.Throttled):
+            subject.call(failing(errors.Throttled("x", retry_after_s=5)), policy=NO_RETRIES)
+
+        assert subject.call(failing(None)) == "ok"
+        assert time.now_s == pytest.approx(105)
+        assert subject.call(failing(None)) == "ok"
+        assert time.now_s == pytest.approx(105)
+
+    def test_what_nobody_waits_for_is_not_sent_to_a_throttled_host(self) -> None:
+        time = Time()
+        subject = retrier(time)
+        with pytest.raises(errors.Throttled):
+            subject.call(failing(errors.Throttled("x", retry_after_s=5)), policy=NO_RETRIES)
+        for _ in range(20):
+            time.now_s += 0.1
+            with pytest.raises(errors.Throttled, match="asked for a pause"):
+                subject.call(failing(), policy=NO_RETRIES)
+        assert subject.call(failing(None)) == "ok"
+        assert time.now_s == pytest.approx(105)
+
+    def test_an_outage_longer_than_a_call_is_waited_for_once(self) -> None:
+        time = Time()
+        subject = retrier(time)
+        down = lasting(time, 1e9, lambda: errors.Unreachable("x"))
+        with pytest.raises(errors.Unreachable):
+            subject.call(down)
+        time.now_s += 10
+        started_s = time.now_s
+        with pytest.raises(errors.Unreachable):
+            subject.call(down)
+        assert time.now_s - started_s < 7
+
+        assert subject.call(failing(None)) == "ok"
+        assert subject.call(lasting(time, 50, lambda: errors.Unreachable("x"))) == "ok"
 
 
 @settings(max_examples=50, deadline=None)

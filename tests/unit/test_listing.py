@@ -28,7 +28,8 @@ class Inline(Executor):
 
 def read(fetch: Callable[[int, int], Sequence[int]], expected: int, page_size: int = 10) -> list[int]:
     rows: list[int] = []
-    Pager(fetch, executor=Inline(), page_size=page_size, parallel=3).read_all(expected, rows.extend)
+    pager = Pager(fetch, executor=Inline(), page_size=page_size, parallel=3, sleep=lambda _: None)
+    pager.read_all(expected, rows.extend)
     return rows
 
 

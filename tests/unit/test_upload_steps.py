@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from contentkit import Clock
 
 from lightlyfs.api.models import (
     CreatedSampleWithWriteUrls,
@@ -19,6 +20,7 @@ from lightlyfs.api.models import (
     SampleUpdate,
     SampleWriteUrls,
 )
+from lightlyfs.api.retry import Retrier
 from lightlyfs.api.transport import Request, Response
 from lightlyfs.errors import (
     FileExists,
@@ -63,14 +65,16 @@ class Server:
         if self.failing.get(name):
             raise self.failing[name].pop(0)
 
-    def create_sample_with_write_urls(self, _: str, sample: SampleCreate) -> CreatedSampleWithWriteUrls:
+    def create_sample_with_write_urls(
+        self, _: str, sample: SampleCreate, **__: Any
+    ) -> CreatedSampleWithWriteUrls:
         self.created.append(sample)
         self._called("withWriteUrls")
         self.samples += self.rivals
         urls = SampleWriteUrls(full="https://s/full", thumb="https://s/thumb")
         return CreatedSampleWithWriteUrls(SAMPLE, urls)
 
-    def create_sample(self, _: str, sample: SampleCreate) -> str:
+    def create_sample(self, _: str, sample: SampleCreate, **__: Any) -> str:
         self.created.append(sample)
         self._called("create")
         return SAMPLE
@@ -142,7 +146,12 @@ class Bench:
         self.notes: list[Record] = []
         self.naps: list[float] = []
         (tmp_path / "k.0").write_bytes(b"image")
-        clock = iter(range(1_000_000))
+        clock = Clock()
+
+        def nap(seconds: float) -> None:
+            self.naps.append(seconds)
+            clock.sleep(seconds)
+
         self.steps = Steps(
             self.server,  # type: ignore[arg-type]
             "d" * 24,
@@ -150,9 +159,7 @@ class Bench:
             lambda path: facts,
             lambda key, generation: tmp_path / f"{key}.{generation}",
             UploadConfig(**{"sole_writer": True, **config}),  # type: ignore[arg-type]
-            clock=lambda: next(clock) * 0.001,
-            sleep=self.naps.append,
-            random=lambda: 0.5,
+            Retrier(clock=clock, sleep=nap, random=lambda: 0.5),
             cancelled=lambda: False,
             side=InThisThread(),
             knows_no=lambda _: self.fresh,
@@ -198,7 +205,7 @@ def test_the_journal_knows_of_a_create_before_it_is_sent(bench: Bench) -> None:
     sent_with: list[Record] = []
     original = bench.server.create_sample_with_write_urls
 
-    def create(dataset: str, sample: SampleCreate) -> CreatedSampleWithWriteUrls:
+    def create(dataset: str, sample: SampleCreate, **_: Any) -> CreatedSampleWithWriteUrls:
         sent_with.append(bench.notes[-1])
         return original(dataset, sample)
 
@@ -309,7 +316,9 @@ def test_a_create_whose_reply_is_lost_is_looked_for_before_the_next(bench: Bench
     ],
 )
 def test_a_create_that_surely_failed_is_noted_as_not_sent(bench: Bench, error: RequestError) -> None:
-    bench.server.failing["withWriteUrls"] = [error] * 20
+    bench.server.failing["withWriteUrls"] = [
+        type(error)(str(error), status=error.status, request_sent=error.request_sent) for _ in range(100)
+    ]
 
     with pytest.raises(type(error)):
         bench.upload()
@@ -358,8 +367,12 @@ def test_a_refused_write_url_is_renewed_once(bench: Bench, status: int) -> None:
     assert bench.server.calls == ["withWriteUrls", "PUT thumb", "writeurl thumb", "PUT thumb", "PUT full"]
 
 
-def test_a_write_url_that_is_refused_twice_is_an_error(bench: Bench) -> None:
-    bench.server.statuses = [403, 403]
+def test_a_write_url_that_is_refused_for_seconds_is_an_error(bench: Bench) -> None:
+    bench.server.statuses = [403] * 5
+    bench.upload()
+    assert bench.server.calls.count("writeurl thumb") == 5
+
+    bench.server.statuses = [403] * 100
 
     with pytest.raises(Forbidden):
         bench.upload()
