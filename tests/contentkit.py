@@ -64,6 +64,7 @@ class Clock:
 
 
 Answer = tuple[int, dict[str, str], bytes]
+Style = Callable[[bytes, int, int], Answer]
 
 
 class Storage:
@@ -74,7 +75,7 @@ class Storage:
 
     def __init__(self) -> None:
         self.objects: dict[str, tuple[bytes, str | None]] = {}
-        self.style: Callable[[bytes, int, int], Answer] = honest
+        self.style: Style = honest
         self.faults: list[int | BaseException | float] = []
         self.requests: list[str] = []
         self.sent_bytes = 0
@@ -242,6 +243,7 @@ class Content:
         self.clock = Clock()
         self.storage = storage or Storage()
         self.facts: list[ContentId] = []
+        self.certain: list[bool] = []
         self.resolved: list[str] = []
         self.on_facts: Callable[[ContentId], None] = self.facts.append
         self.cache = BlockCache(directory, CacheConfig(budget_bytes, min_free_share=0.0), locks=locks)
@@ -253,9 +255,11 @@ class Content:
             cancelled=lambda: False,
         )
         once = locks and FetchOnce(self.cache, locks, publish_facts=lambda _: None, cancelled=lambda: False)
-        self.reader = Reader(
-            self.cache, self.fetcher, executor or Inline(), lambda c, _: self.on_facts(c), once
-        )
+        self.reader = Reader(self.cache, self.fetcher, executor or Inline(), self._heard, once)
+
+    def _heard(self, found: ContentId, certain: bool) -> None:
+        self.certain.append(certain)
+        self.on_facts(found)
 
     def _resolve(self, sample: str) -> str:
         self.resolved.append(sample)

@@ -40,6 +40,7 @@ T = TypeVar("T")
 
 _FLUSH_EVERY_S = 0.5
 _POLL_S = 0.2
+_WRONG_HINTS = "wrong_hints"
 # as long as the kernel keeps names that are not there
 _ANSWER_TTL_S = 2.0
 
@@ -76,6 +77,8 @@ class Catalog:
         self._reported = Reported(store, on_written=self._outdate)
         # guarded by _lock: what the API said, or is being asked, of single names
         self._answers: TTLCache[str, Future[list[Row]]] = TTLCache(10_000, _ANSWER_TTL_S, timer=clock)
+        # whether storage ever had another size than a listing said
+        self.hints_are_wrong = store.get_meta(_WRONG_HINTS) is not None
         self._looked_at = -1  # the version at the last census; used by the flusher
         self._generation = 0
         self._recent = RecentLookups(store)
@@ -219,6 +222,19 @@ class Catalog:
             self._reported.note(replaced=replaced, resized=resized)
             with self._lock:
                 self._generation += 1
+
+    def note_wrong_hint(self, path_of: str) -> None:
+        """Storage has another size than a listing said, so that no hint of this dataset is to be trusted."""
+        if self.hints_are_wrong:
+            return
+        log.info("the sizes that the API lists are wrong (%s): they are asked of storage", path_of)
+        self.hints_are_wrong = True
+        with self._lock:
+            self._generation += 1
+        try:
+            self._store.set_meta({_WRONG_HINTS: path_of})
+        except sqlite3.Error as error:
+            log.warning("the catalogue on disk cannot be written: %s", error)
 
     def told(self, entry: SampleEntry) -> SampleEntry | None:
         """What the store and this process know by now of a sample; None where it is not the same any more."""

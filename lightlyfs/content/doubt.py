@@ -40,10 +40,12 @@ class Known(NamedTuple):
         if said == before:
             return Doubt.NONE
         size = self.hint if before is None else before.size
-        if not said.etag and ((before is not None and before.etag) or said.size < (size or 0)):
-            return Doubt.LONG
         if said.size == 0 and size:
             return Doubt.LONG
+        if not said.etag and before is not None and before.etag:
+            return Doubt.LONG
+        if not said.etag and said.size < (size or 0):
+            return Doubt.LONG if trust_hint else Doubt.SHORT
         if before is not None:
             # no storage gives one version two lengths
             return Doubt.LONG if said.etag == before.etag else Doubt.SHORT

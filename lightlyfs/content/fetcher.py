@@ -207,7 +207,7 @@ class _Admission:
         self._times = self._times + 1 if said == self.last else 1
         enough = self.doubt is Doubt.SHORT and self._times >= _ENOUGH
         if self.doubt is Doubt.NONE or enough or said == self._accepted:
-            self.hint_was_wrong = enough and self.known.content is None
+            self.hint_was_wrong = self.doubt is not Doubt.NONE and self.known.content is None
             return
         self.agree = self.agree and self.last in (None, said)
         self.last = said

@@ -114,8 +114,8 @@ class Reader:
         """Ask storage which content a sample has now; done as soon as the headers of its answer are in.
 
         The same GET brings the first bytes: all of a file that the hint calls small when it is about to
-        be read, a probe otherwise, and one byte where the cache holds the content that is `known` from
-        before, for then it has only to be confirmed. Storage is not asked where `told()`, called once no
+        be read, a probe where nothing is known of its size, and one byte where only the size or the content
+        that is `known` from before is to be confirmed. Storage is not asked where `told()`, called once no
         other process asks it, knows what another one found.
         """
         with self._lock:

@@ -25,7 +25,9 @@ class Attr(NamedTuple):
     """What `stat` shows; `size` in bytes, `mtime` in whole seconds.
 
     Whole, because thumbnail caches compare seconds and nothing else matches every one of them. In
-    listings the size may be UNKNOWN_SIZE: it has to be asked for. `exact` is set for files and directories of
+    listings the size may be UNKNOWN_SIZE: it has to be asked for; so has one that `is_guess`, before it is
+    shown of a single file. `ctime_ns` is the time of the last change, 0
+    where that is `mtime`. `exact` is set for files and directories of
     this machine, and beats the rest.
     """
 
@@ -35,6 +37,8 @@ class Attr(NamedTuple):
     mtime: int
     is_link: bool = False
     exact: Exact | None = None
+    ctime_ns: int = 0
+    is_guess: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ def attr_of_local(file: LocalFile) -> Attr:
     return Attr(file.ino, False, file.size, file.mtime_ns // 1_000_000_000, exact=exact)
 
 
-def attr_of_sample(entry: SampleEntry) -> Attr:
-    """The attributes of a sample; its size may be UNKNOWN_SIZE."""
+def attr_of_sample(entry: SampleEntry, *, trust_hint: bool = True) -> Attr:
+    """The attributes of a sample; its size may be UNKNOWN_SIZE, or a guess where hints are not trusted."""
     size = entry.published_size
-    return Attr(entry.ino, False, UNKNOWN_SIZE if size is None else size, entry.mtime)
+    is_guess = not trust_hint and entry.size is None
+    return Attr(entry.ino, False, UNKNOWN_SIZE if size is None else size, entry.mtime, is_guess=is_guess)

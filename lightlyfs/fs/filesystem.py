@@ -24,6 +24,7 @@ from lightlyfs.errors import (
     NotPermitted,
     OpenNotNeeded,
     ReadOnly,
+    SizeUnknown,
 )
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr, DiskUsage, attr_of_local
 from lightlyfs.fs.changes import TreeChanges, refuse_trash
@@ -131,9 +132,15 @@ class Filesystem:
         if self._by_path is not None and self._by_path.active:
             return self._by_path.attr(path, node, turn)
         attr = self._names.sample_attr(node)
-        if attr.size != UNKNOWN_SIZE:
+        if attr.size != UNKNOWN_SIZE and not attr.is_guess:
             return attr
-        return self._times.numbered(self._samples.find_size(path, node, turn), node.id)
+        try:
+            found = self._samples.find_size(path, node, turn)
+        except SizeUnknown:
+            if attr.size == UNKNOWN_SIZE:
+                raise
+            return attr  # a guess is better than none
+        return self._times.numbered(found, node.id)
 
     def getattr_open(self, handle: int) -> Attr:
         """The attributes of an open file: those of the version it was opened with."""
@@ -143,7 +150,8 @@ class Filesystem:
         if isinstance(opened, ReadHandle):
             attr = self._names.sample_attr(opened.entry)
             if opened.content is None:
-                return attr if attr.size != UNKNOWN_SIZE else self.getattr(opened.path)
+                asks = attr.size == UNKNOWN_SIZE or attr.is_guess
+                return self.getattr(opened.path) if asks else attr
             return attr._replace(size=opened.content.size)
         if opened.file is not None:
             return attr_of_local(opened.file)

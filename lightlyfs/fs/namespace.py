@@ -130,7 +130,8 @@ class Namespace:
 
     def sample_attr(self, entry: SampleEntry) -> Attr:
         """The attributes of a sample as this mount shows it: with the time and the number it has here."""
-        return self._times.numbered(attr_of_sample(self._times.apply(entry)), entry.id)
+        attr = attr_of_sample(self._times.apply(entry), trust_hint=not self.catalog.hints_are_wrong)
+        return self._times.numbered(attr, entry.id)
 
     def directory_attr(self, path: str, entry: DirectoryEntry) -> Attr:
         """The attributes of a directory: as it was made here, else with the time of its last change."""

@@ -14,7 +14,7 @@ from lightlyfs.content.identity import NO_OBJECT, ContentId
 from lightlyfs.content.prefetcher import Prefetcher
 from lightlyfs.content.ranges import SMALL_FILE_BYTES
 from lightlyfs.content.reader import PROBE_BYTES, Reader
-from lightlyfs.errors import ContentChanged, LightlyFsError, NoContent, RequestError, Retryable, SizeUnknown
+from lightlyfs.errors import ContentChanged, NoContent, RequestError, Retryable, SizeUnknown
 from lightlyfs.fs.attributes import Attr
 from lightlyfs.fs.handles import ReadHandle
 from lightlyfs.fs.patience import Turn
@@ -115,13 +115,19 @@ class Samples:
         To be called before anyone is told of the content, so that who opens it then finds no older pages.
         """
         outdated: list[int] = []
+        trusted = not self._catalog.hints_are_wrong
 
         def before(shown: SampleEntry) -> None:
+            hint_counts = shown.size is None and shown.size_hint is not None
+            if trusted and certain and content.size and hint_counts and shown.size_hint != content.size:
+                self._catalog.note_wrong_hint(shown.name)
             if _shows_another(shown, content):
                 outdated.append(shown.ino)
                 self._untold.add(shown.ino)
 
         self._catalog.record_facts(content.sample_id, content.size, content.etag, before, certain=certain)
+        if trusted and self._catalog.hints_are_wrong:
+            self._forget(None)  # the kernel got hints with listings
         found = self._catalog.by_id(content.sample_id) if outdated else None
         if found is not None:
             self._is_untold(*found)
@@ -176,7 +182,7 @@ class Samples:
     def find_size(self, path: str, entry: SampleEntry, turn: Turn) -> Attr:
         """Find a size that no metadata tell, and those of the next such neighbours along with it."""
         future = self._ask_size(entry)
-        self._find_sizes_after(path, entry, turn)
+        self._find_sizes_after(path)
         try:
             content = turn.result(future)
         except RequestError as error:
@@ -258,18 +264,15 @@ class Samples:
             handles.append(handle)
         return OpenedSample(handle, keep, untold or mixed)
 
-    def _find_sizes_after(self, path: str, entry: SampleEntry, turn: Turn) -> None:
-        try:
-            _, samples = self._catalog.list_directory(path.rpartition("/")[0], turn)
-        except LightlyFsError:
-            return
-        later = [sample for sample in samples if sample.name > entry.name and sample.published_size is None]
-        for sample in later[:_SIZES_AHEAD]:
-            self._ask_size(sample)
+    def _find_sizes_after(self, path: str) -> None:
+        hints_count = not self._catalog.hints_are_wrong
+        for _, sample in self._catalog.samples_after(path, _SIZES_AHEAD):
+            if sample.size is None and not (hints_count and sample.size_hint is not None):
+                self._ask_size(sample)
 
     def _ask_size(self, entry: SampleEntry) -> Future[ContentId]:
         told = partial(self._found_elsewhere, entry)
-        return self._reader.identify(entry.sample_id, size_hint=None, for_reading=False, told=told)
+        return self._reader.identify(entry.sample_id, size_hint=entry.size_hint, for_reading=False, told=told)
 
 
 def known_content(entry: SampleEntry) -> ContentId | None:

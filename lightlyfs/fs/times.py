@@ -1,19 +1,22 @@
 """What this machine knows of samples and the API has no place for: times that were set, inode numbers.
 
-A time counts for one version of a sample: once its content is another one, the server's time is shown. A
-file keeps its inode number when it becomes a sample, or gives one its bytes, for as long as the mount lasts.
+A time counts for one version of a sample: once its content is another one, the server's time is shown. The
+time of the last change (ctime) is when it was set, or when this machine uploaded the version: backup programs
+find by it what was written and set back. A file keeps its inode number when it becomes a sample, or gives one
+its bytes, for as long as the mount lasts.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 from cachetools import LRUCache
 
 from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.fs.attributes import Attr
-from lightlyfs.staging.journal import Journal
+from lightlyfs.staging.journal import Journal, SetTime
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +26,9 @@ _MAX_INODES = 100_000
 class SetTimes:
     """The remembered times; any thread may call. Without a journal (a read-only mount) there are none."""
 
-    def __init__(self, journal: Journal | None) -> None:
+    def __init__(self, journal: Journal | None, *, clock_ns: Callable[[], int] = time.time_ns) -> None:
         self._journal = journal
+        self._clock_ns = clock_ns
         self._times = journal.times() if journal else {}
         self._inodes: LRUCache[bytes, int] = LRUCache(_MAX_INODES)
 
@@ -33,7 +37,11 @@ class SetTimes:
         self._inodes[bytes.fromhex(sample_id)] = ino
 
     def numbered(self, attr: Attr, sample_id: bytes) -> Attr:
-        """The attributes of a sample with the inode number that it has on this mount."""
+        """The attributes of a sample with the inode number and the time of change it has on this mount."""
+        if self._times:
+            known = self._times.get(sample_id.hex())
+            if known is not None and known.mtime == attr.mtime:
+                attr = attr._replace(ctime_ns=known.ctime_ns)
         if not self._inodes:
             return attr
         ino = self._inodes.get(sample_id)
@@ -46,9 +54,10 @@ class SetTimes:
     def put(self, sample_id: str, size: int | None, etag: str | None, mtime: int) -> None:
         """Remember a time, in seconds, for a sample of this size and, where it is known, this version."""
         version = f"{size} {etag or ''}"
-        self._times[sample_id] = (mtime, version)
+        known = SetTime(mtime, version, self._clock_ns())
+        self._times[sample_id] = known
         if self._journal is not None:
-            self._journal.put_time(sample_id, mtime, version)
+            self._journal.put_time(sample_id, known)
 
     def apply(self, entry: SampleEntry) -> SampleEntry:
         """The entry with the time that was set on it, if that still counts."""
@@ -57,17 +66,17 @@ class SetTimes:
         known = self._times.get(entry.sample_id)
         if known is None:
             return entry
-        mtime, (size, _, etag) = known[0], known[1].partition(" ")
+        size, _, etag = known.version.partition(" ")
         if size != str(entry.published_size) or (etag and entry.etag and etag != entry.etag):
             return entry
-        return entry._replace(mtime=mtime)
+        return entry._replace(mtime=known.mtime)
 
     def prune(self, by_id: Callable[[str], tuple[str, SampleEntry] | None]) -> None:
         """Forget the times of samples that are gone or have another version; `by_id` looks a sample up."""
         dead = []
-        for sample_id, (_, version) in list(self._times.items()):
+        for sample_id, known in list(self._times.items()):
             found = by_id(sample_id)
-            size, _, etag = version.partition(" ")
+            size, _, etag = known.version.partition(" ")
             entry = None if found is None else found[1]
             if entry is None or (entry.etag and etag and entry.etag != etag) or _differs(size, entry):
                 dead.append(sample_id)

@@ -106,7 +106,8 @@ def option_list(options: MountOptions, library: Library) -> dict[str, str | bool
         "fsname": _escape(options.source),
         "subtype": "lightlyfs",
         "default_permissions": True,
-        "attr_timeout": timeout,
+        # libfuse 2 cannot tell the kernel that a size was wrong
+        "attr_timeout": timeout if library.version[0] == 3 else 0,
         "entry_timeout": timeout,
         "negative_timeout": min(timeout, NEGATIVE_TIMEOUT_S),
         "use_ino": True,

@@ -48,7 +48,8 @@ def times_of(attr: Attr) -> tuple[int, int, int]:
     """The times of access, content and change, in nanoseconds."""
     if attr.exact is not None:
         return attr.exact.atime_ns, attr.exact.mtime_ns, attr.exact.ctime_ns
-    return (attr.mtime * 1_000_000_000,) * 3
+    mtime_ns = attr.mtime * 1_000_000_000
+    return mtime_ns, mtime_ns, attr.ctime_ns or mtime_ns
 
 
 class PackedListing:
@@ -114,7 +115,7 @@ class Packer:
         for index, (_, attr) in enumerate(entries):
             pack_into(stats, index * size, *values(attr))
         names = [name.encode() for name, _ in entries]
-        known = bytes(attr.size != UNKNOWN_SIZE for _, attr in entries)
+        known = bytes(attr.size != UNKNOWN_SIZE and not attr.is_guess for _, attr in entries)
         return PackedListing(listing.generation, names, known, stats, size)
 
     def _values(self, attr: Attr) -> list[int]:
@@ -122,7 +123,7 @@ class Packer:
         size, mtime = max(attr.size, 0), attr.mtime
         head = attr.ino, mode_of(attr, owner), links_of(attr), owner.uid, owner.gid
         tail = size, _BLOCK_BYTES, -(-size // 512)
-        if attr.exact is None:
+        if attr.exact is None and not attr.ctime_ns:
             times = mtime, mtime, mtime, 0, 0, 0
         else:
             (a, ans), (m, mns), (c, cns) = (divmod(ns, 1_000_000_000) for ns in times_of(attr))

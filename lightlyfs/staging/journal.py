@@ -18,7 +18,7 @@ from lightlyfs import database
 from lightlyfs.errors import StartError
 from lightlyfs.staging.record import FIELDS, Record, State
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _TEXTS = ("path", "name")
 _FLAGS = ("create_sent", "replaces", "thumbnail_done")
 # a journal is its mount's own; only `uploads` commands look in meanwhile
@@ -30,7 +30,8 @@ CREATE TABLE directory (
     ctime_ns INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE leftover (sample_id TEXT PRIMARY KEY, was BLOB NOT NULL, name BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS time (
-    sample_id TEXT PRIMARY KEY, mtime INTEGER NOT NULL, version TEXT NOT NULL) WITHOUT ROWID;
+    sample_id TEXT PRIMARY KEY, mtime INTEGER NOT NULL, version TEXT NOT NULL,
+    ctime_ns INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rename (
     sample_id TEXT PRIMARY KEY, old TEXT NOT NULL, new TEXT NOT NULL) WITHOUT ROWID;
 """
@@ -48,6 +49,14 @@ class LocalDirectory(NamedTuple):
     mode: int
     atime_ns: int
     mtime_ns: int
+    ctime_ns: int
+
+
+class SetTime(NamedTuple):
+    """A time that was set on one version of a sample, in seconds, and when that was, in nanoseconds."""
+
+    mtime: int
+    version: str
     ctime_ns: int
 
 
@@ -110,7 +119,7 @@ class Journal:
             raise sqlite3.DatabaseError("a later version of lightlyfs made it")
         if version < SCHEMA_VERSION:
             with database.transaction(self._db):
-                _migrate(self._db)
+                _migrate(self._db, version)
 
     # files
 
@@ -174,16 +183,16 @@ class Journal:
 
     # times that were set on samples
 
-    def times(self) -> dict[str, tuple[int, str]]:
-        """Return, by sample id, the time that was set, in seconds, and the version it was set on."""
+    def times(self) -> dict[str, SetTime]:
+        """Return the times that were set, by sample id."""
         with self._lock:
-            rows = self._db.execute("SELECT sample_id, mtime, version FROM time").fetchall()
-        return {sample_id: (mtime, version) for sample_id, mtime, version in rows}
+            rows = self._db.execute("SELECT sample_id, mtime, version, ctime_ns FROM time").fetchall()
+        return {sample_id: SetTime(*values) for sample_id, *values in rows}
 
-    def put_time(self, sample_id: str, mtime: int, version: str) -> None:
-        """Remember a time for as long as the sample has this version."""
-        row = (sample_id, mtime, version)
-        self._write(False, lambda db: db.execute("INSERT OR REPLACE INTO time VALUES (?, ?, ?)", row))
+    def put_time(self, sample_id: str, time: SetTime) -> None:
+        """Remember a time for as long as the sample has the version it was set on."""
+        row = (sample_id, *time)
+        self._write(False, lambda db: db.execute("INSERT OR REPLACE INTO time VALUES (?, ?, ?, ?)", row))
 
     def remove_times(self, sample_ids: Iterable[str]) -> None:
         """Forget the times of samples that have another version by now."""
@@ -250,9 +259,22 @@ class Journal:
             write.error = None
 
 
-def _migrate(db: sqlite3.Connection) -> None:
+def _migrate(db: sqlite3.Connection, version: int) -> None:
+    """Bring the tables to this version, with all that is in them."""
+    if version == 0:
+        _make_tables(db)
+    if "ctime_ns" not in _columns(db, "time"):
+        db.execute("ALTER TABLE time ADD COLUMN ctime_ns INTEGER NOT NULL DEFAULT 0")
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _columns(db: sqlite3.Connection, table: str) -> list[str]:
+    return [str(row[1]) for row in db.execute(f"PRAGMA table_info({table})")]
+
+
+def _make_tables(db: sqlite3.Connection) -> None:
     """Make the tables; records of journals without a version are taken over with what they mean."""
-    present = [str(row[1]) for row in db.execute("PRAGMA table_info(file)")]
+    present = _columns(db, "file")
     old = db.execute("SELECT * FROM file").fetchall() if present else []
     db.execute("DROP TABLE IF EXISTS file")
     for statement in _SCHEMA.split(";"):
@@ -265,7 +287,6 @@ def _migrate(db: sqlite3.Connection) -> None:
         values["broken"] = errno.EIO if values.get("broken") else 0
         known = {name: values[name] for name in FIELDS if name in values}
         db.execute(_PUT, _row(Record(**known | {"state": State(values["state"])})))
-    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def _row(record: Record) -> list[Any]:

@@ -346,8 +346,8 @@ def _take_over(source: Path, place: places.SpoolPlace) -> None:
         for key, generation in theirs.generations():
             if key in keys:
                 os.rename(theirs.path(key, generation), ours.path(key, generation))
-        for sample_id, (mtime, version) in journal.times().items():
-            mine.put_time(sample_id, mtime, version)
+        for sample_id, time_set in journal.times().items():
+            mine.put_time(sample_id, time_set)
         renames = journal.renames()
         mine.put_renames(renames)
         ours.sync()

@@ -1,8 +1,8 @@
 """Whatever fails for a moment, once, twice or for five seconds, no program sees an error or a wrong answer.
 
-One table: where a fault is x what it is x how long it lasts. Each place has a dataset and a file system object
-of its own, and does one thing that asks there; the places run beside each other. `STAYS` says how a read ends
-when the fault does not pass; that takes a minute, and is left to the long tests.
+One table: where a fault is x what it is x how long it lasts. Each place has a dataset and a file system
+object of its own, and does one thing that asks there; the places run beside each other. `STAYS` says how a
+read ends when the fault does not pass; that takes a minute, and is left to the long tests.
 """
 
 from __future__ import annotations
