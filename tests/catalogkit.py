@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ class FakeRemote:
 
     def page(self, offset: int, size: int) -> Sequence[Row]:
         self._ask("page")
-        rows = list(self.records.items())[offset : offset + min(size, self.page_limit)]
+        rows = itertools.islice(self.records.items(), offset, offset + min(size, self.page_limit))
         return [self._row(sample_id, record) for sample_id, record in rows]
 
     def kept(self, rows: Sequence[Row]) -> Sequence[Row]:

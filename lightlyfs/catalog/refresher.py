@@ -24,6 +24,7 @@ from lightlyfs.catalog.remote import DatasetState, Remote, is_settled
 from lightlyfs.catalog.staging import Changes, ListingWriter, Row
 from lightlyfs.catalog.store import INDEX_OF, CatalogStore
 from lightlyfs.catalog.timing import FreshnessConfig, Timing
+from lightlyfs.catalog.verifying import Verifier
 from lightlyfs.errors import Cancelled, Forbidden, LightlyFsError, NotFound, Unauthorized
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,7 @@ _RETRY_AFTER_S = 5.0
 _MIN_RETRY_AFTER_S = 1.0
 # after a refusal (401, 403, 404): each minute at first, later each ten
 _REFUSED_RETRY_S, _REFUSED_TRIES, _REFUSED_LATER_S = 60.0, 5, 600.0
-# an unchanged record proves little (a rename may not move it), so a full listing runs now and then,
-# taking at most a twentieth of the time
+# with a TTL of zero a full listing runs now and then, taking at most a twentieth of the time
 _LISTINGS_SHARE = 20
 # while another process lists, those who wait for it are encouraged this often
 _WAITING_EVERY_S = 1.0
@@ -92,6 +92,7 @@ class Refresher:
         self._on_changes = on_changes
         self._sleep = sleep
         self._turn = turn
+        self._verifier = Verifier(store, remote, clock=clock)
         self._work_lock = threading.Lock()  # held by the one check or listing under way
         self._state = threading.Condition()
         # guarded by _state
@@ -319,15 +320,14 @@ class Refresher:
     def _check(self) -> None:
         record = self._remote.dataset()
         self._hear()
-        listed_ago_s = self._clock() - self._timing.full_at
-        full_due = listed_ago_s >= max(self._config.ttl_s, _LISTINGS_SHARE * self._timing.listing_s)
-        if not self._complete or self._changed(record):
+        if not self._complete or self._changed(record) or math.isinf(self._timing.full_at):
             is_true = False
         elif self._store.get_meta(INDEX_OF):
-            # one worker of a thousand takes the word of the record, unless an answer did not fit
-            is_true = not math.isinf(self._timing.full_at)
+            is_true = (
+                True  # one worker of a thousand takes the word of the record, unless an answer did not fit
+            )
         else:
-            is_true = not full_due and self._tail_holds()
+            is_true = self._tail_holds() and self._rows_hold()
         if not is_true:
             self._list(record)
         else:
@@ -342,6 +342,13 @@ class Refresher:
         rows = self._remote.page(max(0, listed - 1), 2)
         tail = rows[-1].id.hex() if rows else ""
         return len(rows) == min(listed, 1) and tail == self._store.get_meta("tail")
+
+    def _rows_hold(self) -> bool:
+        """Whether the rows hold whose turn it is to be compared."""
+        listing_s, ttl_s = self._timing.listing_s, self._config.ttl_s
+        if not ttl_s:
+            return self._clock() - self._timing.full_at < _LISTINGS_SHARE * listing_s
+        return self._verifier.holds(most_rows=self._config.page_size, listing_s=listing_s, ttl_s=ttl_s)
 
     def _list(self, record: DatasetState) -> Changes:
         started = self._clock()

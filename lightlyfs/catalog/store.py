@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -28,8 +28,8 @@ from lightlyfs import database
 from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, Place, SampleEntry, Totals
 from lightlyfs.catalog.naming import directory_path
 from lightlyfs.catalog.publishing import MOMENT_S, RECORD, Publisher, record_values
-from lightlyfs.catalog.staging import CHANGES, RESIZED, ListingWriter, Staging, count, counted
-from lightlyfs.inodes import ROOT_INO, directory_ino
+from lightlyfs.catalog.staging import CHANGES, RESIZED, ListingWriter, Row, Staging, count, counted
+from lightlyfs.inodes import ROOT_INO, directory_ino, sample_ino
 
 SCHEMA_VERSION = 1
 # the dataset whose exported index a catalogue is, until it was listed on this machine
@@ -208,6 +208,16 @@ class CatalogStore:
             entry = SampleEntry._make(row[1:])
             return "/".join([*directory_path(db, "main.directory", row[0]), entry.name]), entry
 
+    def holds(self, rows: Iterable[Row]) -> bool:
+        """Whether every one of these samples is stored as it is listed."""
+        query = "SELECT dir, name, file_name, hint, mtime FROM sample WHERE ino = ?"
+        with self._snapshot() as db:
+            for row in rows:
+                stored = db.execute(query, (sample_ino(row.id),)).fetchone()
+                if stored is None or not _is_same(row, *stored):
+                    return False
+        return True
+
     def first_unsettled(self, start: Place, absent_etag: str) -> Place | None:
         """The first sample at or behind a place that is unverified or of this version; None where none is.
 
@@ -370,6 +380,20 @@ class CatalogStore:
     def _remove(self) -> None:
         for suffix in ("", "-wal", "-shm"):
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+
+
+def _is_same(
+    row: Row, directory: int, name: str, file_name_raw: bytes | None, hint: int | None, mtime: int
+) -> bool:
+    """Whether a stored sample is what a listing says; its path may be spelled apart from another's."""
+    if (directory, hint, mtime) != (directory_ino(row.directory), row.hint, row.mtime):
+        return False
+    if row.file_name_raw is not None:
+        return file_name_raw == row.file_name_raw
+    if file_name_raw is None:
+        return name == row.wanted
+    spelled = f"{row.directory}/{row.wanted}" if row.directory else row.wanted
+    return file_name_raw == spelled.encode()
 
 
 def _create_schema(db: sqlite3.Connection) -> None:

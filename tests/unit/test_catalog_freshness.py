@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from contentkit import Inline, sample_id
 from lightlyfs.api.models import Sample
 from lightlyfs.catalog.details import Details
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry
+from lightlyfs.catalog.staging import Row
 from lightlyfs.catalog.store import INDEX_OF
 from lightlyfs.errors import (
     Cancelled,
@@ -58,17 +59,17 @@ def asked_by(remote: FakeRemote, action: Callable[[], object]) -> list[str]:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 10])
-def test_within_the_ttl_nothing_is_asked_and_after_it_an_unchanged_dataset_costs_two_requests(
+def test_within_the_ttl_nothing_is_asked_and_after_it_an_unchanged_dataset_costs_three_requests(
     make: Make, count: int
 ) -> None:
     remote = dataset(count)
     world = make(remote)
     world.tree()
     assert asked_by(remote, world.tree) == []
-    world.refresher._timing.listing_s = 1000.0  # so that no full listing is due
     world.clock.sleep(61)
 
-    assert asked_by(remote, lambda: lookup(world, "d0/0.jpg")) == ["dataset", "page"]
+    asked = asked_by(remote, lambda: lookup(world, "d0/0.jpg"))
+    assert asked == ["dataset", "page", "page"][: 3 if count else 2]
     assert asked_by(remote, world.tree) == []
 
 
@@ -99,20 +100,57 @@ def test_a_change_shows_at_the_first_access_after_the_ttl(make: Make) -> None:
     assert world.catalog.generation > generation
 
 
-def test_a_rename_that_moves_nothing_is_found_by_the_listing_that_is_due_now_and_then(make: Make) -> None:
-    remote = dataset(4)
-    remote.before = lambda kind: world.clock.sleep(10) if kind == "page" else None
+def test_a_change_that_moves_nothing_else_is_found_by_comparing_a_few_rows_at_a_time(make: Make) -> None:
+    remote = dataset(10)
     world = make(remote)
     world.tree()
-    remote.records[sample_id(0)].name = "renamed.jpg"
+    remote.records[sample_id(8)].name = "renamed.jpg"
 
-    world.clock.sleep(61)
-    lookup(world, "x")
-    assert lookup(world, "renamed.jpg") is None  # the cheap check sees the record and the tail only
+    rounds = 0
+    while lookup(world, "renamed.jpg") is None:
+        rounds += 1
+        world.clock.sleep(61)
+        lookup(world, "x")
+    assert rounds == 3  # pages of three
 
-    world.clock.sleep(20 * world.refresher._timing.listing_s)
-    lookup(world, "x")
-    assert isinstance(lookup(world, "renamed.jpg"), SampleEntry)
+    remote.records[sample_id(2)].hint = 77
+    for _ in range(4):
+        world.clock.sleep(61)
+        lookup(world, "x")
+    assert lookup(world, "d2/2.jpg").size_hint == 77
+
+
+def test_a_large_dataset_in_use_is_compared_once_an_hour(make: Make) -> None:
+    remote = FakeRemote(
+        {sample_id(number): Record(f"d{number % 50}/{number}.jpg") for number in range(60_000)},
+        page_limit=1_000_000,
+    )
+    world = make(remote, page_size=5_000)
+    world.tree()
+    rows = 0
+    honest = remote.page
+
+    def counted(offset: int, size: int) -> Sequence[Row]:
+        nonlocal rows
+        found = honest(offset, size)
+        rows += len(found)
+        return found
+
+    remote.page = counted  # type: ignore[method-assign]
+    remote.asked.clear()
+    for _ in range(720):
+        world.clock.sleep(5)
+        lookup(world, "d1/1.jpg")
+
+    assert 55_000 < rows < 65_000
+    assert len(remote.asked) < 250
+
+    remote.records[sample_id(7_777)].name = "renamed.jpg"
+    for _ in range(730):
+        world.clock.sleep(5)
+        if lookup(world, "renamed.jpg") is not None:
+            break
+    assert lookup(world, "renamed.jpg") is not None
 
 
 def test_a_catalogue_begun_with_an_index_takes_the_word_of_the_record_until_that_moves(make: Make) -> None:
@@ -340,7 +378,6 @@ def test_a_sample_the_server_lists_twice_is_one_sample_and_still_checked_cheaply
     world = make(remote)
 
     assert len([1 for sample in world.tree().values() if sample]) == 4
-    world.refresher._timing.listing_s = 1000.0
     world.clock.sleep(61)
     world.tree()
     assert remote.asked.count("dataset") == 5  # two for each of two listings at most, and the check
