@@ -81,6 +81,8 @@ class Catalog:
         self.hints_are_wrong = store.get_meta(_WRONG_HINTS) is not None
         self._looked_at = -1  # the version at the last census; used by the flusher
         self._generation = 0
+        # a number that moves whenever a size that was shown may be another one by now
+        self.sizes_moved = 0
         self._recent = RecentLookups(store)
         self._closing = threading.Event()
         self._flusher = threading.Thread(target=self._flush_loop, name="lightlyfs-facts", daemon=True)
@@ -120,6 +122,7 @@ class Catalog:
         self._census.start_over()
         with self._lock:
             self._generation += 1
+            self.sizes_moved += 1
             self._recent.outdate()
         self._reported.note_listing(self._stored)
 
@@ -220,8 +223,7 @@ class Catalog:
         self._reported.put(ino, Facts(size, etag, certain=certain), found)
         if replaced or resized:
             self._reported.note(replaced=replaced, resized=resized)
-            with self._lock:
-                self._generation += 1
+            self._note_resized()
 
     def note_wrong_hint(self, path_of: str) -> None:
         """Storage has another size than a listing said, so that no hint of this dataset is to be trusted."""
@@ -229,8 +231,7 @@ class Catalog:
             return
         log.info("the sizes that the API lists are wrong (%s): they are asked of storage", path_of)
         self.hints_are_wrong = True
-        with self._lock:
-            self._generation += 1
+        self._note_resized()
         try:
             self._store.set_meta({_WRONG_HINTS: path_of})
         except sqlite3.Error as error:
@@ -277,8 +278,7 @@ class Catalog:
             return
         self._outdate()
         if news.resized:
-            with self._lock:
-                self._generation += 1
+            self._note_resized()
         if news.changed:
             self.refresher.changed_elsewhere()
 
@@ -400,6 +400,11 @@ class Catalog:
         except sqlite3.Error as error:
             log.warning("the catalogue on disk cannot be read: %s", error)
             return None
+
+    def _note_resized(self) -> None:
+        with self._lock:
+            self._generation += 1
+            self.sizes_moved += 1
 
     def _outdate(self) -> None:
         with self._lock:

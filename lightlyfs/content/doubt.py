@@ -40,7 +40,7 @@ class Known(NamedTuple):
         if said == before:
             return Doubt.NONE
         size = self.hint if before is None else before.size
-        if said.size == 0 and size:
+        if said.size == 0 and (size or (size is None and not said.etag)):
             return Doubt.LONG
         if not said.etag and before is not None and before.etag:
             return Doubt.LONG

@@ -132,12 +132,14 @@ class Fetcher:
                     raise MalformedAnswer(str(error)) from error
                 progress.ranged = False
                 continue
-            except (OddAnswer, ContentChanged):
+            except (OddAnswer, ContentChanged) as error:
                 # the next answer is to come another way
                 progress.fresh = True
                 self._urls.discard(sample_id, progress.url)
-                if progress.asks_once_more():
+                if progress.asks_once_more(sink.actual):
                     continue
+                if isinstance(error, ContentChanged):
+                    error.settled = progress.is_another_version(sink.actual)
                 raise
             sink.finish()
             if progress.start == before and not progress.complete:
@@ -228,6 +230,9 @@ class _Progress:
         self._taker = taker
         self._admission = admission
         self._asked_once_more = 0
+        # what the last answer that was not taken said, and how often in a row
+        self._said: ContentId | None = None
+        self._times = 0
         self._announced = False
         self._wanted: Span | None = None
         self.content = content
@@ -243,12 +248,26 @@ class _Progress:
         """Whether it is no surprise that storage has no object."""
         return self._admission is not None and self._admission.known.may_have_no_object
 
-    def asks_once_more(self) -> bool:
-        """Whether an odd answer is asked for again at once."""
-        if self._admission is None or self._admission.doubt is not Doubt.SHORT:
+    def asks_once_more(self, said: ContentId | None) -> bool:
+        """Whether an answer that was not taken is asked for again at once."""
+        self._times = self._times + 1 if said == self._said else 1
+        self._said = said
+        doubt = self._doubt(said)
+        if doubt is not Doubt.SHORT or (self.content is not None and self._times >= _ENOUGH):
             return False
         self._asked_once_more += 1
         return self._asked_once_more < _MAX_AT_ONCE
+
+    def is_another_version(self, said: ContentId | None) -> bool:
+        """Whether enough answers in a row named another version than the one that is being read."""
+        return self._doubt(said) is Doubt.SHORT and said == self._said and self._times >= _ENOUGH
+
+    def _doubt(self, said: ContentId | None) -> Doubt:
+        if said is None:
+            return Doubt.LONG
+        if self.content is not None:
+            return Known(None, self.content).doubt(said, trust_hint=True)
+        return Doubt.NONE if self._admission is None else self._admission.doubt
 
     def none(self, content: ContentId) -> ContentId:
         """Pass on that there is no object."""

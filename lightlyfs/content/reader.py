@@ -252,6 +252,10 @@ class Reader:
         count = block_count(content.size)
         return content.has_object and (count == 0 or self._cache.has(content, Span(0, count - 1)))
 
+    def has_start(self, content: ContentId) -> bool:
+        """Whether the first block of a content is in the cache, or on its way."""
+        return self._holds_start_of(content) or self._transfers.will_bring(content, 0)
+
     def _holds_start_of(self, content: ContentId) -> bool:
         return content.size == 0 or self._cache.has(content, Span(0, 0))
 
@@ -282,7 +286,7 @@ class Reader:
         except ContentChanged as error:
             # whoever is told of the change, and opens it again, should see the new version
             told = partial(self._end_transfer, transfer, error)
-            found = self.identify(content.sample_id, size_hint=None, for_reading=False)
+            found = self.identify(content.sample_id, size_hint=content.size, for_reading=False, known=content)
             found.add_done_callback(lambda _: told())
         except BaseException as error:
             self._end_transfer(transfer, error)
@@ -316,7 +320,8 @@ class Reader:
         except BaseException as error:
             self._end_head(head, error)
             if isinstance(error, ContentChanged):
-                self.identify(head.sample_id, size_hint=None, for_reading=False)
+                before = head.known
+                self.identify(head.sample_id, size_hint=before.hint, for_reading=False, known=before.content)
         else:
             self._end_head(head, None)
 

@@ -56,6 +56,12 @@ class Transfers:
         with self._lock:
             return sum(len(under_way.transfers) for under_way in self._contents.values())
 
+    def will_bring(self, content: ContentId, block: int) -> bool:
+        """Whether a block is under way."""
+        with self._lock:
+            under_way = self._contents.get(content.key())
+            return under_way is not None and under_way.will_bring(block)
+
     def claim(
         self, content: ContentId, wanted: Span, fetch: Span
     ) -> tuple[dict[int, Future[bytes]], list[Transfer]]:

@@ -116,6 +116,11 @@ class Filesystem:
         """The generation whose listings may be shown again; -1 where each one has to ask the API."""
         return self._names.current_generation()
 
+    @property
+    def sizes_moved(self) -> int:
+        """A number that moves whenever a listing may show a size that is another one by now."""
+        return self._names.catalog.sizes_moved
+
     # names and attributes
 
     def getattr(self, path: str) -> Attr:
@@ -424,6 +429,7 @@ class Filesystem:
         self._names.renamed.prune(self._names.catalog)
         if self._writing is not None:
             self._writing.completion.listed()
+        self._samples.note_forgotten(paths)
         self._forget(paths)
         if self._prefill is not None and paths is not None:
             self._prefill.changed(paths)

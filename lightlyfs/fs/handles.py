@@ -21,7 +21,8 @@ class ReadHandle:
     """A file open for reading; `content` is None until the first read where opening cost no request.
 
     `outdated` is set once a newer version is open too; nothing more is read then. `followed` is set once the
-    files that are likely to be next were seen to.
+    files that are likely to be next were seen to. The program may have bytes of the version once it
+    `has_read`, or where the kernel had pages that it `kept` when the file was opened.
     """
 
     path: str
@@ -29,6 +30,8 @@ class ReadHandle:
     content: ContentId | None
     outdated: bool = False
     followed: bool = False
+    has_read: bool = False
+    kept: bool = False
 
 
 class Watch(Protocol):

@@ -73,20 +73,23 @@ class Samples:
         self._forgot_versions = False
         # guarded by _lock: the open handles of each file
         self._open: dict[int, list[ReadHandle]] = {}
+        # files whose pages the kernel was not told to drop since they were opened; used without a lock
+        self._trusted: set[int] = set()
         # files of which the kernel may hold what no longer holds; single operations on it are atomic
         self._untold: set[int] = set()
 
     def open(self, path: str, entry: SampleEntry, turn: Turn) -> OpenedSample:
-        """Open a sample; an unverified one waits for the headers of the GET that reads it.
+        """Open a sample; one that is unverified, or not here, waits for the headers of the GET that reads it.
 
         Programs known to open without reading are not made to wait: their first read is.
         """
         # that there is no image is asked again each time: it may be on its way
-        if entry.verified and entry.etag != NO_OBJECT:
+        verified = entry.verified and entry.etag != NO_OBJECT
+        if verified and self._is_here(content_of(entry), entry.ino):
             return self._opened(path, entry, content_of(entry))
         if opens_without_reading(self._caller_name()):
             return OpenedSample(ReadHandle(path, entry, None, followed=True), False, True)
-        content = self._identify(entry, turn, then=lambda: self.prefetcher.opened(path))
+        content = self._identify(entry, turn, then=lambda: self.prefetcher.opened(path), confirm=verified)
         return self._opened(path, entry, content, followed=True)
 
     def read(self, handle: ReadHandle, offset: int, size: int, turn: Turn) -> bytes:
@@ -94,12 +97,39 @@ class Samples:
         if handle.content is None:
             handle.content = self._identify(handle.entry, turn)
             _need_object(handle.content, handle.path)
+        try:
+            data = self._read(handle, handle.content, offset, size, turn)
+        except ContentChanged:
+            # where the kernel asks for all of a file, it has no page of it
+            asks_for_all = not offset and size >= handle.content.size
+            content = self._newer(handle, turn) if asks_for_all or not handle.kept else None
+            if content is None:
+                raise
+            data = self._read(handle, content, offset, size, turn)
+        handle.has_read = True
+        return data
+
+    def _read(self, handle: ReadHandle, content: ContentId, offset: int, size: int, turn: Turn) -> bytes:
         if handle.outdated:
             raise ContentChanged(f"the stored object changed since it was opened: {handle.path}")
         if offset or handle.followed:
-            return self._reader.read(handle.content, offset, size, turn.result)
+            return self._reader.read(content, offset, size, turn.result)
         handle.followed = True
-        return self.begin_to_read(handle.path, handle.content, size, turn)
+        return self.begin_to_read(handle.path, content, size, turn)
+
+    def _newer(self, handle: ReadHandle, turn: Turn) -> ContentId | None:
+        """The version to go on with where the one that was opened is gone; None where that would show."""
+        if handle.has_read or handle.content is None:
+            return None
+        content = self.identify(self._catalog.with_facts(handle.entry), turn)
+        if content.size != handle.content.size or not content.has_object:
+            return None  # the kernel cuts a read at the size it knows
+        with self._lock:
+            handle.content, handle.outdated = content, False
+            self._kernel_has[handle.entry.ino] = hash(content)
+            for other in self._open.get(handle.entry.ino, ()):
+                other.outdated |= other.content not in (None, content)
+        return content
 
     def release(self, handle: ReadHandle) -> None:
         """Close a sample."""
@@ -127,10 +157,22 @@ class Samples:
 
         self._catalog.record_facts(content.sample_id, content.size, content.etag, before, certain=certain)
         if trusted and self._catalog.hints_are_wrong:
-            self._forget(None)  # the kernel got hints with listings
+            # the kernel got hints with listings
+            self.note_forgotten(None)
+            self._forget(None)
         found = self._catalog.by_id(content.sample_id) if outdated else None
         if found is not None:
             self._is_untold(*found)
+
+    def note_forgotten(self, paths: tuple[str, ...] | None) -> None:
+        """The kernel was told to drop what it has of files at these paths (None: of all)."""
+        if paths is None:
+            self._trusted.clear()
+            return
+        for path in paths:
+            entry = self._catalog.known(path)
+            if isinstance(entry, SampleEntry):
+                self._trusted.discard(entry.ino)
 
     def outdate(self, sample_id: str) -> None:
         """The kernel holds pages of a sample that are not its own; any thread may call."""
@@ -189,8 +231,23 @@ class Samples:
             raise SizeUnknown(f"the size of {path} cannot be found: {error}") from error
         return Attr(entry.ino, False, content.size, entry.mtime)
 
-    def _identify(self, entry: SampleEntry, turn: Turn, then: Callable[[], None] | None = None) -> ContentId:
-        """Which content a sample has now; `then` is called when the question is on its way."""
+    def _is_here(self, content: ContentId, ino: int) -> bool:
+        """Whether the first read of a content needs no request: the kernel or the cache has it, or will."""
+        held = ino in self._trusted and self._kernel_has.get(ino) == hash(content)
+        return held or self._reader.has_start(content)
+
+    def _identify(
+        self,
+        entry: SampleEntry,
+        turn: Turn,
+        then: Callable[[], None] | None = None,
+        *,
+        confirm: bool = False,
+    ) -> ContentId:
+        """Which content a sample has now; `then` is called when the question is on its way.
+
+        With `confirm` storage is asked although it has answered before.
+        """
         known = known_content(entry)
         if known is not None and self._api_is_away() and self._reader.holds(known):
             return known  # it cannot be confirmed now, and what is cached stays readable
@@ -198,7 +255,7 @@ class Samples:
             self._before_fetch(entry.published_size or PROBE_BYTES)
         # last of all, so that no answer comes between this and the question
         told = self._catalog.with_facts(entry)
-        if told.verified and told.etag != NO_OBJECT:
+        if told.verified and told.etag != NO_OBJECT and not (confirm and told.etag == entry.etag):
             return content_of(told)  # another open asked since this one looked
         future = self.ask(entry)
         if then is not None:
@@ -236,6 +293,7 @@ class Samples:
             return False
         if not self._forget((path,)):
             return True
+        self._trusted.discard(entry.ino)
         self._untold.discard(entry.ino)
         return False
 
@@ -251,11 +309,15 @@ class Samples:
         untold = self._is_untold(path, entry)
         with self._lock:
             # of a file that was not opened yet the kernel holds nothing
-            keep = self._kernel_has.get(entry.ino, None if self._forgot_versions else key) == key
+            held = self._kernel_has.get(entry.ino)
+            keep = held == key or (held is None and not self._forgot_versions)
+            handle.kept = held == key
             if len(self._kernel_has) >= _KERNEL_VERSIONS:
                 self._kernel_has.clear()
+                self._trusted.clear()
                 self._forgot_versions = True
             self._kernel_has[entry.ino] = key
+            self._trusted.add(entry.ino)
             handles = self._open.setdefault(entry.ino, [])
             for other in handles:
                 other.outdated |= other.content != content

@@ -131,7 +131,8 @@ class _Callbacks:
         self.operations = operations
         self._on_init = on_init
         self._failure = failure
-        self._directories: dict[int, PackedListing] = {}
+        # with what `sizes_moved` was then
+        self._directories: dict[int, tuple[PackedListing, int]] = {}
         self._numbers = itertools.count(1)
         super().__init__(operations, mountpoint, **options)  # type: ignore[call-arg]
 
@@ -153,20 +154,24 @@ class _Callbacks:
 
     def opendir(self, path: bytes, fip: Any) -> int:
         """Pin one packed listing for all pages of it."""
+        moved = self.operations.sizes_moved()
         listing = self.operations.opendir_packed(os.fsdecode(path))
         number = next(self._numbers)
-        self._directories[number] = listing
+        self._directories[number] = listing, moved
         fip.contents.fh = number
         return 0
 
     def readdir_fuse_3(self, path: Any, buf: Any, filler: Any, offset: int, fip: Any, flags: int) -> int:
-        """One page, with attributes wherever they are known."""
-        listing = self._directories[fip.contents.fh]
+        """One page, with attributes wherever they are known.
+
+        Once a size was corrected the rest comes without: the kernel would take the old one for the newest.
+        """
+        listing, moved = self._directories[fip.contents.fh]
+        plus = _FILL_DIR_PLUS * (moved == self.operations.sizes_moved())
         fill = _FILLER(ctypes.cast(filler, ctypes.c_void_p).value or 0)
         names, known, address, size = listing.names, listing.known, listing.address, listing.stat_bytes
         for index in range(offset, len(names)):
-            plus = _FILL_DIR_PLUS * known[index]
-            if fill(buf, names[index], address + index * size, index + 1, plus):
+            if fill(buf, names[index], address + index * size, index + 1, plus * known[index]):
                 break
         return 0
 

@@ -98,6 +98,9 @@ class Mount:
     def forget(self, paths: tuple[str, ...] | None) -> bool:
         """Drop what the kernel knows of paths (None: every name); whether that is done already.
 
+        With the names of files that are not open go their pages. Names that the kernel knows not to exist
+        end after two seconds where paths are given.
+
         libfuse 2 cannot; there the time-outs end it, and a single path is never reported as done.
         """
         if not isinstance(self._session, Fuse3Session):
@@ -108,7 +111,8 @@ class Mount:
             return done.wait(_FORGET_WAIT_S)
         for path in paths or ():
             self._forgets.put((path, None))
-        self._forgets.put((None, None))
+        if paths is None:
+            self._forgets.put((None, None))
         return False
 
     # running

@@ -89,6 +89,10 @@ class Operations:
         assert self._packer is not None
         return self._packer.pack(self._attr(path, fh))
 
+    def sizes_moved(self) -> int:
+        """A number that moves whenever a packed listing may show a size that is another one by now."""
+        return self._fs.sizes_moved
+
     @answers
     def opendir_packed(self, path: str) -> PackedListing:
         assert self._packer is not None

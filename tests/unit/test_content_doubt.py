@@ -27,7 +27,8 @@ V1, V2, BARE, EMPTY = (
     ("hint", "before", "said", "expected"),
     [
         (None, None, V1, Doubt.NONE),
-        (None, None, EMPTY, Doubt.NONE),
+        (None, None, EMPTY, Doubt.LONG),
+        (None, None, ContentId(A, "ev1", 0), Doubt.NONE),
         (SIZE, None, V1, Doubt.NONE),
         (SIZE, None, BARE, Doubt.NONE),
         (SIZE - 1, None, BARE, Doubt.SHORT),
@@ -135,7 +136,7 @@ def test_a_version_that_passes_under_a_reader_is_no_change(content: Content) -> 
     asked = len(content.storage.requests)
 
     def well_again(data: bytes, start: int, end: int) -> Answer:
-        if len(content.storage.requests) > asked + 2:
+        if len(content.storage.requests) > asked + 1:
             content.storage.put(A, NOISE, "v1")
         return contentkit.honest(data, start, end)
 

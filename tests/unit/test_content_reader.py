@@ -161,7 +161,7 @@ def test_a_change_under_a_reader_is_an_error_and_reported(content: Content, new:
         content.read(old, 5 * MIB, 10)
 
     assert content.facts[-1].size == len(new)
-    assert content.clock.now < 1_010  # believed once several answers said so
+    assert content.clock.now < (1_015 if not new or style is contentkit.bare_416 else 1_001)
     assert content.reader.stats().under_way == 0
 
 
