@@ -8,7 +8,7 @@ ECOSYSTEM_STAMP := $(VENV)/.installed-ecosystem
 NAMES := all
 
 .DEFAULT_GOAL := help
-.PHONY: help install fuse test-tools demo unit test test-long ecosystem desktop check format bench clean
+.PHONY: help install fuse test-tools demo unit test test-long soak ecosystem desktop check format bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test: $(STAMP) test-tools ## all tests but the long ones
 
 test-long: $(STAMP) test-tools ## the tests that take minutes
 	$(BIN)/pytest -q -m long
+
+soak: $(STAMP) test-tools ## twenty minutes of everything at once over a server and a network that fail
+	LIGHTLYFS_SOAK_S=1200 $(BIN)/pytest -q -s tests/mount/test_mixed_load.py
 
 ecosystem: $(ECOSYSTEM_STAMP) ## try Dask, Ray, Hugging Face datasets and others; installs them
 	@sh tests/install-fuse.sh

@@ -98,6 +98,8 @@ class Fetcher:
         except NotFound as error:
             if not _names_no_object(error):
                 raise
+            if progress.content is not None:
+                raise ContentChanged("the stored object went away while it was being read") from error
             content = ContentId(sample_id, NO_OBJECT, 0)
             taker.identified(content, 0, -1)
         self._wrong_hints += admission.hint_was_wrong
@@ -246,7 +248,9 @@ class _Progress:
     @property
     def may_have_no_object(self) -> bool:
         """Whether it is no surprise that storage has no object."""
-        return self._admission is not None and self._admission.known.may_have_no_object
+        if self.content is not None or self._admission is None:
+            return False
+        return self._admission.known.may_have_no_object
 
     def asks_once_more(self, said: ContentId | None) -> bool:
         """Whether an answer that was not taken is asked for again at once."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from trees import InProcessTree, MountedTree, Tree, in_process, mounted, refused, wait_until
 
+from lightlyfs.api import retry
 from lightlyfs.api.contract import Timeouts
 from lightlyfs.api.retry import RetryPolicy
 from lightlyfs.content.fetcher import FetchConfig
@@ -35,10 +36,11 @@ from lightlyfs.wiring import parts
 # fetched whole, one byte over a block, and in ranges
 SIZES = {"small.jpg": 50_000, "block.png": (1 << 20) + 1, "ranges.bin": 6_500_000}
 # without a kernel nobody waits for the limits of a real mount
+HASTY = functools.partial(
+    RetryPolicy, attempts=5, first_delay_s=0.05, max_delay_s=0.2, budget_s=3, doubt_s=0.3
+)
 IMPATIENT = functools.partial(
-    FetchConfig,
-    timeouts=Timeouts(connect_s=2, idle_s=0.5, total_s=60),
-    policy=RetryPolicy(attempts=5, first_delay_s=0.05, max_delay_s=0.2, budget_s=3),
+    FetchConfig, timeouts=Timeouts(connect_s=2, idle_s=0.5, total_s=60), policy=HASTY()
 )
 
 # faults that pass, or that do not matter: the bytes come. Four at most where chance decides, for each
@@ -83,7 +85,7 @@ FAILED: dict[str, tuple[Sequence[Fault], int]] = {
     "503": ([Status(target="storage", status=503)], errno.EIO),
     "429": ([Status(target="storage", status=429)], errno.EIO),
     "400": ([Status(target="storage", status=400)], errno.EINVAL),
-    "410": ([Status(target="storage", status=410)], errno.ENOENT),
+    "410": ([Status(target="storage", status=410)], errno.ENODATA),
     "418": ([Status(target="storage", status=418)], errno.EIO),
     "404": ([Status(target="storage", status=404)], errno.ENODATA),
     "expired": ([Expired()], errno.EACCES),
@@ -100,19 +102,8 @@ FAILED: dict[str, tuple[Sequence[Fault], int]] = {
     "half a document": ([BrokenJson(target="readurl")], errno.EIO),
     "compressed document": ([Gzip(target="readurl")], errno.EIO),
 }
-# those whose failure is told at once, or nearly
-FAILED_AT_ONCE = [
-    "400",
-    "410",
-    "418",
-    "404",
-    "expired",
-    "401 of the API",
-    "403 of the API",
-    "404 of the API",
-    "half a document",
-    "compressed document",
-]
+# those whose failure a mount tells after some seconds
+FAILED_SOON = ["400", "404", "404 of the API", "half a document"]
 CASES = ["survived " + name for name in SURVIVED] + ["failed " + name for name in FAILED]
 
 
@@ -146,6 +137,7 @@ def tree(
     if request.param == "in-process":
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(parts, "FetchConfig", IMPATIENT)
+            patch.setattr(retry, "RetryPolicy", HASTY)
             with in_process(server, directory) as subject:
                 yield subject
     else:
@@ -178,7 +170,7 @@ def test_a_fault_that_passes_costs_no_byte(name: str, faulty: LocalServer, tree:
 @pytest.mark.parametrize(
     ("tree", "name"),
     [("in-process", name) for name in FAILED]
-    + [pytest.param("fuse3", name, marks=pytest.mark.fuse) for name in FAILED_AT_ONCE],
+    + [pytest.param("fuse3", name, marks=pytest.mark.fuse) for name in FAILED_SOON],
     indirect=["tree"],
 )
 def test_a_fault_that_stays_is_an_error_and_then_forgotten(

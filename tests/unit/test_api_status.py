@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from lightlyfs import errors
 from lightlyfs.api.contract import Response
 from lightlyfs.api.status import raise_for_status, retry_after_s
+from lightlyfs.kernel.errno_table import errno_of
 
 XML = b"""<?xml version="1.0"?><Error><Code>%s</Code><Message>No such thing</Message>
 <RequestId>R1</RequestId></Error>"""
@@ -164,3 +166,54 @@ def test_the_forms_of_retry_after(value: str, seconds: float | None) -> None:
     assert retry_after_s({"retry-after": value}, lambda: 1000.0) == seconds
     error = caught(Response(503, {"retry-after": value}, b""), now=lambda: 1000.0)
     assert error.retry_after_s == seconds
+
+
+CODES = [
+    "CONFLICT",
+    "DATASET_UNKNOWN",
+    "SAMPLE_UNKNOWN",
+    "TAG_UNKNOWN",
+    "PAYLOAD_TOO_LARGE",
+    "CUSTOM_METADATA_AT_MAX_SIZE",
+    "DATASET_AT_MAX_CAPACITY",
+    "SOMETHING_NEW",
+    "",
+]
+# what a body cannot turn into something else
+BY_STATUS_ALONE = {
+    401: errors.Unauthorized,
+    403: errors.Forbidden,
+    408: errors.ServerFault,
+    429: errors.Throttled,
+    500: errors.ServerFault,
+    502: errors.ServerFault,
+    503: errors.ServerFault,
+    504: errors.ServerFault,
+    507: errors.QuotaExceeded,
+}
+
+
+@pytest.mark.parametrize("status", BY_STATUS_ALONE)
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("storage", [False, True])
+def test_the_status_decides_and_the_code_only_refines(status: int, code: str, storage: bool) -> None:
+    body = XML % code.encode() if storage else json.dumps({"code": code}).encode()
+    assert type(caught(Response(status, {}, body), storage=storage)) is BY_STATUS_ALONE[status]
+
+
+@pytest.mark.parametrize("status", [402, 403])
+@pytest.mark.parametrize("code", ["TEAM_ACCOUNT_PLAN_INSUFFICIENT", "ACCOUNT_SUBSCRIPTION_INSUFFICIENT"])
+def test_an_account_that_may_not_have_more_is_full(status: int, code: str) -> None:
+    body = json.dumps({"code": code}).encode()
+    assert type(caught(Response(status, {}, body))) is errors.QuotaExceeded
+
+
+@pytest.mark.parametrize("status", [*range(300, 310), *range(400, 432), 451, *range(500, 512)])
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("storage", [False, True])
+def test_nothing_that_is_read_exists_already(status: int, code: str, storage: bool) -> None:
+    body = XML % code.encode() if storage else json.dumps({"code": code}).encode()
+    error = caught(Response(status, {}, body), storage=storage, reads=True)
+    assert errno_of(error)[0] not in (errno.EEXIST, errno.EPERM)
+    if status not in (404, 410):
+        assert storage or errno_of(error)[0] != errno.ENOENT or code.endswith("_UNKNOWN")
