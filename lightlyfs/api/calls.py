@@ -89,6 +89,10 @@ class Caller:
         self._credentials = credentials
         self._retrier.forget_refusals()
 
+    def outage(self) -> errors.Retryable | None:
+        """Return what requests fail with, where none was answered for some seconds."""
+        return self._retrier.outage()
+
     def send(
         self,
         call: Call,

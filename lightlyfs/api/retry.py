@@ -31,6 +31,8 @@ _NAP_S = 0.25
 _LAST_TRY_S = 3.0
 # A throttled host is probed this often, where it names no time itself, and left alone for at most that long.
 _PROBE_EVERY_S, _MAX_THROTTLED_S = 0.5, 60.0
+# Without an answer for so long a host counts as away.
+_OUTAGE_S = 3.0
 # What was refused for the whole time of doubt is believed at once for so long.
 _BELIEVED_S = 60.0
 # Refusals of one kind that make the next ones of it likely: they are doubted for a fraction of the time.
@@ -101,6 +103,7 @@ class Retrier:
         self._lock = threading.Lock()
         # guarded by _lock: since when nothing was answered, and when a throttled host may be asked again
         self._failing_since: float | None = None
+        self._failure: errors.Retryable | None = None
         self._throttled_until: float | None = None
         # guarded by _lock: the class of refusal that is believed of a request; refusals of each kind
         self._believed: TTLCache[tuple[str, str], str] = TTLCache(10_000, _BELIEVED_S, timer=clock)
@@ -164,6 +167,10 @@ class Retrier:
         since = self._failing_since
         return 0.0 if since is None else self.clock() - since
 
+    def outage(self) -> errors.Retryable | None:
+        """Return what requests fail with, where none was answered for some seconds."""
+        return self._failure if self.outage_s() >= _OUTAGE_S else None
+
     def _await_host(self, tries: _Tries) -> None:
         """Wait while the host is throttled, unless this call is its probe, or at its end."""
         while self._throttled_until is not None:
@@ -185,6 +192,7 @@ class Retrier:
     def _note_failure(self, exc: errors.Retryable) -> None:
         with self._lock:
             now = self.clock()
+            self._failure = exc
             if self._failing_since is None:
                 self._failing_since = now
             if isinstance(exc, errors.Throttled) or exc.retry_after_s is not None:
@@ -195,7 +203,7 @@ class Retrier:
         if self._failing_since is None and self._throttled_until is None:
             return
         with self._lock:
-            self._failing_since = self._throttled_until = None
+            self._failing_since = self._failure = self._throttled_until = None
 
     # what is known of refusals
 

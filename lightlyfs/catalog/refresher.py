@@ -78,9 +78,12 @@ class Refresher:
         wall_clock: Callable[[], float],
         on_changes: Callable[[Changes], None],
         sleep: Callable[[float], None] = time.sleep,
+        outage: Callable[[], LightlyFsError | None] = lambda: None,
         turn: Callable[[Callable[[], None]], AbstractContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
-        """`turn(on_wait)` is held during each check and listing; it keeps other processes from theirs."""
+        """`outage()` is what requests fail with now. `turn(on_wait)` is held during each check and listing, and
+        keeps other processes from theirs.
+        """
         self._store = store
         self._remote = remote
         self._config = config
@@ -91,6 +94,7 @@ class Refresher:
         self._closed = False
         self._on_changes = on_changes
         self._sleep = sleep
+        self._outage = outage
         self._turn = turn
         self._verifier = Verifier(store, remote, clock=clock)
         self._work_lock = threading.Lock()  # held by the one check or listing under way
@@ -116,8 +120,8 @@ class Refresher:
 
     @property
     def error(self) -> LightlyFsError | None:
-        """What the last check or listing failed with, or None."""
-        return self._error
+        """What the last check or listing failed with, or fails with now; None where all is well."""
+        return self._error or self._outage()
 
     @property
     def stopped(self) -> bool:

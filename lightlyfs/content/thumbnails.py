@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 
@@ -16,15 +15,14 @@ _NONE = "the server has the image itself in place of a thumbnail"
 _SIDE_PIXELS = 256
 # a picture of one pixel stands for none: an overwrite by what is no image cannot delete the old one
 _BLANK_BYTES = 40
-# what is decoded at most: a megabyte may claim to be a picture that fills all memory
-_MAX_PIXELS = 32 << 20
 
 
 class Thumbnails:
     """Fetches thumbnails, and keeps them.
 
-    `resolve(sample_id)` asks the API for the read URL of type thumbnail. `original(sample_id)` gives the
-    bytes of an image that is cached already, or None. `store` is None where nothing is to be kept.
+    `resolve(sample_id)` asks the API for the read URL of type thumbnail. `to_png(picture, side)` decodes one
+    in a process of few rights; it raises MalformedAnswer. `original(sample_id)` gives the bytes of an image
+    that is cached already, or None. `store` is None where nothing is to be kept.
     """
 
     def __init__(
@@ -33,12 +31,14 @@ class Thumbnails:
         transport: Transport,
         executor: Executor,
         *,
+        to_png: Callable[[bytes, int], bytes],
         original: Callable[[str], bytes | None] = lambda _: None,
         store: PictureStore | None = None,
     ) -> None:
         self._resolve = resolve
         self._transport = transport
         self._executor = executor
+        self._to_png = to_png
         self._original = original
         self._store = store
 
@@ -64,12 +64,12 @@ class Thumbnails:
             fetched = self._fetch(sample_id)
             if len(fetched) <= _BLANK_BYTES:
                 raise NotFound("the image has no thumbnail any more")
-            png = _to_png(fetched)
+            png = self._to_png(fetched, _SIDE_PIXELS)
         except (NotFound, MalformedAnswer):
             original = self._original(sample_id)
             if original is None:
                 raise
-            png = _to_png(original)
+            png = self._to_png(original, _SIDE_PIXELS)
         if self._store is not None:
             self._store.put(key, png)
         return png
@@ -92,21 +92,3 @@ class Thumbnails:
             raise NotFound("storage refuses the thumbnail", status=response.status)
         raise_for_status(response, what="the read of a thumbnail from storage", storage=True)
         return response.body
-
-
-def _to_png(picture: bytes) -> bytes:
-    from PIL import Image  # a tenth of a second to import, and few mounts are asked for a picture
-
-    try:
-        with Image.open(io.BytesIO(picture)) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels")
-            image.draft("RGB", (_SIDE_PIXELS, _SIDE_PIXELS))  # a large JPEG is decoded small
-            transparent = "A" in image.getbands() or "transparency" in image.info
-            image.thumbnail((_SIDE_PIXELS, _SIDE_PIXELS))
-            out = io.BytesIO()
-            image.convert("RGBA" if transparent else "RGB").save(out, "PNG", compress_level=3)
-    except Exception as error:
-        # Pillow raises whatever its decoders raise, and a server may send anything
-        raise MalformedAnswer(f"the thumbnail is not a picture: {error}") from error
-    return out.getvalue()

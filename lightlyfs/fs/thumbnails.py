@@ -94,7 +94,7 @@ def _fitted(png: bytes) -> bytes:
     from PIL import Image
 
     out = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as image:
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
         image.thumbnail((_SIDE_PIXELS, _SIDE_PIXELS))
         image.save(out, "PNG", compress_level=3)
     return out.getvalue()
@@ -105,7 +105,7 @@ def mtime_of(entry: Path) -> int | None:
     from PIL import Image
 
     try:
-        with Image.open(entry) as image:
+        with Image.open(entry, formats=["PNG"]) as image:
             return int(image.info.get("Thumb::MTime", ""))
     except Exception:  # Pillow raises whatever its decoders raise
         return None

@@ -32,6 +32,7 @@ class Fuse2Session(Session):
             self._note_handle()
             on_init()
 
+        operations.on_destroy = self.release_handle
         session_class = type("Session", (_Callbacks, self._fuse.FUSE), {})
         try:
             session_class(
@@ -43,7 +44,7 @@ class Fuse2Session(Session):
         except RuntimeError as error:
             raise StartError(f"libfuse could not mount {self._options.mountpoint} (code {error})") from None
         finally:
-            self._handle = None
+            self.release_handle()
 
 
 class _Callable:

@@ -48,6 +48,7 @@ class Fuse3Session(Session):
 
     def run(self, operations: Operations, on_init: Callable[[], None]) -> None:
         """Mount and serve until unmounted; StartError where it cannot be mounted."""
+        operations.on_destroy = self.release_handle
         operations.use_packer(Packer(self._fuse.c_stat, self._ownership))
         session_class = type("Session", (_Callbacks, self._fuse.FUSE), {})
         failure: list[BaseException] = []
@@ -76,27 +77,27 @@ class Fuse3Session(Session):
                     f"libfuse could not mount {self._options.mountpoint} (code {error})"
                 ) from None
         finally:
-            self._handle = None
+            self.release_handle()
         if failure:
             raise failure[0]
 
     def forget_path(self, path: str) -> None:
         """Drop the kernel's attributes and pages of one path; may block on a read in flight there."""
-        handle = self._handle
-        if handle is not None:
-            self._libfuse.fuse_invalidate_path(handle, b"/" + os.fsencode(path))
+        with self._using_handle() as handle:
+            if handle is not None:
+                self._libfuse.fuse_invalidate_path(handle, b"/" + os.fsencode(path))
 
     def forget_names(self) -> None:
         """Make the kernel ask again for every name, also for those it knows not to exist."""
-        handle = self._handle
-        if handle is None:
-            return
-        descriptor = self._libfuse.fuse_session_fd(self._libfuse.fuse_get_session(handle))
-        try:
-            os.write(descriptor, _OUT_HEADER.pack(_OUT_HEADER.size, _NOTIFY_INC_EPOCH, 0))
-        except OSError as error:
-            # older kernels do not know it; their negative names end after two seconds
-            log.debug("the kernel does not forget names on demand: %s", error)
+        with self._using_handle() as handle:
+            if handle is None:
+                return
+            descriptor = self._libfuse.fuse_session_fd(self._libfuse.fuse_get_session(handle))
+            try:
+                os.write(descriptor, _OUT_HEADER.pack(_OUT_HEADER.size, _NOTIFY_INC_EPOCH, 0))
+            except OSError as error:
+                # older kernels do not know it; their negative names end after two seconds
+                log.debug("the kernel does not forget names on demand: %s", error)
 
 
 def _configure(connection: Any, config: Any, *, read_only: bool) -> None:

@@ -66,6 +66,11 @@ class Operations:
         self._ownership = ownership
         self._noflush = noflush
         self._packer: Packer | None = None
+        self.on_destroy: Callable[[], None] = lambda: None
+
+    def destroy(self, path: str) -> None:
+        """The mount has ended, and libfuse is about to free what it knew of it."""
+        self.on_destroy()
 
     def use_packer(self, packer: Packer) -> None:
         """Answer the `*_packed` methods with this machine's layout."""

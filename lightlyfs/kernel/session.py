@@ -7,13 +7,18 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightlyfs.kernel import binding
 from lightlyfs.kernel.binding import Library, MountOptions
 
 log = logging.getLogger(__name__)
+
+
+# a call into libfuse waits for a read in flight at most, and none is at the end
+_RELEASE_S = 5.0
 
 
 class Session:
@@ -26,12 +31,37 @@ class Session:
         self._libfuse: Any = module._libfuse
         self._libfuse.fuse_interrupted.restype = ctypes.c_int
         self._libfuse.fuse_exit.argtypes = [ctypes.c_void_p]
-        self._handle: int | None = None  # libfuse's `struct fuse *`, known from init on
+        self._state = threading.Condition()
+        # guarded by _state: libfuse's `struct fuse *`, from init until it is freed, and who uses it
+        self._handle: int | None = None
+        self._users = 0
 
     def stop(self) -> None:
         """Make `run` return; the main thread has to be woken by a signal."""
-        if self._handle is not None:
-            self._libfuse.fuse_exit(self._handle)
+        with self._using_handle() as handle:
+            if handle is not None:
+                self._libfuse.fuse_exit(handle)
+
+    def release_handle(self) -> None:
+        """Use libfuse's handle no more; to be called in `destroy`, before libfuse frees it."""
+        with self._state:
+            self._handle = None
+            if not self._state.wait_for(lambda: not self._users, _RELEASE_S):
+                log.warning("a call of libfuse is still under way at the end of the mount")
+
+    @contextmanager
+    def _using_handle(self) -> Iterator[int | None]:
+        """Libfuse's handle, which is not freed meanwhile; None where there is none, or none any more."""
+        with self._state:
+            handle = self._handle
+            self._users += handle is not None
+        try:
+            yield handle
+        finally:
+            if handle is not None:
+                with self._state:
+                    self._users -= 1
+                    self._state.notify_all()
 
     def interrupted(self) -> bool:
         """Whether the caller of the callback under way was interrupted; False outside of one."""
@@ -44,7 +74,8 @@ class Session:
 
     def _note_handle(self) -> None:
         """Remember libfuse's handle; called in `init`."""
-        self._handle = int(self._libfuse.fuse_get_context().contents.fuse)
+        with self._state:
+            self._handle = int(self._libfuse.fuse_get_context().contents.fuse)
 
 
 _kept = threading.local()

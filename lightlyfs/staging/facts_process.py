@@ -1,22 +1,29 @@
-"""Image facts computed in processes apart, so that no image can take the mount down with it.
+"""Pictures decoded in processes apart, so that none can take the mount down with it, or use its rights.
 
-The process may use a bounded amount of memory and time; one that crashes, hangs or runs out is replaced, and
-the file counts as no image. Run as `python -m lightlyfs.staging.facts_process` it is that process.
+The process may use a bounded amount of memory and time, write no file and, where the kernel lets it, reach no
+network; one that crashes, hangs or runs out is replaced, and the file counts as no image. Run as
+`python -m lightlyfs.staging.facts_process` it is that process.
 """
 
 from __future__ import annotations
 
+import base64
+import ctypes
 import json
 import logging
 import os
 import queue
 import resource
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from lightlyfs.errors import MalformedAnswer
 from lightlyfs.staging.image_facts import ImageFacts, facts_of, looks_like_image, no_image
 
 log = logging.getLogger(__name__)
@@ -28,6 +35,8 @@ MAX_PROCESSES = 4
 # what Pillow keeps for the next image, in blocks of 16 MB: those of one of 12 megapixels
 _KEPT_BLOCKS = 5
 _IDLE_MS = 1000
+# linux/sched.h
+_CLONE_NEWNET, _CLONE_NEWUSER = 0x40000000, 0x10000000
 
 
 class FactsPool:
@@ -50,13 +59,32 @@ class FactsPool:
             return no_image(os.stat(path).st_size)
         process = self._idle.get()
         try:
-            return process.ask(path)
+            return ImageFacts.from_json(process.ask(str(path)))
         except (OSError, ValueError, KeyError) as error:
             log.warning("the facts of an image could not be computed, so it goes without: %s", error)
             process.stop()
         finally:
             self._idle.put(process)
         return no_image(os.stat(path).st_size)
+
+    def png_of(self, picture: bytes, side_pixels: int) -> bytes:
+        """Return a picture as a PNG of at most so many pixels a side; MalformedAnswer where it is none."""
+        process = self._idle.get()
+        descriptor = os.memfd_create("picture", os.MFD_CLOEXEC)
+        try:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(picture)
+            path = f"/proc/{os.getpid()}/fd/{descriptor}"
+            answer = process.ask({"picture": path, "side": side_pixels})
+            if "png" in answer:
+                return base64.b64decode(answer["png"])
+            raise MalformedAnswer(f"the thumbnail is not a picture: {answer.get('error')}")
+        except (OSError, ValueError, KeyError) as error:
+            process.stop()
+            raise MalformedAnswer(f"the thumbnail could not be decoded: {error}") from error
+        finally:
+            os.close(descriptor)
+            self._idle.put(process)
 
     def close(self) -> None:
         """End the processes; a call under way gets the facts of no image."""
@@ -77,12 +105,12 @@ class _FactsProcess:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, path: Path) -> ImageFacts:
-        """Send a path, wait for the facts; OSError, ValueError or KeyError where there is no good answer."""
+    def ask(self, question: object) -> dict[str, Any]:
+        """Send a question, wait for the answer; OSError or ValueError where there is no good one."""
         process = self._running()
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps(str(path)).encode() + b"\n")
+        process.stdin.write(json.dumps(question).encode() + b"\n")
         process.stdin.flush()
         poll = select.poll()  # not `select`, which knows 1,024 descriptors only
         poll.register(process.stdout, select.POLLIN)
@@ -91,14 +119,18 @@ class _FactsProcess:
         line = process.stdout.readline()
         if not line:
             raise OSError("the process that computes them ended")
-        return ImageFacts.from_json(json.loads(line))
+        answer = json.loads(line)
+        if not isinstance(answer, dict):
+            raise ValueError("the answer is no object")
+        return answer
 
     def stop(self) -> None:
         """End the process; the next question starts another."""
         process, self._process = self._process, None
         if process is None:
             return
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         for stream in (process.stdin, process.stdout):
             if stream is not None:
@@ -114,25 +146,50 @@ class _FactsProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                start_new_session=True,
             )
         return self._process
 
 
 def serve() -> None:
     """Answer one line with one line until the mount that asks has gone."""
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
-    os.nice(5)
+    _limit_itself()
     # allocating fresh pages for each large image would take a tenth of its time
     os.environ.setdefault("PILLOW_BLOCKS_MAX", str(_KEPT_BLOCKS))
     from lightlyfs.staging import image_decoding
 
     for line in _lines(when_idle=image_decoding.release_memory):
+        question = json.loads(line)
         try:
-            facts = facts_of(json.loads(line))
+            answer = _picture(question) if isinstance(question, dict) else facts_of(question).as_json()
         except (OSError, MemoryError):
             break
-        sys.stdout.buffer.write(json.dumps(facts.as_json()).encode() + b"\n")
+        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
         sys.stdout.buffer.flush()
+
+
+def _limit_itself() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.nice(5)
+    libc = ctypes.CDLL(None, use_errno=True)
+    # without the right to do so alone, with a user namespace of its own, if those are allowed
+    if libc.unshare(_CLONE_NEWNET):
+        libc.unshare(_CLONE_NEWNET | _CLONE_NEWUSER)
+
+
+def _picture(question: dict[str, Any]) -> dict[str, str]:
+    from lightlyfs.staging import image_decoding
+
+    try:
+        with open(question["picture"], "rb") as file:
+            png = image_decoding.png_of(file, question["side"])
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises whatever its decoders raise
+        return {"error": str(error)[:200] or type(error).__name__}
+    return {"png": base64.b64encode(png).decode()}
 
 
 def _lines(when_idle: Callable[[], None]) -> Iterator[bytes]:

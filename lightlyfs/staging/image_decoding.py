@@ -23,6 +23,10 @@ _PLUGINS = {
     "TIFF": "PIL.TiffImagePlugin",
     "WEBP": "PIL.WebPImagePlugin",
 }
+# all that is opened: no format that starts a program (EPS) or draws by commands (PDF, SVG, WMF)
+RASTER_FORMATS = (*_PLUGINS, "HEIF")
+# what is decoded at most: a megabyte may claim to be a picture that fills all memory
+_MAX_PICTURE_PIXELS = 32 << 20
 _THUMBNAIL_PIXELS = 128
 _THUMBNAIL_QUALITY = 90
 # of the encoder's effort, 0 to 6: from 3 on it takes half as long again, for 2 % fewer bytes
@@ -55,6 +59,25 @@ def _register(kind: str) -> None:
     # this format alone, where `Image.open` and `Image.save` would load all that Pillow has
     if kind in _PLUGINS:
         importlib.import_module(_PLUGINS[kind])
+
+
+def png_of(picture: IO[bytes], side_pixels: int) -> bytes:
+    """Return a picture as PNG, made small where it is larger; raises whatever Pillow raises."""
+    for kind in _PLUGINS:
+        try:
+            _register(kind)
+        except ImportError:
+            continue  # this Pillow goes without it
+    with Image.open(picture, formats=[kind for kind in RASTER_FORMATS if kind in Image.OPEN]) as image:
+        if image.width * image.height > _MAX_PICTURE_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels")
+        image.draft("RGB", (side_pixels, side_pixels))  # a large JPEG is decoded small
+        transparent = "A" in image.getbands() or "transparency" in image.info
+        image.thumbnail((side_pixels, side_pixels))
+        out = io.BytesIO()
+        _register("PNG")
+        image.convert("RGBA" if transparent else "RGB").save(out, "PNG", compress_level=3)
+    return out.getvalue()
 
 
 def release_memory() -> None:

@@ -23,6 +23,7 @@ from lightlyfs.fs.samples import content_of
 from lightlyfs.fs.thumbnails import WORKERS, ThumbnailPrefill, thumbnail_cache
 from lightlyfs.fs.times import SetTimes
 from lightlyfs.places import DatasetPlace
+from lightlyfs.staging.facts_process import FactsPool
 
 # samples looked up at once
 _PAGE = 128
@@ -44,6 +45,7 @@ class DesktopNeeds:
     place: DatasetPlace
     mountpoint: Path | None
     owner: int
+    pictures: FactsPool
     closing: threading.Event
 
 
@@ -58,6 +60,7 @@ class Desktop:
             self._resolve,
             needs.transport,
             self._pool,
+            to_png=needs.pictures.png_of,
             original=self._cached_original,
             store=self._store,
         )

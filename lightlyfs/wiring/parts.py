@@ -46,6 +46,7 @@ from lightlyfs.fs.views import Views, ViewSources
 from lightlyfs.fs.warming import Warming, WarmingParts
 from lightlyfs.fs.xattrs import ExtendedAttributes
 from lightlyfs.settings import Settings, read_secrets
+from lightlyfs.staging.facts_process import FactsPool
 from lightlyfs.wiring.connections import METADATA_THREADS, Connections, credentials_of
 from lightlyfs.wiring.counting import RequestCounter
 from lightlyfs.wiring.desktop import Desktop, DesktopNeeds
@@ -126,6 +127,7 @@ class Parts:
         )
         self.recent_log = RecentLog()
         self._fetching: list[Warming] = []
+        self._pictures = FactsPool()
         self.desktop = self._make_desktop(mountpoint)
         self.filesystem = self._make_filesystem(kernel, spool_place)
         place.share()
@@ -159,6 +161,7 @@ class Parts:
             pool.shutdown(wait=False, cancel_futures=True)
         self._urls.close()
         self.desktop.close()
+        self._pictures.close()
         self._once.close()
         self.catalog.close()
         self.cache.close()
@@ -263,6 +266,7 @@ class Parts:
             wall_clock=time.time,
             on_changes=self._on_changes,
             sleep=self._pause,
+            outage=self._client.outage,
             turn=listing_turn(self.place, name, self.closing.is_set),
         )
         self._details: Details[Sample] = Details(
@@ -314,6 +318,7 @@ class Parts:
             place=self.place,
             mountpoint=mountpoint,
             owner=self.settings.uid,
+            pictures=self._pictures,
             closing=self.closing,
         )
         return Desktop(needs)
@@ -385,6 +390,7 @@ class Parts:
             resolve=self._urls.resolve,
             storage=self._storage,
             storage_retrier=self._storage_retrier,
+            pictures=self._pictures,
             reload_token=self.reload_token,
         )
 

@@ -63,6 +63,7 @@ class UploadNeeds:
     transport: Transport
     storage: Transport
     storage_retrier: Retrier
+    pictures: FactsPool
     catalog: Catalog
     reader: Reader
     cache: BlockCache
@@ -92,7 +93,6 @@ class Uploads:
         self.local = LocalFiles(self.spool, self.journal, name_of=sample_name, counts=rules.counts)
         self.times = SetTimes(self.journal)
         self.namespace = Namespace(needs.catalog, self.local, self.times, needs.kernel.forget)
-        self.facts = FactsPool()
         # thumbnail, image and the look for a rival are sent at the same time
         self._side = ThreadPoolExecutor(2 * WORKERS, "lightlyfs-upload-side")
         adoption = Adoption(needs.catalog, needs.reader, needs.cache, self.spool, self.times)
@@ -179,7 +179,6 @@ class Uploads:
             log.info("%s", line)
         self.uploader.close()
         self._side.shutdown(wait=False, cancel_futures=True)
-        self.facts.close()
         self.journal.close()
         self._place.close()
 
@@ -198,7 +197,7 @@ class Uploads:
             needs.client,
             needs.dataset_id,
             needs.transport,
-            self.facts.facts_of,
+            needs.pictures.facts_of,
             path_of,
             config,
             needs.storage_retrier,
