@@ -89,6 +89,10 @@ class Caller:
         self._credentials = credentials
         self._retrier.forget_refusals()
 
+    def outage_s(self) -> float:
+        """Return for how long no request was answered, 0 where the last one was."""
+        return self._retrier.outage_s()
+
     def outage(self) -> errors.Retryable | None:
         """Return what requests fail with, where none was answered for some seconds."""
         return self._retrier.outage()

@@ -95,6 +95,10 @@ class LightlyClient:
         """Send these from the next request on, as when a token was renewed; any thread may call."""
         self._caller.use(credentials)
 
+    def outage_s(self) -> float:
+        """Return for how long no request was answered, 0 where the last one was."""
+        return self._caller.outage_s()
+
     def outage(self) -> errors.Retryable | None:
         """Return what requests fail with, where none was answered for some seconds; None else."""
         return self._caller.outage()

@@ -40,12 +40,18 @@ def parse(body: bytes, where: str) -> Any:
         raise errors.MalformedAnswer(f"{where}: the answer is {kind}{start}") from exc
 
 
-def decode_list(body: bytes, model: type[M], where: str) -> list[M]:
-    """Return the array of `model` in `body`, each item as `decode_object` does."""
+def decode_each(body: bytes, model: type[M], where: str) -> list[M | str]:
+    """Return the array of `model` in `body`, in place of an item that is none why it is not."""
     found = parse(body, where)
     if not isinstance(found, list):
         raise errors.MalformedAnswer(f"{where} is not an array: {shown(found)}")
-    return [_object(item, model, f"{where}[{position}]") for position, item in enumerate(found)]
+    items: list[M | str] = []
+    for item in found:
+        try:
+            items.append(_object(item, model, "the record"))
+        except errors.MalformedAnswer as exc:
+            items.append(str(exc))
+    return items
 
 
 def decode_object(body: bytes, model: type[M], where: str) -> M:

@@ -8,7 +8,6 @@ What becomes a file name is checked: an id is 24 hex digits, a name is a string;
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -75,7 +74,10 @@ class Sample(Struct, rename="camel", frozen=True, kw_only=True):
 
 
 class ListedSample(Struct, frozen=True, gc=False):
-    """One row of a listing, as much of it as the catalogue keeps; times are unix milliseconds."""
+    """One row of a listing, as much of it as the catalogue keeps; times are unix milliseconds.
+
+    `id` is "" where the row is no record of a sample, and `file_name` then says what it is.
+    """
 
     id: str
     file_name: str | None = None
@@ -190,33 +192,53 @@ def is_oid(text: object) -> bool:
 def decode_listing(body: bytes, where: str = "samples") -> list[ListedSample]:
     """Return the rows of one listing page. API: GET /v1/datasets/{id}/samples and .../samples/partial.
 
-    Builds none of the objects the catalogue does not keep. Raises `errors.MalformedAnswer`.
+    Builds none of the objects the catalogue does not keep. A row that is no record keeps its place, for pages
+    are counted. Raises `errors.MalformedAnswer` where the answer is no list.
     """
     try:
         rows = _ROWS.decode(body)
     except lenient.STRICT_REFUSALS:
-        rows = lenient.decode_list(body, _ListedRow, where)
-    _check_ids([row.id for row in rows], where)
-    return [
-        ListedSample(
-            row.id,
-            row.file_name,
-            row.created_at,
-            row.last_modified_at,
-            (row.meta_data or _NO_FACTS).size_in_bytes,
-        )
-        for row in rows
-    ]
+        each = lenient.decode_each(body, _ListedRow, where)
+        found = [_listed(row) if isinstance(row, _ListedRow) else ListedSample("", row) for row in each]
+    else:
+        if _are_ids([row.id for row in rows]):
+            return [
+                ListedSample(
+                    row.id,
+                    row.file_name,
+                    row.created_at,
+                    row.last_modified_at,
+                    (row.meta_data or _NO_FACTS).size_in_bytes,
+                )
+                for row in rows
+            ]
+        found = [_listed(row) for row in rows]
+    if found and not any(row.id for row in found):
+        raise errors.MalformedAnswer(f"{where}: no row is a record: {found[0].file_name}")
+    return found
+
+
+def _listed(row: _ListedRow) -> ListedSample:
+    if not is_oid(row.id):
+        return ListedSample("", f"an id is not 24 hex digits: {lenient.shown(row.id)}")
+    size = (row.meta_data or _NO_FACTS).size_in_bytes
+    return ListedSample(row.id, row.file_name, row.created_at, row.last_modified_at, size)
 
 
 def decode_many(body: bytes, model: type[M], where: str) -> list[M]:
-    """Return the array of `model` in `body`; raises `errors.MalformedAnswer` naming the place in `where`."""
+    """Return the items of the array in `body` that are a `model`; MalformedAnswer where none of them is."""
     try:
         found = msgspec.json.decode(body, type=list[model])  # type: ignore[valid-type]
     except lenient.STRICT_REFUSALS:
-        found = lenient.decode_list(body, model, where)
-    _check_ids([getattr(item, "id", "") for item in found], where)
-    return found
+        each = lenient.decode_each(body, model, where)
+        found = [one for one in each if not isinstance(one, str)]
+        if each and not found:
+            raise errors.MalformedAnswer(f"{where}: no item is a record: {each[0]}") from None
+    kept = [one for one in found if is_oid(getattr(one, "id", None))]
+    if found and not kept:
+        shown = lenient.shown(getattr(found[0], "id", None))
+        raise errors.MalformedAnswer(f"{where}[0].id is not 24 hex digits: {shown}")
+    return kept
 
 
 def decode_one(body: bytes, model: type[M], where: str) -> M:
@@ -242,16 +264,11 @@ def decode_strings(body: bytes, where: str) -> list[str]:
     return found
 
 
-def _check_ids(ids: Iterable[str], where: str) -> None:
-    ids = list(ids)
+def _are_ids(ids: list[str]) -> bool:
     # One pass over one string takes a fifth of the time of a pattern per id; the length tells whether
     # a line break inside an id made two of it.
     joined = "\n".join([*ids, ""])
-    if len(joined) == 25 * len(ids) and _OIDS.fullmatch(joined):
-        return
-    for position, oid in enumerate(ids):
-        if not is_oid(oid):
-            raise errors.MalformedAnswer(f"{where}[{position}].id is not 24 hex digits: {lenient.shown(oid)}")
+    return len(joined) == 25 * len(ids) and _OIDS.fullmatch(joined) is not None
 
 
 def encode(body: SampleCreate | SampleUpdate) -> bytes:

@@ -7,6 +7,7 @@ and ask the watch of the send whenever they wait.
 
 from __future__ import annotations
 
+import logging
 import ssl
 import threading
 import time
@@ -101,6 +102,18 @@ FAILURES: Mapping[type[BaseException], type[errors.RequestError]] = {
 def failure_class(kind: type[BaseException]) -> type[errors.RequestError]:
     """Return the class of our tree for an exception of `requests` or urllib3."""
     return next((FAILURES[cls] for cls in kind.__mro__ if cls in FAILURES), errors.Unreachable)
+
+
+class _Redacting(logging.Filter):
+    """Takes tokens and signed queries out of what a library logs, whoever listens."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redact(record.getMessage()), None
+        return True
+
+
+# it logs every target at DEBUG
+logging.getLogger("urllib3.connectionpool").addFilter(_Redacting())
 
 
 class _Call(threading.local):

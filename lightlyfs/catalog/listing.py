@@ -29,6 +29,8 @@ MIN_PAGE_SIZE = 20
 MAX_BROKEN_PAGES = 3
 # a page that comes back empty before the expected end is asked for again after these pauses, in seconds
 _DOUBT_END_S = (0.1, 0.2, 0.4, 0.8, 1.5, 1.5, 1.5)
+# rows past twice the expected number, or without one, that are taken for a list without an end
+_MOST_UNEXPECTED, _MOST_UNKNOWN = 1_000_000, 50_000_000
 # a run of a server's small pages is one page long as we wanted it, or an eighth: progress has to show
 _PAGES_PER_RUN = 8
 
@@ -54,6 +56,8 @@ class Pager(Generic[T]):
         self._parallel = parallel
         self._sleep = sleep
         self._expected = 0
+        self._most = 0
+        self._first: Sequence[T] = ()
         self._lock = threading.Lock()
         self._page_size = page_size  # guarded by _lock; only ever falls
 
@@ -66,6 +70,7 @@ class Pager(Generic[T]):
         page raised; `take` has then seen a part.
         """
         self._expected = expected
+        self._most = 2 * expected + _MOST_UNEXPECTED if expected else _MOST_UNKNOWN
         step = self._probe_step(expected, take)
         if not step:
             return
@@ -74,6 +79,7 @@ class Pager(Generic[T]):
     def _probe_step(self, expected: int, take: Callable[[Sequence[T]], None]) -> int:
         """Read the first page, to learn how much the server gives at once."""
         first = self._page_at(0, self._size())
+        self._first = first
         if first:
             take(first)
         if len(first) < self._size() and expected > len(first):
@@ -135,6 +141,13 @@ class Pager(Generic[T]):
                 break
             self._sleep(pause_s)
             page = self._fetch_page(offset, size)
+        if offset and page and page == self._first[: len(page)]:
+            # a server that ignores the offset has no further page
+            if offset < self._expected:
+                raise ServerFault("the server answers with the first page of the list again")
+            return []
+        if offset > self._most:
+            raise MalformedAnswer(f"the list of samples has no end: {offset:,} rows so far")
         return page
 
     def _fetch_page(self, offset: int, size: int) -> Sequence[T]:

@@ -81,8 +81,8 @@ class Refresher:
         outage: Callable[[], LightlyFsError | None] = lambda: None,
         turn: Callable[[Callable[[], None]], AbstractContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
-        """`outage()` is what requests fail with now. `turn(on_wait)` is held during each check and listing, and
-        keeps other processes from theirs.
+        """`outage()` is what requests fail with now. `turn(on_wait)` is held during each check and listing:
+        it keeps other processes from theirs.
         """
         self._store = store
         self._remote = remote
@@ -350,8 +350,11 @@ class Refresher:
     def _rows_hold(self) -> bool:
         """Whether the rows hold whose turn it is to be compared."""
         listing_s, ttl_s = self._timing.listing_s, self._config.ttl_s
+        listed_ago_s = self._clock() - self._timing.full_at
         if not ttl_s:
-            return self._clock() - self._timing.full_at < _LISTINGS_SHARE * listing_s
+            return listed_ago_s < _LISTINGS_SHARE * listing_s
+        if listed_ago_s < ttl_s:
+            return True  # by another process
         return self._verifier.holds(most_rows=self._config.page_size, listing_s=listing_s, ttl_s=ttl_s)
 
     def _list(self, record: DatasetState) -> Changes:

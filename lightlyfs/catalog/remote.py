@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.models import ListedSample, Sample, is_oid
 from lightlyfs.api.retry import RetryPolicy
+from lightlyfs.catalog.plausible import Problems, is_plausible_time, plausible_seconds, plausible_size
 from lightlyfs.catalog.staging import Row, make_row
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tags import ID_BYTES, TagRecord
@@ -28,6 +29,8 @@ _REFUSED_PARTIALS, _PLAIN_FOR_S = 3, 600.0
 # servers before August 2022 have no partial list, and there are several ways to say so
 _NO_PARTIAL = (400, 404, 405, 501)
 _AS_IT_COMES = RetryPolicy(doubt_s=0.0)
+# of one dataset, where its record does not say how many it has
+MAX_SAMPLES = 50_000_000
 _MASK = re.compile(r"0x[0-9a-fA-F]+")
 
 
@@ -81,6 +84,7 @@ class ApiRemote:
         self._client = client
         self._dataset_id = dataset_id
         self._clock = clock
+        self.problems = Problems()
         self._fallback_time_s = 0  # written with every record; a lost race shows the older time
         # a lost race asks for one partial list more or less
         self._refused_partials = 0
@@ -91,11 +95,11 @@ class ApiRemote:
         record = self._client.get_dataset(self._dataset_id)
         created = record.created_at or 0
         modified = record.last_modified_at or created
-        self._fallback_time_s = modified // 1000
+        self._fallback_time_s = plausible_seconds(modified) or 0
         return DatasetState(
             record.name or self._dataset_id,
-            record.n_samples or 0,
-            record.size_in_bytes or 0,
+            plausible_size(record.n_samples) or 0,
+            plausible_size(record.size_in_bytes) or 0,
             created,
             modified,
         )
@@ -105,8 +109,8 @@ class ApiRemote:
         return [self._row(sample) for sample in self._page(offset, size)]
 
     def kept(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """All of them."""
-        return rows
+        """All but those that are no records."""
+        return rows if all(row.id for row in rows) else [row for row in rows if row.id]
 
     def tags(self) -> list[TagRecord]:
         """API: GET /v1/datasets/{id}/tags. One without a name or a mask holds nothing that could be shown."""
@@ -120,9 +124,13 @@ class ApiRemote:
     def mapping(self) -> bytes:
         """API: GET /v1/datasets/{id}/mappings with field _id, to its end."""
         found = bytearray()
+        last: list[str] = []
         while page := self._client.get_mappings(
             self._dataset_id, "_id", len(found) // ID_BYTES, _MAPPINGS_PER_PAGE
         ):
+            if page == last or len(found) > MAX_SAMPLES * ID_BYTES:
+                raise MalformedAnswer("the mappings of the tags have no end")
+            last = page
             found += b"".join(_id_bytes(one) for one in page)
         return bytes(found)
 
@@ -180,11 +188,20 @@ class ApiRemote:
         return found
 
     def _row(self, sample: ListedSample) -> Row:
-        created = sample.created_at or 0
-        modified_s = (sample.last_modified_at or created) // 1000 or self._fallback_time_s
+        if not sample.id:
+            reason = sample.file_name or "no record"
+            self.problems.note(f"a record: {reason}", "it is skipped")
+            return _NO_ROW
+        created, modified, size = sample.created_at, sample.last_modified_at, sample.size_in_bytes
         # a name the server does not give (no mode of ours allows it) still has to be reachable
         name = sample.id if sample.file_name is None else sample.file_name
-        return make_row(sample.id, name, sample.size_in_bytes, modified_s, created // 1000)
+        if plausible_size(size) != size:
+            self.problems.note(name, f"its size of {size} bytes cannot be, and is asked of storage")
+        if not (is_plausible_time(created) and is_plausible_time(modified)):
+            self.problems.note(name, f"its time cannot be: {modified if modified is not None else created}")
+        created_s = plausible_seconds(created) or 0
+        modified_s = plausible_seconds(modified) or created_s or self._fallback_time_s
+        return make_row(sample.id, name, plausible_size(size), modified_s, created_s)
 
     def _row_of_sample(self, sample: Sample) -> Row:
         size = sample.meta_data.size_in_bytes if sample.meta_data else None
@@ -193,10 +210,12 @@ class ApiRemote:
         )
 
 
+_NO_ROW = Row(b"", "", "", None, None, 0, 0)
+
+
 def _id_bytes(sample_id: str) -> bytes:
-    if not is_oid(sample_id):
-        raise MalformedAnswer(f"a sample id in the mappings is not one: {sample_id[:40]!r}")
-    return bytes.fromhex(sample_id)
+    # what is no id keeps its place, for a tag is a mask over places
+    return bytes.fromhex(sample_id) if is_oid(sample_id) else bytes(ID_BYTES)
 
 
 def is_settled(before: DatasetState, after: DatasetState, listed: int, distinct: int) -> bool:

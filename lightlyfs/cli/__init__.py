@@ -22,6 +22,7 @@ from lightlyfs.cli.topics import completion, help_topic
 from lightlyfs.cli.uploads import uploads
 from lightlyfs.cli.warm import warm
 from lightlyfs.errors import LightlyFsError, SettingsError
+from lightlyfs.visible import visible
 
 __all__ = ["main"]
 
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         code = 130
     except LightlyFsError as error:
-        click.echo(f"lightlyfs: {error}", err=True)
+        click.echo(f"lightlyfs: {visible(str(error))}", err=True)
         code = 2 if isinstance(error, SettingsError) else 1
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -17,6 +17,7 @@ from lightlyfs.control import ask
 from lightlyfs.errors import StartError
 from lightlyfs.kernel import mounts
 from lightlyfs.places import socket_of
+from lightlyfs.visible import visible
 
 # a mount that ends waits for callbacks under way, and those end within a minute
 _END_WAIT_S = 70.0
@@ -55,11 +56,15 @@ def umount(mountpoint: Path) -> None:
 @click.command()
 @_mountpoint
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
-def status(mountpoint: Path, as_json: bool) -> None:
+@click.option("--problems", is_flag=True, help="Odd records of the dataset, one a line.")
+def status(mountpoint: Path, as_json: bool, problems: bool) -> None:
     """Show how fresh the names are, what is cached, and what was asked of the API."""
     answer = _ask(mounts.resolve_mountpoint(mountpoint), "status")
     if as_json:
         click.echo(json.dumps(answer, indent=2))
+    elif problems:
+        for problem in answer["problems"]:
+            click.echo(visible(f"{problem['name']}: {problem['reason']}"))
     else:
         click.echo(_status_text(answer))
 
@@ -99,7 +104,7 @@ def _tell_left(uploads: dict[str, Any], cache_dir: str | None) -> None:
         )
     for file in owed[:_SHOWN_FILES]:
         reason = f" ({file['error']})" if file["error"] else ""
-        click.echo(f"  {file['path']}: {file['state']}{reason}", err=True)
+        click.echo(visible(f"  {file['path']}: {file['state']}{reason}"), err=True)
     if owed:
         raise StartError(
             f"{len(owed):,} files are not on the server yet; the next mount of this dataset uploads what is "
@@ -155,10 +160,11 @@ def _status_text(answer: dict[str, Any]) -> str:
     names, cache, content = answer["catalogue"], answer["cache"], answer["content"]
     samples, directories, unverified = names["samples"], names["directories"], names["unverified"]
     requests = ", ".join(f"{name} {count:,}" for name, count in answer["requests"].items())
-    rows = {
+    lines = {
         "dataset": f"{answer['dataset']['name']} ({answer['dataset']['id']}) at {answer['server']}"
         + ("" if answer["tag"] is None else f", tag {answer['tag']}"),
-        "names": f"{samples:,} samples in {directories:,} directories, {_freshness(names)}",
+        "names": f"{samples:,} samples in {directories:,} directories, {_freshness(names)}"
+        + (f"; {names['problems']:,} odd records (--problems)" if names["problems"] else ""),
         "sizes": f"{size_text(names['bytes'])} in all; {unverified:,} files not yet confirmed by storage",
         "cache": f"{size_text(cache['bytes'])} of {size_text(cache['budget_bytes'])} in {cache['directory']}"
         + (", shared with another process" if cache["shared"] else ""),
@@ -169,14 +175,16 @@ def _status_text(answer: dict[str, Any]) -> str:
         if answer["reads_by_path"]
         else f"{answer['open_files']} files",
         "requests": requests or "none",
-        "uploads": _uploads_text(answer),
     }
-    return "\n".join(f"{name:<{_NAME_COLUMNS - 1}} {text}" for name, text in rows.items())
+    rows = {name: [line] for name, line in lines.items()} | {"uploads": _uploads_lines(answer)}
+    shown = {name: [visible(line) for line in lines] for name, lines in rows.items()}
+    between = "\n" + " " * _NAME_COLUMNS
+    return "\n".join(f"{name:<{_NAME_COLUMNS - 1}} {between.join(lines)}" for name, lines in shown.items())
 
 
-def _uploads_text(answer: dict[str, Any]) -> str:
+def _uploads_lines(answer: dict[str, Any]) -> list[str]:
     if answer["read_only"]:
-        return "none, the mount is read-only"
+        return ["none, the mount is read-only"]
     uploads = answer["uploads"]
     lines = [
         f"{uploads['uploaded']:,} done, {uploads['pending']:,} pending, {uploads['failed']:,} failed, "
@@ -191,8 +199,7 @@ def _uploads_text(answer: dict[str, Any]) -> str:
     ]
     if uploads["leftovers"]:
         lines.append(f"{len(uploads['leftovers']):,} samples were replaced and are hidden")
-    shown = lines[:_SHOWN_FILES] + uploads["kept"]
-    return ("\n" + " " * _NAME_COLUMNS).join(shown)
+    return lines[:_SHOWN_FILES] + list(uploads["kept"])
 
 
 def _freshness(names: dict[str, Any]) -> str:

@@ -8,6 +8,8 @@ import logging.handlers
 import time
 from pathlib import Path
 
+from lightlyfs.api.redaction import redact
+from lightlyfs.visible import LineFormatter, visible
 from lightlyfs.wiring.views import LOG_FORMAT
 
 _LOG_BYTES = 10 << 20
@@ -27,12 +29,12 @@ class JsonFormatter(logging.Formatter):
             "time": f"{moment}.{int(record.msecs):03}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": visible(redact(record.getMessage())),
         }
         if self._dataset:
             shown["dataset"] = self._dataset
         if record.exc_info:
-            shown["error"] = self.formatException(record.exc_info)
+            shown["error"] = redact(self.formatException(record.exc_info))
         return json.dumps(shown, ensure_ascii=False)
 
 
@@ -40,10 +42,8 @@ def formatter(kind: str, dataset: str = "") -> logging.Formatter:
     """The formatter of the setting `log_format`; each line names the dataset, once that is known."""
     if kind == "json":
         return JsonFormatter(dataset)
-    name = dataset.replace("%", "%%")
-    return logging.Formatter(
-        LOG_FORMAT.replace("%(message)s", f"[{name}] %(message)s") if name else LOG_FORMAT
-    )
+    name = visible(dataset).replace("%", "%%")
+    return LineFormatter(LOG_FORMAT.replace("%(message)s", f"[{name}] %(message)s") if name else LOG_FORMAT)
 
 
 def file_handler(path: Path, kind: str, dataset: str) -> logging.Handler:

@@ -28,6 +28,7 @@ from lightlyfs.errors import (
     Unauthorized,
 )
 from lightlyfs.settings import Secrets, Settings
+from lightlyfs.visible import visible
 
 _ID = re.compile(r"[a-f0-9]{24}")
 # with a stored catalogue the network need not answer first
@@ -62,7 +63,8 @@ def find_dataset(client: LightlyClient, settings: Settings, secrets: Secrets, wa
     except LightlyFsError as error:
         if has_catalogue and isinstance(error, Retryable):
             click.echo(
-                f"lightlyfs: {_reason(error, settings)}; the names of an earlier mount are shown", err=True
+                f"lightlyfs: {visible(_reason(error, settings))}; the names of an earlier mount are shown",
+                err=True,
             )
             assert stored is not None
             return FoundDataset(stored, wanted)

@@ -28,6 +28,7 @@ from lightlyfs.kernel.binding import READ_AHEAD_BYTES, Library, MountOptions
 from lightlyfs.kernel.mount import Mount, block_signals, share_arenas
 from lightlyfs.places import SpoolPlace, socket_path
 from lightlyfs.settings import Secrets, Settings
+from lightlyfs.visible import visible
 
 log = logging.getLogger("lightlyfs")
 
@@ -64,7 +65,7 @@ def serve_mount(
         _serve(dataset, mountpoint, settings, secrets, library, kernel_options, told)
     except LightlyFsError as error:
         log.error("%s", error)
-        click.echo(f"lightlyfs: {error}", err=True)
+        click.echo(f"lightlyfs: {visible(str(error))}", err=True)
         code = 1
     except Exception:
         log.exception("the mount failed")

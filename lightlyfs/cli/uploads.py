@@ -18,6 +18,7 @@ from lightlyfs.control import ask, dial
 from lightlyfs.errors import StartError
 from lightlyfs.fs.xattrs import describe
 from lightlyfs.places import runtime_roots, socket_of
+from lightlyfs.visible import visible
 from lightlyfs.wiring import OwedFile, discard_owed, owed_files
 
 # an upload may take as long as a file is large
@@ -49,7 +50,7 @@ def list_uploads(cache_dir: Path | None, dataset: str | None, as_json: bool) -> 
     for owed in found:
         values = _values(owed)
         shown = [values["path"], values["shown"], values["size"], _age(values["age_s"])]
-        click.echo("\t".join(map(str, [*shown, owed.dataset_id, owed.server])))
+        click.echo("\t".join(visible(str(value)) for value in [*shown, owed.dataset_id, owed.server]))
 
 
 @uploads.command()
@@ -74,7 +75,7 @@ def send(paths: tuple[Path, ...]) -> None:
         names = [name for _, name in group]
         for name, reason in _send(mountpoint, names).items():
             failed += 1
-            click.echo(f"{mountpoint / name}: {reason}", err=True)
+            click.echo(visible(f"{mountpoint / name}: {reason}"), err=True)
         sent += len(names)
     click.echo(f"{sent - failed} files sent")
     if failed:
@@ -137,9 +138,8 @@ def discard(
         raise StartError(f"{in_use[0].record.path} belongs to a mount that runs; unmount it first")
     for owed in chosen:
         values = _values(owed)
-        click.echo(
-            f"{values['path']}: {values['shown']}, {size_text(values['size'])}, dataset {owed.dataset_id}"
-        )
+        shown = f"{values['path']}: {values['shown']}, {size_text(values['size'])}"
+        click.echo(visible(f"{shown}, dataset {owed.dataset_id}"))
     if not yes:
         if not sys.stdin.isatty():
             raise StartError("nothing was discarded; without a terminal to ask on, --yes is needed")

@@ -18,6 +18,7 @@ from lightlyfs.cli.sizes import size_text
 from lightlyfs.control import Channel, dial
 from lightlyfs.errors import StartError
 from lightlyfs.places import mount_above, socket_of
+from lightlyfs.visible import visible
 
 # looking up a million files takes the mount a minute before it says a word
 _ANSWER_WAIT_S = 600.0
@@ -142,7 +143,7 @@ class _Run:
         for path, reason in failures:
             self._failed += 1
             if self._failed <= _SHOWN_FAILURES:
-                click.echo(f"{self._mountpoint / path}: {reason}", err=True)
+                click.echo(visible(f"{self._mountpoint / path}: {reason}"), err=True)
 
     def _tell_end(self, progress: dict[str, int]) -> None:
         seconds = time.monotonic() - self._started

@@ -7,6 +7,7 @@ not per `ls`; after that a page of it costs one call of libfuse's filler an entr
 from __future__ import annotations
 
 import ctypes
+import logging
 import stat
 import struct
 import threading
@@ -18,6 +19,8 @@ from cachetools import LRUCache
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr, Ownership
 from lightlyfs.fs.namespace import Listing
 
+log = logging.getLogger(__name__)
+
 # listings kept packed; one of 100,000 files takes some 25 MB
 _MAX_KEPT_BYTES = 32 << 20
 # Python's share of an entry: its name and the place of it in the list
@@ -28,6 +31,7 @@ _BLOCK_BYTES = 4096
 _FIELDS = ("st_ino", "st_mode", "st_nlink", "st_uid", "st_gid", "st_size", "st_blksize", "st_blocks")
 _TIMES = ("st_atimespec", "st_mtimespec", "st_ctimespec")
 _CODES = {2: "H", 4: "I", 8: "Q"}
+_SIGNED_CODES = {4: "i", 8: "q"}  # of times, which may be before 1970
 
 
 def mode_of(attr: Attr, owner: Ownership) -> int:
@@ -59,7 +63,7 @@ class PackedListing:
     """
 
     def __init__(
-        self, generation: int, names: list[bytes], known: bytes, stats: bytearray, stat_bytes: int
+        self, generation: int, names: list[bytes], known: bytearray, stats: bytearray, stat_bytes: int
     ) -> None:
         self.generation = generation
         self.names = names
@@ -112,10 +116,14 @@ class Packer:
         entries = dots + listing.entries
         size, pack_into, values = self._layout.size, self._layout.pack_into, self._values
         stats = bytearray(size * len(entries))
-        for index, (_, attr) in enumerate(entries):
-            pack_into(stats, index * size, *values(attr))
+        known = bytearray(attr.size != UNKNOWN_SIZE and not attr.is_guess for _, attr in entries)
+        for index, (name, attr) in enumerate(entries):
+            try:
+                pack_into(stats, index * size, *values(attr))
+            except struct.error:
+                log.warning("the attributes of %r cannot be shown: %r", name, attr)
+                known[index] = 0  # whoever asks for it alone gets the error
         names = [name.encode() for name, _ in entries]
-        known = bytes(attr.size != UNKNOWN_SIZE and not attr.is_guess for _, attr in entries)
         return PackedListing(listing.generation, names, known, stats, size)
 
     def _values(self, attr: Attr) -> list[int]:
@@ -142,6 +150,7 @@ def _layout_of(stat_type: Any) -> tuple[struct.Struct, list[int]]:
     text, position = "=", 0
     for index in order:
         offset, size = fields[index]
-        text += f"{offset - position}x{_CODES[size]}"
+        codes = _CODES if index < len(_FIELDS) else _SIGNED_CODES
+        text += f"{offset - position}x{codes[size]}"
         position = offset + size
     return struct.Struct(f"{text}{ctypes.sizeof(stat_type) - position}x"), order

@@ -13,7 +13,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -54,8 +54,6 @@ _TAIL = 1_000
 _BY_NAME = 100
 _CLOCKS_DIFFER_S = 86_400.0
 _URL_REFUSED = (400, 401, 403)
-# a refused create is noted before it is sent again, so that its caller repeats it
-_AS_IT_COMES = RetryPolicy(doubt_s=0.0)
 
 
 class Moving(Protocol):
@@ -116,6 +114,8 @@ class Steps:
         self._config = config
         self._retrier = retrier
         self._create_retrier = retrier.for_another_host()
+        # a refused create is noted before it is sent again, so that its caller repeats it
+        self._create_policy = replace(config.policy, doubt_s=0.0)
         self._cancelled = cancelled
         self._side = side
         self._knows_no = knows_no
@@ -267,13 +267,13 @@ class Steps:
     def _send_create(self, wanted: SampleCreate, urls: _Urls) -> str:
         try:
             created = self._client.create_sample_with_write_urls(
-                self._dataset_id, wanted, policy=_AS_IT_COMES
+                self._dataset_id, wanted, policy=self._create_policy
             )
         except (NotFound, Refused, ServerFault) as error:
             # servers before May 2023 do not have it
             if error.status not in (404, 405, 501):
                 raise
-            return self._client.create_sample(self._dataset_id, wanted, policy=_AS_IT_COMES)
+            return self._client.create_sample(self._dataset_id, wanted, policy=self._create_policy)
         urls.keep(created.sample_write_urls.full, created.sample_write_urls.thumb)
         return created.id
 

@@ -43,6 +43,8 @@ _REFUSED_RETRY_S, _REFUSED_TRIES, _REFUSED_LATER_S = 60.0, 5, 600.0
 # while the server cannot be reached, one upload is tried this often
 _PROBE_S = 3.0
 _LOOK_FOR_RETRIES_S = 0.5
+# a server that has not answered for so long counts as away before the first upload has given up
+_AWAY_AFTER_S = 10.0
 
 
 class UploaderStats(NamedTuple):
@@ -81,12 +83,14 @@ class Uploader:
         on_uploaded: Callable[[LocalFile, Record], None],
         on_failed: Callable[[LocalFile, Exception], None] = lambda *_: None,
         has_new_token: Callable[[], bool] = lambda: False,
+        outage_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """`on_uploaded` is called with each success, `on_failed` with each failure, before a ticket is done.
 
         The first makes the success durable and deletes the staged bytes; a crash before that costs a second
         PUT of the same bytes.
-        `has_new_token` is asked now and then while the token is refused.
+        `has_new_token` is asked now and then while the token is refused. `outage_s` says for how long the
+        server has not answered.
         """
         self._steps = steps
         self._files = files
@@ -95,6 +99,7 @@ class Uploader:
         self._on_uploaded = on_uploaded
         self._on_failed = on_failed
         self._has_new_token = has_new_token
+        self._outage_s = outage_s
         self._pool = ThreadPoolExecutor(WORKERS, "lightlyfs-upload")
         self._state = threading.Condition()
         # guarded by _state
@@ -144,6 +149,8 @@ class Uploader:
             if job is None:
                 job = self._jobs[file.record.key] = _Job(file, generation, ticket)
             job.file, job.generation, job.ticket, job.failed = file, generation, ticket, False
+            if not self._offline and self._outage_s() >= _AWAY_AFTER_S:
+                self._offline_locked("the server does not answer")
             offline = self._offline
             if offline:
                 job.retry_at = self._probe_at
@@ -202,7 +209,7 @@ class Uploader:
             return self._clock() - self._seen_at
 
     def _running_locked(self) -> int:
-        if self._offline:
+        if self._offline or self._outage_s() >= _AWAY_AFTER_S:
             return 0
         due = self._clock() + _PROBE_S  # one that was submitted with a delay
         return sum(

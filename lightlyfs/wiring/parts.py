@@ -254,6 +254,7 @@ class Parts:
         name = places.catalogue_name(settings.tag)
         store = CatalogStore(self.place.path / name, alone=self.place.alone)
         api = ApiRemote(self._client, self.dataset_id)
+        self.problems = api.problems
         self._tags = Tags(api, ttl_s=settings.metadata_ttl_s, clock=time.monotonic)
         remote: Remote = api if settings.tag is None else TaggedRemote(api, self._tags, settings.tag)
         refresher = Refresher(

@@ -31,7 +31,9 @@ def status_of(parts: Parts) -> dict[str, Any]:
             "listed": refresher.progress.listed,
             "expected": refresher.progress.expected,
             **totals._asdict(),
+            "problems": parts.problems.count(),
         },
+        "problems": [problem._asdict() for problem in parts.problems.all()],
         "cache": {
             "directory": str(parts.place.path),
             "private": parts.place.temporary,

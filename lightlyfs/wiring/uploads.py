@@ -114,6 +114,7 @@ class Uploads:
             on_uploaded=self.completion.uploaded,
             on_failed=self._note_failed,
             has_new_token=self._has_new_token,
+            outage_s=needs.client.outage_s,
         )
         self.writer = Writer(
             self.local,

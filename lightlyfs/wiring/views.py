@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from lightlyfs.fs.views import Views
+from lightlyfs.visible import LineFormatter
 
 # lines for people, here and in the log file
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -21,7 +22,7 @@ class RecentLog(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter(LOG_FORMAT))
+        self.setFormatter(LineFormatter(LOG_FORMAT))
         self._lines: deque[str] = deque(maxlen=_LOG_LINES)
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -26,6 +26,7 @@ from trees import (
     wait_until,
 )
 
+from lightlyfs.api import retry
 from lightlyfs.api.retry import RetryPolicy
 from lightlyfs.localserver import DropReply
 from lightlyfs.staging.steps import UploadConfig
@@ -49,6 +50,7 @@ def server(tmp_path: Path) -> Iterator[RestartableServer]:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the mounts of this process try an upload twice only before they say that it failed."""
+    monkeypatch.setattr(retry, "RetryPolicy", lambda: HASTY)
     monkeypatch.setattr(
         "lightlyfs.wiring.uploads.UploadConfig", functools.partial(UploadConfig, policy=HASTY)
     )
@@ -79,6 +81,7 @@ def test_after_the_first_failure_closes_answer_at_once_and_all_files_arrive(
     server: RestartableServer, tmp_path: Path, hasty: None
 ) -> None:
     with in_process(server.now, tmp_path / "tree", upload="images") as tree:
+        assert tree.names() == []
         server.stop()
         fail_once(tree)
 

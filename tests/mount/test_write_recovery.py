@@ -134,7 +134,7 @@ def test_an_acknowledged_file_goes_up_though_the_mount_died_while_it_was_rewritt
     own_server.faults.add(REFUSED)
     with machine.mount(write_back="on") as tree:
         tree.write("x.jpg", b"acknowledged")
-        wait_until(lambda: b"403" in tree.xattr("x.jpg", "user.lightly.upload"), 5)
+        wait_until(lambda: b"403" in tree.xattr("x.jpg", "user.lightly.upload"), 20)
         handle = tree.parts.filesystem.open("x.jpg", os.O_RDWR | os.O_TRUNC).handle
         tree.parts.filesystem.write(handle, 0, b"half")
         # the mount ends without a release, as by a kill

@@ -138,7 +138,7 @@ def test_an_error_that_is_none_of_the_databases_undoes_a_change(bench: Bench) ->
         bench.journal.put(record(error=Odd()))
 
     def fail(db: sqlite3.Connection) -> None:
-        db.execute("INSERT INTO time VALUES ('a', 1, '')")
+        db.execute("INSERT INTO time VALUES ('a', 1, '', 0)")
         raise RuntimeError("none of sqlite3")
 
     with pytest.raises(RuntimeError, match="none of sqlite3"):
