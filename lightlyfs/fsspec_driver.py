@@ -27,7 +27,8 @@ from lightlyfs.content.ranges import BLOCK_BYTES
 from lightlyfs.errors import BadName, ReadOnly, SizeUnknown
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr
 from lightlyfs.fs.changes import sample_name
-from lightlyfs.fsspec_files import COPY_BYTES, ReadFile, WriteFile, as_os_error
+from lightlyfs.fs.filesystem import Filesystem
+from lightlyfs.fsspec_files import COPY_BYTES, ReadFile, WriteFile, as_os_error, let_go_of_dropped
 from lightlyfs.fsspec_parts import parts_of
 from lightlyfs.settings import BY_NAME, read_secrets, resolve
 
@@ -141,12 +142,10 @@ class LightlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
         self, path: str, mode: str = "rb", block_size: int | None = None, **kwargs: Any
     ) -> AbstractBufferedFile:
         path = self._strip_protocol(path)
-        parts, inside = self._at(path)
+        files, inside = self.files_at(path)
         kind = ReadFile if mode == "rb" else WriteFile
         kwargs = {"cache_type": "readahead", **kwargs}
-        return kind(
-            self, path, mode, block_size or BLOCK_BYTES, files=parts.filesystem, inside=inside, **kwargs
-        )
+        return kind(self, path, mode, block_size or BLOCK_BYTES, files=files, inside=inside, **kwargs)
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         """The bytes of a file, or [start, end) of them; negative numbers count from its end."""
@@ -295,11 +294,17 @@ class LightlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def _at(self, path: str) -> tuple[wiring.Parts, str]:
         """The parts of a path's dataset, and the path within it."""
+        let_go_of_dropped()
         dataset, _, inside = path.partition("/")
         if not dataset:
             raise ValueError("the path names no dataset; it is lightly://DATASET/PATH")
         with as_os_error(path):
             return parts_of(dataset, self._flags), inside
+
+    def files_at(self, path: str) -> tuple[Filesystem, str]:
+        """What serves a path in this process, and the path within its dataset."""
+        parts, inside = self._at(path)
+        return parts.filesystem, inside
 
     @staticmethod
     def _in_parallel(job: Callable[[Any], bytes], wanted: Sequence[Any], on_error: str) -> list[Any]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
+import sys
 import threading
 
 from lightlyfs import wiring
 from lightlyfs.cli.resolving import find_dataset
+from lightlyfs.fsspec_files import let_go_of_dropped
 from lightlyfs.settings import read_secrets, resolve
 
 
@@ -24,11 +27,19 @@ class _Running:
         key = (dataset, *sorted(flags.items()))
         with self._lock:
             if key not in self._parts:
+                self._close_with_worker()
                 self._parts[key] = _start(dataset, flags)
             return self._parts[key]
 
+    def _close_with_worker(self) -> None:
+        """Where this is a worker of `multiprocessing`, whose end runs no `atexit`, be closed by it."""
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None and not self._parts:
+            util.Finalize(None, self.close, exitpriority=0)
+
     def close(self) -> None:
         """Wait for uploads under way, and let go of everything."""
+        let_go_of_dropped()
         with self._lock:
             parts = list(self._parts.values())
             self._parts.clear()
@@ -43,14 +54,14 @@ class _Running:
 
 
 _running = _Running()
-_of_parents: list[_Running] = []
 
 
 def _forget_parents() -> None:
-    """In a forked child: threads did not come along, so nothing of the parent's can be used."""
+    """In a forked child: threads did not come along, so all is made new on first use."""
     global _running
-    # kept, for to let go of it would close files and databases that the parent goes on with
-    _of_parents.append(_running)
+    # kept for as long as the process lives: the end of a TLS connection is told to the server, which would
+    # close it for the parent
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_running))
     _running.leave_locks()
     _running = _Running()
 

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from lightlyfs import places
+from lightlyfs import database, places
 from lightlyfs.catalog.store import INDEX_OF, SCHEMA_VERSION
 from lightlyfs.errors import StartError
 
@@ -59,7 +59,8 @@ class Header(NamedTuple):
 def read_header(index: Path) -> Header:
     """What a file is the index of; StartError where it is none, or one of another version."""
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{index}?mode=ro&immutable=1", uri=True)) as db:
+        header = sqlite3.connect(f"file:{index}?mode=ro&immutable=1", uri=True)
+        with database.FORK_GATE, contextlib.closing(header) as db:
             (version,) = db.execute("PRAGMA user_version").fetchone()
             of = _meta(db, INDEX_OF)
             checked = float(_meta(db, "checked_at") or 0)
@@ -111,7 +112,7 @@ def _checked_at(catalogue: Path) -> float:
     if not catalogue.exists():
         return 0.0
     try:
-        with contextlib.closing(sqlite3.connect(catalogue)) as db:
+        with database.FORK_GATE, contextlib.closing(sqlite3.connect(catalogue)) as db:
             return float(_meta(db, "checked_at") or 0)
     except (sqlite3.Error, ValueError):
         return 0.0

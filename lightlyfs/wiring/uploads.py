@@ -80,6 +80,7 @@ class Uploads:
     def __init__(self, needs: UploadNeeds, place: places.SpoolPlace) -> None:
         for other in place.others:
             _take_over(other, place)
+        place.drop_others()
         self._needs = needs
         self._place = place
         self._started = time.monotonic()

@@ -31,6 +31,7 @@ ALLOWED = {
         *(
             "kernel",
             "fs",
+            "database",
             "catalog",
             "content",
             "staging",
@@ -46,7 +47,7 @@ ALLOWED = {
     "library": {"control", "places", "settings", "errors"},
     "cached": {"control", "places", "errors"},
     "fsspec_files": {"kernel", "fs", "errors"},
-    "fsspec_parts": {"cli", "wiring", "places", "settings", "errors"},
+    "fsspec_parts": {"fsspec_files", "cli", "wiring", "places", "settings", "errors"},
     "fsspec_driver": {
         "fsspec_files",
         "fsspec_parts",
