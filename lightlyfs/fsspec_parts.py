@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import logging
 import os
 import sys
 import threading
 
 from lightlyfs import wiring
-from lightlyfs.cli.resolving import find_dataset
 from lightlyfs.fsspec_files import let_go_of_dropped
 from lightlyfs.settings import read_secrets, resolve
+from lightlyfs.wiring.resolving import find_dataset
+
+log = logging.getLogger(__name__)
 
 
 class _Running:
@@ -86,7 +89,7 @@ def _start(dataset: str, flags: dict[str, str]) -> wiring.Parts:
     closing = threading.Event()
     counter = wiring.RequestCounter()
     connections = wiring.connect(settings, secrets, os.environ, counter, closing.is_set)
-    found = find_dataset(connections.client, settings, secrets, dataset)
+    found = find_dataset(connections.client, settings, secrets, dataset, log.warning)
     place = wiring.open_place(settings, found.id)
     try:
         spool = None if settings.read_only else wiring.open_spool(settings, found.id)

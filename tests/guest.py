@@ -194,6 +194,13 @@ def inherited() -> dict[str, Any]:
     return found | {"uploaded": fs.info(f"{DATASET}/new.bin")["size"]}
 
 
+def imports() -> dict[str, Any]:
+    """What is imported once a file was read."""
+    fs = fsspec.filesystem("lightly")
+    fs.cat_file(f"{DATASET}/a.bin")
+    return {"modules": sorted({name.partition(".")[0] for name in sys.modules})}
+
+
 def main() -> None:
     program: Callable[..., dict[str, Any]] = globals()[sys.argv[1]]
     arguments = [int(word) if word.isdigit() else word for word in sys.argv[2:]]

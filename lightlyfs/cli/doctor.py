@@ -10,10 +10,10 @@ from collections.abc import Callable
 import click
 
 from lightlyfs import places, wiring
-from lightlyfs.cli.resolving import cause_of
 from lightlyfs.errors import LightlyFsError, NotFound, Retryable, Unauthorized
 from lightlyfs.kernel import binding
 from lightlyfs.settings import read_secrets, resolve
+from lightlyfs.wiring.resolving import cause_of
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from lightlyfs.api.calls import Credentials
 from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.proxies import Proxies
 from lightlyfs.api.retry import RetryPolicy
-from lightlyfs.api.transport import RequestsTransport, Transport, TransportConfig
+from lightlyfs.api.transport import Request, Response, Transport, TransportConfig
 from lightlyfs.settings import Secrets, Settings
 from lightlyfs.wiring.counting import CountedTransport, RequestCounter
 
@@ -45,7 +46,7 @@ def connect(
         ca_bundle=None if settings.ca_certs is None else str(settings.ca_certs),
         proxies=Proxies.from_environ(environ),
     )
-    requests = RequestsTransport(config)
+    requests = _OnFirstUse(lambda: _requests_transport(config))
     # one for each end: a handle that has just talked to the API has no warm connection to storage
     to_api = _hot_transport(config) or requests
     to_storage: Transport = _hot_transport(config) or requests
@@ -61,6 +62,40 @@ def connect(
     if on_request is not None:
         to_storage, uploads = CountedTransport(to_storage, on_request), CountedTransport(requests, on_request)
     return Connections(client, to_storage, uploads, secrets.fingerprint(settings.read_mode))
+
+
+class _OnFirstUse:
+    """A transport that is made when the first request is sent: a worker that only reads needs none of it."""
+
+    def __init__(self, make: Callable[[], Transport]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        # guarded by _lock
+        self._made: Transport | None = None
+        self._closed = False
+
+    def send(self, request: Request) -> Response:
+        """Send a request; the contract is `contract.Transport.send`."""
+        if self._made is None:
+            with self._lock:
+                if self._made is None:
+                    self._made = self._make()
+                    if self._closed:
+                        self._made.close()
+        return self._made.send(request)
+
+    def close(self) -> None:
+        """End transfers under way; idempotent."""
+        with self._lock:
+            self._closed = True
+            if self._made is not None:
+                self._made.close()
+
+
+def _requests_transport(config: TransportConfig) -> Transport:
+    from lightlyfs.api.over_requests import RequestsTransport
+
+    return RequestsTransport(config)
 
 
 def _hot_transport(config: TransportConfig) -> Transport | None:

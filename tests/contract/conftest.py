@@ -13,7 +13,8 @@ from authority import Authority
 from raw_server import Handler, RawServer
 
 from lightlyfs.api.curl import CurlTransport
-from lightlyfs.api.transport import RequestsTransport, Transport, TransportConfig
+from lightlyfs.api.over_requests import RequestsTransport
+from lightlyfs.api.transport import Transport, TransportConfig
 
 FORMS: dict[str, type[RequestsTransport] | type[CurlTransport]] = {
     "requests": RequestsTransport,

@@ -81,6 +81,12 @@ def fs(served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 # forks
 
 
+def test_a_worker_that_reads_imports_no_more_than_that_takes(guest: Guest) -> None:
+    """The command line, `requests` and Pillow took half of the second that a new worker needed."""
+    unneeded = {"click", "rich", "requests", "urllib3", "httpx", "PIL", "uvicorn", "numpy", "mfusepy", "fuse"}
+    assert unneeded & set(guest("imports")["modules"]) == set()
+
+
 def check_forks(found: dict[str, Any]) -> None:
     assert (found["hung"], found["failed"], found["errors"]) == (0, 0, [])
     assert found["more_descriptors"] < 10

@@ -47,7 +47,7 @@ ALLOWED = {
     "library": {"control", "places", "settings", "errors"},
     "cached": {"control", "places", "errors"},
     "fsspec_files": {"kernel", "fs", "errors"},
-    "fsspec_parts": {"fsspec_files", "cli", "wiring", "places", "settings", "errors"},
+    "fsspec_parts": {"fsspec_files", "wiring", "places", "settings", "errors"},
     "fsspec_driver": {
         "fsspec_files",
         "fsspec_parts",
@@ -63,8 +63,8 @@ ALLOWED = {
     "__init__": {"library", "cached", "api"},
 }
 ONLY_IMPORTER = {
-    "requests": {"api/transport.py"},
-    "urllib3": {"api/transport.py", "api/sockets.py"},
+    "requests": {"api/over_requests.py"},
+    "urllib3": {"api/over_requests.py", "api/sockets.py"},
     "pycurl": {"api/curl.py"},
     "fuse": {"kernel/binding.py"},
     "mfusepy": {"kernel/binding.py"},
