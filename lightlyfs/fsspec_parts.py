@@ -88,7 +88,7 @@ def _start(dataset: str, flags: dict[str, str]) -> wiring.Parts:
     secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
     closing = threading.Event()
     counter = wiring.RequestCounter()
-    connections = wiring.connect(settings, secrets, os.environ, counter, closing.is_set)
+    connections = wiring.connect(settings, secrets, os.environ, counter, closing.is_set, keep_few=True)
     found = find_dataset(connections.client, settings, secrets, dataset, log.warning)
     place = wiring.open_place(settings, found.id)
     try:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import errno
 import gc
 import json
+import locale
+import logging
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fsspec
@@ -84,7 +88,7 @@ def _await(children: list[int], deadline: float) -> tuple[int, int]:
 def forks(count: int, at_once: int = 8, threads: int = 4) -> dict[str, Any]:
     """Fork children while threads read; each child reads, too."""
     fs = fsspec.filesystem("lightly")
-    paths = fs.find(DATASET)
+    paths = fs.find(DATASET, maxdepth=1)
     for path in paths:
         fs.cat_file(path)
     hung = failed = 0
@@ -98,7 +102,7 @@ def forks(count: int, at_once: int = 8, threads: int = 4) -> dict[str, Any]:
                 if child == 0:
                     try:
                         assert len(fs.cat_file(paths[number % len(paths)])) > 0
-                        assert fs.find(DATASET) == paths
+                        assert fs.find(DATASET, maxdepth=1) == paths
                     except BaseException:
                         import traceback
 
@@ -136,7 +140,7 @@ class _Work:
 def epochs(method: str, count: int, workers: int = 4) -> dict[str, Any]:
     """Read the dataset by loader workers, made anew for each epoch, while the parent reads, too."""
     fs = fsspec.filesystem("lightly")
-    paths = fs.find(DATASET)
+    paths = fs.find(DATASET, maxdepth=1)
     whole = _Work(fs)(paths)
     context = multiprocessing.get_context(method)
     wrong = 0
@@ -199,6 +203,46 @@ def imports() -> dict[str, Any]:
     fs = fsspec.filesystem("lightly")
     fs.cat_file(f"{DATASET}/a.bin")
     return {"modules": sorted({name.partition(".")[0] for name in sys.modules})}
+
+
+def _belongings() -> dict[str, Any]:
+    """What of a process belongs to the program, not to its libraries."""
+    umask = os.umask(0)
+    os.umask(umask)
+    handlers = {}
+    for number in signal.valid_signals():
+        handlers[int(number)] = repr(signal.getsignal(number))
+    limits = [name for name in dir(resource) if name.startswith("RLIMIT_")]
+    return {
+        "umask": umask,
+        "handlers": handlers,
+        "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "limits": {name: resource.getrlimit(getattr(resource, name)) for name in limits},
+        "directory": os.getcwd(),
+        "locale": locale.setlocale(locale.LC_ALL),
+        "excepthook": repr(sys.excepthook),
+        "log": repr([logging.getLogger().level, logging.getLogger().handlers]),
+        "environ": dict(os.environ),
+    }
+
+
+def manners() -> dict[str, Any]:
+    """Read many files from many threads, write one; what changed in the process, and what is kept open."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1_024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    before, opened = _belongings(), descriptors()
+    fs = fsspec.filesystem("lightly", upload="all")
+    paths = fs.find(f"{DATASET}/many")
+    with ThreadPoolExecutor(48) as pool:
+        for _ in range(2):
+            assert len(list(pool.map(fs.cat_file, paths))) == len(paths)
+    fs.pipe(f"{DATASET}/written-{os.getpid()}.txt", b"written")
+    after = _belongings()
+    return {
+        "files": len(paths),
+        "changed": [name for name in before if before[name] != after[name]],
+        "kept_open": descriptors() - opened,
+        "highest": max(map(int, os.listdir("/proc/self/fd"))),
+    }
 
 
 def main() -> None:

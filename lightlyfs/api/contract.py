@@ -186,12 +186,14 @@ class Transport(Protocol):
 class TransportConfig:
     """What all requests of one transport share.
 
-    `connections` bounds the requests under way; further ones wait, within their own total limit.
+    `connections` bounds the requests under way; further ones wait, within their own total limit. `idle`
+    bounds what is kept of them for later, None stands for all; each takes some three descriptors.
     `ca_bundle` is a PEM file, None means certifi's. Nothing is read from the environment here: pass
     `Proxies.from_environ(os.environ)`.
     """
 
     connections: int = 64
+    idle: int | None = None
     ca_bundle: str | None = None
     proxies: Proxies = field(default_factory=Proxies)
     user_agent: str = "lightlyfs/0.1"

@@ -155,17 +155,24 @@ class CurlTransport:
 
     def _keep(self, curl: pycurl.Curl) -> None:
         self._idle.append(curl)
+        if self._config.idle is not None and len(self._idle) > self._config.idle:
+            self._close_one()  # the one that was used last longest ago
         if self._closed.is_set():
             self.close()
 
     def close(self) -> None:
         """End transfers under way with `errors.Cancelled` and close all connections; idempotent."""
         self._closed.set()
-        while True:
-            try:
-                self._idle.pop().close()
-            except IndexError:
-                return
+        while self._close_one():
+            pass
+
+    def _close_one(self) -> bool:
+        """Close the connections of the idle handle that was not used for longest; whether there was one."""
+        try:
+            self._idle.popleft().close()
+        except IndexError:
+            return False
+        return True
 
 
 class _Exchange:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from lightlyfs.api.calls import Credentials
@@ -19,6 +20,8 @@ from lightlyfs.wiring.counting import CountedTransport, RequestCounter
 METADATA_THREADS = 16
 # requests for read URLs that nobody waits for yet: 16 of 20 ms are 800 a second, what 2 cores can do
 URL_THREADS = 16
+# what a program's guest keeps of idle connections to the API; of those to storage it keeps one a download
+_IDLE_OF_GUEST = 16
 
 
 class Connections(NamedTuple):
@@ -39,8 +42,13 @@ def connect(
     environ: Mapping[str, str],
     on_request: RequestCounter | None = None,
     cancelled: Callable[[], bool] | None = None,
+    *,
+    keep_few: bool = False,
 ) -> Connections:
-    """Make the client and its transports; no request is sent yet."""
+    """Make the client and its transports; no request is sent yet.
+
+    With `keep_few` idle connections are closed rather than kept for the next burst of requests.
+    """
     config = TransportConfig(
         connections=settings.jobs + METADATA_THREADS + URL_THREADS,
         ca_bundle=None if settings.ca_certs is None else str(settings.ca_certs),
@@ -48,8 +56,10 @@ def connect(
     )
     requests = _OnFirstUse(lambda: _requests_transport(config))
     # one for each end: a handle that has just talked to the API has no warm connection to storage
-    to_api = _hot_transport(config) or requests
-    to_storage: Transport = _hot_transport(config) or requests
+    to_api = _hot_transport(replace(config, idle=_IDLE_OF_GUEST) if keep_few else config) or requests
+    to_storage: Transport = (
+        _hot_transport(replace(config, idle=settings.jobs) if keep_few else config) or requests
+    )
     client = LightlyClient(
         settings.server,
         credentials_of(secrets),

@@ -95,7 +95,7 @@ class Parts:
         self._metadata_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-metadata")
         self._page_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-pages")
         self._content_pool = ThreadPoolExecutor(settings.jobs, "lightlyfs-content")
-        config = CacheConfig(self._budget(), max_open_files=open_files_limit())
+        config = CacheConfig(self._budget(), max_open_files=open_files_limit(kernel))
         with opening(place):
             self.catalog = self._make_catalog()
             self.cache = BlockCache(place.path, config, locks=place.locks)

@@ -25,6 +25,7 @@ from lightlyfs.localserver import LocalServer, ServerOptions
 
 GUEST = Path(__file__).parents[1] / "guest.py"
 FILES = {"a.bin": os.urandom(100_000)} | {f"{number}.jpg": os.urandom(20_000) for number in range(30)}
+FILES |= {f"many/{number}.bin": os.urandom(3_000) for number in range(600)}
 
 Guest = Callable[..., dict[str, Any]]
 
@@ -34,6 +35,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with FILES."""
     root = tmp_path_factory.mktemp("guest") / "served"
     root.mkdir()
+    (root / "many").mkdir()
     for name, data in FILES.items():
         (root / name).write_bytes(data)
     return root
@@ -76,6 +78,14 @@ def fs(served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         found.server = server
         yield found
         fsspec_parts.close_all()
+
+
+def test_a_guest_changes_nothing_of_its_host_and_keeps_few_descriptors(guest: Guest) -> None:
+    """Over 1,024 of them `select` fails, and a raised limit is inherited by every child."""
+    found = guest("manners")
+    assert found["changed"] == []
+    assert found["files"] == 600
+    assert found["kept_open"] <= 256
 
 
 # forks
