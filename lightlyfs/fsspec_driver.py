@@ -17,17 +17,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fsspec import AbstractFileSystem, available_protocols
+from fsspec import available_protocols
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.spec import AbstractBufferedFile
 from fsspec.utils import isfilelike, tokenize
 
 from lightlyfs import wiring
 from lightlyfs.content.ranges import BLOCK_BYTES
-from lightlyfs.errors import BadName, ReadOnly, SizeUnknown
+from lightlyfs.errors import BadName, NotFound, ReadOnly, SizeUnknown, StartError
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr
 from lightlyfs.fs.changes import sample_name
 from lightlyfs.fs.filesystem import Filesystem
+from lightlyfs.fsspec_base import AskingFileSystem
 from lightlyfs.fsspec_files import COPY_BYTES, ReadFile, WriteFile, as_os_error, let_go_of_dropped
 from lightlyfs.fsspec_parts import parts_of
 from lightlyfs.settings import BY_NAME, read_secrets, resolve
@@ -37,7 +38,7 @@ _PARALLEL = 32
 _SECRET_OPTIONS = {"token", "bearer", "bearer_token", "public_token"}
 
 
-class LightlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
+class LightlyFileSystem(AskingFileSystem):
     """Lightly datasets as an fsspec file system; any thread, process or forked child may use one.
 
     Raises ValueError for an unknown storage option, and for a token among them: it would travel in pickles.
@@ -79,13 +80,18 @@ class LightlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
         else:
             parts, inside = self._at(path)
             with as_os_error(path):
-                attr = parts.filesystem.getattr(inside)
-                if attr.is_directory:
-                    entries = parts.filesystem.list_directory(inside).entries
-                    found = [self._described(f"{path}/{name}", one) for name, one in entries]
-                else:
-                    found = [self._described(path, attr)]
+                found = self._listed(parts.filesystem, path, inside)
         return found if detail else [one["name"] for one in found]
+
+    def _listed(self, files: Filesystem, path: str, inside: str) -> list[dict[str, Any]]:
+        try:
+            attr = files.getattr(inside)
+            entries = files.list_directory(inside).entries if attr.is_directory else None
+        except NotFound as error:  # of the dataset: that says nothing of the path
+            raise StartError(str(error)) from error
+        if entries is None:
+            return [self._described(path, attr)]
+        return [self._described(f"{path}/{name}", one) for name, one in entries]
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
         """Name, size, type, times, and of a sample its id and version."""
@@ -144,6 +150,7 @@ class LightlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
         path = self._strip_protocol(path)
         files, inside = self.files_at(path)
         kind = ReadFile if mode == "rb" else WriteFile
+        kwargs.pop("size", None)  # `blockcache` tells what it took from `info`; the open file knows better
         kwargs = {"cache_type": "readahead", **kwargs}
         return kind(self, path, mode, block_size or BLOCK_BYTES, files=files, inside=inside, **kwargs)
 
@@ -299,7 +306,10 @@ class LightlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if not dataset:
             raise ValueError("the path names no dataset; it is lightly://DATASET/PATH")
         with as_os_error(path):
-            return parts_of(dataset, self._flags), inside
+            try:
+                return parts_of(dataset, self._flags), inside
+            except NotFound as error:  # of the dataset: that says nothing of the path
+                raise StartError(str(error)) from error
 
     def files_at(self, path: str) -> tuple[Filesystem, str]:
         """What serves a path in this process, and the path within its dataset."""

@@ -48,7 +48,9 @@ ALLOWED = {
     "cached": {"control", "places", "errors"},
     "fsspec_files": {"kernel", "fs", "errors"},
     "fsspec_parts": {"fsspec_files", "wiring", "places", "settings", "errors"},
+    "fsspec_base": {"errors"},
     "fsspec_driver": {
+        "fsspec_base",
         "fsspec_files",
         "fsspec_parts",
         "wiring",
