@@ -125,6 +125,7 @@ class Parts:
         )
         self.recent_log = RecentLog()
         self._fetching: list[Warming] = []
+        self._mountpoint = mountpoint
         self.desktop = self._make_desktop(mountpoint)
         self.filesystem = self._make_filesystem(kernel, spool_place)
         place.share()
@@ -319,7 +320,9 @@ class Parts:
         self._fetching = [one for one in self._fetching if not one.wait(0).ended]
         if len(self._fetching) >= _MAX_FETCHING:
             raise TooManyWaiting(f"{_MAX_FETCHING} lists of files are being fetched already")
-        self._fetching.append(self.warming(paths, None, None))
+        # an absolute path comes without its first slash
+        above = f"{self._mountpoint}/".lstrip("/")
+        self._fetching.append(self.warming([path.removeprefix(above) for path in paths], None, None))
         self._fetching[-1].start()
 
     def _make_views(self, namespace: Namespace, kernel: Kernel) -> Views:
