@@ -214,7 +214,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("fuse", "auto", "Which libfuse to use.", str, "LIGHTLYFS_FUSE", ("auto", "3", "2")),
     Setting("token_file", None, "File that holds the API token, instead of LIGHTLY_TOKEN.", parse_path),
     Setting(
-        "ca_certs", None, "PEM file of CAs to trust, for the API and storage.", parse_file, "LIGHTLY_CA_CERTS"
+        "ca_certs", None, "PEM file of CAs to trust besides the system's.", parse_file, "LIGHTLY_CA_CERTS"
     ),
     Setting(
         "s3_sse_kms_key",

@@ -12,6 +12,7 @@ import certifi
 import pycurl
 
 from lightlyfs import errors
+from lightlyfs.api.certificates import untrusted_text
 from lightlyfs.api.contract import (
     BodyFile,
     BodyReader,
@@ -32,6 +33,8 @@ _KEPT_PER_HANDLE = 5
 # A usual image in one callback: each one takes the interpreter lock.
 _BUFFER_BYTES = 128 * 1024
 _SEEK_OK, _SEEK_FAIL = 0, 1
+# how long a failed request takes longer, for its error to name who issued the certificate
+_ISSUER_WAIT_MS = 3_000
 # How OpenSSL words a peer that goes away: libcurl has no code for it.
 _CUT = re.compile("eof|reset|syscall", re.IGNORECASE)
 
@@ -128,6 +131,10 @@ class CurlTransport:
                 exchange.prepare(curl, url, headers)
                 self._route(curl, url, exchange)
                 exchange.perform(curl)
+            except errors.TlsFailed as error:
+                if exchange.untrusted:
+                    raise self._named(error, url) from error
+                raise
             finally:
                 exchange.close()
                 # Drops the callbacks, and with them the exchange; connections stay open.
@@ -152,6 +159,32 @@ class CurlTransport:
         if proxy:
             curl.setopt(pycurl.PROXY_CAINFO, self._ca_bundle)
             exchange.tunnelled = url[:5].lower() == "https"
+
+    def _named(self, error: errors.TlsFailed, url: str) -> errors.TlsFailed:
+        """The error with the name of who issued the certificate, which libcurl does not tell."""
+        return errors.TlsFailed(f"{error} ({untrusted_text(self._issuer(url))})", request_sent=False)
+
+    def _issuer(self, url: str) -> str:
+        """Who issued the certificate at an address; asks with a handshake alone, "" where that fails."""
+        probe = pycurl.Curl()
+        try:
+            probe.setopt(pycurl.URL, url)
+            probe.setopt(pycurl.CONNECT_ONLY, 1)
+            probe.setopt(pycurl.NOSIGNAL, 1)
+            probe.setopt(pycurl.SSL_VERIFYPEER, 0)
+            probe.setopt(pycurl.SSL_VERIFYHOST, 0)
+            probe.setopt(pycurl.OPT_CERTINFO, 1)
+            probe.setopt(pycurl.TIMEOUT_MS, _ISSUER_WAIT_MS)
+            probe.setopt(pycurl.PROXY, self._config.proxies.for_url(url) or "")
+            probe.setopt(pycurl.NOPROXY, "")
+            probe.perform()
+            for certificate in probe.getinfo(pycurl.INFO_CERTINFO):
+                return str(dict(certificate).get("Issuer", ""))
+        except pycurl.error:
+            pass
+        finally:
+            probe.close()
+        return ""
 
     def _keep(self, curl: pycurl.Curl) -> None:
         self._idle.append(curl)
@@ -188,6 +221,7 @@ class _Exchange:
         self._moved = (0, 0)
         self._failure: BaseException | None = None
         self._ended = False
+        self.untrusted = False  # the certificate, that is
         self._reader: BodyReader | None = None
 
     def prepare(self, curl: pycurl.Curl, url: str, headers: Mapping[str, str]) -> None:
@@ -250,6 +284,7 @@ class _Exchange:
     def _translated(self, exc: pycurl.error, curl: pycurl.Curl) -> errors.RequestError:
         code, text = int(exc.args[0]), str(exc.args[1] if len(exc.args) > 1 else "")
         failure = FAILURES.get(code, errors.Unreachable)
+        self.untrusted = code in (pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CACERT)
         if code == pycurl.E_SSL_CONNECT_ERROR and _CUT.search(text):
             failure = errors.Unreachable  # cut in the handshake: nobody refused anything
         if self.sink.started and failure is errors.Unreachable:

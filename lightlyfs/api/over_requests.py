@@ -22,6 +22,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from lightlyfs import errors
+from lightlyfs.api.certificates import untrusted_text
 from lightlyfs.api.contract import (
     BodyFile,
     BodySink,
@@ -274,4 +275,6 @@ def _translated(exc: BaseException, watch: Watch, sink: BodySink) -> errors.Requ
     if failure is errors.Unreachable and sink.started:
         failure = errors.ShortBody
     reason = redact(str(found[-1]) or type(found[-1]).__name__)
+    if any(isinstance(item, ssl.SSLCertVerificationError) for item in found):
+        reason += f" ({untrusted_text('')})"
     return failure(f"{watch.where()}: {reason}", request_sent=watch.sent)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from lightlyfs.api.calls import Credentials
+from lightlyfs.api.certificates import trust_of
 from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.proxies import Proxies
 from lightlyfs.api.retry import RetryPolicy
@@ -51,7 +52,7 @@ def connect(
     """
     config = TransportConfig(
         connections=settings.jobs + METADATA_THREADS + URL_THREADS,
-        ca_bundle=None if settings.ca_certs is None else str(settings.ca_certs),
+        ca_bundle=trust_of(environ, settings.ca_certs).bundle,
         proxies=Proxies.from_environ(environ),
     )
     requests = _OnFirstUse(lambda: _requests_transport(config))

@@ -114,7 +114,7 @@ def _start_text(error: LightlyFsError, settings: Settings, wanted: str) -> str:
         cause = cause_of(error)
         if "wrong version number" in cause:
             return f"{settings.server} does not speak TLS; if that is right, use http:// instead"
-        return f"the certificate of {settings.server} is not trusted ({cause}); name your CA with --ca-certs"
+        return f"the certificate of {settings.server} is not trusted: {cause}"
     answered = isinstance(error, RequestError) and error.status == 200
     if answered or isinstance(error, (MalformedAnswer, NotFound, Refused)):
         cause = cause_of(error)
