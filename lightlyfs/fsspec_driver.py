@@ -30,8 +30,8 @@ from lightlyfs.fs.changes import sample_name
 from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.fsspec_base import AskingFileSystem
 from lightlyfs.fsspec_files import COPY_BYTES, ReadFile, WriteFile, as_os_error, let_go_of_dropped
-from lightlyfs.fsspec_parts import parts_of
-from lightlyfs.settings import BY_NAME, read_secrets, resolve
+from lightlyfs.fsspec_parts import connect, parts_of
+from lightlyfs.settings import BY_NAME
 
 # reads at once of `cat_ranges` and of `cat` of many files, besides what the mount fetches at once
 _PARALLEL = 32
@@ -42,17 +42,20 @@ class LightlyFileSystem(AskingFileSystem):
     """Lightly datasets as an fsspec file system; any thread, process or forked child may use one.
 
     Raises ValueError for an unknown storage option, and for a token among them: it would travel in pickles.
+    `token` may be a function that gives the token; it is called for each request, and once more after a
+    refusal, so it should remember. Other processes have it by its name, as `pickle` has functions.
     """
 
     protocol = "lightly"
     root_marker = ""
 
     def __init__(self, **storage_options: Any) -> None:
-        secret = _SECRET_OPTIONS & storage_options.keys()
+        self._token: Callable[[], str] | None = storage_options.get("token")
+        secret = _SECRET_OPTIONS & storage_options.keys() - ({"token"} if callable(self._token) else set())
         if secret:
             raise ValueError(
                 f"{min(secret)} is not taken as an option, for options are pickled; "
-                "set LIGHTLY_TOKEN, or token_file to a file that each worker has"
+                "set LIGHTLY_TOKEN, token_file to a file that each worker has, or token to a function"
             )
         unknown = [
             name
@@ -107,10 +110,8 @@ class LightlyFileSystem(AskingFileSystem):
         return described
 
     def _datasets(self) -> list[dict[str, Any]]:
-        settings = resolve(self._flags, os.environ)
-        secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
         with as_os_error(""):
-            client = wiring.connect(settings, secrets, os.environ).client
+            client = connect(self._flags, self._token).client
             names = sorted({dataset.name or dataset.id for dataset in client.list_datasets()})
         return [{"name": name, "size": 0, "type": "directory"} for name in names]
 
@@ -307,7 +308,7 @@ class LightlyFileSystem(AskingFileSystem):
             raise ValueError("the path names no dataset; it is lightly://DATASET/PATH")
         with as_os_error(path):
             try:
-                return parts_of(dataset, self._flags), inside
+                return parts_of(dataset, self._flags, self._token), inside
             except NotFound as error:  # of the dataset: that says nothing of the path
                 raise StartError(str(error)) from error
 
@@ -331,6 +332,7 @@ class LightlyFileSystem(AskingFileSystem):
 
 
 _OF_FSSPEC = {
+    "token",
     "skip_instance_cache",
     "use_listings_cache",
     "listings_expiry_time",

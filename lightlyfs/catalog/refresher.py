@@ -64,8 +64,12 @@ class Refresher:
         wall_clock: Callable[[], float],
         on_changes: Callable[[Changes], None],
         turn: Callable[[Callable[[], None]], AbstractContextManager[None]] = lambda _: nullcontext(),
+        has_new_token: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`turn(on_wait)` is held during each check and listing; it keeps other processes from theirs."""
+        """`turn(on_wait)` is held during each check and listing; it keeps other processes from theirs.
+
+        `has_new_token` is asked with each access once the API refused us.
+        """
         self._store = store
         self._remote = remote
         self._config = config
@@ -76,6 +80,7 @@ class Refresher:
         self._closed = False
         self._on_changes = on_changes
         self._turn = turn
+        self._has_new_token = has_new_token
         self._work_lock = threading.Lock()  # held by the one check or listing under way
         self._state = threading.Condition()
         # guarded by _state
@@ -210,6 +215,8 @@ class Refresher:
     # the work
 
     def _queue_check(self) -> None:
+        if self._stopped and self._has_new_token():
+            self.resume()
         with self._state:
             if self._check_queued or self._stopped or self._clock() < self._retry_at:
                 return

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from lightlyfs.api.calls import Credentials
+from lightlyfs.api.calls import Credentials, TokenSource
 from lightlyfs.api.certificates import trust_of
 from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.proxies import Proxies
@@ -15,6 +15,7 @@ from lightlyfs.api.retry import RetryPolicy
 from lightlyfs.api.transport import Request, Response, Transport, TransportConfig
 from lightlyfs.settings import Secrets, Settings
 from lightlyfs.wiring.counting import CountedTransport, RequestCounter
+from lightlyfs.wiring.tokens import TokenFile, asked
 
 # requests of the catalogue: pages, single samples, checks; apart from content, so that neither waits for
 # the other
@@ -28,13 +29,15 @@ _IDLE_OF_GUEST = 16
 class Connections(NamedTuple):
     """The API client, and the transports to storage: one for reading, one for uploads.
 
-    `fingerprint` stands for the credential that read URLs are got with.
+    `fingerprint` stands for the credential that read URLs are got with; `token_file` is where the token
+    comes from, if that is a file.
     """
 
     client: LightlyClient
     storage: Transport
     uploads: Transport
     fingerprint: str
+    token_file: TokenFile | None = None
 
 
 def connect(
@@ -45,10 +48,12 @@ def connect(
     cancelled: Callable[[], bool] | None = None,
     *,
     keep_few: bool = False,
+    token: Callable[[], str] | None = None,
 ) -> Connections:
     """Make the client and its transports; no request is sent yet.
 
-    With `keep_few` idle connections are closed rather than kept for the next burst of requests.
+    With `keep_few` idle connections are closed rather than kept for the next burst of requests. `token` gives
+    the token to send, in place of that of `secrets`.
     """
     config = TransportConfig(
         connections=settings.jobs + METADATA_THREADS + URL_THREADS,
@@ -61,9 +66,12 @@ def connect(
     to_storage: Transport = (
         _hot_transport(replace(config, idle=settings.jobs) if keep_few else config) or requests
     )
+    token_file = None
+    if token is None and settings.token_file is not None and secrets.token is not None:
+        token_file = TokenFile(settings.token_file, secrets.token)
     client = LightlyClient(
         settings.server,
-        credentials_of(secrets),
+        _credentials(secrets, token_file or (secrets.token if token is None else asked(token))),
         requests,
         hot_transport=to_api,
         on_request=on_request,
@@ -72,7 +80,7 @@ def connect(
     uploads: Transport = requests
     if on_request is not None:
         to_storage, uploads = CountedTransport(to_storage, on_request), CountedTransport(requests, on_request)
-    return Connections(client, to_storage, uploads, secrets.fingerprint(settings.read_mode))
+    return Connections(client, to_storage, uploads, secrets.fingerprint(settings.read_mode), token_file)
 
 
 class _OnFirstUse:
@@ -118,9 +126,9 @@ def _hot_transport(config: TransportConfig) -> Transport | None:
     return CurlTransport(config)
 
 
-def credentials_of(secrets: Secrets) -> Credentials:
+def _credentials(secrets: Secrets, token: str | TokenSource | None) -> Credentials:
     """What requests bear."""
-    return Credentials(token=secrets.token, bearer=secrets.bearer, public_token=secrets.public_token)
+    return Credentials(token=token, bearer=secrets.bearer, public_token=secrets.public_token)
 
 
 def quick_policy() -> RetryPolicy:
