@@ -15,6 +15,7 @@ from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 from lightlyfs import errors
+from lightlyfs.api.network import Network
 from lightlyfs.api.proxies import Proxies
 from lightlyfs.api.redaction import shown_url
 
@@ -188,7 +189,8 @@ class TransportConfig:
 
     `connections` bounds the requests under way; further ones wait, within their own total limit. `idle`
     bounds what is kept of them for later, None stands for all; each takes some three descriptors.
-    `ca_bundle` is a PEM file, None means certifi's. Nothing is read from the environment here: pass
+    `ca_bundle` is a PEM file, None means certifi's. `network` is shared by the transports of a process.
+    Nothing is read from the environment here: pass
     `Proxies.from_environ(os.environ)`.
     """
 
@@ -196,6 +198,7 @@ class TransportConfig:
     idle: int | None = None
     ca_bundle: str | None = None
     proxies: Proxies = field(default_factory=Proxies)
+    network: Network = field(default_factory=Network)
     user_agent: str = "lightlyfs/0.1"
 
 

@@ -25,8 +25,9 @@ from lightlyfs.api.contract import (
     wire_target,
     wire_url,
 )
+from lightlyfs.api.network import guard
 from lightlyfs.api.redaction import redact
-from lightlyfs.api.watch import Slots, Watch
+from lightlyfs.api.watch import Silent, Slots, Watch
 
 # Connections one handle keeps: the API, a bucket or two, a proxy.
 _KEPT_PER_HANDLE = 5
@@ -113,35 +114,53 @@ class CurlTransport:
         self._ca_bundle = config.ca_bundle or certifi.where()
         self._slots = Slots(config.connections)
         self._closed = threading.Event()
-        self._idle: deque[pycurl.Curl] = deque()
+        # each with the generation of its connections
+        self._idle: deque[tuple[int, pycurl.Curl]] = deque()
 
     def send(self, request: Request) -> Response:
         """Send `request` and return the answer; the contract is `contract.Transport.send`."""
         url = wire_url(request.url)
         headers = wire_headers(request, self._config.user_agent)
-        watch = Watch(request, self._clock, self._closed)
+        watch = Watch(request, self._clock, self._closed, self._config.network)
         watch.check()
         with self._slots.taken(watch):
             try:
-                curl = self._idle.pop()
-            except IndexError:
-                curl = pycurl.Curl()
-            exchange = _Exchange(request, watch)
-            try:
-                exchange.prepare(curl, url, headers)
-                self._route(curl, url, exchange)
-                exchange.perform(curl)
-            except errors.TlsFailed as error:
-                if exchange.untrusted:
-                    raise self._named(error, url) from error
-                raise
+                try:
+                    return self._exchange(request, watch, url, headers)
+                except Silent:
+                    watch.go_on()
+                    return self._exchange(request, watch, url, headers)
             finally:
-                exchange.close()
-                # Drops the callbacks, and with them the exchange; connections stay open.
-                curl.reset()
-                self._keep(curl)
                 watch.end()
+
+    def _exchange(self, request: Request, watch: Watch, url: str, headers: Mapping[str, str]) -> Response:
+        curl = self._take(watch.generation)
+        exchange = _Exchange(request, watch)
+        try:
+            exchange.prepare(curl, url, headers)
+            self._route(curl, url, exchange)
+            exchange.perform(curl)
+        except errors.TlsFailed as error:
+            if exchange.untrusted:
+                raise self._named(error, url) from error
+            raise
+        finally:
+            exchange.close()
+            # Drops the callbacks, and with them the exchange; connections stay open.
+            curl.reset()
+            self._keep(watch.generation, curl)
         return exchange.sink.response()
+
+    def _take(self, generation: int) -> pycurl.Curl:
+        """A handle without connections of an earlier generation."""
+        while True:
+            try:
+                made, curl = self._idle.pop()
+            except IndexError:
+                return pycurl.Curl()
+            if made == generation:
+                return curl
+            curl.close()
 
     def __repr__(self) -> str:
         slots = self._slots
@@ -186,8 +205,8 @@ class CurlTransport:
             probe.close()
         return ""
 
-    def _keep(self, curl: pycurl.Curl) -> None:
-        self._idle.append(curl)
+    def _keep(self, generation: int, curl: pycurl.Curl) -> None:
+        self._idle.append((generation, curl))
         if self._config.idle is not None and len(self._idle) > self._config.idle:
             self._close_one()  # the one that was used last longest ago
         if self._closed.is_set():
@@ -202,7 +221,7 @@ class CurlTransport:
     def _close_one(self) -> bool:
         """Close the connections of the idle handle that was not used for longest; whether there was one."""
         try:
-            self._idle.popleft().close()
+            self._idle.popleft()[1].close()
         except IndexError:
             return False
         return True
@@ -242,6 +261,8 @@ class _Exchange:
         setopt(pycurl.WRITEFUNCTION, self._on_body)
         setopt(pycurl.NOPROGRESS, 0)
         setopt(pycurl.XFERINFOFUNCTION, self._on_progress)
+        self._watch.on_connection(kept=True)
+        setopt(pycurl.SOCKOPTFUNCTION, self._on_socket)
         if request.method == "HEAD":
             setopt(pycurl.NOBODY, 1)
         elif request.method != "GET" or request.body is not None:
@@ -295,8 +316,14 @@ class _Exchange:
     def _start(self) -> bool:
         return self.sink.start(self._status, self._headers)
 
+    def _on_socket(self, descriptor: int, _purpose: int) -> int:
+        guard(descriptor)
+        self._watch.on_connection(kept=False)
+        return int(pycurl.SOCKOPT_OK)
+
     def _on_header(self, line: bytes) -> int:
         self._watch.progress()
+        self._watch.answered()
         text = line.decode("latin-1").rstrip("\r\n")
         if self.sink.started:
             return len(line)  # a trailer of a chunked body

@@ -33,9 +33,10 @@ from lightlyfs.api.contract import (
     wire_target,
     wire_url,
 )
+from lightlyfs.api.network import guard
 from lightlyfs.api.redaction import redact
 from lightlyfs.api.sockets import WatchedSocket
-from lightlyfs.api.watch import Slots, Watch
+from lightlyfs.api.watch import Silent, Slots, Watch
 
 _CHUNK_BYTES = 64 * 1024
 # Pools kept, one per host: the API, a few buckets, proxies.
@@ -91,8 +92,11 @@ _CALL = _Call()
 def _request_on(conn: Any, base: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     watch = _CALL.watch
     assert watch is not None
-    if conn.sock is None:
+    kept = conn.sock is not None
+    if not kept:
         conn.connect()
+        guard(conn.sock.fileno())
+    watch.on_connection(kept=kept)
     if isinstance(conn.sock, WatchedSocket):
         conn.sock.watch = watch
     else:
@@ -153,6 +157,7 @@ class RequestsTransport:
         self._verify = config.ca_bundle or certifi.where()
         self._slots = Slots(config.connections)
         self._closed = threading.Event()
+        self._generation = config.network.generation
         self._adapter = _Adapter(
             pool_connections=_HOSTS, pool_maxsize=config.connections, max_retries=0, pool_block=True
         )
@@ -164,7 +169,8 @@ class RequestsTransport:
         prepared.method = request.method
         prepared.url = url
         prepared.headers = CaseInsensitiveDict(wire_headers(request, self._config.user_agent))
-        watch = Watch(request, self._clock, self._closed)
+        watch = Watch(request, self._clock, self._closed, self._config.network)
+        self._drop_outdated(watch.generation)
         watch.check()
         proxy = self._config.proxies.for_url(url)
         with self._slots.taken(watch):
@@ -187,7 +193,7 @@ class RequestsTransport:
         prepared.body = reader if reader is not None else request.body  # type: ignore[assignment]
         sink = BodySink(request)
         try:
-            raw = self._headers_of(request, prepared, proxy).raw
+            raw = self._headers_of(request, prepared, watch, proxy).raw
             try:
                 _read(raw, sink)
             except BaseException:
@@ -207,8 +213,15 @@ class RequestsTransport:
                 reader.close()
         return sink.response()
 
+    def _drop_outdated(self, generation: int) -> None:
+        """Close the connections of an earlier generation; those in use are closed after their request."""
+        if generation != self._generation:
+            self._generation = generation
+            for manager in (self._adapter.poolmanager, *self._adapter.proxy_manager.values()):
+                manager.clear()
+
     def _headers_of(
-        self, request: Request, prepared: requests.PreparedRequest, proxy: str | None
+        self, request: Request, prepared: requests.PreparedRequest, watch: Watch, proxy: str | None
     ) -> requests.Response:
         proxies = {"http": proxy, "https": proxy} if proxy else {}
         timeout = (min(request.timeouts.connect_s, request.timeouts.total_s), None)
@@ -219,6 +232,10 @@ class RequestsTransport:
             )
 
         try:
+            return attempt()
+        except Silent:
+            watch.go_on()
+            self._drop_outdated(watch.generation)
             return attempt()
         except requests.exceptions.ConnectionError as exc:
             repeatable = request.method in ("GET", "HEAD") and request.body is None

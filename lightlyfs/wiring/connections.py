@@ -10,6 +10,7 @@ from typing import NamedTuple
 from lightlyfs.api.calls import Credentials, TokenSource
 from lightlyfs.api.certificates import trust_of
 from lightlyfs.api.client import LightlyClient
+from lightlyfs.api.network import Network
 from lightlyfs.api.proxies import Proxies
 from lightlyfs.api.retry import RetryPolicy
 from lightlyfs.api.transport import Request, Response, Transport, TransportConfig
@@ -59,6 +60,7 @@ def connect(
         connections=settings.jobs + METADATA_THREADS + URL_THREADS,
         ca_bundle=trust_of(environ, settings.ca_certs).bundle,
         proxies=Proxies.from_environ(environ),
+        network=Network(),
     )
     requests = _OnFirstUse(lambda: _requests_transport(config))
     # one for each end: a handle that has just talked to the API has no warm connection to storage
