@@ -12,6 +12,7 @@ import certifi
 import pycurl
 
 from lightlyfs import errors
+from lightlyfs.api import network
 from lightlyfs.api.certificates import untrusted_text
 from lightlyfs.api.contract import (
     BodyFile,
@@ -169,6 +170,7 @@ class CurlTransport:
     def _route(self, curl: pycurl.Curl, url: str, exchange: _Exchange) -> None:
         curl.setopt(pycurl.CAINFO, self._ca_bundle)
         curl.setopt(pycurl.MAXCONNECTS, _KEPT_PER_HANDLE)
+        curl.setopt(pycurl.MAXLIFETIME_CONN, network.LIFETIME_S)
         proxy = self._config.proxies.for_url(url)
         # libcurl normalises the path of the URL (%2b becomes %2B), which breaks signatures.
         curl.setopt(pycurl.REQUEST_TARGET, wire_target(url, proxy))

@@ -24,6 +24,8 @@ SILENCE_S = 2.0
 _SILENCE_FACTOR = 3.0
 _REMEMBERED_ANSWERS = 16
 _MAX_HOSTS = 64
+# a connection is made anew after this long, so that a name whose address changed leads to the new one
+LIFETIME_S = 600
 # how long sent data may stay unacknowledged, and how a silent peer is asked whether it is there
 USER_TIMEOUT_MS = 10_000
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S = 10, 3

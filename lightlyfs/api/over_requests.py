@@ -22,6 +22,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from lightlyfs import errors
+from lightlyfs.api import network
 from lightlyfs.api.certificates import untrusted_text
 from lightlyfs.api.contract import (
     BodyFile,
@@ -92,11 +93,10 @@ _CALL = _Call()
 def _request_on(conn: Any, base: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     watch = _CALL.watch
     assert watch is not None
-    kept = conn.sock is not None
-    if not kept:
+    if conn.sock is None:
         conn.connect()
-        guard(conn.sock.fileno())
-    watch.on_connection(kept=kept)
+    watch.on_connection(kept=conn.is_kept)
+    conn.is_kept = True
     if isinstance(conn.sock, WatchedSocket):
         conn.sock.watch = watch
     else:
@@ -107,12 +107,35 @@ def _request_on(conn: Any, base: Any, method: str, args: tuple[Any, ...], kwargs
     base.request(conn, method, _CALL.target, *args, **kwargs)
 
 
-class _Connection(HTTPConnection):
+class _Aging:
+    """A connection that knows its age; the part of both kinds that the two have in common."""
+
+    made_at = 0.0
+    is_kept = False
+
+    def note_made(self, sock: Any) -> None:
+        self.made_at, self.is_kept = time.monotonic(), False
+        guard(sock.fileno())
+
+    @property
+    def is_old(self) -> bool:
+        return time.monotonic() - self.made_at >= network.LIFETIME_S
+
+
+class _Connection(_Aging, HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        self.note_made(self.sock)
+
     def request(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
         _request_on(self, HTTPConnection, method, args, kwargs)
 
 
-class _TlsConnection(HTTPSConnection):
+class _TlsConnection(_Aging, HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        self.note_made(self.sock)
+
     def request(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
         _request_on(self, HTTPSConnection, method, args, kwargs)
 
@@ -120,9 +143,22 @@ class _TlsConnection(HTTPSConnection):
 class _Pool(HTTPConnectionPool):
     ConnectionCls = _Connection
 
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        return _renewed(super()._get_conn(timeout))
+
 
 class _TlsPool(HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        return _renewed(super()._get_conn(timeout))
+
+
+def _renewed(conn: Any) -> Any:
+    """The connection, closed where it is old; it then connects again by itself."""
+    if conn.sock is not None and conn.is_old:
+        conn.close()
+    return conn
 
 
 _POOLS = {"http": _Pool, "https": _TlsPool}

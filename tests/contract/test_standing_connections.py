@@ -140,6 +140,19 @@ def test_new_connections_are_guarded_by_the_kernel(
     assert guarded == [(network_module.USER_TIMEOUT_MS, 1)]
 
 
+def test_a_connection_has_an_end_so_that_a_name_may_lead_elsewhere(
+    make_transport: Make, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_module, "LIFETIME_S", 1)
+    server = serve(echo)
+    transport = make_transport()
+    ends = time.monotonic() + 2.5
+    while time.monotonic() < ends:
+        get(transport, server.url)
+        time.sleep(0.1)  # the connection is never idle for long
+    assert 2 <= server.connections <= 4
+
+
 # what the kernel tells
 
 
