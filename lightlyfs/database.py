@@ -2,11 +2,9 @@
 
 Knows nothing of what is in them. Files are opened without following links and have mode 0600.
 
-A fork copies the process while its other threads may be anywhere, and SQLite keeps its locks per process: a
-child would wait without end for a mutex that a thread of the parent held, and take the file locks of the
-parent for its own. So all work on a database is done inside `FORK_GATE`, `os.fork` waits until no thread is
-inside, and a child closes what it inherited before it opens its own. Inside, no lock is taken under which
-others enter.
+SQLite keeps its locks per process: a forked child would wait without end for a mutex that a thread of the
+parent held, and take the file locks of the parent for its own. So all work on a database is done inside
+`FORK_GATE`, and a child closes what it inherited before it opens its own.
 """
 
 from __future__ import annotations
@@ -20,81 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lightlyfs.forks import FORK_GATE
+
 # how long a write waits for another process; one that writes for longer is stopped or stuck
 BUSY_S = 1.0
-# how long a fork waits for work on databases: as long as any of them waits for another process
-_LONGEST_S = 60.0
-
-
-class _ForkGate:
-    """Keeps forks apart from work on databases; a context manager that a thread may enter again and again.
-
-    Entering costs half a microsecond. The thread that forks may be inside itself, as in a signal handler.
-    """
-
-    def __init__(self) -> None:
-        self._open_again()
-        self._inside: dict[int, int] = {}  # by thread, how often; single operations on it are atomic
-
-    def _open_again(self) -> None:
-        self._forks = threading.Lock()  # held by the thread that forks
-        self._moved = threading.Condition(threading.Lock())
-        self._shut = False
-
-    def __enter__(self) -> None:
-        thread = threading.get_ident()
-        depth = self._inside.get(thread, 0)
-        # said before it is asked whether a fork is near, as that is said before it is asked who is inside
-        self._inside[thread] = depth + 1
-        if self._shut and not depth:
-            self._wait_outside(thread)
-
-    def __exit__(self, *_: object) -> None:
-        thread = threading.get_ident()
-        depth = self._inside[thread] - 1
-        if depth:
-            self._inside[thread] = depth
-            return
-        del self._inside[thread]
-        if self._shut:
-            with self._moved:
-                self._moved.notify_all()
-
-    def entered(self) -> bool:
-        """Whether the calling thread is inside."""
-        return threading.get_ident() in self._inside
-
-    def _wait_outside(self, thread: int) -> None:
-        with self._moved:
-            while self._shut:
-                self._inside.pop(thread, None)
-                self._moved.notify_all()
-                self._moved.wait()
-            self._inside[thread] = 1
-
-    def before_fork(self) -> None:
-        """Wait until no other thread is inside, and keep all out."""
-        self._forks.acquire()
-        thread = threading.get_ident()
-        with self._moved:
-            self._shut = True
-            self._moved.wait_for(lambda: self._inside.keys() <= {thread}, _LONGEST_S)
-
-    def after_in_parent(self) -> None:
-        """Let all in again."""
-        with self._moved:
-            self._shut = False
-            self._moved.notify_all()
-        self._forks.release()
-
-    def after_in_child(self) -> None:
-        """Be open, with nobody inside but the thread that forked."""
-        thread = threading.get_ident()
-        self._inside = {thread: self._inside[thread]} if thread in self._inside else {}
-        self._open_again()
-
-
-FORK_GATE = _ForkGate()
 
 
 class Connection(sqlite3.Connection):
@@ -109,19 +36,14 @@ class Connection(sqlite3.Connection):
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 
-def _after_fork_in_child() -> None:
-    FORK_GATE.after_in_child()
+def _close_inherited() -> None:
     # Nobody is in a transaction, so closing writes nothing; the locks on the files are the parent's and stay.
     # Without it SQLite would count this process as one that holds them.
     for connection in list(_connections):
         connection.close()
 
 
-os.register_at_fork(
-    before=FORK_GATE.before_fork,
-    after_in_parent=FORK_GATE.after_in_parent,
-    after_in_child=_after_fork_in_child,
-)
+os.register_at_fork(after_in_child=_close_inherited)
 
 
 class Lock:

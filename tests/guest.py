@@ -123,6 +123,50 @@ def forks(count: int, at_once: int = 8, threads: int = 4) -> dict[str, Any]:
     }
 
 
+def tls_forks(url: str, authority: str, count: int, at_once: int = 4) -> dict[str, Any]:
+    """Fork children while threads make TLS connections; each child makes one, too."""
+    from lightlyfs.api.curl import CurlTransport
+    from lightlyfs.api.transport import Request, TransportConfig
+
+    def get(times: int) -> None:
+        transport = CurlTransport(TransportConfig(ca_bundle=authority))
+        for _ in range(times):
+            transport.send(Request("GET", url))
+        transport.close()
+
+    stop = threading.Event()
+    errors: list[str] = []
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                get(3)
+            except Exception as error:
+                errors.append(repr(error))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    hung = failed = 0
+    for _ in range(0, count, at_once):
+        children = []
+        for _ in range(at_once):
+            child = os.fork()
+            if child == 0:
+                try:
+                    get(1)
+                except BaseException:
+                    os._exit(1)
+                os._exit(0)
+            children.append(child)
+        one = _await(children, time.monotonic() + HUNG_S)
+        hung, failed = hung + one[0], failed + one[1]
+    stop.set()
+    for thread in threads:
+        thread.join()
+    return {"hung": hung, "failed": failed, "errors": errors}
+
+
 class _Work:
     """What a worker of a loader does: open its share, read it."""
 

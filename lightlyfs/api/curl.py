@@ -29,6 +29,7 @@ from lightlyfs.api.contract import (
 from lightlyfs.api.network import guard
 from lightlyfs.api.redaction import redact
 from lightlyfs.api.watch import Silent, Slots, Watch
+from lightlyfs.forks import FORK_GATE
 
 # Connections one handle keeps: the API, a bucket or two, a proxy.
 _KEPT_PER_HANDLE = 5
@@ -243,6 +244,9 @@ class _Exchange:
         self._failure: BaseException | None = None
         self._ended = False
         self.untrusted = False  # the certificate, that is
+        self._speaks_tls = request.url[:6].lower() == "https:"
+        # from the connection on OpenSSL takes locks that a forked child would never see free again
+        self._in_handshake = False
         self._reader: BodyReader | None = None
 
     def prepare(self, curl: pycurl.Curl, url: str, headers: Mapping[str, str]) -> None:
@@ -301,6 +305,7 @@ class _Exchange:
             return
 
     def close(self) -> None:
+        self._end_handshake()
         if self._reader is not None:
             self._reader.close()
 
@@ -321,9 +326,18 @@ class _Exchange:
     def _on_socket(self, descriptor: int, _purpose: int) -> int:
         guard(descriptor)
         self._watch.on_connection(kept=False)
+        if self._speaks_tls and not self._in_handshake:
+            self._in_handshake = True
+            FORK_GATE.__enter__()
         return int(pycurl.SOCKOPT_OK)
 
+    def _end_handshake(self) -> None:
+        if self._in_handshake:
+            self._in_handshake = False
+            FORK_GATE.__exit__()
+
     def _on_header(self, line: bytes) -> int:
+        self._end_handshake()  # what comes with the first answer belongs to it
         self._watch.progress()
         self._watch.answered()
         text = line.decode("latin-1").rstrip("\r\n")

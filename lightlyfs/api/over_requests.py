@@ -38,6 +38,7 @@ from lightlyfs.api.network import guard
 from lightlyfs.api.redaction import redact
 from lightlyfs.api.sockets import WatchedSocket
 from lightlyfs.api.watch import Silent, Slots, Watch
+from lightlyfs.forks import FORK_GATE
 
 _CHUNK_BYTES = 64 * 1024
 # Pools kept, one per host: the API, a few buckets, proxies.
@@ -133,7 +134,8 @@ class _Connection(_Aging, HTTPConnection):
 
 class _TlsConnection(_Aging, HTTPSConnection):
     def connect(self) -> None:
-        super().connect()
+        with FORK_GATE:  # OpenSSL takes locks that a forked child would never see free again
+            super().connect()
         self.note_made(self.sock)
 
     def request(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from lightlyfs import database
 from lightlyfs.catalog import naming
 from lightlyfs.catalog.tree import split_path
+from lightlyfs.forks import FORK_GATE
 from lightlyfs.inodes import ROOT_INO, directory_ino, directory_inos, sample_ino
 
 # more changed paths than this are reported as "everything": telling the kernel one by one costs more
@@ -300,12 +301,12 @@ class ListingWriter:
 
     def add(self, rows: Iterable[Row]) -> None:
         """Add a page of samples; a sample seen before is replaced."""
-        with database.FORK_GATE:
+        with FORK_GATE:
             self._staging.add(rows)
 
     def count(self) -> int:
         """How many different samples were added; to be asked once all are."""
-        with database.FORK_GATE:
+        with FORK_GATE:
             return self._staging.count()
 
     def has_directory(self, path: str) -> bool:
@@ -318,7 +319,7 @@ class ListingWriter:
         What storage reported stays verified where neither the sample's time nor its size hint moved.
         Samples whose inode number is in `keep` stay although the listing does not hold them.
         """
-        with database.FORK_GATE:
+        with FORK_GATE:
             self._staging.settle_names()
         with self._write_lock:
             changes = self._staging.commit(meta, keep)

@@ -28,6 +28,7 @@ from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, Place, Sampl
 from lightlyfs.catalog.naming import directory_path
 from lightlyfs.catalog.publishing import MOMENT_S, RECORD, Publisher, record_values
 from lightlyfs.catalog.staging import CHANGES, RESIZED, ListingWriter, Staging, count, counted
+from lightlyfs.forks import FORK_GATE
 from lightlyfs.inodes import ROOT_INO, directory_ino
 
 SCHEMA_VERSION = 1
@@ -94,7 +95,7 @@ class CatalogStore:
         self._write_lock = database.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
-        with database.FORK_GATE:
+        with FORK_GATE:
             try:
                 self._writer = self._open_writer()
             except sqlite3.DatabaseError:
@@ -290,14 +291,14 @@ class CatalogStore:
         """Collect a complete listing; nothing is visible before `commit`, nothing kept without it."""
         with closing(self._connect(_WRITER_CACHE_KIB)) as db:
             staging = Staging(db)
-            with database.FORK_GATE:
+            with FORK_GATE:
                 db.execute("PRAGMA temp_store = FILE")
                 db.execute(f"PRAGMA temp.cache_size = -{_WRITER_CACHE_KIB}")
                 staging.create()
             yield ListingWriter(
                 staging, self._write_lock, lambda number: self._note_own_locked(CHANGES, number)
             )
-            with database.FORK_GATE:
+            with FORK_GATE:
                 # else the log keeps as much of the disk as the catalogue; its readers are not waited for
                 db.execute(f"PRAGMA busy_timeout = {_SHRINK_TIMEOUT_MS}")
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -315,7 +316,7 @@ class CatalogStore:
 
     @contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
-        with database.FORK_GATE:
+        with FORK_GATE:
             try:
                 db = self._idle.pop()
             except IndexError:
@@ -339,7 +340,7 @@ class CatalogStore:
                 db.execute("COMMIT")
 
     def _connect(self, cache_kib: int, timeout_s: float = 60.0) -> sqlite3.Connection:
-        with database.FORK_GATE:
+        with FORK_GATE:
             db = database.open_file(self._path, timeout_s)
             db.execute(f"PRAGMA cache_size = -{cache_kib}")
         return db

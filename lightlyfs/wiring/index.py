@@ -14,9 +14,10 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from lightlyfs import database, places
+from lightlyfs import places
 from lightlyfs.catalog.store import INDEX_OF, SCHEMA_VERSION
 from lightlyfs.errors import StartError
+from lightlyfs.forks import FORK_GATE
 
 
 def export_index(catalogue: Path, target: Path, dataset_id: str) -> int:
@@ -60,7 +61,7 @@ def read_header(index: Path) -> Header:
     """What a file is the index of; StartError where it is none, or one of another version."""
     try:
         header = sqlite3.connect(f"file:{index}?mode=ro&immutable=1", uri=True)
-        with database.FORK_GATE, contextlib.closing(header) as db:
+        with FORK_GATE, contextlib.closing(header) as db:
             (version,) = db.execute("PRAGMA user_version").fetchone()
             of = _meta(db, INDEX_OF)
             checked = float(_meta(db, "checked_at") or 0)
@@ -112,7 +113,7 @@ def _checked_at(catalogue: Path) -> float:
     if not catalogue.exists():
         return 0.0
     try:
-        with database.FORK_GATE, contextlib.closing(sqlite3.connect(catalogue)) as db:
+        with FORK_GATE, contextlib.closing(sqlite3.connect(catalogue)) as db:
             return float(_meta(db, "checked_at") or 0)
     except (sqlite3.Error, ValueError):
         return 0.0

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lightlyfs import database
+from lightlyfs import database, forks
+from lightlyfs.forks import FORK_GATE
 
 WAIT_S = 10.0
 
@@ -38,13 +39,13 @@ def test_a_fork_waits_for_a_transaction_which_may_go_on_working(tmp_path: Path) 
             inside.set()
             assert forking.wait(WAIT_S)
             db.execute("INSERT INTO t VALUES (1)")
-            with database.FORK_GATE:  # entered again while a fork waits for it to end
+            with FORK_GATE:  # entered again while a fork waits for it to end
                 ended.set()
 
     thread = threading.Thread(target=work)
     thread.start()
     assert inside.wait(WAIT_S)
-    gate = database.FORK_GATE
+    gate = FORK_GATE
     waiting = threading.Timer(0.05, forking.set)
     waiting.start()
     assert in_child(lambda: None) == 0
@@ -56,7 +57,7 @@ def test_a_fork_waits_for_a_transaction_which_may_go_on_working(tmp_path: Path) 
 
 
 def test_work_on_a_database_waits_for_a_fork(tmp_path: Path) -> None:
-    gate = database._ForkGate()
+    gate = forks._ForkGate()
     gate.before_fork()
     entered = threading.Event()
 
@@ -101,5 +102,5 @@ def test_a_lock_that_is_not_to_be_had_keeps_no_fork_waiting() -> None:
         thread.start()
         thread.join()
         assert taken == [False]
-    assert not database.FORK_GATE.entered()
+    assert not FORK_GATE.entered()
     assert in_child(lambda: None) == 0
