@@ -162,7 +162,8 @@ class CurlTransport:
                 return pycurl.Curl()
             if made == generation:
                 return curl
-            curl.close()
+            with FORK_GATE:
+                curl.close()
 
     def __repr__(self) -> str:
         slots = self._slots
@@ -199,7 +200,8 @@ class CurlTransport:
             probe.setopt(pycurl.TIMEOUT_MS, _ISSUER_WAIT_MS)
             probe.setopt(pycurl.PROXY, self._config.proxies.for_url(url) or "")
             probe.setopt(pycurl.NOPROXY, "")
-            probe.perform()
+            with FORK_GATE:
+                probe.perform()
             for certificate in probe.getinfo(pycurl.INFO_CERTINFO):
                 return str(dict(certificate).get("Issuer", ""))
         except pycurl.error:
@@ -224,9 +226,11 @@ class CurlTransport:
     def _close_one(self) -> bool:
         """Close the connections of the idle handle that was not used for longest; whether there was one."""
         try:
-            self._idle.popleft()[1].close()
+            _, curl = self._idle.popleft()
         except IndexError:
             return False
+        with FORK_GATE:
+            curl.close()
         return True
 
 
