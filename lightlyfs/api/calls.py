@@ -21,6 +21,8 @@ MayRetry = Callable[[errors.Retryable], bool]
 
 # how often one request goes out again with another token; twice is a token that changed twice meanwhile
 _RENEWALS = 2
+# pages of thousands of samples: the server may be at work on one for longer than on all else
+_SLOW = {"list_samples", "list_samples_partial", "list_page", "get_mappings"}
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -177,7 +179,8 @@ class Caller:
         if call.body is not None:
             headers["Content-Type"] = "application/json"
         url = self.server + call.path + _encoded(query)
-        return Request(call.method, url, headers, call.body, timeouts, cancelled=self._cancelled)
+        slow = call.operation in _SLOW
+        return Request(call.method, url, headers, call.body, timeouts, cancelled=self._cancelled, slow=slow)
 
 
 def _encoded(pairs: Query) -> str:

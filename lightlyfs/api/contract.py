@@ -134,7 +134,8 @@ class Request:
     `url` is sent byte for byte; only blanks and non-ASCII characters, which no request line may hold,
     are percent-encoded, and a fragment is left out. A 2xx body longer than `max_body_bytes` raises
     `errors.TooLarge` unless an observer takes it. `cancelled` is asked at least once a second, from the
-    sending thread. Its repr shows no query and no header.
+    sending thread. One that is `slow` may take the server long, so that silence means nothing yet. Its repr
+    shows no query and no header.
     """
 
     method: str
@@ -145,6 +146,7 @@ class Request:
     max_body_bytes: int = 64 * MIB  # twice the API's largest answer
     observer: BodyObserver | None = None
     cancelled: Callable[[], bool] | None = None
+    slow: bool = False
 
     def __repr__(self) -> str:
         return f"Request({self.method} {shown_url(self.url)})"

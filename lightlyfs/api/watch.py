@@ -36,6 +36,7 @@ class Watch:
         "_closed",
         "_generation",
         "_host",
+        "_is_slow",
         "_kept",
         "_last_byte_s",
         "_limits",
@@ -61,7 +62,8 @@ class Watch:
         self._started_s = self._last_byte_s = self._sent_s = clock()
         self._network = network
         self._host = urlsplit(request.url).netloc
-        self._may_repeat = request.method in ("GET", "HEAD") and request.body is None
+        self._is_slow = request.slow
+        self._may_repeat = request.method in ("GET", "HEAD") and request.body is None and not request.slow
         self._generation = network.look()
         self._kept = self._answered = False
         self.sent = False
@@ -80,6 +82,8 @@ class Watch:
         """Note that the answer has begun."""
         if not self._answered:
             self._answered = True
+            if self._is_slow:
+                return  # it says nothing of how fast others are
             self._network.note_answer(self._host, self._clock() - self._sent_s)
 
     def go_on(self) -> None:

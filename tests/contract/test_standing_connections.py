@@ -76,6 +76,24 @@ def test_a_server_that_is_slow_is_asked_twice_at_most_once(
     assert len(server.received) == 4
 
 
+def test_a_request_that_may_take_long_is_not_doubted(
+    make_transport: Make, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of thousands of samples: asking twice would cost the server as much again."""
+    monkeypatch.setattr("lightlyfs.api.network.SILENCE_S", 0.2)
+    monkeypatch.setattr("lightlyfs.api.watch.SILENCE_S", 0.2)
+
+    def reply(connection: Connection, received: Received) -> None:
+        time.sleep(1.5 if received.target == "/page" else 0)
+        connection.say("200 OK", b"")
+
+    server = serve(answering(reply))
+    transport = make_transport()
+    get(transport, server.url)
+    transport.send(Request("GET", f"{server.url}/page", slow=True))
+    assert len(server.received) == 2
+
+
 def test_what_changes_something_does_not_go_out_again(
     make_transport: Make, serve: Serve, proxy: FreezingProxy
 ) -> None:
