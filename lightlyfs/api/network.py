@@ -9,6 +9,7 @@ noticed without a thread: by the kernel's messages, which are looked at before a
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import struct
 import threading
@@ -51,8 +52,12 @@ class Network:
         self._answers_s: dict[str, deque[float]] = {}
         self._ahead_s = _sleep_clock() - clock()
         self.generation = 0
-        self._messages = _open_messages()
+        self._messages = _open_messages()  # a descriptor, or -1
         self._looked_at = float("-inf")
+
+    def __del__(self) -> None:
+        if self._messages >= 0:
+            os.close(self._messages)
 
     def look(self) -> int:
         """Notice a change that the kernel knows of; the generation that counts now."""
@@ -65,7 +70,7 @@ class Network:
             with self._lock:
                 self._ahead_s = ahead_s
             self.drop(self.generation, "this machine slept")
-        elif self._messages is not None and self._has_changed():
+        elif self._messages >= 0 and self._has_changed():
             self.drop(self.generation, "an address or the default route changed")
         return self.generation
 
@@ -91,11 +96,10 @@ class Network:
         return max(SILENCE_S, _SILENCE_FACTOR * slowest)
 
     def _has_changed(self) -> bool:
-        assert self._messages is not None
         changed = False
         while True:
             try:
-                changed |= _tells_a_change(self._messages.recv(65_536))
+                changed |= _tells_a_change(os.read(self._messages, 65_536))
             except BlockingIOError:
                 return changed
             except OSError:
@@ -125,16 +129,16 @@ def _sleep_clock() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
-def _open_messages() -> socket.socket | None:
-    """The kernel's messages on addresses and routes; None where it has none for us."""
+def _open_messages() -> int:
+    """A descriptor of the kernel's messages on addresses and routes; -1 where it has none for us."""
     if not hasattr(socket, "AF_NETLINK"):
-        return None
+        return -1
     try:
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
         sock.bind((0, _GROUPS))
     except OSError:
-        return None
-    return sock
+        return -1
+    return sock.detach()
 
 
 def _tells_a_change(messages: bytes) -> bool:
