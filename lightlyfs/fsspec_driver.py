@@ -17,40 +17,45 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fsspec import AbstractFileSystem, available_protocols
+from fsspec import available_protocols
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.spec import AbstractBufferedFile
 from fsspec.utils import isfilelike, tokenize
 
 from lightlyfs import wiring
 from lightlyfs.content.ranges import BLOCK_BYTES
-from lightlyfs.errors import BadName, ReadOnly, SizeUnknown
+from lightlyfs.errors import BadName, NotFound, ReadOnly, SizeUnknown, StartError
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr
 from lightlyfs.fs.changes import sample_name
-from lightlyfs.fsspec_files import COPY_BYTES, ReadFile, WriteFile, as_os_error
-from lightlyfs.fsspec_parts import parts_of
-from lightlyfs.settings import BY_NAME, read_secrets, resolve
+from lightlyfs.fs.filesystem import Filesystem
+from lightlyfs.fsspec_base import AskingFileSystem
+from lightlyfs.fsspec_files import COPY_BYTES, ReadFile, WriteFile, as_os_error, let_go_of_dropped
+from lightlyfs.fsspec_parts import connect, parts_of
+from lightlyfs.settings import BY_NAME
 
 # reads at once of `cat_ranges` and of `cat` of many files, besides what the mount fetches at once
 _PARALLEL = 32
 _SECRET_OPTIONS = {"token", "bearer", "bearer_token", "public_token"}
 
 
-class LightlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
+class LightlyFileSystem(AskingFileSystem):
     """Lightly datasets as an fsspec file system; any thread, process or forked child may use one.
 
     Raises ValueError for an unknown storage option, and for a token among them: it would travel in pickles.
+    `token` may be a function that gives the token; it is called for each request, and once more after a
+    refusal, so it should remember. Other processes have it by its name, as `pickle` has functions.
     """
 
     protocol = "lightly"
     root_marker = ""
 
     def __init__(self, **storage_options: Any) -> None:
-        secret = _SECRET_OPTIONS & storage_options.keys()
+        self._token: Callable[[], str] | None = storage_options.get("token")
+        secret = _SECRET_OPTIONS & storage_options.keys() - ({"token"} if callable(self._token) else set())
         if secret:
             raise ValueError(
                 f"{min(secret)} is not taken as an option, for options are pickled; "
-                "set LIGHTLY_TOKEN, or token_file to a file that each worker has"
+                "set LIGHTLY_TOKEN, token_file to a file that each worker has, or token to a function"
             )
         unknown = [
             name
@@ -78,13 +83,18 @@ class LightlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
         else:
             parts, inside = self._at(path)
             with as_os_error(path):
-                attr = parts.filesystem.getattr(inside)
-                if attr.is_directory:
-                    entries = parts.filesystem.list_directory(inside).entries
-                    found = [self._described(f"{path}/{name}", one) for name, one in entries]
-                else:
-                    found = [self._described(path, attr)]
+                found = self._listed(parts.filesystem, path, inside)
         return found if detail else [one["name"] for one in found]
+
+    def _listed(self, files: Filesystem, path: str, inside: str) -> list[dict[str, Any]]:
+        try:
+            attr = files.getattr(inside)
+            entries = files.list_directory(inside).entries if attr.is_directory else None
+        except NotFound as error:  # of the dataset: that says nothing of the path
+            raise StartError(str(error)) from error
+        if entries is None:
+            return [self._described(path, attr)]
+        return [self._described(f"{path}/{name}", one) for name, one in entries]
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
         """Name, size, type, times, and of a sample its id and version."""
@@ -100,10 +110,8 @@ class LightlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return described
 
     def _datasets(self) -> list[dict[str, Any]]:
-        settings = resolve(self._flags, os.environ)
-        secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
         with as_os_error(""):
-            client = wiring.connect(settings, secrets, os.environ).client
+            client = connect(self._flags, self._token).client
             names = sorted({dataset.name or dataset.id for dataset in client.list_datasets()})
         return [{"name": name, "size": 0, "type": "directory"} for name in names]
 
@@ -141,12 +149,11 @@ class LightlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
         self, path: str, mode: str = "rb", block_size: int | None = None, **kwargs: Any
     ) -> AbstractBufferedFile:
         path = self._strip_protocol(path)
-        parts, inside = self._at(path)
+        files, inside = self.files_at(path)
         kind = ReadFile if mode == "rb" else WriteFile
+        kwargs.pop("size", None)  # `blockcache` tells what it took from `info`; the open file knows better
         kwargs = {"cache_type": "readahead", **kwargs}
-        return kind(
-            self, path, mode, block_size or BLOCK_BYTES, files=parts.filesystem, inside=inside, **kwargs
-        )
+        return kind(self, path, mode, block_size or BLOCK_BYTES, files=files, inside=inside, **kwargs)
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         """The bytes of a file, or [start, end) of them; negative numbers count from its end."""
@@ -295,11 +302,20 @@ class LightlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def _at(self, path: str) -> tuple[wiring.Parts, str]:
         """The parts of a path's dataset, and the path within it."""
+        let_go_of_dropped()
         dataset, _, inside = path.partition("/")
         if not dataset:
             raise ValueError("the path names no dataset; it is lightly://DATASET/PATH")
         with as_os_error(path):
-            return parts_of(dataset, self._flags), inside
+            try:
+                return parts_of(dataset, self._flags, self._token), inside
+            except NotFound as error:  # of the dataset: that says nothing of the path
+                raise StartError(str(error)) from error
+
+    def files_at(self, path: str) -> tuple[Filesystem, str]:
+        """What serves a path in this process, and the path within its dataset."""
+        parts, inside = self._at(path)
+        return parts.filesystem, inside
 
     @staticmethod
     def _in_parallel(job: Callable[[Any], bytes], wanted: Sequence[Any], on_error: str) -> list[Any]:
@@ -316,6 +332,7 @@ class LightlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
 
 _OF_FSSPEC = {
+    "token",
     "skip_instance_cache",
     "use_listings_cache",
     "listings_expiry_time",

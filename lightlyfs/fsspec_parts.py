@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
+import logging
 import os
+import sys
 import threading
+from collections.abc import Callable
 
 from lightlyfs import wiring
-from lightlyfs.cli.resolving import find_dataset
-from lightlyfs.settings import read_secrets, resolve
+from lightlyfs.fsspec_files import let_go_of_dropped
+from lightlyfs.settings import Secrets, Settings, read_secrets, resolve
+from lightlyfs.wiring.resolving import find_dataset
+
+Token = Callable[[], str]
+
+log = logging.getLogger(__name__)
 
 
 class _Running:
@@ -19,16 +28,24 @@ class _Running:
         # guarded by _lock
         self._parts: dict[tuple[object, ...], wiring.Parts] = {}
 
-    def get(self, dataset: str, flags: dict[str, str]) -> wiring.Parts:
+    def get(self, dataset: str, flags: dict[str, str], token: Token | None) -> wiring.Parts:
         """The parts of a dataset with these settings."""
-        key = (dataset, *sorted(flags.items()))
+        key = (dataset, token, *sorted(flags.items()))
         with self._lock:
             if key not in self._parts:
-                self._parts[key] = _start(dataset, flags)
+                self._close_with_worker()
+                self._parts[key] = _start(dataset, flags, token)
             return self._parts[key]
+
+    def _close_with_worker(self) -> None:
+        """Where this is a worker of `multiprocessing`, whose end runs no `atexit`, be closed by it."""
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None and not self._parts:
+            util.Finalize(None, self.close, exitpriority=0)
 
     def close(self) -> None:
         """Wait for uploads under way, and let go of everything."""
+        let_go_of_dropped()
         with self._lock:
             parts = list(self._parts.values())
             self._parts.clear()
@@ -43,14 +60,14 @@ class _Running:
 
 
 _running = _Running()
-_of_parents: list[_Running] = []
 
 
 def _forget_parents() -> None:
-    """In a forked child: threads did not come along, so nothing of the parent's can be used."""
+    """In a forked child: threads did not come along, so all is made new on first use."""
     global _running
-    # kept, for to let go of it would close files and databases that the parent goes on with
-    _of_parents.append(_running)
+    # kept for as long as the process lives: the end of a TLS connection is told to the server, which would
+    # close it for the parent
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_running))
     _running.leave_locks()
     _running = _Running()
 
@@ -59,9 +76,9 @@ os.register_at_fork(after_in_child=_forget_parents)
 atexit.register(lambda: _running.close())
 
 
-def parts_of(dataset: str, flags: dict[str, str]) -> wiring.Parts:
+def parts_of(dataset: str, flags: dict[str, str], token: Token | None = None) -> wiring.Parts:
     """The parts of a dataset with these settings; any thread, process or forked child may ask."""
-    return _running.get(dataset, flags)
+    return _running.get(dataset, flags, token)
 
 
 def close_all() -> None:
@@ -69,13 +86,30 @@ def close_all() -> None:
     _running.close()
 
 
-def _start(dataset: str, flags: dict[str, str]) -> wiring.Parts:
+def connect(flags: dict[str, str], token: Token | None) -> wiring.Connections:
+    """The way to the API with these settings; no request is sent yet."""
+    return _connect(resolve(flags, os.environ), token, wiring.RequestCounter(), threading.Event())[0]
+
+
+def _connect(
+    settings: Settings, token: Token | None, counter: wiring.RequestCounter, closing: threading.Event
+) -> tuple[wiring.Connections, Secrets]:
+    if token is None:
+        secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
+    else:
+        secrets = read_secrets({**os.environ, "LIGHTLY_TOKEN": token()}, None, settings.read_mode)
+    connections = wiring.connect(
+        settings, secrets, os.environ, counter, closing.is_set, keep_few=True, token=token
+    )
+    return connections, secrets
+
+
+def _start(dataset: str, flags: dict[str, str], token: Token | None) -> wiring.Parts:
     settings = resolve(flags, os.environ)
-    secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
     closing = threading.Event()
     counter = wiring.RequestCounter()
-    connections = wiring.connect(settings, secrets, os.environ, counter, closing.is_set)
-    found = find_dataset(connections.client, settings, secrets, dataset)
+    connections, secrets = _connect(settings, token, counter, closing)
+    found = find_dataset(connections.client, settings, secrets, dataset, log.warning)
     place = wiring.open_place(settings, found.id)
     try:
         spool = None if settings.read_only else wiring.open_spool(settings, found.id)

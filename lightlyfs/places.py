@@ -14,6 +14,8 @@ import shutil
 import stat
 import struct
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
@@ -193,18 +195,23 @@ class SpoolPlace:
     """The directory of the files that one mount owes, locked as long as it is open.
 
     Directories that earlier mounts left are taken over, the first as it is: `path`. `others` are further
-    ones, locked too, for their content to be taken over.
+    ones, locked too, for their content to be taken over; `drop_others` comes after that.
     """
 
     def __init__(self, parent: Path, dataset_id: str) -> None:
-        root = _own_directory(_own_directory(parent / dataset_id) / "uploads")
-        self._locks: list[int] = []
+        self._root = _own_directory(_own_directory(parent / dataset_id) / "uploads")
+        self._locks: dict[Path, int] = {}
         self.others: list[Path] = []
-        turns = SharedLocks(root)
+        with self._turn():
+            self.path = self._choose(self._root)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Choose in the block: two at one moment may both find the same directory free, or make the same."""
+        turns = SharedLocks(self._root)
         try:
-            # of two that begin at one moment, both may find the same directory free, or make the same one
             with turns.name("choose a directory", _CHOOSING_TIMEOUT_S):
-                self.path = self._choose(root)
+                yield
         finally:
             turns.close()
 
@@ -223,13 +230,27 @@ class SpoolPlace:
     def _take(self, path: Path, found: list[Path]) -> None:
         lock = _try_lock(path)
         if lock is not None:
-            self._locks.append(lock)
+            self._locks[path] = lock
             found.append(path)
+
+    def drop_others(self) -> None:
+        """Delete the directories whose content was taken over; else each process leaves one to the next."""
+        if not self.others:
+            return
+        with self._turn():
+            for path in self.others:
+                for name in ("journal.db", "journal.db-wal", "journal.db-shm", "lock"):
+                    (path / name).unlink(missing_ok=True)
+                for directory in (path / "files", path):
+                    with suppress(OSError):  # bytes that no record speaks of stay
+                        directory.rmdir()
+                os.close(self._locks.pop(path))
+        self.others = []
 
     def close(self) -> None:
         """Let go of the directories."""
         while self._locks:
-            os.close(self._locks.pop())
+            os.close(self._locks.popitem()[1])
 
 
 def spools_of(parent: Path, dataset_id: str) -> list[Path]:

@@ -214,7 +214,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("fuse", "auto", "Which libfuse to use.", str, "LIGHTLYFS_FUSE", ("auto", "3", "2")),
     Setting("token_file", None, "File that holds the API token, instead of LIGHTLY_TOKEN.", parse_path),
     Setting(
-        "ca_certs", None, "PEM file of CAs to trust, for the API and storage.", parse_file, "LIGHTLY_CA_CERTS"
+        "ca_certs", None, "PEM file of CAs to trust besides the system's.", parse_file, "LIGHTLY_CA_CERTS"
     ),
     Setting(
         "s3_sse_kms_key",
@@ -287,17 +287,21 @@ class Secrets:
         return f"Secrets({', '.join(held)})"
 
 
+def read_token(path: Path) -> str:
+    """The token in a file; SettingsError where it cannot be read, or holds none."""
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise SettingsError(f"the token file {path} cannot be read: {reason}") from None
+    if not token:
+        raise SettingsError(f"the token file {path} is empty; put the API token into it")
+    return token
+
+
 def read_secrets(environ: Mapping[str, str], token_file: Path | None, read_mode: str = "url") -> Secrets:
     """The tokens; SettingsError where one that is needed is missing, or the token file cannot be read."""
-    token = environ.get("LIGHTLY_TOKEN") or None
-    if token_file is not None:
-        try:
-            token = token_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise SettingsError(f"the token file {token_file} cannot be read: {reason}") from None
-        if not token:
-            raise SettingsError(f"the token file {token_file} is empty; put the API token into it")
+    token = environ.get("LIGHTLY_TOKEN") or None if token_file is None else read_token(token_file)
     bearer = environ.get("LIGHTLY_BEARER_TOKEN") or None
     public_token = environ.get("LIGHTLY_PUBLIC_TOKEN") or None
     if read_mode == "redirect" and public_token is None:

@@ -22,20 +22,37 @@ Query = Sequence[tuple[str, str | int | bool]]
 MayRetry = Callable[[Failure], bool]
 T = TypeVar("T")
 
+# how often one request goes out again with another token; twice is a token that changed twice meanwhile
+_RENEWALS = 2
+# pages of thousands of samples: the server may be at work on one for longer than on all else
+_SLOW = {"list_samples", "list_samples_partial", "list_page", "list_full_page", "get_mappings"}
 _REDIRECTS = (301, 302, 303, 307, 308)
+
+
+# The token to send, asked for each request; the argument is the one that was just refused, or None.
+TokenSource = Callable[[str | None], str]
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """What opens the API; at least `token` or `bearer` for all but the redirect. Its repr shows nothing."""
 
-    token: str | None = field(default=None, repr=False)
+    token: str | TokenSource | None = field(default=None, repr=False)
     bearer: str | None = field(default=None, repr=False)
     public_token: str | None = field(default=None, repr=False)
 
     def secrets(self) -> tuple[str, ...]:
         """Return every credential that is set: what no text may hold."""
-        return tuple(secret for secret in (self.token, self.bearer, self.public_token) if secret)
+        return tuple(
+            secret for secret in (self.token, self.bearer, self.public_token) if isinstance(secret, str)
+        )
+
+    def resolved(self, refused: Credentials | None = None) -> Credentials:
+        """Return what to send now, after the server `refused` what was sent before."""
+        if self.token is None or isinstance(self.token, str):
+            return self
+        before = None if refused is None else refused.token
+        return replace(self, token=self.token(before if isinstance(before, str) else None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +129,29 @@ class Caller:
         deadline_s = self._retrier.clock() + policy.budget_s
         what = call.path if call.body is None else f"{call.path} {hashlib.sha1(call.body).hexdigest()}"
         return self._retrier.call(
-            lambda: read(self._once(call, deadline_s)),
+            lambda: read(self._once_or_renewed(call, deadline_s)),
             kind=call.operation,
             what=what,
             policy=policy,
             may_retry=may_retry,
         )
 
-    def _once(self, call: Call, deadline_s: float) -> Response:
+    def _once_or_renewed(self, call: Call, deadline_s: float) -> Response:
+        credentials = self._credentials.resolved()
+        for _ in range(_RENEWALS):
+            try:
+                return self._once(call, deadline_s, credentials)
+            except errors.Unauthorized:
+                renewed = self._credentials.resolved(credentials)
+                if call.redirect or renewed == credentials:
+                    raise
+                credentials = renewed
+        return self._once(call, deadline_s, credentials)
+
+    def _once(self, call: Call, deadline_s: float, credentials: Credentials) -> Response:
         left_s = max(0.001, deadline_s - self._retrier.clock())
         timeouts = replace(self._timeouts, total_s=min(self._timeouts.total_s, left_s))
-        request = self._request(call, timeouts)
+        request = self._request(call, timeouts, credentials)
         transport = self._hot if call.method == "GET" else self._transport
         started_s = self._retrier.clock()
         outcome = "failed"
@@ -140,7 +169,7 @@ class Caller:
             return answer
         what = f"{call.operation} {call.path}"
         reads = call.method == "GET"
-        raise_for_status(answer, what=what, reads=reads, secrets=self._credentials.secrets())
+        raise_for_status(answer, what=what, reads=reads, secrets=credentials.secrets())
         if answer.headers.get("content-type", "").lower().startswith("text/html"):
             # a sign-in page, or a proxy's notice; the API itself sends none, and may be behind it soon
             raise errors.ServerFault(f"{what}: a web page instead of an answer", status=answer.status)
@@ -150,22 +179,22 @@ class Caller:
             )
         return answer
 
-    def _request(self, call: Call, timeouts: Timeouts) -> Request:
+    def _request(self, call: Call, timeouts: Timeouts, credentials: Credentials) -> Request:
         headers = {"Accept": "application/json"}
         query = [*call.query]
-        credentials = self._credentials
         if call.redirect:
             if credentials.public_token:
                 query.append(("publicToken", credentials.public_token))
         else:
             if credentials.bearer:
                 headers["Authorization"] = f"Bearer {credentials.bearer}"
-            if credentials.token:
+            if isinstance(credentials.token, str) and credentials.token:
                 query.append(("token", credentials.token))
         if call.body is not None:
             headers["Content-Type"] = "application/json"
         url = self.server + call.path + _encoded(query)
-        return Request(call.method, url, headers, call.body, timeouts, cancelled=self._cancelled)
+        slow = call.operation in _SLOW
+        return Request(call.method, url, headers, call.body, timeouts, cancelled=self._cancelled, slow=slow)
 
 
 def _encoded(pairs: Query) -> str:

@@ -15,6 +15,7 @@ from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 from lightlyfs import errors
+from lightlyfs.api.network import Network
 from lightlyfs.api.proxies import Proxies
 from lightlyfs.api.redaction import shown_url
 
@@ -133,8 +134,8 @@ class Request:
     `url` is sent byte for byte; only blanks and non-ASCII characters, which no request line may hold,
     are percent-encoded, and a fragment is left out. A 2xx body longer than `max_body_bytes` raises
     `errors.TooLarge` unless an observer takes it. `cancelled` is asked at least once a second, from the
-    sending thread. A `fresh` one goes over a connection of its own, where the form can do that. Its repr
-    shows no query and no header.
+    sending thread. A `fresh` one goes over a connection of its own, where the form can do that; one that is
+    `slow` may take the server long, so that silence means nothing yet. Its repr shows no query and no header.
     """
 
     method: str
@@ -146,6 +147,7 @@ class Request:
     observer: BodyObserver | None = None
     cancelled: Callable[[], bool] | None = None
     fresh: bool = False
+    slow: bool = False
 
     def __repr__(self) -> str:
         return f"Request({self.method} {shown_url(self.url)})"
@@ -188,14 +190,18 @@ class Transport(Protocol):
 class TransportConfig:
     """What all requests of one transport share.
 
-    `connections` bounds the requests under way; further ones wait, within their own total limit.
-    `ca_bundle` is a PEM file, None means certifi's. Nothing is read from the environment here: pass
+    `connections` bounds the requests under way; further ones wait, within their own total limit. `idle`
+    bounds what is kept of them for later, None stands for all; each takes some three descriptors.
+    `ca_bundle` is a PEM file, None means certifi's. `network` is shared by the transports of a process.
+    Nothing is read from the environment here: pass
     `Proxies.from_environ(os.environ)`.
     """
 
     connections: int = 64
+    idle: int | None = None
     ca_bundle: str | None = None
     proxies: Proxies = field(default_factory=Proxies)
+    network: Network = field(default_factory=Network)
     user_agent: str = "lightlyfs/0.1"
 
 

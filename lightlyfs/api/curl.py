@@ -12,6 +12,8 @@ import certifi
 import pycurl
 
 from lightlyfs import errors
+from lightlyfs.api import network
+from lightlyfs.api.certificates import untrusted_text
 from lightlyfs.api.contract import (
     BodyFile,
     BodyReader,
@@ -24,14 +26,18 @@ from lightlyfs.api.contract import (
     wire_target,
     wire_url,
 )
+from lightlyfs.api.network import guard
 from lightlyfs.api.redaction import redact
-from lightlyfs.api.watch import Slots, Watch
+from lightlyfs.api.watch import Silent, Slots, Watch
+from lightlyfs.forks import FORK_GATE
 
 # Connections one handle keeps: the API, a bucket or two, a proxy.
 _KEPT_PER_HANDLE = 5
 # A usual image in one callback: each one takes the interpreter lock.
 _BUFFER_BYTES = 128 * 1024
 _SEEK_OK, _SEEK_FAIL = 0, 1
+# how long a failed request takes longer, for its error to name who issued the certificate
+_ISSUER_WAIT_MS = 3_000
 # How OpenSSL words a peer that goes away: libcurl has no code for it.
 _CUT = re.compile("eof|reset|syscall", re.IGNORECASE)
 
@@ -110,31 +116,54 @@ class CurlTransport:
         self._ca_bundle = config.ca_bundle or certifi.where()
         self._slots = Slots(config.connections)
         self._closed = threading.Event()
-        self._idle: deque[pycurl.Curl] = deque()
+        # each with the generation of its connections
+        self._idle: deque[tuple[int, pycurl.Curl]] = deque()
 
     def send(self, request: Request) -> Response:
         """Send `request` and return the answer; the contract is `contract.Transport.send`."""
         url = wire_url(request.url)
         headers = wire_headers(request, self._config.user_agent)
-        watch = Watch(request, self._clock, self._closed)
+        watch = Watch(request, self._clock, self._closed, self._config.network)
         watch.check()
         with self._slots.taken(watch):
             try:
-                curl = self._idle.pop()
-            except IndexError:
-                curl = pycurl.Curl()
-            exchange = _Exchange(request, watch)
-            try:
-                exchange.prepare(curl, url, headers)
-                self._route(curl, url, exchange)
-                exchange.perform(curl)
+                try:
+                    return self._exchange(request, watch, url, headers)
+                except Silent:
+                    watch.go_on()
+                    return self._exchange(request, watch, url, headers)
             finally:
-                exchange.close()
-                # Drops the callbacks, and with them the exchange; connections stay open.
-                curl.reset()
-                self._keep(curl)
                 watch.end()
+
+    def _exchange(self, request: Request, watch: Watch, url: str, headers: Mapping[str, str]) -> Response:
+        curl = self._take(watch.generation)
+        exchange = _Exchange(request, watch)
+        try:
+            exchange.prepare(curl, url, headers)
+            self._route(curl, url, exchange)
+            exchange.perform(curl)
+        except errors.TlsFailed as error:
+            if exchange.untrusted:
+                raise self._named(error, url) from error
+            raise
+        finally:
+            exchange.close()
+            # Drops the callbacks, and with them the exchange; connections stay open.
+            curl.reset()
+            self._keep(watch.generation, curl)
         return exchange.sink.response()
+
+    def _take(self, generation: int) -> pycurl.Curl:
+        """A handle without connections of an earlier generation."""
+        while True:
+            try:
+                made, curl = self._idle.pop()
+            except IndexError:
+                return pycurl.Curl()
+            if made == generation:
+                return curl
+            with FORK_GATE:
+                curl.close()
 
     def __repr__(self) -> str:
         slots = self._slots
@@ -143,6 +172,7 @@ class CurlTransport:
     def _route(self, curl: pycurl.Curl, url: str, exchange: _Exchange) -> None:
         curl.setopt(pycurl.CAINFO, self._ca_bundle)
         curl.setopt(pycurl.MAXCONNECTS, _KEPT_PER_HANDLE)
+        curl.setopt(pycurl.MAXLIFETIME_CONN, network.LIFETIME_S)
         proxy = self._config.proxies.for_url(url)
         # libcurl normalises the path of the URL (%2b becomes %2B), which breaks signatures.
         curl.setopt(pycurl.REQUEST_TARGET, wire_target(url, proxy))
@@ -153,19 +183,55 @@ class CurlTransport:
             curl.setopt(pycurl.PROXY_CAINFO, self._ca_bundle)
             exchange.tunnelled = url[:5].lower() == "https"
 
-    def _keep(self, curl: pycurl.Curl) -> None:
-        self._idle.append(curl)
+    def _named(self, error: errors.TlsFailed, url: str) -> errors.TlsFailed:
+        """The error with the name of who issued the certificate, which libcurl does not tell."""
+        return errors.TlsFailed(f"{error} ({untrusted_text(self._issuer(url))})", request_sent=False)
+
+    def _issuer(self, url: str) -> str:
+        """Who issued the certificate at an address; asks with a handshake alone, "" where that fails."""
+        probe = pycurl.Curl()
+        try:
+            probe.setopt(pycurl.URL, url)
+            probe.setopt(pycurl.CONNECT_ONLY, 1)
+            probe.setopt(pycurl.NOSIGNAL, 1)
+            probe.setopt(pycurl.SSL_VERIFYPEER, 0)
+            probe.setopt(pycurl.SSL_VERIFYHOST, 0)
+            probe.setopt(pycurl.OPT_CERTINFO, 1)
+            probe.setopt(pycurl.TIMEOUT_MS, _ISSUER_WAIT_MS)
+            probe.setopt(pycurl.PROXY, self._config.proxies.for_url(url) or "")
+            probe.setopt(pycurl.NOPROXY, "")
+            with FORK_GATE:
+                probe.perform()
+            for certificate in probe.getinfo(pycurl.INFO_CERTINFO):
+                return str(dict(certificate).get("Issuer", ""))
+        except pycurl.error:
+            pass
+        finally:
+            probe.close()
+        return ""
+
+    def _keep(self, generation: int, curl: pycurl.Curl) -> None:
+        self._idle.append((generation, curl))
+        if self._config.idle is not None and len(self._idle) > self._config.idle:
+            self._close_one()  # the one that was used last longest ago
         if self._closed.is_set():
             self.close()
 
     def close(self) -> None:
         """End transfers under way with `errors.Cancelled` and close all connections; idempotent."""
         self._closed.set()
-        while True:
-            try:
-                self._idle.pop().close()
-            except IndexError:
-                return
+        while self._close_one():
+            pass
+
+    def _close_one(self) -> bool:
+        """Close the connections of the idle handle that was not used for longest; whether there was one."""
+        try:
+            _, curl = self._idle.popleft()
+        except IndexError:
+            return False
+        with FORK_GATE:
+            curl.close()
+        return True
 
 
 class _Exchange:
@@ -181,6 +247,10 @@ class _Exchange:
         self._moved = (0, 0)
         self._failure: BaseException | None = None
         self._ended = False
+        self.untrusted = False  # the certificate, that is
+        self._speaks_tls = request.url[:6].lower() == "https:"
+        # from the connection on OpenSSL takes locks that a forked child would never see free again
+        self._in_handshake = False
         self._reader: BodyReader | None = None
 
     def prepare(self, curl: pycurl.Curl, url: str, headers: Mapping[str, str]) -> None:
@@ -203,6 +273,8 @@ class _Exchange:
         setopt(pycurl.WRITEFUNCTION, self._on_body)
         setopt(pycurl.NOPROGRESS, 0)
         setopt(pycurl.XFERINFOFUNCTION, self._on_progress)
+        self._watch.on_connection(kept=True)
+        setopt(pycurl.SOCKOPTFUNCTION, self._on_socket)
         if request.method == "HEAD":
             setopt(pycurl.NOBODY, 1)
         elif request.method != "GET" or request.body is not None:
@@ -239,12 +311,14 @@ class _Exchange:
             return
 
     def close(self) -> None:
+        self._end_handshake()
         if self._reader is not None:
             self._reader.close()
 
     def _translated(self, exc: pycurl.error, curl: pycurl.Curl) -> errors.RequestError:
         code, text = int(exc.args[0]), str(exc.args[1] if len(exc.args) > 1 else "")
         failure = FAILURES.get(code, errors.Unreachable)
+        self.untrusted = code in (pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CACERT)
         if code == pycurl.E_SSL_CONNECT_ERROR and _CUT.search(text):
             failure = errors.Unreachable  # cut in the handshake: nobody refused anything
         if self.sink.started and failure is errors.Unreachable:
@@ -255,8 +329,23 @@ class _Exchange:
     def _start(self) -> bool:
         return self.sink.start(self._status, self._headers)
 
+    def _on_socket(self, descriptor: int, _purpose: int) -> int:
+        guard(descriptor)
+        self._watch.on_connection(kept=False)
+        if self._speaks_tls and not self._in_handshake:
+            self._in_handshake = True
+            FORK_GATE.__enter__()
+        return int(pycurl.SOCKOPT_OK)
+
+    def _end_handshake(self) -> None:
+        if self._in_handshake:
+            self._in_handshake = False
+            FORK_GATE.__exit__()
+
     def _on_header(self, line: bytes) -> int:
+        self._end_handshake()  # what comes with the first answer belongs to it
         self._watch.progress()
+        self._watch.answered()
         text = line.decode("latin-1").rstrip("\r\n")
         if self.sink.started:
             return len(line)  # a trailer of a chunked body

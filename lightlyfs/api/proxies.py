@@ -60,7 +60,7 @@ def _matches(entry: str, host: str, port: int) -> bool:
     address = _address(host)
     if address is not None and "/" in entry:
         try:
-            return address in ipaddress.ip_network(entry, strict=False)
+            return address in ipaddress.ip_network(entry.replace("[", "").replace("]", ""), strict=False)
         except ValueError:
             return False
     name, entry_port = _split_port(entry)
@@ -74,9 +74,10 @@ def _matches(entry: str, host: str, port: int) -> bool:
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(text.strip("[]"))
+        address = ipaddress.ip_address(text.strip("[]"))
     except ValueError:
         return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _split_port(entry: str) -> tuple[str, int | None]:

@@ -64,6 +64,7 @@ class WatchedSocket:
                 raise _broken(exc) from exc
             self.watch.check()
             self.watch.progress()
+            self.watch.answered()
             return count
 
     def makefile(self, *_args: Any, **_kwargs: Any) -> io.BufferedReader:

@@ -1,48 +1,25 @@
-"""The `requests` form of the transport, and the door to the transport contract; only importer of `requests`.
+"""The door to the transports: their contract, and what users of one need besides.
 
-`requests` is used below its session's `send`: the adapter alone, so that no cookie, redirect, netrc
-or environment variable can act, with connections of our own that send the target byte for byte
-and ask the watch of the send whenever they wait.
+The forms themselves, `over_requests` and `curl`, are imported by `wiring` alone, when they are needed: their
+libraries are half of what a short-lived worker would import.
 """
 
 from __future__ import annotations
 
-import logging
-import ssl
-import threading
-import time
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import certifi
-import requests
-import urllib3
-from requests.adapters import HTTPAdapter
-from requests.structures import CaseInsensitiveDict
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-
-from lightlyfs import errors
 from lightlyfs.api.contract import (
     BodyFile,
     BodyObserver,
-    BodySink,
     Request,
     Response,
     StopTransfer,
     Timeouts,
     Transport,
     TransportConfig,
-    wire_headers,
-    wire_target,
-    wire_url,
 )
 from lightlyfs.api.proxies import Proxies
 from lightlyfs.api.redaction import redact, shown_url
 from lightlyfs.api.retry import NO_RETRIES, RetryPolicy
-from lightlyfs.api.sockets import WatchedSocket
 from lightlyfs.api.status import raise_for_status, retry_after_s
-from lightlyfs.api.watch import Slots, Watch
 
 __all__ = [
     "NO_RETRIES",
@@ -50,7 +27,6 @@ __all__ = [
     "BodyObserver",
     "Proxies",
     "Request",
-    "RequestsTransport",
     "Response",
     "RetryPolicy",
     "StopTransfer",
@@ -62,255 +38,3 @@ __all__ = [
     "retry_after_s",
     "shown_url",
 ]
-
-_CHUNK_BYTES = 64 * 1024
-# Pools kept, one per host: the API, a few buckets, proxies.
-_HOSTS = 16
-
-_REQUESTS = requests.exceptions
-_URLLIB3 = urllib3.exceptions
-# Looked up along the method resolution order: a class that is missing has the row of its parent.
-FAILURES: Mapping[type[BaseException], type[errors.RequestError]] = {
-    _REQUESTS.SSLError: errors.TlsFailed,
-    _REQUESTS.ConnectTimeout: errors.TimedOut,
-    _REQUESTS.Timeout: errors.TimedOut,
-    _REQUESTS.ChunkedEncodingError: errors.ShortBody,
-    _REQUESTS.ContentDecodingError: errors.ShortBody,
-    _REQUESTS.URLRequired: errors.UnsafeUrl,
-    _REQUESTS.InvalidURL: errors.UnsafeUrl,
-    _REQUESTS.MissingSchema: errors.UnsafeUrl,
-    _REQUESTS.InvalidSchema: errors.UnsafeUrl,
-    _REQUESTS.InvalidHeader: errors.BadRequest,
-    _REQUESTS.ConnectionError: errors.Unreachable,
-    _REQUESTS.RequestException: errors.Unreachable,
-    _URLLIB3.SSLError: errors.TlsFailed,
-    _URLLIB3.IncompleteRead: errors.ShortBody,
-    _URLLIB3.InvalidChunkLength: errors.ShortBody,
-    _URLLIB3.DecodeError: errors.ShortBody,
-    _URLLIB3.TimeoutError: errors.TimedOut,
-    _URLLIB3.NewConnectionError: errors.Unreachable,
-    _URLLIB3.LocationValueError: errors.UnsafeUrl,
-    _URLLIB3.InvalidHeader: errors.BadRequest,
-    _URLLIB3.HTTPError: errors.Unreachable,
-    # Nothing else comes unwrapped: requests raises it for a CA bundle that is not there.
-    OSError: errors.TlsFailed,
-    ConnectionError: errors.Unreachable,
-    ValueError: errors.Unreachable,
-}
-
-
-def failure_class(kind: type[BaseException]) -> type[errors.RequestError]:
-    """Return the class of our tree for an exception of `requests` or urllib3."""
-    return next((FAILURES[cls] for cls in kind.__mro__ if cls in FAILURES), errors.Unreachable)
-
-
-class _Redacting(logging.Filter):
-    """Takes tokens and signed queries out of what a library logs, whoever listens."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redact(record.getMessage()), None
-        return True
-
-
-# it logs every target at DEBUG
-logging.getLogger("urllib3.connectionpool").addFilter(_Redacting())
-
-
-class _Call(threading.local):
-    """The send under way in this thread; neither library can hand it down to its connections."""
-
-    watch: Watch | None = None
-    target: str = ""
-
-
-_CALL = _Call()
-
-
-def _request_on(conn: Any, base: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    watch = _CALL.watch
-    assert watch is not None
-    if conn.sock is None:
-        conn.connect()
-    if isinstance(conn.sock, WatchedSocket):
-        conn.sock.watch = watch
-    else:
-        conn.sock = WatchedSocket(conn.sock, watch)
-    watch.progress()
-    watch.sent = True
-    # urllib3 normalises the target it was given (%2b becomes %2B), which breaks signatures.
-    base.request(conn, method, _CALL.target, *args, **kwargs)
-
-
-class _Connection(HTTPConnection):
-    def request(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
-        _request_on(self, HTTPConnection, method, args, kwargs)
-
-
-class _TlsConnection(HTTPSConnection):
-    def request(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
-        _request_on(self, HTTPSConnection, method, args, kwargs)
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TlsPool(HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-
-
-_POOLS = {"http": _Pool, "https": _TlsPool}
-
-
-class _Adapter(HTTPAdapter):
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = _POOLS
-
-    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(proxy, **kwargs)
-        if not proxy.lower().startswith("socks"):
-            manager.pool_classes_by_scheme = _POOLS
-        return manager
-
-    def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
-        return _CALL.target
-
-
-class RequestsTransport:
-    """Sends over `requests` and its urllib3 pool; see `contract.Transport`.
-
-    Any number of threads may send; up to `config.connections` requests are under way at once. While it
-    connects (at most `connect_s` an address) it notices no cancellation, and no limit covers the time
-    the system takes to resolve a name.
-    """
-
-    def __init__(self, config: TransportConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._config = config
-        self._clock = clock
-        self._verify = config.ca_bundle or certifi.where()
-        self._slots = Slots(config.connections)
-        self._closed = threading.Event()
-        self._adapter = _Adapter(
-            pool_connections=_HOSTS, pool_maxsize=config.connections, max_retries=0, pool_block=True
-        )
-
-    def send(self, request: Request) -> Response:
-        """Send `request` and return the answer; the contract is `contract.Transport.send`."""
-        url = wire_url(request.url)
-        prepared = requests.PreparedRequest()
-        prepared.method = request.method
-        prepared.url = url
-        prepared.headers = CaseInsensitiveDict(wire_headers(request, self._config.user_agent))
-        watch = Watch(request, self._clock, self._closed)
-        watch.check()
-        proxy = self._config.proxies.for_url(url)
-        with self._slots.taken(watch):
-            # An observer may itself send in this thread.
-            outer = _CALL.watch, _CALL.target
-            _CALL.watch, _CALL.target = watch, wire_target(url, proxy)
-            try:
-                return self._exchange(request, prepared, watch, proxy)
-            finally:
-                _CALL.watch, _CALL.target = outer
-                watch.end()
-
-    def __repr__(self) -> str:
-        return f"RequestsTransport(active={self._slots.active}, waiting={self._slots.waiting})"
-
-    def _exchange(
-        self, request: Request, prepared: requests.PreparedRequest, watch: Watch, proxy: str | None
-    ) -> Response:
-        reader = request.body.open() if isinstance(request.body, BodyFile) else None
-        prepared.body = reader if reader is not None else request.body  # type: ignore[assignment]
-        sink = BodySink(request)
-        try:
-            raw = self._headers_of(request, prepared, proxy).raw
-            try:
-                _read(raw, sink)
-            except BaseException:
-                raw.close()
-                raise
-            finally:
-                raw.release_conn()
-        except (
-            requests.exceptions.RequestException,
-            urllib3.exceptions.HTTPError,
-            OSError,
-            ValueError,
-        ) as exc:
-            raise _translated(exc, watch, sink) from exc
-        finally:
-            if reader is not None:
-                reader.close()
-        return sink.response()
-
-    def _headers_of(
-        self, request: Request, prepared: requests.PreparedRequest, proxy: str | None
-    ) -> requests.Response:
-        proxies = {"http": proxy, "https": proxy} if proxy else {}
-        timeout = (min(request.timeouts.connect_s, request.timeouts.total_s), None)
-
-        def attempt() -> requests.Response:
-            return self._adapter.send(
-                prepared, stream=True, timeout=timeout, verify=self._verify, cert=None, proxies=proxies
-            )
-
-        try:
-            return attempt()
-        except requests.exceptions.ConnectionError as exc:
-            repeatable = request.method in ("GET", "HEAD") and request.body is None
-            if not repeatable or not _was_dropped(exc):
-                raise
-            return attempt()
-
-    def close(self) -> None:
-        """End transfers under way with `errors.Cancelled` and close all connections; idempotent."""
-        self._closed.set()
-        self._adapter.close()
-
-
-def _read(raw: Any, sink: BodySink) -> None:
-    """Read the body of `raw` into `sink`; leaves the connection reusable only after a complete body."""
-    more = sink.start(raw.status, {name.lower(): raw.headers[name] for name in raw.headers})
-    while more:
-        chunk = raw.read(_CHUNK_BYTES, decode_content=False)
-        if not chunk:
-            # urllib3 gives a cut body without an error when the cut falls on a read's end.
-            if missing := sink.missing():
-                raise urllib3.exceptions.ProtocolError(missing)
-            return
-        more = sink.write(chunk)
-    raw.close()
-
-
-def _chain(exc: BaseException) -> list[BaseException]:
-    """Return `exc` and every exception it wraps, the outermost first."""
-    found: list[BaseException] = []
-    queue: list[object] = [exc]
-    while queue:
-        item = queue.pop(0)
-        if isinstance(item, BaseException) and item not in found:
-            found.append(item)
-            queue += [*item.args, getattr(item, "reason", None), item.__cause__, item.__context__]
-    return found
-
-
-def _was_dropped(exc: BaseException) -> bool:
-    """True when the server closed the connection before any byte of an answer."""
-    return any(isinstance(item, (ConnectionResetError, BrokenPipeError)) for item in _chain(exc))
-
-
-def _translated(exc: BaseException, watch: Watch, sink: BodySink) -> errors.RequestError:
-    """Return the error of our tree that `exc` stands for."""
-    found = _chain(exc)
-    for item in found:
-        # The libraries put whole addresses into their texts, and a traceback shows the cause.
-        item.args = tuple(redact(arg) if isinstance(arg, str) else arg for arg in item.args)
-    failure = failure_class(type(exc))
-    if any(isinstance(item, ssl.SSLEOFError) for item in found):
-        failure = errors.Unreachable  # cut in the handshake: nobody refused anything
-    if failure is errors.Unreachable and sink.started:
-        failure = errors.ShortBody
-    reason = redact(str(found[-1]) or type(found[-1]).__name__)
-    return failure(f"{watch.where()}: {reason}", request_sent=watch.sent)

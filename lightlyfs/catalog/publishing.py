@@ -7,7 +7,6 @@ later in any case (see `reported`).
 from __future__ import annotations
 
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -36,7 +35,7 @@ class Publisher:
 
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
         self._connect = connect
-        self._lock = threading.Lock()
+        self._lock = database.Lock()
         # guarded by _lock
         self._db: sqlite3.Connection | None = None
         self._let_alone_until = float("-inf")

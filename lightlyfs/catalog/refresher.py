@@ -80,9 +80,11 @@ class Refresher:
         sleep: Callable[[float], None] = time.sleep,
         outage: Callable[[], LightlyFsError | None] = lambda: None,
         turn: Callable[[Callable[[], None]], AbstractContextManager[None]] = lambda _: nullcontext(),
+        has_new_token: Callable[[], bool] = lambda: False,
     ) -> None:
         """`outage()` is what requests fail with now. `turn(on_wait)` is held during each check and listing:
-        it keeps other processes from theirs.
+        it keeps other processes from theirs. `has_new_token` is asked with each access once the API refused
+        us.
         """
         self._store = store
         self._remote = remote
@@ -97,6 +99,7 @@ class Refresher:
         self._outage = outage
         self._turn = turn
         self._verifier = Verifier(store, remote, clock=clock)
+        self._has_new_token = has_new_token
         self._work_lock = threading.Lock()  # held by the one check or listing under way
         self._state = threading.Condition()
         # guarded by _state
@@ -232,6 +235,8 @@ class Refresher:
     # the work
 
     def _queue_check(self) -> None:
+        if self._stopped and self._has_new_token():
+            self.resume()
         with self._state:
             if self._check_queued or self._clock() < self._retry_at:
                 return

@@ -8,13 +8,13 @@ unchanged dataset costs no writes and keeps its verified sizes.
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from lightlyfs import database
 from lightlyfs.catalog import naming
 from lightlyfs.catalog.tree import split_path
+from lightlyfs.forks import FORK_GATE
 from lightlyfs.inodes import ROOT_INO, directory_ino, directory_inos, sample_ino
 
 # more changed paths than this are reported as "everything": telling the kernel one by one costs more
@@ -293,7 +293,7 @@ class ListingWriter:
     """A listing being collected; used by one thread."""
 
     def __init__(
-        self, staging: Staging, write_lock: threading.Lock, on_counted: Callable[[int], None]
+        self, staging: Staging, write_lock: database.Lock, on_counted: Callable[[int], None]
     ) -> None:
         self._staging = staging
         self._write_lock = write_lock
@@ -301,11 +301,13 @@ class ListingWriter:
 
     def add(self, rows: Iterable[Row]) -> None:
         """Add a page of samples; a sample seen before is replaced."""
-        self._staging.add(rows)
+        with FORK_GATE:
+            self._staging.add(rows)
 
     def count(self) -> int:
         """How many different samples were added; to be asked once all are."""
-        return self._staging.count()
+        with FORK_GATE:
+            return self._staging.count()
 
     def has_directory(self, path: str) -> bool:
         """Whether a sample in or below this directory was added lately; may be asked by any thread."""
@@ -317,7 +319,8 @@ class ListingWriter:
         What storage reported stays verified where neither the sample's time nor its size hint moved.
         Samples whose inode number is in `keep` stay although the listing does not hold them.
         """
-        self._staging.settle_names()
+        with FORK_GATE:
+            self._staging.settle_names()
         with self._write_lock:
             changes = self._staging.commit(meta, keep)
             if self._staging.counted is not None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 from collections.abc import Container, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import lru_cache
@@ -29,6 +28,7 @@ from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, Place, Sampl
 from lightlyfs.catalog.naming import directory_path
 from lightlyfs.catalog.publishing import MOMENT_S, RECORD, Publisher, record_values
 from lightlyfs.catalog.staging import CHANGES, RESIZED, ListingWriter, Row, Staging, count, counted
+from lightlyfs.forks import FORK_GATE
 from lightlyfs.inodes import ROOT_INO, directory_ino, sample_ino
 
 SCHEMA_VERSION = 1
@@ -97,19 +97,20 @@ class CatalogStore:
         Where other processes may have it open (not `alone`) sqlite3.DatabaseError is raised instead.
         """
         self._path = path
-        self._write_lock = threading.Lock()
+        self._write_lock = database.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
-        try:
-            self._writer = self._open_writer()
-        except sqlite3.DatabaseError:
-            if not alone:
-                raise
-            # the catalogue is a copy of what the API knows: losing it costs one listing
-            self._remove()
-            self._writer = self._open_writer()
-        # guarded by _write_lock: what was counted by this process, or noticed
-        self._seen = {what: counted(self._writer, what) for what in (CHANGES, RESIZED)}
+        with FORK_GATE:
+            try:
+                self._writer = self._open_writer()
+            except sqlite3.DatabaseError:
+                if not alone:
+                    raise
+                # the catalogue is a copy of what the API knows: losing it costs one listing
+                self._remove()
+                self._writer = self._open_writer()
+            # guarded by _write_lock: what was counted by this process, or noticed
+            self._seen = {what: counted(self._writer, what) for what in (CHANGES, RESIZED)}
         self._version = -1
         self._publisher = Publisher(lambda: self._connect(_READER_CACHE_KIB, timeout_s=MOMENT_S))
 
@@ -304,16 +305,18 @@ class CatalogStore:
     def listing(self) -> Iterator[ListingWriter]:
         """Collect a complete listing; nothing is visible before `commit`, nothing kept without it."""
         with closing(self._connect(_WRITER_CACHE_KIB)) as db:
-            db.execute("PRAGMA temp_store = FILE")
-            db.execute(f"PRAGMA temp.cache_size = -{_WRITER_CACHE_KIB}")
             staging = Staging(db)
-            staging.create()
+            with FORK_GATE:
+                db.execute("PRAGMA temp_store = FILE")
+                db.execute(f"PRAGMA temp.cache_size = -{_WRITER_CACHE_KIB}")
+                staging.create()
             yield ListingWriter(
                 staging, self._write_lock, lambda number: self._note_own_locked(CHANGES, number)
             )
-            # else the log keeps as much of the disk as the catalogue; who still reads it is not waited for
-            db.execute(f"PRAGMA busy_timeout = {_SHRINK_TIMEOUT_MS}")
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            with FORK_GATE:
+                # else the log keeps as much of the disk as the catalogue; its readers are not waited for
+                db.execute(f"PRAGMA busy_timeout = {_SHRINK_TIMEOUT_MS}")
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -328,17 +331,18 @@ class CatalogStore:
 
     @contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
-        try:
-            db = self._idle.pop()
-        except IndexError:
-            db = self._connect(_READER_CACHE_KIB)
-        try:
-            yield db
-        finally:
-            if self._closed or len(self._idle) >= _IDLE_READERS:
-                db.close()
-            else:
-                self._idle.append(db)
+        with FORK_GATE:
+            try:
+                db = self._idle.pop()
+            except IndexError:
+                db = self._connect(_READER_CACHE_KIB)
+            try:
+                yield db
+            finally:
+                if self._closed or len(self._idle) >= _IDLE_READERS:
+                    db.close()
+                else:
+                    self._idle.append(db)
 
     @contextmanager
     def _snapshot(self) -> Iterator[sqlite3.Connection]:
@@ -351,9 +355,9 @@ class CatalogStore:
                 db.execute("COMMIT")
 
     def _connect(self, cache_kib: int, timeout_s: float = 60.0) -> sqlite3.Connection:
-        # autocommit: transactions are begun and ended by hand, where they are seen
-        db = sqlite3.connect(self._path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
-        db.execute(f"PRAGMA cache_size = -{cache_kib}")
+        with FORK_GATE:
+            db = database.open_file(self._path, timeout_s)
+            db.execute(f"PRAGMA cache_size = -{cache_kib}")
         return db
 
     def _open_writer(self) -> sqlite3.Connection:

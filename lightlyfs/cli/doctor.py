@@ -10,10 +10,11 @@ from collections.abc import Callable
 import click
 
 from lightlyfs import places, wiring
-from lightlyfs.cli.resolving import cause_of
+from lightlyfs.api.certificates import trust_of
 from lightlyfs.errors import LightlyFsError, NotFound, Retryable, Unauthorized
 from lightlyfs.kernel import binding
 from lightlyfs.settings import read_secrets, resolve
+from lightlyfs.wiring.resolving import cause_of
 
 
 @click.command()
@@ -41,6 +42,7 @@ def doctor(context: click.Context) -> None:
         ("/dev/fuse", _device),
         ("fusermount", _helper),
         ("cache", lambda: str(places.cache_root(None))),
+        ("CAs", lambda: trust_of(os.environ, settings.ca_certs).origin),
         ("token", lambda: _token()),
         ("API", api),
     ]

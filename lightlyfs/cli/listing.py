@@ -9,10 +9,10 @@ import time
 import click
 
 from lightlyfs.cli.progress import progress_bar
-from lightlyfs.cli.resolving import FoundDataset
 from lightlyfs.errors import StartError
 from lightlyfs.kernel.mount import STOP_SIGNALS
 from lightlyfs.wiring import Parts
+from lightlyfs.wiring.resolving import FoundDataset
 
 # without a terminal a line of progress is worth printing this often
 _LINE_EVERY_S = 5.0

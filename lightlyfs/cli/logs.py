@@ -8,11 +8,18 @@ import logging.handlers
 import time
 from pathlib import Path
 
+import click
+
 from lightlyfs.api.redaction import redact
 from lightlyfs.visible import LineFormatter, visible
 from lightlyfs.wiring.views import LOG_FORMAT
 
 _LOG_BYTES = 10 << 20
+
+
+def warn(text: str) -> None:
+    """Tell the person at the terminal one line."""
+    click.echo(f"lightlyfs: {visible(text)}", err=True)
 
 
 class JsonFormatter(logging.Formatter):

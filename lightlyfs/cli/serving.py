@@ -17,8 +17,7 @@ import click
 from lightlyfs import wiring
 from lightlyfs.cli import systemd
 from lightlyfs.cli.listing import wait_for_listing
-from lightlyfs.cli.logs import file_handler, formatter
-from lightlyfs.cli.resolving import find_dataset
+from lightlyfs.cli.logs import file_handler, formatter, warn
 from lightlyfs.cli.sessions import sessions_of
 from lightlyfs.control import ControlServer
 from lightlyfs.errors import LightlyFsError
@@ -29,6 +28,7 @@ from lightlyfs.kernel.mount import Mount, block_signals, share_arenas
 from lightlyfs.places import SpoolPlace, socket_path
 from lightlyfs.settings import Secrets, Settings
 from lightlyfs.visible import visible
+from lightlyfs.wiring.resolving import find_dataset
 
 log = logging.getLogger("lightlyfs")
 
@@ -91,7 +91,7 @@ def _serve(
     counter = wiring.RequestCounter()
     closing = threading.Event()
     connections = wiring.connect(settings, secrets, os.environ, counter, closing.is_set)
-    found = find_dataset(connections.client, settings, secrets, dataset)
+    found = find_dataset(connections.client, settings, secrets, dataset, warn)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(formatter(settings.log_format, found.name))
     ownership = Ownership(settings.uid, settings.gid, settings.umask, read_only=settings.read_only)

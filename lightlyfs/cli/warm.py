@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 import time
@@ -31,7 +32,11 @@ _SHOWN_FAILURES = 1_000
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--jobs", type=click.IntRange(min=1), help="Downloads at once [three quarters of the mount's].")
 @click.option(
-    "--files", type=click.File("rb"), help="Names of files, one a line, in the order to fetch; - is stdin."
+    "--files",
+    "--from",
+    "files",
+    type=click.File("rb"),
+    help="Names of files, one a line, in the order to fetch; - is stdin.",
 )
 @click.option("--tag", help="Fetch only the samples of this tag.")
 def warm(paths: tuple[Path, ...], jobs: int | None, files: BinaryIO | None, tag: str | None) -> None:
@@ -41,7 +46,7 @@ def warm(paths: tuple[Path, ...], jobs: int | None, files: BinaryIO | None, tag:
     """
     if not paths and files is None:
         raise click.UsageError("name files or directories of a mount, or a list of them with --files")
-    listed = [] if files is None else [os.fsdecode(line.rstrip(b"\r\n")) for line in files if line.strip()]
+    listed = [] if files is None else listed_names(files.read())
     found = [within_mount(name) for name in [*listed, *map(str, paths)]]
     failed = sum(
         _Run(mountpoint).warm([name for _, name in names], jobs, tag)
@@ -49,6 +54,19 @@ def warm(paths: tuple[Path, ...], jobs: int | None, files: BinaryIO | None, tag:
     )
     if failed:
         raise StartError(f"{failed:,} files are not in the cache")
+
+
+def listed_names(data: bytes) -> list[str]:
+    """The names in a list, whichever system it was written on: BOM, UTF-16, CRLF, backslashes in paths."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        data = data.decode("utf-16", "surrogatepass").encode("utf-8", "surrogatepass")
+    lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    return [_spelled_here(os.fsdecode(line.rstrip(b"\r"))) for line in lines if line.strip()]
+
+
+def _spelled_here(name: str) -> str:
+    """A name whose backslashes are slashes, unless there is a file that has them in its name."""
+    return name if "\\" not in name or os.path.lexists(name) else name.replace("\\", "/")
 
 
 def within_mount(name: str) -> tuple[Path, str]:

@@ -8,7 +8,6 @@ table; each sees what the others have written.
 from __future__ import annotations
 
 import sqlite3
-import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -98,19 +97,20 @@ class BlockIndex:
 
         Where other processes may have it open (not `alone`) sqlite3.DatabaseError is raised instead.
         """
-        try:
-            self._db, self.was_closed = self._open(path, alone=alone)
-        except sqlite3.DatabaseError:
-            if not alone:
-                raise
-            database.remove(path)
-            self._db, _ = self._open(path, alone=alone)
-            self.was_closed = False
-        self._write_lock = threading.Lock()  # guards _db; taken before the other one
-        # guarded by _write_lock: until then another process that writes is not waited for again
-        self._busy_until = float("-inf")
-        self._written_bytes = self._total_locked()
-        self._lock = threading.Lock()
+        self._write_lock = database.Lock()  # guards _db; taken before the other one
+        with self._write_lock:
+            try:
+                self._db, self.was_closed = self._open(path, alone=alone)
+            except sqlite3.DatabaseError:
+                if not alone:
+                    raise
+                database.remove(path)
+                self._db, _ = self._open(path, alone=alone)
+                self.was_closed = False
+            # guarded by _write_lock: until then another process that writes is not waited for again
+            self._busy_until = float("-inf")
+            self._written_bytes = self._total_locked()
+        self._lock = database.Lock()
         # guarded by _lock
         self._reader = database.connect(path)
         self._waiting = _Batch()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import threading
 from pathlib import Path
 
 from lightlyfs import database
@@ -29,12 +28,14 @@ class PictureStore:
     def __init__(self, path: Path, max_bytes: int = MAX_BYTES, *, alone: bool = True) -> None:
         """Open or make the file; a damaged one is made anew where nobody else uses it (`alone`)."""
         self._max_bytes = max_bytes
-        self._lock = threading.Lock()
-        # guarded by _lock
-        self._db = self._open(path, alone=alone)
+        self._lock = database.Lock()
         self._bytes = 0
-        if self._db is not None:
-            (self._bytes,) = self._db.execute("SELECT coalesce(sum(length(png)), 0) FROM picture").fetchone()
+        with self._lock:
+            # guarded by _lock
+            self._db = self._open(path, alone=alone)
+            if self._db is not None:
+                sums = "SELECT coalesce(sum(length(png)), 0) FROM picture"
+                (self._bytes,) = self._db.execute(sums).fetchone()
 
     def close(self) -> None:
         """Close the file; what is asked for after that is not here."""

@@ -80,7 +80,7 @@ class UrlStore:
         self._later = later
         self._max_urls = max_urls
         self._locks = locks or SharedLocks.of_nobody_else()
-        self._db_lock = threading.Lock()  # taken before the other one
+        self._db_lock = database.Lock()  # taken before the other one
         self._lock = threading.Lock()
         # guarded by _db_lock
         self._db: sqlite3.Connection | None = None

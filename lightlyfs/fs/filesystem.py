@@ -325,6 +325,15 @@ class Filesystem:
         elif isinstance(opened, WriteHandle) and self._writing is not None:
             self._writing.writer.release(opened)
 
+    def abandon(self, handle: int) -> None:
+        """A program lost an open file without closing it; what it wrote is kept, and not uploaded."""
+        opened = self._handles.get(handle)
+        if isinstance(opened, WriteHandle) and self._writing is not None:
+            self._handles.remove(handle)
+            self._writing.writer.abandon(opened)
+        else:
+            self.release(handle)
+
     # changing the tree
 
     def make_directory(self, path: str, mode: int = 0o755) -> None:

@@ -14,6 +14,7 @@ path shows is made when it is asked for and stays for a moment, so that a size a
 
 from __future__ import annotations
 
+import codecs
 import re
 import threading
 import time
@@ -166,7 +167,7 @@ class Views:
 
     def fetch(self, written: bytes) -> None:
         """Fetch the files whose paths, relative to the mountpoint, were written into `prefetch`."""
-        lines = written.decode("utf-8", "surrogateescape").splitlines()
+        lines = written.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape").splitlines()
         self._sources.fetch([line.strip().lstrip("/") for line in lines if line.strip()])
 
     def take_shown(self) -> list[str]:

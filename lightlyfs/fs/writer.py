@@ -33,6 +33,7 @@ from lightlyfs.upload_rules import is_scratch, looks_temporary
 log = logging.getLogger(__name__)
 
 _KILLED = "the program that wrote it was killed"
+_NEVER_CLOSED = "the program that wrote it never closed it"
 # directories of which one file was logged as staying here
 _MAX_TOLD = 1_000
 
@@ -170,7 +171,7 @@ class Writer:
             finished = file.dirty and not file.writers and (handle.writable or handle.cut)
         try:
             if finished and self._ended_by_signal(handle):
-                self._interrupt(file)
+                self._interrupt(file, _KILLED)
             elif finished:
                 self._finish(file)
         except (LightlyFsError, OSError) as error:
@@ -182,6 +183,12 @@ class Writer:
         with file.lock:
             if file.handles == 0:
                 self._local.unstage_locked(file)
+
+    def abandon(self, handle: WriteHandle) -> None:
+        """Let go of a handle that a program lost without closing it; what it wrote is half a file."""
+        if handle.file is not None and (handle.writable or handle.cut):
+            self._interrupt(handle.file, _NEVER_CLOSED)
+        self.release(handle)
 
     def _ended_by_signal(self, handle: WriteHandle) -> bool:
         """Whether the opener was killed; one that is gone was, unless something says otherwise."""
@@ -310,7 +317,7 @@ class Writer:
         if process != handle.process:
             self._sync(file)
         elif file.dirty and self._callers.was_killed(process):
-            self._interrupt(file)
+            self._interrupt(file, _KILLED)
         else:
             ticket = self._finish(file)
             if ticket is not None and not (self.policy.write_back or file.delayed):
@@ -499,8 +506,8 @@ class Writer:
         self._local.update(file, file.record.generation, durable=durable, **known, **changes)
         file.dirty = False
 
-    def _interrupt(self, file: LocalFile) -> None:
-        """The writer was killed: what it left is half a file, and for no server."""
+    def _interrupt(self, file: LocalFile, why: str) -> None:
+        """The writer did not get to its close: what it left is half a file, and for no server."""
         with file.lock:
             if file.unlinked or file.uploaded or not file.dirty or file.writers > 1:
                 return
@@ -509,13 +516,13 @@ class Writer:
             if self.overlays or not (record.replaces or self._is_for_server(file)):
                 self._update_dirty_locked(file, durable=False, state=State.LOCAL)
                 return
-            self._update_dirty_locked(file, state=State.INTERRUPTED, error=_KILLED)
+            self._update_dirty_locked(file, state=State.INTERRUPTED, error=why)
             if record.replaces:
                 self._local.set_aside_locked(file)
         log.warning(
             "%s: %s; what it wrote is kept here, and not uploaded (`lightlyfs uploads list`)",
             record.path,
-            _KILLED,
+            why,
         )
         if record.replaces and record.sample_id is not None:
             self._shows_again(record.path, record.sample_id)

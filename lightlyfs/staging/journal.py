@@ -88,13 +88,14 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        self._lock = threading.Lock()
+        self._lock = database.Lock()
         self._waiting_lock = threading.Lock()
         # guarded by _waiting_lock, which is taken for a moment only
         self._waiting: list[_Write] = []
         try:
-            self._db = database.connect(path, timeout_s=_BUSY_S, synchronous="FULL")
-            self._open()
+            with self._lock:
+                self._db = database.connect(path, timeout_s=_BUSY_S, synchronous="FULL")
+                self._open()
         except (sqlite3.Error, OSError) as error:
             raise StartError(
                 f"{path} cannot be read ({error}); it says what is owed to the server. "

@@ -3,7 +3,7 @@
 Nothing else builds parts. A mount of the demo, of a test and of a user differ in their settings only.
 """
 
-from lightlyfs.wiring.connections import Connections, connect, credentials_of, quick_policy
+from lightlyfs.wiring.connections import Connections, connect, quick_policy
 from lightlyfs.wiring.counting import RequestCounter
 from lightlyfs.wiring.index import export_index, import_for_later
 from lightlyfs.wiring.metrics import serve_metrics
@@ -18,7 +18,6 @@ __all__ = [
     "Parts",
     "RequestCounter",
     "connect",
-    "credentials_of",
     "discard_owed",
     "export_index",
     "import_for_later",

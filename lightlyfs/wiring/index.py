@@ -17,6 +17,7 @@ from typing import NamedTuple
 from lightlyfs import places
 from lightlyfs.catalog.store import INDEX_OF, SCHEMA_VERSION
 from lightlyfs.errors import StartError
+from lightlyfs.forks import FORK_GATE
 
 
 def export_index(catalogue: Path, target: Path, dataset_id: str) -> int:
@@ -59,7 +60,8 @@ class Header(NamedTuple):
 def read_header(index: Path) -> Header:
     """What a file is the index of; StartError where it is none, or one of another version."""
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{index}?mode=ro&immutable=1", uri=True)) as db:
+        header = sqlite3.connect(f"file:{index}?mode=ro&immutable=1", uri=True)
+        with FORK_GATE, contextlib.closing(header) as db:
             (version,) = db.execute("PRAGMA user_version").fetchone()
             of = _meta(db, INDEX_OF)
             checked = float(_meta(db, "checked_at") or 0)
@@ -111,7 +113,7 @@ def _checked_at(catalogue: Path) -> float:
     if not catalogue.exists():
         return 0.0
     try:
-        with contextlib.closing(sqlite3.connect(catalogue)) as db:
+        with FORK_GATE, contextlib.closing(sqlite3.connect(catalogue)) as db:
             return float(_meta(db, "checked_at") or 0)
     except (sqlite3.Error, ValueError):
         return 0.0

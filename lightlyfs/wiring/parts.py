@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
 import threading
 import time
@@ -13,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lightlyfs import places
-from lightlyfs.api.calls import Credentials
 from lightlyfs.api.models import Sample
 from lightlyfs.api.retry import Retrier
 from lightlyfs.catalog.catalog import Catalog
@@ -33,7 +31,7 @@ from lightlyfs.content.identity import NO_OBJECT
 from lightlyfs.content.once import FetchOnce
 from lightlyfs.content.prefetcher import PrefetchStats
 from lightlyfs.content.reader import Reader
-from lightlyfs.errors import NoSuchFile, SettingsError, TooManyWaiting
+from lightlyfs.errors import NoSuchFile, TooManyWaiting
 from lightlyfs.fs.cached_files import CachedFiles, HandOutParts
 from lightlyfs.fs.crawlers import CrawlBudget
 from lightlyfs.fs.filesystem import Filesystem
@@ -45,9 +43,9 @@ from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.views import Views, ViewSources
 from lightlyfs.fs.warming import Warming, WarmingParts
 from lightlyfs.fs.xattrs import ExtendedAttributes
-from lightlyfs.settings import Settings, read_secrets
+from lightlyfs.settings import Settings
 from lightlyfs.staging.facts_process import FactsPool
-from lightlyfs.wiring.connections import METADATA_THREADS, Connections, credentials_of
+from lightlyfs.wiring.connections import METADATA_THREADS, Connections
 from lightlyfs.wiring.counting import RequestCounter
 from lightlyfs.wiring.desktop import Desktop, DesktopNeeds
 from lightlyfs.wiring.kernel import Kernel, NoKernel, open_files_limit
@@ -93,11 +91,11 @@ class Parts:
         self.closing = closing or threading.Event()
         self._client = connections.client
         self._storage = connections.storage
-        self._put_transport = connections.uploads
+        self._connections = connections
         self._metadata_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-metadata")
         self._page_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-pages")
         self._content_pool = ThreadPoolExecutor(settings.jobs, "lightlyfs-content")
-        config = CacheConfig(self._budget(), max_open_files=open_files_limit())
+        config = CacheConfig(self._budget(), max_open_files=open_files_limit(kernel))
         with opening(place):
             self.catalog = self._make_catalog()
             self.cache = BlockCache(place.path, config, locks=place.locks)
@@ -127,13 +125,15 @@ class Parts:
         )
         self.recent_log = RecentLog()
         self._fetching: list[Warming] = []
-        self._pictures = FactsPool()
+        self._mountpoint = mountpoint
         self.desktop = self._make_desktop(mountpoint)
         self.filesystem = self._make_filesystem(kernel, spool_place)
         place.share()
 
     def start(self) -> None:
         """Start the threads of the parts, and the first listing where there is none stored."""
+        if self._connections.token_file is not None:
+            self._connections.token_file.on_change = self._go_on
         self.catalog.start()
         self._once.start()
         if self._forgets_views is not None:
@@ -209,25 +209,21 @@ class Parts:
             HandOutParts(self._namespace, self._samples, self.reader, self.cache, self._own_patience())
         )
 
-    def use_credentials(self, credentials: Credentials) -> None:
-        """Go on with another token; what the old one was refused is tried again."""
-        self._client.use_credentials(credentials)
+    def _go_on(self) -> None:
+        """There is another token: what the old one was refused is tried again."""
         self.catalog.refresher.resume()
         if self.uploads is not None:
             self.uploads.uploader.retry_all()
 
+    def _has_new_token(self) -> bool:
+        return self._connections.token_file is not None and self._connections.token_file.look()
+
     def reload_token(self) -> bool:
-        """Read the token file again, and go on with its token; False where there is none to be had."""
-        path = self.settings.token_file
-        if path is None:
+        """Read the token file again, and try again what was refused; False where there is no such file."""
+        if self._connections.token_file is None:
             return False
-        try:
-            secrets = read_secrets(os.environ, path, self.settings.read_mode)
-        except SettingsError as error:
-            log.error("%s; the old token stays in use", error)
-            return False
-        self.use_credentials(credentials_of(secrets))
-        log.info("the token was read again from %s", path)
+        if not self._connections.token_file.look(closely=True):
+            self._go_on()
         return True
 
     def refresh(self) -> Changes:
@@ -269,6 +265,7 @@ class Parts:
             sleep=self._pause,
             outage=self._client.outage,
             turn=listing_turn(self.place, name, self.closing.is_set),
+            has_new_token=self._has_new_token,
         )
         self._details: Details[Sample] = Details(
             remote.sample, self._metadata_pool, ttl_s=settings.metadata_ttl_s, clock=time.monotonic
@@ -308,6 +305,7 @@ class Parts:
         )
 
     def _make_desktop(self, mountpoint: Path | None) -> Desktop:
+        self._pictures = FactsPool()
         needs = DesktopNeeds(
             mode=self.settings.thumbnails,
             client=self._client,
@@ -329,7 +327,9 @@ class Parts:
         self._fetching = [one for one in self._fetching if not one.wait(0).ended]
         if len(self._fetching) >= _MAX_FETCHING:
             raise TooManyWaiting(f"{_MAX_FETCHING} lists of files are being fetched already")
-        self._fetching.append(self.warming(paths, None, None))
+        # an absolute path comes without its first slash
+        above = f"{self._mountpoint}/".lstrip("/")
+        self._fetching.append(self.warming([path.removeprefix(above) for path in paths], None, None))
         self._fetching[-1].start()
 
     def _make_views(self, namespace: Namespace, kernel: Kernel) -> Views:
@@ -379,7 +379,7 @@ class Parts:
             settings=self.settings,
             client=self._client,
             dataset_id=self.dataset_id,
-            transport=self._put_transport,
+            transport=self._connections.uploads,
             catalog=self.catalog,
             reader=self.reader,
             cache=self.cache,
@@ -392,7 +392,7 @@ class Parts:
             storage=self._storage,
             storage_retrier=self._storage_retrier,
             pictures=self._pictures,
-            reload_token=self.reload_token,
+            has_new_token=self._has_new_token,
         )
 
     def _pause(self, seconds: float) -> None:

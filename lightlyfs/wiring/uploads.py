@@ -73,7 +73,7 @@ class UploadNeeds:
     closing: threading.Event
     kernel: Kernel
     resolve: Callable[[str], str]
-    reload_token: Callable[[], bool]
+    has_new_token: Callable[[], bool]
 
 
 class Uploads:
@@ -82,10 +82,10 @@ class Uploads:
     def __init__(self, needs: UploadNeeds, place: places.SpoolPlace) -> None:
         for other in place.others:
             _take_over(other, place)
+        place.drop_others()
         self._needs = needs
         self._place = place
         self._started = time.monotonic()
-        self._token_seen = self._token_changed_ns()
         rules = needs.settings.upload
         self.policy = WritePolicy(rules, needs.settings.allow_overwrite, needs.settings.write_back)
         self.spool = Spool(place.path / "files")
@@ -113,7 +113,7 @@ class Uploads:
             closing=needs.closing,
             on_uploaded=self.completion.uploaded,
             on_failed=self._note_failed,
-            has_new_token=self._has_new_token,
+            has_new_token=needs.has_new_token,
             outage_s=needs.client.outage_s,
         )
         self.writer = Writer(
@@ -229,22 +229,6 @@ class Uploads:
         except LightlyFsError:
             pass
         return False
-
-    def _has_new_token(self) -> bool:
-        """Whether the token file changed since it was read, whose token is used then."""
-        changed = self._token_changed_ns()
-        if changed in (None, self._token_seen):
-            return False
-        self._token_seen = changed
-        return self._needs.reload_token()
-
-    def _token_changed_ns(self) -> int | None:
-        """When the token file changed; None without one."""
-        path = self._needs.settings.token_file
-        try:
-            return None if path is None else path.stat().st_mtime_ns
-        except OSError:
-            return None
 
     def _note_failed(self, file: LocalFile, error: Exception) -> None:
         if isinstance(error, FileExists):

@@ -13,7 +13,8 @@ from authority import Authority
 from raw_server import Handler, RawServer
 
 from lightlyfs.api.curl import CurlTransport
-from lightlyfs.api.transport import RequestsTransport, Transport, TransportConfig
+from lightlyfs.api.over_requests import RequestsTransport
+from lightlyfs.api.transport import Transport, TransportConfig
 
 FORMS: dict[str, type[RequestsTransport] | type[CurlTransport]] = {
     "requests": RequestsTransport,
@@ -46,8 +47,8 @@ def serve() -> Iterator[Callable[..., RawServer]]:
     """Start a raw server with a handler; stopped at the end of the test."""
     started: list[RawServer] = []
 
-    def start(handler: Handler, tls: ssl.SSLContext | None = None) -> RawServer:
-        started.append(RawServer(handler, tls).__enter__())
+    def start(handler: Handler, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> RawServer:
+        started.append(RawServer(handler, tls, host).__enter__())
         return started[-1]
 
     yield start

@@ -96,18 +96,20 @@ Handler = Callable[[Connection], None]
 
 
 class RawServer:
-    """Listens on a free port of 127.0.0.1; each connection is given to `handler` in a thread of its own.
+    """Listens on a free port of this machine; each connection is given to `handler` in a thread of its own.
 
     `received` and `connections` say what came. Use as a context manager.
     """
 
-    def __init__(self, handler: Handler, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, handler: Handler, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
         self.handler = handler
         self.received: list[Received] = []
         self.connections = 0
         self.stopping = threading.Event()
         self._tls = tls
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.host = host
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family)
         self.port: int = self._listener.getsockname()[1]
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self.open_sockets: set[socket.socket] = set()
@@ -115,7 +117,8 @@ class RawServer:
     @property
     def url(self) -> str:
         """The address of the server, without a path."""
-        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self._tls else 'http'}://{host}:{self.port}"
 
     def __enter__(self) -> RawServer:
         self._threads[0].start()
@@ -124,7 +127,7 @@ class RawServer:
     def __exit__(self, *_exc: object) -> None:
         self.stopping.set()
         with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", self.port), 1).close()
+            socket.create_connection((self.host, self.port), 1).close()
         self._threads[0].join(5)
         self._listener.close()
         for sock in list(self.open_sockets):

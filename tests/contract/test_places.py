@@ -68,3 +68,19 @@ def test_commands_of_a_session_find_mounts_that_were_made_without_one(
     made.parent.chmod(0o777)  # anybody could have put it there
     assert places.socket_of(mountpoint) == session / "lightlyfs" / made.name
     assert places.mount_above(mountpoint) is None
+
+
+def test_directories_whose_content_was_taken_over_are_deleted(tmp_path: Path) -> None:
+    """Else each of a thousand workers leaves one, and each start looks through all of them."""
+    places_at_once = [SpoolPlace(tmp_path, DATASET) for _ in range(4)]
+    for place in places_at_once:
+        (place.path / "files").mkdir()
+        (place.path / "journal.db").touch()
+        place.close()
+    (places_at_once[2].path / "files/of no record").touch()
+    place = SpoolPlace(tmp_path, DATASET)
+    assert len(place.others) == 3
+    place.drop_others()
+    assert spools_of(tmp_path, DATASET) == [place.path, places_at_once[2].path]
+    assert not is_free(place.path)
+    place.close()

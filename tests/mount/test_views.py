@@ -165,11 +165,12 @@ def test_a_sample_of_that_name_is_reachable(own_server: LocalServer, tmp_path: P
         assert b"catalogue" in tree.read(".lightlyfs/status.json")
 
 
+@pytest.mark.parametrize("form", ["cars\nno such file\n/top.jpg", "\ufeff{root}/cars\r\n{root}/top.jpg\r\n"])
 def test_paths_written_into_prefetch_are_fetched(
-    own_server: LocalServer, ids: dict[str, str], tmp_path: Path
+    own_server: LocalServer, ids: dict[str, str], tmp_path: Path, form: str
 ) -> None:
     with mounted(own_server, tmp_path / "tree") as tree:
-        names = "\n".join(["cars", "no such file", "/top.jpg"])
+        names = form.format(root=tree.mountpoint)
         subprocess.run(
             ["sh", "-c", 'echo "$1" > .lightlyfs/prefetch', "sh", names], cwd=tree.mountpoint, check=True
         )

@@ -7,13 +7,14 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from dataset_files import fill
 from trees import MountedTree, mounted, wait_until
 
+from lightlyfs.cli.warm import listed_names
 from lightlyfs.errors import StartError
 from lightlyfs.library import Mounted
 from lightlyfs.localserver import Latency, LocalServer, ServerOptions
@@ -85,6 +86,34 @@ def test_a_list_says_what_and_in_which_order(server: LocalServer, tree: MountedT
     assert done.returncode == 0, done.stderr
     asked = list(server.stats.snapshot()["storage_paths"])
     assert [path.rpartition("/")[2] for path in asked] == [name.rpartition("/")[2] for name in names]
+
+
+LISTS: dict[str, Callable[[list[str], Path], bytes]] = {
+    "bom": lambda names, _: b"\xef\xbb\xbf" + "\n".join(names).encode(),
+    "crlf": lambda names, _: "".join(f"{name}\r\n" for name in names).encode(),
+    "utf-16": lambda names, _: "\r\n".join(names).encode("utf-16"),
+    "backslashes": lambda names, _: "\n".join(names).replace("/", "\\").encode(),
+    "absolute": lambda names, root: "\n".join(f"{root}/{name}" for name in names).encode(),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_list_may_come_from_another_system(tree: MountedTree, tmp_path: Path, kind: str) -> None:
+    names = ["cars/000.bin", "cars/old/1.bin", "video.bin"]
+    path = tmp_path / "list.txt"
+    path.write_bytes(LISTS[kind](names, tree.mountpoint))
+    command = [sys.executable, "-m", "lightlyfs", "warm", "--from", str(path)]
+    done = subprocess.run(
+        command, cwd=tree.mountpoint, env=dict(tree.environ), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 files are in the cache; 3 fetched" in done.stdout
+
+
+def test_a_backslash_that_is_in_a_name_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "back\\slash.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    assert listed_names(b"back\\slash.jpg\ncars\\red.jpg") == ["back\\slash.jpg", "cars/red.jpg"]
 
 
 def test_files_that_cannot_be_had_are_named_with_the_reason(server: LocalServer, tree: MountedTree) -> None:

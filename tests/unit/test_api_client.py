@@ -14,8 +14,9 @@ from lightlyfs import errors
 from lightlyfs.api.client import Credentials, LightlyClient
 from lightlyfs.api.contract import Request, Response
 from lightlyfs.api.models import ListedSample, Sample, SampleCreate, SampleUpdate, SampleWriteUrls
+from lightlyfs.api.over_requests import RequestsTransport
 from lightlyfs.api.retry import RetryPolicy
-from lightlyfs.api.transport import RequestsTransport, TransportConfig
+from lightlyfs.api.transport import TransportConfig
 
 SERVER = "https://api.test"
 D, S = "d" * 24, "5" * 24
@@ -509,6 +510,27 @@ def test_an_error_names_the_call_and_hides_the_credentials() -> None:
     assert str(caught.value).startswith(f"get_dataset {DATASET}: 401 JWT_INVALID: ")
     assert "t0ken123" not in str(caught.value)
     assert "abc" not in str(caught.value)
+
+
+def test_a_refused_token_is_asked_for_again_and_only_another_one_is_sent() -> None:
+    """A token that was rotated costs no call; one that stays refused is not sent over and over."""
+    asked: list[str | None] = []
+    tokens = iter(["old", "new", "new", "wrong", "wrong"])
+
+    def token(refused: str | None) -> str:
+        asked.append(refused)
+        return next(tokens)
+
+    refusal = ok({"code": "JWT_INVALID"}, 401)
+    transport = Scripted(refusal, ok({"id": D}), ok({"id": D}), refusal)
+    api = client(transport, credentials=Credentials(token=token))
+    api.get_dataset(D)
+    api.get_dataset(D)
+    with pytest.raises(errors.Unauthorized):
+        api.get_dataset(D)
+    assert asked == [None, "old", None, None, "wrong"]
+    sent = [request.url.rpartition("token=")[2] for request in transport.requests]
+    assert sent == ["old", "new", "new", "wrong"]
 
 
 def test_no_repr_shows_a_credential() -> None:

@@ -9,8 +9,9 @@ import responses
 import urllib3
 
 from lightlyfs import errors
-from lightlyfs.api import curl, transport
-from lightlyfs.api.transport import Request, RequestsTransport, TransportConfig
+from lightlyfs.api import curl, over_requests
+from lightlyfs.api.over_requests import RequestsTransport
+from lightlyfs.api.transport import Request, TransportConfig
 
 URL = "https://api.test/x?token=secret"
 
@@ -135,7 +136,7 @@ def test_an_exception_of_urllib3_becomes_ours(name: str, failure: type[errors.Re
     kind = getattr(urllib3.exceptions, name, None)
     if kind is None:
         pytest.skip(f"this urllib3 has no {name}")
-    assert transport.failure_class(kind) is failure
+    assert over_requests.failure_class(kind) is failure
 
 
 def test_every_code_of_libcurl_that_http_can_meet_has_a_row() -> None:

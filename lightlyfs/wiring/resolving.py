@@ -6,12 +6,11 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
-from lightlyfs import places, wiring
+from lightlyfs import places
 from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.models import Dataset
 from lightlyfs.api.retry import RetryPolicy
@@ -28,7 +27,7 @@ from lightlyfs.errors import (
     Unauthorized,
 )
 from lightlyfs.settings import Secrets, Settings
-from lightlyfs.visible import visible
+from lightlyfs.wiring.connections import quick_policy
 
 _ID = re.compile(r"[a-f0-9]{24}")
 # with a stored catalogue the network need not answer first
@@ -43,8 +42,13 @@ class FoundDataset:
     name: str
 
 
-def find_dataset(client: LightlyClient, settings: Settings, secrets: Secrets, wanted: str) -> FoundDataset:
-    """The dataset of this id or name; StartError says in one line why there is none."""
+def find_dataset(
+    client: LightlyClient, settings: Settings, secrets: Secrets, wanted: str, say: Callable[[str], object]
+) -> FoundDataset:
+    """The dataset of this id or name; StartError says in one line why there is none.
+
+    `say` is called with one line where an earlier mount's answer has to do.
+    """
     root = places.server_directory(places.cache_root(settings.cache_dir), settings.server)
     names = _Names(root / "names.json", secrets)
     stored = names.id_of(wanted)
@@ -54,18 +58,13 @@ def find_dataset(client: LightlyClient, settings: Settings, secrets: Secrets, wa
         and not settings.no_cache
     )
     policy = (
-        RetryPolicy(attempts=1, budget_s=_STORED_WAIT_S, doubt_s=0.0)
-        if has_catalogue
-        else wiring.quick_policy()
+        RetryPolicy(attempts=1, budget_s=_STORED_WAIT_S, doubt_s=0.0) if has_catalogue else quick_policy()
     )
     try:
         found = _ask(client, wanted, policy)
     except LightlyFsError as error:
         if has_catalogue and isinstance(error, Retryable):
-            click.echo(
-                f"lightlyfs: {visible(_reason(error, settings))}; the names of an earlier mount are shown",
-                err=True,
-            )
+            say(f"{_reason(error, settings)}; the names of an earlier mount are shown")
             assert stored is not None
             return FoundDataset(stored, wanted)
         raise StartError(_start_text(error, settings, wanted)) from error
@@ -117,7 +116,7 @@ def _start_text(error: LightlyFsError, settings: Settings, wanted: str) -> str:
         cause = cause_of(error)
         if "wrong version number" in cause:
             return f"{settings.server} does not speak TLS; if that is right, use http:// instead"
-        return f"the certificate of {settings.server} is not trusted ({cause}); name your CA with --ca-certs"
+        return f"the certificate of {settings.server} is not trusted: {cause}"
     answered = isinstance(error, RequestError) and error.status == 200
     if answered or isinstance(error, (MalformedAnswer, NotFound, Refused)):
         cause = cause_of(error)

@@ -1,0 +1,91 @@
+"""What no process is to be forked in the middle of: work in C libraries that have locks of their own.
+
+A fork copies the process while its other threads may be anywhere. A lock that one of them holds then, in
+SQLite or OpenSSL, is never let go of in the child. So such work is done inside `FORK_GATE`: transactions, and
+new TLS connections until the first byte of the answer. `os.fork` waits until no thread is inside. Inside, no
+lock is taken under which others enter.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+# how long a fork waits: as long as any work on a database waits for another process
+_LONGEST_S = 60.0
+
+
+class _ForkGate:
+    """Keeps forks apart from work on databases; a context manager that a thread may enter again and again.
+
+    Entering costs half a microsecond. The thread that forks may be inside itself, as in a signal handler.
+    """
+
+    def __init__(self) -> None:
+        self._open_again()
+        self._inside: dict[int, int] = {}  # by thread, how often; single operations on it are atomic
+
+    def _open_again(self) -> None:
+        self._forks = threading.Lock()  # held by the thread that forks
+        self._moved = threading.Condition(threading.Lock())
+        self._shut = False
+
+    def __enter__(self) -> None:
+        thread = threading.get_ident()
+        depth = self._inside.get(thread, 0)
+        # said before it is asked whether a fork is near, as that is said before it is asked who is inside
+        self._inside[thread] = depth + 1
+        if self._shut and not depth:
+            self._wait_outside(thread)
+
+    def __exit__(self, *_: object) -> None:
+        thread = threading.get_ident()
+        depth = self._inside[thread] - 1
+        if depth:
+            self._inside[thread] = depth
+            return
+        del self._inside[thread]
+        if self._shut:
+            with self._moved:
+                self._moved.notify_all()
+
+    def entered(self) -> bool:
+        """Whether the calling thread is inside."""
+        return threading.get_ident() in self._inside
+
+    def _wait_outside(self, thread: int) -> None:
+        with self._moved:
+            while self._shut:
+                self._inside.pop(thread, None)
+                self._moved.notify_all()
+                self._moved.wait()
+            self._inside[thread] = 1
+
+    def before_fork(self) -> None:
+        """Wait until no other thread is inside, and keep all out."""
+        self._forks.acquire()
+        thread = threading.get_ident()
+        with self._moved:
+            self._shut = True
+            self._moved.wait_for(lambda: self._inside.keys() <= {thread}, _LONGEST_S)
+
+    def after_in_parent(self) -> None:
+        """Let all in again."""
+        with self._moved:
+            self._shut = False
+            self._moved.notify_all()
+        self._forks.release()
+
+    def after_in_child(self) -> None:
+        """Be open, with nobody inside but the thread that forked."""
+        thread = threading.get_ident()
+        self._inside = {thread: self._inside[thread]} if thread in self._inside else {}
+        self._open_again()
+
+
+FORK_GATE = _ForkGate()
+os.register_at_fork(
+    before=FORK_GATE.before_fork,
+    after_in_parent=FORK_GATE.after_in_parent,
+    after_in_child=FORK_GATE.after_in_child,
+)

@@ -1,0 +1,106 @@
+"""Forks and databases: nobody is inside SQLite when a process is copied, and the copy begins without."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from lightlyfs import database, forks
+from lightlyfs.forks import FORK_GATE
+
+WAIT_S = 10.0
+
+
+def in_child(job: object) -> int:
+    """Run a job in a forked child; 0 where it returned."""
+    assert callable(job)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            job()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_fork_waits_for_a_transaction_which_may_go_on_working(tmp_path: Path) -> None:
+    db = database.connect(tmp_path / "db")
+    db.execute("CREATE TABLE t (x)")
+    inside, forking, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        with database.transaction(db):
+            inside.set()
+            assert forking.wait(WAIT_S)
+            db.execute("INSERT INTO t VALUES (1)")
+            with FORK_GATE:  # entered again while a fork waits for it to end
+                ended.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert inside.wait(WAIT_S)
+    gate = FORK_GATE
+    waiting = threading.Timer(0.05, forking.set)
+    waiting.start()
+    assert in_child(lambda: None) == 0
+    assert ended.is_set()
+    thread.join()
+    waiting.join()
+    assert not gate.entered()
+    db.close()
+
+
+def test_work_on_a_database_waits_for_a_fork(tmp_path: Path) -> None:
+    gate = forks._ForkGate()
+    gate.before_fork()
+    entered = threading.Event()
+
+    def enter() -> None:
+        with gate:
+            entered.set()
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    assert not entered.wait(0.05)
+    gate.after_in_parent()
+    assert entered.wait(WAIT_S)
+    thread.join()
+
+
+def test_a_child_has_none_of_the_locks_on_files_of_its_parent(tmp_path: Path) -> None:
+    """It would read without a lock of its own, and the parent would reset the log below it."""
+    db = database.connect(tmp_path / "db")
+    db.execute("CREATE TABLE t (x)")
+
+    def child() -> None:
+        with pytest.raises(sqlite3.ProgrammingError):
+            db.execute("SELECT 1")
+        own = database.connect(tmp_path / "db")
+        own.execute("INSERT INTO t VALUES (1)")
+        file = f":{(tmp_path / 'db').stat().st_ino} "
+        held = [line.split()[4] for line in Path("/proc/locks").read_text().splitlines() if file in line]
+        assert str(os.getpid()) in held
+        own.close()
+
+    assert in_child(child) == 0
+    assert db.execute("SELECT x FROM t").fetchall() == [(1,)]
+    assert in_child(child) == 0
+    db.close()
+
+
+def test_a_lock_that_is_not_to_be_had_keeps_no_fork_waiting() -> None:
+    lock = database.Lock()
+    with lock:
+        taken: list[bool] = []
+        thread = threading.Thread(target=lambda: taken.append(lock.acquire(blocking=False)))
+        thread.start()
+        thread.join()
+        assert taken == [False]
+    assert not FORK_GATE.entered()
+    assert in_child(lambda: None) == 0

@@ -1,0 +1,117 @@
+"""What cannot be asked is never taken for what is not there: no call over `lightly://` says "empty" then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from trees import free_port, use_here
+
+from lightlyfs import fsspec_parts
+from lightlyfs.localserver import LocalServer, ServerOptions
+
+Call = Callable[[Any, str, Path], object]
+
+CALLS: dict[str, Call] = {
+    "ls": lambda fs, at, _: fs.ls(at),
+    "ls of a folder": lambda fs, at, _: fs.ls(f"{at}/red", detail=False),
+    "find": lambda fs, at, _: fs.find(at),
+    "find with directories": lambda fs, at, _: fs.find(at, withdirs=True),
+    "glob": lambda fs, at, _: fs.glob(f"{at}/**/*.jpg"),
+    "glob of one": lambda fs, at, _: fs.glob(f"{at}/red/0.jpg"),
+    "walk": lambda fs, at, _: list(fs.walk(at)),
+    "walk omitting": lambda fs, at, _: list(fs.walk(at, on_error="omit")),
+    "walk raising": lambda fs, at, _: list(fs.walk(at, on_error="raise")),
+    "exists": lambda fs, at, _: fs.exists(f"{at}/red/0.jpg"),
+    "lexists": lambda fs, at, _: fs.lexists(f"{at}/red/0.jpg"),
+    "isdir": lambda fs, at, _: fs.isdir(f"{at}/red"),
+    "isfile": lambda fs, at, _: fs.isfile(f"{at}/red/0.jpg"),
+    "info": lambda fs, at, _: fs.info(f"{at}/red/0.jpg"),
+    "size": lambda fs, at, _: fs.size(f"{at}/red/0.jpg"),
+    "du": lambda fs, at, _: fs.du(at),
+    "du of each": lambda fs, at, _: fs.du(at, total=False, withdirs=True),
+    "tree": lambda fs, at, _: fs.tree(at),
+    "checksum": lambda fs, at, _: fs.checksum(f"{at}/red/0.jpg"),
+    "modified": lambda fs, at, _: fs.modified(f"{at}/red/0.jpg"),
+    "cat": lambda fs, at, _: fs.cat(f"{at}/red/0.jpg"),
+    "cat of a pattern": lambda fs, at, _: fs.cat(f"{at}/red/*.jpg"),
+    "cat omitting": lambda fs, at, _: fs.cat(f"{at}/red/*.jpg", on_error="omit"),
+    "cat returning": lambda fs, at, _: fs.cat(at, recursive=True, on_error="return"),
+    "open": lambda fs, at, _: fs.open(f"{at}/red/0.jpg"),
+    "open_files": lambda fs, at, _: fsspec.open_files(f"lightly://{at}/red/*.jpg", **fs.storage_options),
+    "get": lambda fs, at, to: fs.get(f"{at}/red", str(to / "got"), recursive=True),
+    "cp": lambda fs, at, _: fs.cp(f"{at}/red", f"{at}/blue", recursive=True),
+    "rm": lambda fs, at, _: fs.rm(f"{at}/red", recursive=True),
+    "expand_path": lambda fs, at, _: fs.expand_path(at, recursive=True),
+    "mapper": lambda fs, at, _: list(fs.get_mapper(f"{at}/red")),
+    "mapper holds": lambda fs, at, _: "0.jpg" in fs.get_mapper(f"{at}/red"),
+    "mapper gets": lambda fs, at, _: fs.get_mapper(f"{at}/red").get("0.jpg"),
+    "makedirs": lambda fs, at, _: fs.makedirs(f"{at}/new", exist_ok=True),
+}
+CAUSES = ["no token", "refused token", "no server", "no such dataset", "cache of another"]
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
+    """Two images in a folder, and the environment to use them."""
+    folder = tmp_path / "served/red"
+    folder.mkdir(parents=True)
+    for number in range(2):
+        (folder / f"{number}.jpg").write_bytes(b"image")
+    with LocalServer(ServerOptions(source=folder.parent, dataset_name="cars")) as server:
+        use_here(server, tmp_path / "home", monkeypatch)
+        yield server
+        fsspec_parts.close_all()
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_nothing_looks_empty_where_it_cannot_start(
+    served: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: str
+) -> None:
+    """One file system for all calls: what fails is tried again by the next one."""
+    options: dict[str, Any] = {"upload": "all"}
+    if cause == "no token":
+        monkeypatch.delenv("LIGHTLY_TOKEN")
+    elif cause == "refused token":
+        monkeypatch.setenv("LIGHTLY_TOKEN", "another")
+    elif cause == "no server":
+        monkeypatch.setenv("LIGHTLY_SERVER_LOCATION", f"http://127.0.0.1:{free_port()}")
+        monkeypatch.setattr("lightlyfs.wiring.resolving.quick_policy", _once)
+    elif cause == "cache of another":
+        (tmp_path / "open").mkdir()
+        (tmp_path / "open").chmod(0o777)
+        options["cache_dir"] = str(tmp_path / "open")
+        (tmp_path / "open/lightlyfs").touch()
+    fs = fsspec.filesystem("lightly", skip_instance_cache=True, **options)
+    wrong = {}
+    for name, call in CALLS.items():
+        try:
+            wrong[name] = call(fs, "lorries" if cause == "no such dataset" else "cars", tmp_path)
+        except FileNotFoundError as error:
+            wrong[name] = error
+        except OSError:
+            pass
+    assert wrong == {}
+
+
+def _once() -> Any:
+    from lightlyfs.api.retry import RetryPolicy
+
+    return RetryPolicy(attempts=1, budget_s=1.0)
+
+
+def test_what_is_not_there_is_said_not_to_be(served: LocalServer) -> None:
+    fs = fsspec.filesystem("lightly", skip_instance_cache=True)
+    assert fs.find("cars/blue") == []
+    assert list(fs.walk("cars/blue")) == []
+    assert fs.glob("cars/blue/*") == []
+    for path in ("cars/blue", "cars/red/0.jpg/within", "cars/" + "n" * 300):
+        assert (fs.exists(path), fs.isdir(path), fs.isfile(path)) == (False, False, False)
+    assert (fs.exists("cars/red"), fs.isdir("cars/red"), fs.isfile("cars/red")) == (True, True, False)
+    assert (fs.exists("cars/red/0.jpg"), fs.isfile("cars/red/0.jpg")) == (True, True)
+    assert fs.exists("")
+    with pytest.raises(FileNotFoundError):
+        fs.ls("cars/blue")
