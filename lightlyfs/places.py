@@ -151,9 +151,11 @@ class DatasetPlace:
     def __init__(self, parent: Path, dataset_id: str, *, temporary: bool = False) -> None:
         self.in_use_elsewhere = False
         self.temporary = temporary
+        # a cleaner may delete them, and somebody else make them
+        self._above = [directory for directory in (parent.parent, parent) if _is_own(directory)]
         if not temporary:
             self.path = _own_directory(parent / dataset_id)
-            self.locks = SharedLocks(self.path)
+            self.locks = SharedLocks(self.path, self._make_again)
             try:
                 self.locks.join()
                 return
@@ -162,7 +164,7 @@ class DatasetPlace:
                 self.in_use_elsewhere = True
         self.temporary = True
         self.path = Path(tempfile.mkdtemp(prefix=f"{dataset_id}.", dir=parent))
-        self.locks = SharedLocks(self.path)
+        self.locks = SharedLocks(self.path, self._make_again)
         self.locks.join()
 
     @property
@@ -173,6 +175,14 @@ class DatasetPlace:
     def share(self) -> None:
         """Let other processes in."""
         self.locks.share()
+
+    def _make_again(self) -> None:
+        """Make the directory where it was deleted; OSError where there is one that is not ours alone."""
+        try:
+            for directory in (*self._above, self.path):
+                _own_directory(directory)
+        except SettingsError as error:
+            raise OSError(str(error)) from None
 
     def close(self) -> None:
         """Let go of the directory, and delete a private one."""
@@ -197,21 +207,51 @@ class SpoolPlace:
     """
 
     def __init__(self, parent: Path, dataset_id: str) -> None:
-        root = _own_directory(_own_directory(parent / dataset_id) / "uploads")
+        self._parent = parent
+        self._dataset_id = dataset_id
         self._locks: list[int] = []
         self.others: list[Path] = []
+        self.path = self._choose_in_turn(take_over=True)
+
+    def is_locked(self) -> bool:
+        """Whether the lock is at its path, where other mounts find it."""
+        try:
+            return os.path.samestat(os.fstat(self._locks[0]), os.lstat(self.path / "lock"))
+        except FileNotFoundError:
+            return False
+
+    def renew(self, *, stands: bool) -> None:
+        """Lock the directory again where a cleaner deleted the lock; where not all else `stands`, a new one.
+
+        Raises OSError or SettingsError where there can be none.
+        """
+        deleted, self._locks = self._locks, []
+        try:
+            if not stands:
+                remember_state_root(_own_directory(self._parent.parent))
+                self.path = self._choose_in_turn(take_over=False)
+            else:
+                self._take(self.path, [])
+        except BaseException:
+            self._locks, deleted = deleted, []
+            raise
+        for descriptor in deleted:
+            os.close(descriptor)
+
+    def _choose_in_turn(self, *, take_over: bool) -> Path:
+        root = _own_directory(_own_directory(_own_directory(self._parent) / self._dataset_id) / "uploads")
         turns = SharedLocks(root)
         try:
             # of two that begin at one moment, both may find the same directory free, or make the same one
             with turns.name("choose a directory", _CHOOSING_TIMEOUT_S):
-                self.path = self._choose(root)
+                return self._choose(root, take_over=take_over)
         finally:
             turns.close()
 
-    def _choose(self, root: Path) -> Path:
+    def _choose(self, root: Path, *, take_over: bool) -> Path:
         found: list[Path] = []
         names = sorted((path.name for path in root.iterdir() if path.name.isdigit()), key=int)
-        for name in names:
+        for name in names if take_over else ():
             self._take(_own_directory(root / name), found)
         number = int(names[-1]) + 1 if names else 0
         while not found:

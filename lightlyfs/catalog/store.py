@@ -15,11 +15,12 @@ see the last commit meanwhile, so a re-listing shows all at once or not at all.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Container, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Container, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,8 @@ from lightlyfs.catalog.naming import directory_path
 from lightlyfs.catalog.publishing import MOMENT_S, RECORD, Publisher, record_values
 from lightlyfs.catalog.staging import CHANGES, RESIZED, ListingWriter, Staging, count, counted
 from lightlyfs.inodes import ROOT_INO, directory_ino
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 # the dataset whose exported index a catalogue is, until it was listed on this machine
@@ -86,13 +89,24 @@ class News(NamedTuple):
 class CatalogStore:
     """The catalogue file of one dataset; see the module for the rules of its threads."""
 
-    def __init__(self, path: Path, *, alone: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        alone: bool = True,
+        opening: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         """Open or make the file; one of another schema, or a damaged one, is made anew.
 
-        Where other processes may have it open (not `alone`) sqlite3.DatabaseError is raised instead.
+        Where other processes may have it open (not `alone`) sqlite3.DatabaseError is raised instead. Where a
+        cleaner deleted the file it is written again from what is open; `opening()` is held meanwhile, with
+        the directory there and other processes kept from the same.
         """
         self._path = path
+        self._opening = opening
+        self._can_renew = True
         self._write_lock = threading.Lock()
+        self._renewing = threading.Lock()  # taken before _write_lock
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
         try:
@@ -103,6 +117,7 @@ class CatalogStore:
             # the catalogue is a copy of what the API knows: losing it costs one listing
             self._remove()
             self._writer = self._open_writer()
+        self._anchor = database.Anchor.of(path)
         # guarded by _write_lock: what was counted by this process, or noticed
         self._seen = {what: counted(self._writer, what) for what in (CHANGES, RESIZED)}
         self._version = -1
@@ -233,10 +248,51 @@ class CatalogStore:
             (directories,) = db.execute("SELECT count(*) FROM directory").fetchone()
         return Totals(samples, directories, total, unverified)
 
+    # a file that was deleted
+
+    def _renew(self) -> bool:
+        """Write the catalogue again where its file was deleted; whether the file at the path is ours now."""
+        if self._anchor.holds():
+            return True
+        with self._renewing:
+            if self._anchor.holds():
+                return True
+            try:
+                with self._opening(), self._write_lock:
+                    self._renew_locked()
+            except (sqlite3.Error, OSError) as error:
+                if self._can_renew:
+                    log.warning("the catalogue was deleted, and cannot be written again: %s", error)
+                self._can_renew = False
+                return False
+        log.warning("the catalogue was deleted; it is written again")
+        self._can_renew = True
+        return True
+
+    def _renew_locked(self) -> None:
+        """Go on with the file that is at the path now, which is made, or filled, from the deleted one."""
+        writer = self._open_writer()
+        try:
+            listed = "SELECT count(*) FROM meta WHERE key = 'listed_at'"
+            if writer.execute(listed).fetchone() != (1,):
+                self._writer.backup(writer)
+            self._anchor = database.Anchor.of(self._path)
+        except BaseException:
+            writer.close()
+            raise
+        old, self._writer = self._writer, writer
+        self._publisher.renew()
+        # what another process wrote may differ from what is remembered here
+        self._seen, self._version = dict.fromkeys(self._seen, -1), -1
+        self._idle, idle = [], self._idle
+        for db in (old, *idle):
+            db.close()
+
     # other processes
 
     def news(self) -> News | None:
         """What others wrote since the last call; None where nothing. To be called by one thread at a time."""
+        self._renew()
         with self._write_lock:
             (version,) = self._writer.execute("PRAGMA data_version").fetchone()
             if version == self._version:
@@ -288,13 +344,19 @@ class CatalogStore:
     @contextmanager
     def listing(self) -> Iterator[ListingWriter]:
         """Collect a complete listing; nothing is visible before `commit`, nothing kept without it."""
+        if not self._renew():
+            raise sqlite3.OperationalError("the catalogue was deleted, and cannot be written again")
+        anchor = self._anchor
         with closing(self._connect(_WRITER_CACHE_KIB)) as db:
             db.execute("PRAGMA temp_store = FILE")
             db.execute(f"PRAGMA temp.cache_size = -{_WRITER_CACHE_KIB}")
             staging = Staging(db)
             staging.create()
             yield ListingWriter(
-                staging, self._write_lock, lambda number: self._note_own_locked(CHANGES, number)
+                staging,
+                self._write_lock,
+                lambda number: self._note_own_locked(CHANGES, number),
+                stands=anchor.holds,
             )
             # else the log keeps as much of the disk as the catalogue; who still reads it is not waited for
             db.execute(f"PRAGMA busy_timeout = {_SHRINK_TIMEOUT_MS}")
@@ -302,6 +364,7 @@ class CatalogStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._renew()
         with self._write_lock:
             try:
                 with database.transaction(self._writer):
@@ -313,17 +376,25 @@ class CatalogStore:
 
     @contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
+        idle = self._idle
         try:
-            db = self._idle.pop()
+            db = idle.pop()
         except IndexError:
+            if not self._renew():
+                # a new connection would find an empty file
+                with self._write_lock:
+                    yield self._writer
+                return
+            idle = self._idle
             db = self._connect(_READER_CACHE_KIB)
         try:
             yield db
         finally:
-            if self._closed or len(self._idle) >= _IDLE_READERS:
+            # those of a file that was deleted meanwhile are done with
+            if self._closed or len(idle) >= _IDLE_READERS or idle is not self._idle:
                 db.close()
             else:
-                self._idle.append(db)
+                idle.append(db)
 
     @contextmanager
     def _snapshot(self) -> Iterator[sqlite3.Connection]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
+import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from lightlyfs.wiring.views import LOG_FORMAT
@@ -46,10 +48,21 @@ def formatter(kind: str, dataset: str = "") -> logging.Formatter:
     )
 
 
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """A log file that is turned over before it fills the disk, and begun again where a cleaner deleted it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; until the directory is there again, into the deleted file."""
+        if self.stream is not None and os.fstat(self.stream.fileno()).st_nlink == 0:
+            with suppress(OSError):
+                fresh = self._open()
+                self.stream.close()
+                self.stream = fresh
+        super().emit(record)
+
+
 def file_handler(path: Path, kind: str, dataset: str) -> logging.Handler:
     """A log file that is turned over before it fills the disk."""
-    handler = logging.handlers.RotatingFileHandler(
-        path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace"
-    )
+    handler = _LogFile(path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(formatter(kind, dataset))
     return handler

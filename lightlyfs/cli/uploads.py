@@ -22,6 +22,7 @@ from lightlyfs.wiring import OwedFile, discard_owed, owed_files
 
 # an upload may take as long as a file is large
 _SEND_WAIT_S = 3600.0
+_LOOK_WAIT_S = 2.0
 
 _cache_dir = click.option(
     "--cache-dir",
@@ -56,12 +57,17 @@ def list_uploads(cache_dir: Path | None, dataset: str | None, as_json: bool) -> 
 @_cache_dir
 def retry(cache_dir: Path | None) -> None:
     """Try everything that is pending or failed again now, in the mounts that run."""
-    answers = [ask(path, "retry") for root in runtime_roots() for path in root.glob("*.sock")]
+    answers = [ask(path, "retry") for path in _sockets()]
     retried = sum(int(answer["retried"]) for answer in answers if answer and answer.get("ok"))
     waiting = [owed for owed in _found(cache_dir, None) if not owed.in_use and owed.record.owed]
     click.echo(f"{retried} files are tried again")
     if waiting:
         click.echo(f"{len(waiting)} files wait for their dataset to be mounted")
+
+
+def _sockets() -> list[Path]:
+    """Where the mounts of this user that run can be asked."""
+    return [path for root in runtime_roots() for path in root.glob("*.sock")]
 
 
 @uploads.command()
@@ -162,6 +168,9 @@ def _need_unique(chosen: list[OwedFile], names: tuple[str, ...], everything: boo
 
 
 def _found(cache_dir: Path | None, dataset: str | None) -> list[OwedFile]:
+    for socket in _sockets():
+        # a mount whose state directory a cleaner emptied writes down what it lost
+        ask(socket, "status", timeout_s=_LOOK_WAIT_S)
     found = owed_files(None if cache_dir is None else cache_dir.absolute())
     return [owed for owed in found if dataset in (None, owed.dataset_id)]
 

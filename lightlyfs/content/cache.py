@@ -33,7 +33,7 @@ from lightlyfs.content.index import BlockIndex
 from lightlyfs.content.overflow import Overflow
 from lightlyfs.content.ranges import BLOCK_BYTES, Span, block_count, block_length, span_of
 from lightlyfs.content.room import Room
-from lightlyfs.locks import SharedLocks, Stripe
+from lightlyfs.locks import OPENING, OPENING_PATIENCE_S, SharedLocks, Stripe
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class BlockCache:
         self._index = BlockIndex(directory / "blocks.db", alone=self._locks.alone)
         self._overflow = Overflow()
         self._lock = threading.Lock()
+        self._renewing = threading.Lock()  # taken before all others
         self._content_locks = [self._locks.stripe(f"content {number}") for number in range(_CONTENT_LOCKS)]
         # counted without a lock, so perhaps a few short
         self._hits = self._misses = self._errors = 0
@@ -249,6 +250,8 @@ class BlockCache:
             if file is not None:
                 self._open.move_to_end(key)
                 return file
+        if create:
+            self._renew()
         with self._lock_of(key):
             checksums = self._index.blocks(key)
             if not checksums and not create:
@@ -258,6 +261,22 @@ class BlockCache:
                 self._remove_locked(key)
                 return None
             return self._keep_open(key, file)
+
+    def _renew(self) -> None:
+        """Begin again where a cleaner deleted the directory or what says what is in it; raises as `open`."""
+        self._locks.renew()
+        if not self._index.is_deleted():
+            return
+        with self._locks.name(OPENING, OPENING_PATIENCE_S), self._renewing:
+            if not self._index.is_deleted():
+                return
+            log.warning("the cache in %s was deleted; it is begun again", self._files.directory.parent)
+            with self._lock:
+                for file in self._open.values():
+                    file.dropped = True
+                self._open.clear()
+            self._files.make()
+            self._index.begin_again()
 
     def _lock_of(self, key: str) -> Stripe:
         # the same one in every process

@@ -44,11 +44,15 @@ class BlockFiles:
 
     def __init__(self, directory: Path) -> None:
         """Make the directory if it is missing; a link in its place is deleted."""
-        if directory.is_symlink():
-            directory.unlink()
-        directory.mkdir(mode=0o700, exist_ok=True)
         self.directory = directory
         self._prefix = f"{directory}/"
+        self.make()
+
+    def make(self) -> None:
+        """Make the directory if it is missing; a link in its place is deleted."""
+        if self.directory.is_symlink():
+            self.directory.unlink()
+        self.directory.mkdir(mode=0o700, exist_ok=True)
 
     def open(self, key: str, checksums: dict[int, int], *, create: bool) -> CachedFile | None:
         """The file of a content, or None where there is none; raises OSError."""

@@ -52,7 +52,11 @@ class Desktop:
 
     def __init__(self, needs: DesktopNeeds, environ: Mapping[str, str] = os.environ) -> None:
         self._needs = needs
-        self._store = PictureStore(needs.place.path / "thumbnails.db", alone=needs.place.alone)
+        self._store = PictureStore(
+            needs.place.path / "thumbnails.db",
+            alone=needs.place.alone,
+            make_directory=needs.place.locks.renew,
+        )
         self._pool = ThreadPoolExecutor(WORKERS, "lightlyfs-thumbnails")
         self.thumbnails = Thumbnails(
             self._resolve,

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from lightlyfs import places
@@ -49,7 +50,7 @@ from lightlyfs.wiring.connections import METADATA_THREADS, Connections, credenti
 from lightlyfs.wiring.counting import RequestCounter
 from lightlyfs.wiring.desktop import Desktop, DesktopNeeds
 from lightlyfs.wiring.kernel import Kernel, NoKernel, open_files_limit
-from lightlyfs.wiring.sharing import listing_turn, opening
+from lightlyfs.wiring.sharing import listing_turn, opening, renewing
 from lightlyfs.wiring.status import status_of
 from lightlyfs.wiring.uploads import UploadNeeds, Uploads
 from lightlyfs.wiring.urls import UrlParts
@@ -248,7 +249,9 @@ class Parts:
         settings = self.settings
         freshness = FreshnessConfig(settings.metadata_ttl_s, settings.page_size)
         name = places.catalogue_name(settings.tag)
-        store = CatalogStore(self.place.path / name, alone=self.place.alone)
+        store = CatalogStore(
+            self.place.path / name, alone=self.place.alone, opening=partial(renewing, self.place)
+        )
         api = ApiRemote(self._client, self.dataset_id)
         self._tags = Tags(api, ttl_s=settings.metadata_ttl_s, clock=time.monotonic)
         remote: Remote = api if settings.tag is None else TaggedRemote(api, self._tags, settings.tag)

@@ -36,6 +36,7 @@ ALLOWED = {
             "staging",
             "api",
             "places",
+            "locks",
             "settings",
             "upload_rules",
             "errors",
