@@ -14,21 +14,29 @@ import shutil
 import stat
 import struct
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import platformdirs
 
 from lightlyfs.errors import SettingsError
 from lightlyfs.locks import SharedLocks
+from lightlyfs.mountinfo import MountEntry, our_mounts
 
 log = logging.getLogger(__name__)
+
+# a socket is a file, or an abstract name that begins with a NUL
+Address = Path | str
 
 APP = "lightlyfs"
 _MAX_RUNTIME_BYTES = 70
 # the directories that mounts with a --cache-dir of their own have used, one a line
 _STATE_ROOTS = "state-directories"
+# there also where nothing of the disk can be written to
+_MEMORY = Path("/dev/shm")
 # where the unit of `lightlyfs deploy system-unit` has them
 _SERVICES = Path("/run/lightlyfs") / APP
 # `struct flock` of 64-bit Linux: type, whence, start, length (0: all), process (0 for these locks)
@@ -37,14 +45,76 @@ _FLOCK = struct.Struct("hhqqi4x")
 _CHOOSING_TIMEOUT_S = 10.0
 
 
+class Root(NamedTuple):
+    """A directory of ours, and why it is not the one that was to be used; "" where it is."""
+
+    path: Path
+    reason: str
+
+
 def cache_root(chosen: Path | None) -> Path:
     """The directory for everything that may be lost; made if missing."""
-    return _own_directory(chosen or Path(platformdirs.user_cache_dir(APP)))
+    return _root(chosen, "cache").path
 
 
 def state_root(chosen_cache: Path | None) -> Path:
     """The directory for what must not be lost; made if missing, and emptied by no cleaner."""
-    return _own_directory(chosen_cache or Path(platformdirs.user_state_dir(APP)))
+    return _root(chosen_cache, "state").path
+
+
+def elsewhere(chosen_cache: Path | None) -> str:
+    """One line on where files are kept, where that is not where they were to be; else ""."""
+    cache, state = _root(chosen_cache, "cache"), _root(chosen_cache, "state")
+    if cache.reason and state.reason:
+        both = os.path.commonpath((cache.path, state.path))
+        return f"the cache and what is owed to the server are in {both}: {cache.reason}"
+    if cache.reason:
+        return f"the cache is in {cache.path}: {cache.reason}"
+    if state.reason:
+        return f"what is owed to the server is in {state.path}: {state.reason}"
+    return ""
+
+
+def _root(chosen: Path | None, kind: str) -> Root:
+    """A directory that can be used: within the chosen one where others may use that too, in the user's home,
+    or among temporary files where there is no home to write to.
+    """
+    if chosen is not None:
+        return _within(chosen)
+    reason = "this user has no home directory"
+    with suppress(RuntimeError):
+        wanted = Path(
+            platformdirs.user_cache_dir(APP) if kind == "cache" else platformdirs.user_state_dir(APP)
+        )
+        if wanted.is_absolute():
+            try:
+                if os.access(_own_directory(wanted), os.W_OK, effective_ids=True):
+                    return Root(wanted, "")
+                reason = f"{wanted} cannot be written to"
+            except SettingsError as error:
+                reason = str(error)
+    for directory in _temporaries():
+        try:
+            return Root(
+                _own_directory(_own_directory(directory) / kind), f"{reason}; --cache-dir chooses another"
+            )
+        except SettingsError:
+            continue
+    raise SettingsError(f"{reason}, and there is no temporary directory; choose a directory with --cache-dir")
+
+
+def _within(chosen: Path) -> Root:
+    """The directory itself where it is ours alone, else one of ours in it, as in a volume of a group."""
+    try:
+        return Root(_own_directory(chosen), "")
+    except SettingsError as error:
+        # what an earlier mount owes is not left behind
+        is_shared = (
+            chosen.is_dir() and not chosen.is_symlink() and os.access(chosen, os.W_OK, effective_ids=True)
+        )
+        if not is_shared or any(chosen.glob("*/*/uploads")):
+            raise
+        return Root(_own_directory(chosen / _name_of_user()), str(error).partition(";")[0])
 
 
 def remember_state_root(root: Path) -> None:
@@ -87,7 +157,20 @@ def _session_directory() -> Path | None:
 
 
 def _shared_temporary() -> Path:
-    return Path(tempfile.gettempdir()) / f"{APP}-{os.getuid()}"
+    return _temporaries()[0]
+
+
+def _temporaries() -> list[Path]:
+    """The directories of this user among temporary files, the first one to be used."""
+    try:
+        first = [Path(tempfile.gettempdir())]
+    except OSError:
+        first = []  # as on a read-only root file system
+    return [directory / _name_of_user() for directory in (*first, _MEMORY)]
+
+
+def _name_of_user() -> str:
+    return f"{APP}-{os.getuid()}"
 
 
 def runtime_roots() -> list[Path]:
@@ -105,11 +188,31 @@ def socket_path(mountpoint: Path) -> Path:
     return runtime_root() / _socket_name(mountpoint)
 
 
-def socket_of(mountpoint: Path) -> Path:
-    """Where a running mount has its control socket; where a new one would, if there is none."""
+def socket_of(mountpoint: Path) -> Address:
+    """Where a running mount has its control socket; where a new one would, if there is none.
+
+    The runtime directory goes with the session; the name that belongs to the mount itself stays.
+    """
     name = _socket_name(mountpoint)
-    found = (root / name for root in runtime_roots() if (root / name).exists())
-    return next(found, None) or socket_path(mountpoint)
+    found = next((root / name for root in runtime_roots() if (root / name).exists()), None)
+    if found is not None:
+        return found
+    entry = our_mounts().get(mountpoint)
+    return socket_path(mountpoint) if entry is None else lasting_name(entry)
+
+
+def sockets() -> list[Address]:
+    """The control sockets of this user's mounts."""
+    found: list[Address] = [path for root in runtime_roots() for path in root.glob("*.sock")]
+    mine = (entry for entry in our_mounts().values() if entry.owner == os.getuid())
+    return found + [
+        lasting_name(entry) for entry in mine if not isinstance(socket_of(entry.mountpoint), Path)
+    ]
+
+
+def lasting_name(entry: MountEntry) -> str:
+    """The abstract name of a mount's control socket, which is there for as long as the mount is."""
+    return f"\0{APP}-{entry.device}"
 
 
 def _socket_name(mountpoint: Path) -> str:
@@ -118,10 +221,12 @@ def _socket_name(mountpoint: Path) -> str:
 
 def mount_above(path: Path) -> Path | None:
     """The directory at or above an absolute path on which a mount of this user answers; None without one."""
-    roots = runtime_roots()
+    roots, mine = runtime_roots(), our_mounts()
     for directory in (path, *path.parents):
         name = _socket_name(directory)
         if any((root / name).exists() for root in roots):
+            return directory
+        if directory in mine and mine[directory].owner == os.getuid():
             return directory
     return None
 

@@ -40,7 +40,7 @@ def doctor(context: click.Context) -> None:
         ("libfuse", lambda: str(binding.find_library())),
         ("/dev/fuse", _device),
         ("fusermount", _helper),
-        ("cache", lambda: str(places.cache_root(None))),
+        ("cache", lambda: places.elsewhere(None) or str(places.cache_root(None))),
         ("token", lambda: _token()),
         ("API", api),
     ]

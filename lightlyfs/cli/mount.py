@@ -25,7 +25,7 @@ from lightlyfs.settings import read_secrets, resolve
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("dataset")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Path)  # not `click.Path`, which asks a mount that is there for its root
 @click.option("--foreground", "-f", is_flag=True, help="Stay, and log to the terminal.")
 @click.option("-o", "fstab", metavar="OPT[,OPT]", multiple=True, help="Options as in /etc/fstab, such as ro.")
 @setting_options
@@ -72,10 +72,8 @@ def _mount_in_background(
         raise
     if not answer:
         sys.exit(child.wait() or 1)
-    try:
-        os.statvfs(mountpoint)
-    except OSError as error:
-        raise StartError(f"{mountpoint} was mounted but does not answer: {error.strerror}") from None
+    if mounts.probe(mountpoint) is not mounts.Health.ANSWERS:
+        raise StartError(f"{mountpoint} was mounted but does not answer")
 
 
 def _refuse_cache_inside(cache_dir: Path | None, mountpoint: Path) -> None:

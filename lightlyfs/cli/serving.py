@@ -26,7 +26,8 @@ from lightlyfs.fs.attributes import Ownership
 from lightlyfs.kernel import mounts
 from lightlyfs.kernel.binding import READ_AHEAD_BYTES, Library, MountOptions
 from lightlyfs.kernel.mount import Mount, block_signals, share_arenas
-from lightlyfs.places import SpoolPlace, socket_path
+from lightlyfs.mountinfo import mount_at
+from lightlyfs.places import SpoolPlace, elsewhere, lasting_name, socket_path
 from lightlyfs.settings import Secrets, Settings
 
 log = logging.getLogger("lightlyfs")
@@ -104,6 +105,8 @@ def _serve(
     )
     with wiring.open_place(settings, found.id) as place:
         mount = Mount(library, options, ownership)
+        if where := elsewhere(settings.cache_dir):
+            click.echo(f"lightlyfs: {where}", err=True)
         if place.in_use_elsewhere:
             click.echo(f"lightlyfs: {_SHARES_NOTHING}", err=True)
         spool_place = None if settings.read_only else wiring.open_spool(settings, found.id)
@@ -138,7 +141,8 @@ def _run(parts: wiring.Parts, mount: Mount, mountpoint: Path, told: int, dataset
     control = ControlServer(socket_path(mountpoint), _commands(parts), sessions_of(parts))
 
     def on_mounted() -> None:
-        control.start()
+        entry = mount_at(mountpoint)
+        control.start(None if entry is None else lasting_name(entry))
         if told >= 0:
             _go_quiet(parts, dataset)
             os.write(told, b"ready")

@@ -17,7 +17,7 @@ from lightlyfs.cli.warm import batches, within_mount
 from lightlyfs.control import ask, dial
 from lightlyfs.errors import StartError
 from lightlyfs.fs.xattrs import describe
-from lightlyfs.places import runtime_roots, socket_of
+from lightlyfs.places import socket_of, sockets
 from lightlyfs.wiring import OwedFile, discard_owed, owed_files
 
 # an upload may take as long as a file is large
@@ -57,7 +57,7 @@ def list_uploads(cache_dir: Path | None, dataset: str | None, as_json: bool) -> 
 @_cache_dir
 def retry(cache_dir: Path | None) -> None:
     """Try everything that is pending or failed again now, in the mounts that run."""
-    answers = [ask(path, "retry") for path in _sockets()]
+    answers = [ask(path, "retry") for path in sockets()]
     retried = sum(int(answer["retried"]) for answer in answers if answer and answer.get("ok"))
     waiting = [owed for owed in _found(cache_dir, None) if not owed.in_use and owed.record.owed]
     click.echo(f"{retried} files are tried again")
@@ -65,13 +65,8 @@ def retry(cache_dir: Path | None) -> None:
         click.echo(f"{len(waiting)} files wait for their dataset to be mounted")
 
 
-def _sockets() -> list[Path]:
-    """Where the mounts of this user that run can be asked."""
-    return [path for root in runtime_roots() for path in root.glob("*.sock")]
-
-
 @uploads.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=Path)
 def send(paths: tuple[Path, ...]) -> None:
     """Upload PATHS, local files of a mount, whatever their names are; they become samples for good."""
     found = [within_mount(str(path)) for path in paths]
@@ -168,7 +163,7 @@ def _need_unique(chosen: list[OwedFile], names: tuple[str, ...], everything: boo
 
 
 def _found(cache_dir: Path | None, dataset: str | None) -> list[OwedFile]:
-    for socket in _sockets():
+    for socket in sockets():
         # a mount whose state directory a cleaner emptied writes down what it lost
         ask(socket, "status", timeout_s=_LOOK_WAIT_S)
     found = owed_files(None if cache_dir is None else cache_dir.absolute())

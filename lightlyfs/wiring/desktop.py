@@ -72,7 +72,11 @@ class Desktop:
         needs = self._needs
         if needs.mode != "prefill" or needs.mountpoint is None or needs.owner != os.getuid():
             return None
-        cache = thumbnail_cache(self._environ.get("XDG_CACHE_HOME"), Path.home())
+        try:
+            home = Path.home()
+        except RuntimeError:
+            return None  # a user without a home has no desktop
+        cache = thumbnail_cache(self._environ.get("XDG_CACHE_HOME"), home)
         if cache is None:
             return None
 

@@ -19,13 +19,14 @@ ALLOWED = {
     "occupied": set(),
     "upload_rules": set(),
     "locks": set(),
-    "places": {"locks", "errors"},
+    "mountinfo": set(),
+    "places": {"locks", "mountinfo", "errors"},
     "api": {"errors"},
     "catalog": {"api", "database", "inodes", "errors"},
     "content": {"api", "locks", "database", "errors"},
     "staging": {"api", "database", "inodes", "occupied", "upload_rules", "errors"},
     "fs": {"catalog", "content", "staging", "api", "inodes", "occupied", "upload_rules", "errors"},
-    "kernel": {"fs", "errors"},
+    "kernel": {"fs", "mountinfo", "errors"},
     "control": {"errors"},
     "wiring": {
         *(
@@ -42,7 +43,10 @@ ALLOWED = {
             "errors",
         )
     },
-    "cli": {"wiring", "control", "kernel", "fs", "api", "places", "settings", "errors", "localserver"},
+    "cli": {
+        *("wiring", "control", "kernel", "fs", "api", "places", "mountinfo", "settings", "errors"),
+        "localserver",
+    },
     "localserver": set(),
     "library": {"control", "places", "settings", "errors"},
     "cached": {"control", "places", "errors"},
