@@ -66,6 +66,9 @@ class BlockCache:
         # counted without a lock, so perhaps a few short
         self._hits = self._misses = self._errors = 0
         self._closed = False
+        # called, from any thread, when something is used or written for the first time since `keep_up`
+        self.on_use: Callable[[], None] = lambda: None
+        self._is_used = False
         self.room = Room(
             self._files.directory,
             config,
@@ -136,6 +139,8 @@ class BlockCache:
             self._misses += 1
         else:
             self._hits += 1
+            if not self._is_used:
+                self._note_use()
         return data
 
     def proven_file(self, content: ContentId) -> CachedFile | None:
@@ -168,6 +173,8 @@ class BlockCache:
             self._overflow.put(key, block, data)
             return
         self._record(key, file, block, data)
+        if not self._is_used:
+            self._note_use()
         if self.room.is_over:
             self._make_room(keep=key)
 
@@ -201,8 +208,9 @@ class BlockCache:
     def keep_up(self) -> None:
         """Write down what is kept, for processes to come; with others also what is used.
 
-        To be called now and then. Lets go of what others deleted.
+        To be called soon after `on_use` was. Lets go of what others deleted.
         """
+        was_used, self._is_used = self._is_used, False
         if self._locks.has_company():
             with self._lock:
                 files = list(self._open.items())
@@ -211,10 +219,15 @@ class BlockCache:
                     if os.fstat(file.fd).st_nlink == 0:
                         with self._lock_of(key):
                             self._is_deleted(key, file)
-                self._index.note_use([key for key, _ in files])
+                if was_used:
+                    self._index.note_use([key for key, _ in files])
             except (OSError, sqlite3.Error) as error:
                 self._count_error(error)
         self._write_index()
+
+    def _note_use(self) -> None:
+        self._is_used = True
+        self.on_use()
 
     def _write_index(self) -> None:
         try:

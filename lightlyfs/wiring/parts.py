@@ -46,6 +46,7 @@ from lightlyfs.fs.views import Views, ViewSources
 from lightlyfs.fs.warming import Warming, WarmingParts
 from lightlyfs.fs.xattrs import ExtendedAttributes
 from lightlyfs.settings import Settings, read_secrets
+from lightlyfs.watching import DirectoryWatch
 from lightlyfs.wiring.connections import METADATA_THREADS, Connections, credentials_of
 from lightlyfs.wiring.counting import RequestCounter
 from lightlyfs.wiring.desktop import Desktop, DesktopNeeds
@@ -128,6 +129,7 @@ class Parts:
         self._fetching: list[Warming] = []
         self.desktop = self._make_desktop(mountpoint)
         self.filesystem = self._make_filesystem(kernel, spool_place)
+        self._watch = DirectoryWatch(place.path, self._hear_others)
         place.share()
 
     def start(self) -> None:
@@ -136,6 +138,7 @@ class Parts:
         self._once.start()
         if self._forgets_views is not None:
             self._forgets_views.start()
+        self._watch.start()
         if self.uploads is not None:
             self.uploads.start()
         if not self.catalog.refresher.complete:
@@ -157,6 +160,9 @@ class Parts:
             self.uploads.close()
         for pool in (self._content_pool, self._metadata_pool, self._page_pool):
             pool.shutdown(wait=False, cancel_futures=True)
+        self._watch.close()
+        if self._forgets_views is not None:
+            self._forgets_views.close()
         self._urls.close()
         self.desktop.close()
         self._once.close()
@@ -397,6 +403,11 @@ class Parts:
         self._details.forget_all()
         self._documents.forget_all()
         self._tags.forget_all()
+
+    def _hear_others(self) -> None:
+        """Something in the directory of the dataset was written, perhaps by another process."""
+        self.catalog.wake()
+        self._once.keep_up_soon()
 
     def _on_changes(self, changes: Changes) -> None:
         self.catalog.note_changes()
