@@ -380,13 +380,12 @@ class CatalogStore:
         try:
             db = idle.pop()
         except IndexError:
-            if not self._renew():
-                # a new connection would find an empty file
+            fresh = self._new_reader()
+            if fresh is None:
                 with self._write_lock:
                     yield self._writer
                 return
-            idle = self._idle
-            db = self._connect(_READER_CACHE_KIB)
+            db, idle = fresh
         try:
             yield db
         finally:
@@ -395,6 +394,24 @@ class CatalogStore:
                 db.close()
             else:
                 idle.append(db)
+
+    def _new_reader(self) -> tuple[sqlite3.Connection, list[sqlite3.Connection]] | None:
+        """One more connection, and where it is kept; None where it would find an empty file, or the process
+        has no descriptor left.
+        """
+        if not self._renew():
+            return None
+        idle = self._idle  # before the file is opened, which may be another one a moment later
+        db = None
+        try:
+            db = self._connect(_READER_CACHE_KIB)
+            db.execute("SELECT 1 FROM meta LIMIT 1").fetchone()  # opens all of its files
+        except sqlite3.OperationalError as error:
+            log.debug("no further connection to the catalogue: %s", error)
+            if db is not None:
+                db.close()
+            return None
+        return db, idle
 
     @contextmanager
     def _snapshot(self) -> Iterator[sqlite3.Connection]:

@@ -11,14 +11,12 @@ from typing import Any
 
 import click
 
-from lightlyfs.cli.progress import progress_bar
 from lightlyfs.cli.sizes import size_text
 from lightlyfs.control import NoAnswer, ask, process_state, request
 from lightlyfs.errors import StartError
 from lightlyfs.kernel import mounts
 from lightlyfs.mountinfo import MOUNT_TYPE, our_mounts
 from lightlyfs.places import socket_of
-from lightlyfs.wiring import owed_files
 
 # a mount that ends waits for callbacks under way, and those end within a minute
 _END_WAIT_S = 70.0
@@ -72,6 +70,8 @@ def umount(mountpoint: Path, lazy: bool) -> None:
 
 def _unmount_unasked(mountpoint: Path, *, lazy: bool) -> None:
     """End a mount that cannot be asked what it owes: its process is gone, or nothing leads to it."""
+    from lightlyfs.wiring import owed_files  # what a mount is made of, needed here alone
+
     _need_mount(mountpoint)
     before = {owed.spool for owed in owed_files(None) if owed.in_use}
     dead = mounts.probe(mountpoint) is mounts.Health.DEAD
@@ -111,6 +111,8 @@ def refresh(mountpoint: Path) -> None:
 
 def _drain(mountpoint: Path, expected: int) -> None:
     """Wait for the uploads under way, as long as they move."""
+    from lightlyfs.cli.progress import progress_bar  # most ends of a mount have nothing to show
+
     with progress_bar() as shown:
         task = shown.add_task("uploading", total=expected)
         left, moved, since = expected, -1, time.monotonic()

@@ -9,12 +9,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
 from lightlyfs import places, wiring
 from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.models import Dataset
 from lightlyfs.api.retry import RetryPolicy
+from lightlyfs.cli.speech import tell
 from lightlyfs.errors import (
     Forbidden,
     LightlyFsError,
@@ -57,9 +56,7 @@ def find_dataset(client: LightlyClient, settings: Settings, secrets: Secrets, wa
         found = _ask(client, wanted, policy)
     except LightlyFsError as error:
         if has_catalogue and isinstance(error, Retryable):
-            click.echo(
-                f"lightlyfs: {_reason(error, settings)}; the names of an earlier mount are shown", err=True
-            )
+            tell(f"{_reason(error, settings)}; the names of an earlier mount are shown")
             assert stored is not None
             return FoundDataset(stored, wanted)
         raise StartError(_start_text(error, settings, wanted)) from error

@@ -17,6 +17,7 @@ content's lock nor the index's.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sqlite3
@@ -269,11 +270,23 @@ class BlockCache:
             checksums = self._index.blocks(key)
             if not checksums and not create:
                 return None
-            file = self._files.open(key, checksums, create=create)
+            try:
+                file = self._files.open(key, checksums, create=create)
+            except OSError as error:
+                if error.errno != errno.EMFILE:
+                    raise
+                self._close_some()
+                file = self._files.open(key, checksums, create=create)
             if file is None:
                 self._remove_locked(key)
                 return None
             return self._keep_open(key, file)
+
+    def _close_some(self) -> None:
+        """Let go of the files that were used longest ago: other parts need descriptors, too."""
+        with self._lock:
+            used = [self._open.popitem(last=False)[0] for _ in range((len(self._open) + 1) // 2)]
+        self._index.note_use(used)
 
     def _renew(self) -> None:
         """Begin again where a cleaner deleted the directory or what says what is in it; raises as `open`."""

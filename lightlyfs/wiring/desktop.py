@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightlyfs.api.client import LightlyClient
-from lightlyfs.api.transport import Transport
+from lightlyfs.api.contract import Transport
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.content.pictures import PictureStore

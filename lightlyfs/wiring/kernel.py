@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import resource
+from dataclasses import replace
 from typing import Protocol
 
 from lightlyfs.fs.handles import Watch
+from lightlyfs.settings import Settings
 
 # a cached file that is kept open costs 1 KB of memory, and saves a tenth of a millisecond when it is read
 _DESCRIPTORS = 8_192
+# below this a connection for each of the usual downloads at once would leave too few for files
+_FEW = 1_024
 
 
 class Kernel(Protocol):
@@ -84,9 +88,20 @@ class NoKernel:
 
 def open_files_limit() -> int:
     """How many cached files this process can keep open, after raising its limit of descriptors."""
+    limit = _raised_limit()
+    # connections and the catalogue need some, too
+    return limit // (2 if limit >= _FEW else 8)
+
+
+def fit_descriptors(settings: Settings) -> Settings:
+    """Fewer downloads at once where this process may have few descriptors, of which each takes three."""
+    limit = _raised_limit()
+    return settings if limit >= _FEW else replace(settings, jobs=max(1, min(settings.jobs, limit // 16)))
+
+
+def _raised_limit() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < _DESCRIPTORS:
         soft = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    # half of them: connections and the catalogue need some, too
-    return _DESCRIPTORS // 2 if soft == resource.RLIM_INFINITY else min(soft, _DESCRIPTORS) // 2
+    return _DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, _DESCRIPTORS)

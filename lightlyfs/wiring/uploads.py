@@ -16,7 +16,8 @@ from typing import Any
 
 from lightlyfs import places
 from lightlyfs.api.client import LightlyClient
-from lightlyfs.api.transport import Request, Transport, raise_for_status
+from lightlyfs.api.contract import Request, Transport
+from lightlyfs.api.status import raise_for_status
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.reader import Reader

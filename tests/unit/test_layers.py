@@ -155,6 +155,7 @@ def test_errno_is_chosen_in_one_module() -> None:
         "staging/recovery.py",
         "staging/journal.py",
         "staging/spool.py",
+        "content/cache.py",
         "api/curl.py",
         "api/sockets.py",
         "api/transport.py",
