@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import platformdirs
 
 from lightlyfs.errors import SettingsError
+from lightlyfs.file_systems import remote_kind
 from lightlyfs.locks import SharedLocks
 from lightlyfs.mountinfo import MountEntry, our_mounts
 
@@ -35,6 +36,8 @@ APP = "lightlyfs"
 _MAX_RUNTIME_BYTES = 70
 # the directories that mounts with a --cache-dir of their own have used, one a line
 _STATE_ROOTS = "state-directories"
+# what a machine's own directory begins with, on a file system that others may use too
+_OF_MACHINE = "machine-"
 # there also where nothing of the disk can be written to
 _MEMORY = Path("/dev/shm")
 # where the unit of `lightlyfs deploy system-unit` has them
@@ -80,7 +83,7 @@ def _root(chosen: Path | None, kind: str) -> Root:
     or among temporary files where there is no home to write to.
     """
     if chosen is not None:
-        return _within(chosen)
+        return _apart(_within(chosen))
     reason = "this user has no home directory"
     with suppress(RuntimeError):
         wanted = Path(
@@ -88,9 +91,12 @@ def _root(chosen: Path | None, kind: str) -> Root:
         )
         if wanted.is_absolute():
             try:
-                if os.access(_own_directory(wanted), os.W_OK, effective_ids=True):
-                    return Root(wanted, "")
-                reason = f"{wanted} cannot be written to"
+                if not os.access(_own_directory(wanted), os.W_OK, effective_ids=True):
+                    reason = f"{wanted} cannot be written to"
+                elif kind == "cache" and (remote := remote_kind(wanted)):
+                    reason = _seen_by_others(wanted, remote)
+                else:
+                    return _apart(Root(wanted, ""))
             except SettingsError as error:
                 reason = str(error)
     for directory in _temporaries():
@@ -117,6 +123,22 @@ def _within(chosen: Path) -> Root:
         return Root(_own_directory(chosen / _name_of_user()), str(error).partition(";")[0])
 
 
+def _apart(root: Root) -> Root:
+    """A directory of this machine's own in one that other machines may use at the same time.
+
+    No lock keeps them apart for sure, and databases in shared memory are damaged.
+    """
+    remote = remote_kind(root.path)
+    if not remote:
+        return root
+    own = _own_directory(root.path / f"{_OF_MACHINE}{os.uname().nodename}")
+    return Root(own, root.reason or _seen_by_others(root.path, remote))
+
+
+def _seen_by_others(path: Path, remote: str) -> str:
+    return f"{path} is on a file system that other machines may use ({remote})"
+
+
 def remember_state_root(root: Path) -> None:
     """Note a directory that holds what is owed, so that `uploads` finds it whatever it is called with."""
     known = state_root(None) / _STATE_ROOTS
@@ -139,6 +161,8 @@ def state_roots() -> list[Path]:
         log.warning("%s cannot be read: %s", known, error)
         lines = []
     others = dict.fromkeys(Path(line) for line in lines if line)
+    if first.name.startswith(_OF_MACHINE):
+        others[first.parent] = None  # where earlier versions kept it
     return [first, *(path for path in others if path != first and _is_own(path))]
 
 
@@ -249,12 +273,12 @@ class DatasetPlace:
     """The directory of one dataset, which the processes of a user share by its `locks`.
 
     Whoever finds nobody else there has it alone until `share`. With `temporary`, or where another process
-    does not let go of it, a private one that vanishes at the end takes its place; `in_use_elsewhere` tells
-    the latter.
+    does not let go of it, a private one that vanishes at the end takes its place; `private_because` says why
+    in the latter case.
     """
 
     def __init__(self, parent: Path, dataset_id: str, *, temporary: bool = False) -> None:
-        self.in_use_elsewhere = False
+        self.private_because = ""
         self.temporary = temporary
         # a cleaner may delete them, and somebody else make them
         self._above = [directory for directory in (parent.parent, parent) if _is_own(directory)]
@@ -264,9 +288,13 @@ class DatasetPlace:
             try:
                 self.locks.join()
                 return
-            except OSError:
-                self.locks.close()
-                self.in_use_elsewhere = True
+            except TimeoutError:
+                self.private_because = "another process does not let go of this dataset's cache"
+            except OSError as error:
+                self.private_because = f"the file system of {self.path} has no locks ({error.strerror})"
+                # databases need them, too
+                parent = _own_directory(_temporaries()[0])
+            self.locks.close()
         self.temporary = True
         self.path = Path(tempfile.mkdtemp(prefix=f"{dataset_id}.", dir=parent))
         self.locks = SharedLocks(self.path, self._make_again)
@@ -406,9 +434,15 @@ def _try_lock(directory: Path) -> int | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-    except OSError:
+    except BlockingIOError:
         os.close(descriptor)
         return None
+    except OSError as error:
+        os.close(descriptor)
+        raise SettingsError(
+            f"the file system of {directory} has no locks ({error.strerror}), which keep two mounts from "
+            "sending the same files; choose a directory on another with --cache-dir"
+        ) from None
     return descriptor
 
 

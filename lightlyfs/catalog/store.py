@@ -105,6 +105,9 @@ class CatalogStore:
         self._path = path
         self._opening = opening
         self._can_renew = True
+        self._is_damaged = False  # as SQLite says
+        # called where the file was damaged, and another one is begun that holds nothing
+        self.on_lost: Callable[[], None] = lambda: None
         self._write_lock = threading.Lock()
         self._renewing = threading.Lock()  # taken before _write_lock
         self._idle: list[sqlite3.Connection] = []
@@ -252,30 +255,42 @@ class CatalogStore:
 
     def _renew(self) -> bool:
         """Write the catalogue again where its file was deleted; whether the file at the path is ours now."""
-        if self._anchor.holds():
+        if self._anchor.holds() and not self._is_damaged:
             return True
         with self._renewing:
-            if self._anchor.holds():
+            if self._anchor.holds() and not self._is_damaged:
                 return True
             try:
                 with self._opening(), self._write_lock:
-                    self._renew_locked()
+                    lost = self._renew_locked()
             except (sqlite3.Error, OSError) as error:
                 if self._can_renew:
                     log.warning("the catalogue was deleted, and cannot be written again: %s", error)
                 self._can_renew = False
                 return False
-        log.warning("the catalogue was deleted; it is written again")
         self._can_renew = True
+        if lost:
+            log.warning("the catalogue was damaged; everything is listed again")
+            self.on_lost()
+        else:
+            log.warning("the catalogue was deleted; it is written again")
         return True
 
-    def _renew_locked(self) -> None:
-        """Go on with the file that is at the path now, which is made, or filled, from the deleted one."""
+    def _renew_locked(self) -> bool:
+        """Go on with the file that is at the path now, which is made, or filled, from the deleted one.
+
+        Returns whether it holds nothing, for that one was damaged.
+        """
+        damaged, self._is_damaged = self._is_damaged, False
+        if damaged and self._anchor.holds():
+            self._remove()  # the other processes find that it is gone
         writer = self._open_writer()
         try:
             listed = "SELECT count(*) FROM meta WHERE key = 'listed_at'"
-            if writer.execute(listed).fetchone() != (1,):
+            lost = bool(writer.execute(listed).fetchone() != (1,))
+            if lost and not damaged:
                 self._writer.backup(writer)
+                lost = False
             self._anchor = database.Anchor.of(self._path)
         except BaseException:
             writer.close()
@@ -287,6 +302,7 @@ class CatalogStore:
         self._idle, idle = [], self._idle
         for db in (old, *idle):
             db.close()
+        return lost
 
     # other processes
 
@@ -369,13 +385,20 @@ class CatalogStore:
             try:
                 with database.transaction(self._writer):
                     yield self._writer
-            except BaseException:
+            except BaseException as error:
+                self._note_damage(error)
                 # what was counted may not have been: better news of nothing than none
                 self._seen = dict.fromkeys(self._seen, -1)
                 raise
 
+    def _note_damage(self, error: BaseException) -> None:
+        # not OperationalError and others, which are derived from it: the disk is full, or busy
+        self._is_damaged |= type(error) is sqlite3.DatabaseError
+
     @contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
+        if self._is_damaged:
+            self._renew()
         idle = self._idle
         try:
             db = idle.pop()
@@ -388,6 +411,9 @@ class CatalogStore:
             db, idle = fresh
         try:
             yield db
+        except sqlite3.DatabaseError as error:
+            self._note_damage(error)
+            raise
         finally:
             # those of a file that was deleted meanwhile are done with
             if self._closed or len(idle) >= _IDLE_READERS or idle is not self._idle:

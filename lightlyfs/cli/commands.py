@@ -220,8 +220,7 @@ def _status_text(answer: dict[str, Any]) -> str:
         + ("" if answer["tag"] is None else f", tag {answer['tag']}"),
         "names": f"{samples:,} samples in {directories:,} directories, {_freshness(names)}",
         "sizes": f"{size_text(names['bytes'])} in all; {unverified:,} files not yet confirmed by storage",
-        "cache": f"{size_text(cache['bytes'])} of {size_text(cache['budget_bytes'])} in {cache['directory']}"
-        + (", shared with another process" if cache["shared"] else ""),
+        "cache": _cache_text(cache),
         "reads": f"{cache['hits']:,} from the cache, {size_text(content['fetched_bytes'])} fetched, "
         f"{content['under_way']} under way, {content['failures']} failed",
         "URLs": f"{answer['urls']['stored']:,} kept, {answer['urls']['got']:,} got before they were needed",
@@ -232,6 +231,14 @@ def _status_text(answer: dict[str, Any]) -> str:
         "uploads": _uploads_text(answer),
     }
     return "\n".join(f"{name:<{_NAME_COLUMNS - 1}} {text}" for name, text in rows.items())
+
+
+def _cache_text(cache: dict[str, Any]) -> str:
+    kept = cache["bytes"] + cache.get("beside_bytes", 0)
+    shared = ", shared with another process" if cache["shared"] else ""
+    line = f"{size_text(kept)} of {size_text(cache['budget_bytes'])} in {cache['directory']}{shared}"
+    why = cache.get("why_there")
+    return f"{line}\n{' ' * _NAME_COLUMNS}{why}" if why else line
 
 
 def _uploads_text(answer: dict[str, Any]) -> str:

@@ -34,9 +34,6 @@ log = logging.getLogger("lightlyfs")
 _DRAIN_STEP_S = 1.0
 # new objects between two looks for garbage that holds itself
 _GC_THRESHOLD = 20_000
-_SHARES_NOTHING = (
-    "another process does not let go of this dataset's cache; this mount keeps a cache of its own"
-)
 
 
 def serve_mount(
@@ -103,8 +100,8 @@ def _serve(
         mount = Mount(library, options, ownership)
         if where := elsewhere(settings.cache_dir):
             tell(where)
-        if place.in_use_elsewhere:
-            tell(_SHARES_NOTHING)
+        if place.private_because:
+            tell(f"{place.private_because}; this mount keeps a cache of its own")
         spool_place = None if settings.read_only else wiring.open_spool(settings, found.id)
         _tell_owed(settings, found.id, spool_place)
         parts = wiring.Parts(

@@ -39,6 +39,8 @@ from lightlyfs.locks import OPENING, OPENING_PATIENCE_S, SharedLocks, Stripe
 log = logging.getLogger(__name__)
 
 _CONTENT_LOCKS = 64
+# of a file that others change all the while: then its bytes come from the network
+_MAX_LOOKS = 4
 
 
 class BlockCache:
@@ -51,9 +53,11 @@ class BlockCache:
         *,
         locks: SharedLocks | None = None,
         statvfs: Callable[[Path], os.statvfs_result] = os.statvfs,
+        beside: Callable[[], int] = lambda: 0,
     ) -> None:
         """Open or make the cache; `directory` must exist and be ours (see `places`).
 
+        `beside()` says how many bytes of the budget files other than blocks take.
         sqlite3.DatabaseError: the index is damaged, and another process uses it.
         """
         self._config = config
@@ -67,6 +71,7 @@ class BlockCache:
         # counted without a lock, so perhaps a few short
         self._hits = self._misses = self._errors = 0
         self._closed = False
+        self._is_damaged = False  # the index, as SQLite says
         # called, from any thread, when something is used or written for the first time since `keep_up`
         self.on_use: Callable[[], None] = lambda: None
         self._is_used = False
@@ -77,6 +82,7 @@ class BlockCache:
             self._locks,
             self._remove,
             statvfs=statvfs,
+            beside=beside,
             on_error=self._count_error,
         )
         if not self._index.was_closed:
@@ -150,6 +156,7 @@ class BlockCache:
         if file is None:
             return None
         try:
+            file.was_changed()  # then every block is compared again
             for block in range(block_count(content.size)):
                 if block not in file.proven and not self._prove(content, file, block):
                     return None
@@ -178,6 +185,14 @@ class BlockCache:
             self._note_use()
         if self.room.is_over:
             self._make_room(keep=key)
+
+    def let_go(self, content: ContentId) -> None:
+        """Close the file of a content that nobody is about to read."""
+        key = content.key()
+        with self._lock:
+            file = self._open.pop(key, None)
+        if file is not None:
+            self._index.note_use([key])
 
     def drop(self, content: ContentId) -> None:
         """Forget a content; readers that have it open keep their bytes."""
@@ -291,9 +306,12 @@ class BlockCache:
     def _renew(self) -> None:
         """Begin again where a cleaner deleted the directory or what says what is in it; raises as `open`."""
         self._locks.renew()
-        if not self._index.is_deleted():
+        if not (self._index.is_deleted() or self._is_damaged):
             return
         with self._locks.name(OPENING, OPENING_PATIENCE_S), self._renewing:
+            if self._is_damaged and not self._index.is_deleted():
+                self._index.delete()  # the other processes find that it is gone, and begin again too
+            self._is_damaged = False
             if not self._index.is_deleted():
                 return
             log.warning("the cache in %s was deleted; it is begun again", self._files.directory.parent)
@@ -324,11 +342,18 @@ class BlockCache:
 
     def _read_file(self, content: ContentId, file: CachedFile, offset: int, length: int) -> bytes | None:
         blocks = range(offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES + 1)
+        data = b""
         try:
-            for block in blocks:
-                if block not in file.proven and not self._prove(content, file, block):
-                    return None
-            data = file.read(offset, length)
+            for _ in range(_MAX_LOOKS):
+                for block in blocks:
+                    if block not in file.proven and not self._prove(content, file, block):
+                        return None
+                data = file.read(offset, length)
+                # what others wrote meanwhile, or ever, is compared before it is given to anybody
+                if not file.was_changed():
+                    break
+            else:
+                return None
         except OSError as error:
             self._count_error(error)
             data = b""
@@ -436,6 +461,8 @@ class BlockCache:
 
     def _count_error(self, error: Exception) -> None:
         self._errors += 1
+        # not OperationalError and others, which are derived from it: the disk is full, or busy
+        self._is_damaged |= type(error) is sqlite3.DatabaseError
         # what is still under way after the end finds everything closed
         log.log(
             logging.DEBUG if self._closed else logging.WARNING, "the cache failed and is bypassed: %s", error

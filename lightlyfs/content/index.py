@@ -137,6 +137,10 @@ class BlockIndex:
         """Whether a cleaner deleted the file; what is recorded then is lost."""
         return not self._anchor.holds()
 
+    def delete(self) -> None:
+        """Delete the file, which is damaged; `begin_again` comes next. Raises OSError."""
+        database.remove(self._anchor.path)
+
     def begin_again(self) -> None:
         """Go on with the file that is at the path now, made where there is none; raises as `__init__`.
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from cachetools import LRUCache
-
 from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.fs.attributes import Attr
 from lightlyfs.staging.journal import Journal
@@ -25,12 +23,16 @@ class SetTimes:
 
     def __init__(self, journal: Journal | None) -> None:
         self._journal = journal
-        self._times = journal.times() if journal else {}
-        self._inodes: LRUCache[bytes, int] = LRUCache(_MAX_INODES)
+        # there may be as many as files were written, so each takes little: by id, "TIME SIZE VERSION"
+        kept = journal.times() if journal else {}
+        self._times = {bytes.fromhex(one): _packed(*time) for one, time in kept.items()}
+        self._inodes: dict[bytes, int] = {}
 
     def keep_ino(self, sample_id: str, ino: int) -> None:
         """Show a sample under the inode number that its file had before."""
         self._inodes[bytes.fromhex(sample_id)] = ino
+        if len(self._inodes) > _MAX_INODES:
+            self._inodes.pop(next(iter(self._inodes)), None)
 
     def numbered(self, attr: Attr, sample_id: bytes) -> Attr:
         """The attributes of a sample with the inode number that it has on this mount."""
@@ -46,7 +48,7 @@ class SetTimes:
     def put(self, sample_id: str, size: int | None, etag: str | None, mtime: int) -> None:
         """Remember a time, in seconds, for a sample of this size and, where it is known, this version."""
         version = f"{size} {etag or ''}"
-        self._times[sample_id] = (mtime, version)
+        self._times[bytes.fromhex(sample_id)] = _packed(mtime, version)
         if self._journal is not None:
             self._journal.put_time(sample_id, mtime, version)
 
@@ -54,10 +56,10 @@ class SetTimes:
         """The entry with the time that was set on it, if that still counts."""
         if not self._times:
             return entry
-        known = self._times.get(entry.sample_id)
+        known = self._times.get(entry.id)
         if known is None:
             return entry
-        mtime, (size, _, etag) = known[0], known[1].partition(" ")
+        mtime, size, etag = _unpacked(known)
         if size != str(entry.published_size) or (etag and entry.etag and etag != entry.etag):
             return entry
         return entry._replace(mtime=mtime)
@@ -65,9 +67,9 @@ class SetTimes:
     def prune(self, by_id: Callable[[str], tuple[str, SampleEntry] | None]) -> None:
         """Forget the times of samples that are gone or have another version; `by_id` looks a sample up."""
         dead = []
-        for sample_id, (_, version) in list(self._times.items()):
-            found = by_id(sample_id)
-            size, _, etag = version.partition(" ")
+        for sample_id, known in list(self._times.items()):
+            found = by_id(sample_id.hex())
+            _, size, etag = _unpacked(known)
             entry = None if found is None else found[1]
             if entry is None or (entry.etag and etag and entry.etag != etag) or _differs(size, entry):
                 dead.append(sample_id)
@@ -75,9 +77,19 @@ class SetTimes:
             self._times.pop(sample_id, None)
         if dead and self._journal is not None:
             try:
-                self._journal.remove_times(dead)
+                self._journal.remove_times(one.hex() for one in dead)
             except OSError as error:
                 log.warning("times of samples that changed are kept: %s", error)
+
+
+def _packed(mtime: int, version: str) -> bytes:
+    return f"{mtime} {version}".encode("utf-8", "surrogatepass")
+
+
+def _unpacked(known: bytes) -> tuple[int, str, str]:
+    """The time, the size and the version."""
+    mtime, size, etag = known.decode("utf-8", "surrogatepass").split(" ", 2)
+    return int(mtime), size, etag
 
 
 def _differs(size: str, entry: SampleEntry) -> bool:

@@ -26,7 +26,7 @@ from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tagged import TaggedRemote
 from lightlyfs.catalog.tags import Tags
 from lightlyfs.catalog.timing import FreshnessConfig
-from lightlyfs.content.budget import CacheConfig, default_budget
+from lightlyfs.content.budget import CacheConfig, bytes_beside, default_budget
 from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.fetcher import FetchConfig, Fetcher
 from lightlyfs.content.identity import NO_OBJECT
@@ -97,10 +97,9 @@ class Parts:
         self._metadata_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-metadata")
         self._page_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-pages")
         self._content_pool = ThreadPoolExecutor(settings.jobs, "lightlyfs-content")
-        config = CacheConfig(self._budget(), max_open_files=open_files_limit())
         with opening(place):
             self.catalog = self._make_catalog()
-            self.cache = BlockCache(place.path, config, locks=place.locks)
+            self.cache = self._make_cache()
         self._urls = UrlParts(
             settings,
             connections,
@@ -282,6 +281,11 @@ class Parts:
             clock=time.monotonic,
         )
         return Catalog(store, remote, refresher, freshness, Census(store, NO_OBJECT), clock=time.monotonic)
+
+    def _make_cache(self) -> BlockCache:
+        path = self.place.path
+        config = CacheConfig(self._budget(), max_open_files=open_files_limit())
+        return BlockCache(path, config, locks=self.place.locks, beside=partial(bytes_beside, path))
 
     def _make_reader(self) -> Reader:
         fetcher = Fetcher(

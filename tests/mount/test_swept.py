@@ -145,3 +145,42 @@ def test_what_was_staged_and_is_gone_is_named(server: LocalServer, tmp_path: Pat
 def rows(listed: str) -> list[tuple[str, ...]]:
     """Path and state of each file that `uploads list` shows."""
     return [tuple(line.split("\t")[:2]) for line in listed.splitlines()]
+
+
+def test_damaged_databases_cost_a_listing_and_never_a_byte(server: LocalServer, tmp_path: Path) -> None:
+    """As another machine damages them that uses the same directory without locks."""
+    with mounted(server, tmp_path, "3") as tree:
+        some = tree.names("a")[: COUNT // 2]
+        for name in some:
+            tree.read(f"a/{name}")
+        found = dataset_directory(tree)
+        for name in ("catalog.db", "blocks.db", "urls.db", "thumbnails.db"):
+            for path in found.glob(f"{name}*"):
+                if not path.name.endswith("-shm"):  # shortening what is mapped would end the process
+                    with path.open("r+b") as file:
+                        file.write(os.urandom(max(path.stat().st_size, 4096)))
+        for path in found.glob("blocks/*/*"):
+            with path.open("r+b") as file:
+                file.write(b"damage")
+
+        wait_until(lambda: listed(tree) == sorted(truth(server)), 20)
+        wait_until(lambda: is_readable(tree, server), 20)
+        assert contents(tree) == truth(server)
+        assert "the catalogue was damaged" in tree.log.read_text()
+
+
+def listed(tree: MountedTree) -> list[str]:
+    """The names, or none while they cannot be said."""
+    with contextlib.suppress(OSError):
+        return tree.names("a")
+    return []
+
+
+def is_readable(tree: MountedTree, server: LocalServer) -> bool:
+    """Whether every file can be read; what is read has to be right."""
+    for name, data in truth(server).items():
+        try:
+            assert tree.read(f"a/{name}") == data
+        except OSError:
+            return False
+    return True
