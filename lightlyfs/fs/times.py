@@ -23,9 +23,7 @@ class SetTimes:
 
     def __init__(self, journal: Journal | None) -> None:
         self._journal = journal
-        # there may be as many as files were written, so each takes little: by id, "TIME SIZE VERSION"
-        kept = journal.times() if journal else {}
-        self._times = {bytes.fromhex(one): _packed(*time) for one, time in kept.items()}
+        self._times = journal.times() if journal else {}
         self._inodes: dict[bytes, int] = {}
 
     def keep_ino(self, sample_id: str, ino: int) -> None:
@@ -48,7 +46,7 @@ class SetTimes:
     def put(self, sample_id: str, size: int | None, etag: str | None, mtime: int) -> None:
         """Remember a time, in seconds, for a sample of this size and, where it is known, this version."""
         version = f"{size} {etag or ''}"
-        self._times[bytes.fromhex(sample_id)] = _packed(mtime, version)
+        self._times[sample_id] = (mtime, version)
         if self._journal is not None:
             self._journal.put_time(sample_id, mtime, version)
 
@@ -56,10 +54,10 @@ class SetTimes:
         """The entry with the time that was set on it, if that still counts."""
         if not self._times:
             return entry
-        known = self._times.get(entry.id)
+        known = self._times.get(entry.sample_id)
         if known is None:
             return entry
-        mtime, size, etag = _unpacked(known)
+        mtime, (size, _, etag) = known[0], known[1].partition(" ")
         if size != str(entry.published_size) or (etag and entry.etag and etag != entry.etag):
             return entry
         return entry._replace(mtime=mtime)
@@ -67,9 +65,9 @@ class SetTimes:
     def prune(self, by_id: Callable[[str], tuple[str, SampleEntry] | None]) -> None:
         """Forget the times of samples that are gone or have another version; `by_id` looks a sample up."""
         dead = []
-        for sample_id, known in list(self._times.items()):
-            found = by_id(sample_id.hex())
-            _, size, etag = _unpacked(known)
+        for sample_id, (_, version) in list(self._times.items()):
+            found = by_id(sample_id)
+            size, _, etag = version.partition(" ")
             entry = None if found is None else found[1]
             if entry is None or (entry.etag and etag and entry.etag != etag) or _differs(size, entry):
                 dead.append(sample_id)
@@ -77,19 +75,9 @@ class SetTimes:
             self._times.pop(sample_id, None)
         if dead and self._journal is not None:
             try:
-                self._journal.remove_times(one.hex() for one in dead)
+                self._journal.remove_times(dead)
             except OSError as error:
                 log.warning("times of samples that changed are kept: %s", error)
-
-
-def _packed(mtime: int, version: str) -> bytes:
-    return f"{mtime} {version}".encode("utf-8", "surrogatepass")
-
-
-def _unpacked(known: bytes) -> tuple[int, str, str]:
-    """The time, the size and the version."""
-    mtime, size, etag = known.decode("utf-8", "surrogatepass").split(" ", 2)
-    return int(mtime), size, etag
 
 
 def _differs(size: str, entry: SampleEntry) -> bool:

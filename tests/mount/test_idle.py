@@ -1,4 +1,4 @@
-"""A mount that nobody uses costs next to nothing: its threads sleep until there is something to do."""
+"""What a mount takes of the machine: nothing while nobody uses it, and few descriptors when it has to."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from lightlyfs.localserver import LocalServer
 
 pytestmark = pytest.mark.fuse
 
-WATCHED_S = 6.0
+WATCHED_S = 4.0
 FILES, FEW_DESCRIPTORS = 400, 256
+WRITTEN = 60
 MOST_WAKEUPS_A_SECOND = 0.5
 # none of these is needed before a command is given, a picture sent or a port opened
 UNNEEDED = ("click", "rich", "PIL", "requests", "urllib3", "uvicorn", "boto3", "prometheus_client")
@@ -89,3 +90,14 @@ def test_with_few_descriptors_a_mount_is_slower_and_reads_all(
         assert found == files
         assert resource.prlimit(tree.process.pid, resource.RLIMIT_NOFILE) == (FEW_DESCRIPTORS,) * 2 != limits
         assert "Too many open files" not in tree.log.read_text()
+
+
+def test_files_that_were_written_hold_no_descriptor(own_server: LocalServer, tmp_path: Path) -> None:
+    with mounted(own_server, tmp_path, "3") as tree:
+        tree.write("a/first.jpg", b"first")
+        before = len(list(Path(f"/proc/{tree.process.pid}/fd").iterdir()))
+        for number in range(WRITTEN):
+            tree.write(f"a/{number}.jpg", b"%d" % number)
+
+        assert len(list(Path(f"/proc/{tree.process.pid}/fd").iterdir())) < before + WRITTEN // 4
+        assert tree.read("a/7.jpg") == b"7"
