@@ -12,8 +12,8 @@ from lightlyfs.kernel.errno_table import errno_of, has_row
 
 
 def leaves(kind: type[BaseException]) -> list[type[BaseException]]:
-    """The classes below a class that nothing is derived from."""
-    below = kind.__subclasses__()
+    """The classes of `errors` below a class that nothing there is derived from."""
+    below = [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
     return [leaf for child in below for leaf in leaves(child)] if below else [kind]
 
 
