@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 ECOSYSTEM_STAMP := $(VENV)/.installed-ecosystem
-# parts of `make bench`: cold, training, large, warm, scale, writing, metrics, soak, slopes, write_rates
+# parts of `make bench`: cold, training, large, warm, scale, writing, metrics, idle, soak, slopes, write_rates
 NAMES := all
 
 .DEFAULT_GOAL := help

@@ -12,14 +12,15 @@ import logging
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from lightlyfs.errors import LightlyFsError
+from lightlyfs.errors import LightlyFsError, StartError
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,10 @@ class Channel:
         """The descriptor that came with the last message, now the caller's to close; None without one."""
         return self._descriptors.pop(0) if self._descriptors else None
 
+    def peer_pid(self) -> int:
+        """The process that listened where this connection leads."""
+        return _peer_of(self._connection).pid
+
     def has_ended(self) -> bool:
         """Whether the other end has hung up; does not wait."""
         poll = select.poll()  # not `select`, which knows 1,024 descriptors only
@@ -122,45 +127,79 @@ class ControlServer:
         self._path = path
         self._commands = commands
         self._sessions = sessions or {}
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sockets: list[socket.socket] = []
         self._thread = threading.Thread(target=self._serve, name="lightlyfs-control", daemon=True)
         self._closed = False
         self._connections = threading.BoundedSemaphore(_MAX_CONNECTIONS)
         self._session_slots = threading.BoundedSemaphore(_MAX_SESSIONS)
 
-    def start(self) -> None:
-        """Begin to answer; takes the place of a socket that a killed mount left."""
+    def start(self, lasting_name: str | None = None) -> None:
+        """Begin to answer; takes the place of a socket that a killed mount left.
+
+        Also on an abstract name, which stays when the directory of the socket goes.
+        """
         self._path.unlink(missing_ok=True)
         previous = os.umask(0o177)
         try:
-            self._socket.bind(str(self._path))
+            self._listen(str(self._path))
         finally:
             os.umask(previous)
-        self._socket.listen(128)
+        if lasting_name is not None:
+            try:
+                self._listen(lasting_name)
+            except OSError as error:
+                log.warning("commands find this mount for as long as %s is there: %s", self._path, error)
         self._thread.start()
+
+    def _listen(self, address: str) -> None:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(address)
+            listener.listen(128)
+            # one that hangs up between `poll` and `accept` must not be waited for
+            listener.setblocking(False)
+        except BaseException:
+            listener.close()
+            raise
+        self._sockets.append(listener)
 
     def close(self) -> None:
         """Answer no more, and remove the socket."""
         self._closed = True
         self._path.unlink(missing_ok=True)
-        # wakes the thread that accepts; closing alone would not
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+        for listener in self._sockets:
+            # wakes the thread that accepts; closing alone would not
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
 
     def _serve(self) -> None:
+        poll = select.poll()
+        listeners = {listener.fileno(): listener for listener in self._sockets}
+        for number in listeners:
+            poll.register(number, select.POLLIN)
         while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError as error:
-                if self._closed:
-                    return
+            ready = poll.poll()
+            if self._closed:
+                return
+            for number, _ in ready:
+                self._accept(listeners[number])
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if not self._closed:
                 log.warning("no command can be answered now: %s", error)  # no descriptors are left
                 time.sleep(_ACCEPT_AGAIN_S)
-                continue
-            if not self._connections.acquire(blocking=False):
-                connection.close()  # whoever called finds that nobody answers, and may call again
-                continue
+            return
+        if _peer_of(connection).uid not in (os.getuid(), 0):
+            connection.close()  # an abstract name has no mode
+        elif not self._connections.acquire(blocking=False):
+            connection.close()  # whoever called finds that nobody answers, and may call again
+        else:
             threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:
@@ -214,14 +253,29 @@ def failure(text: str, **more: Any) -> dict[str, Any]:
     return {"ok": False, "error": text, **more}
 
 
-def dial(path: Path, *, timeout_s: float) -> Channel | None:
+class _Peer(NamedTuple):
+    """Who is at the other end of a connection: for a listener's end, who called `listen`."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def _peer_of(connection: socket.socket) -> _Peer:
+    size = struct.calcsize("3i")
+    return _Peer._make(
+        struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    )
+
+
+def dial(address: Path | str, *, timeout_s: float) -> Channel | None:
     """A channel to the mount behind a socket, None where there is none; each answer may take so long."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(timeout_s)
     end = time.monotonic() + timeout_s
     while True:
         try:
-            connection.connect(str(path))
+            connection.connect(str(address))
         except BlockingIOError:
             # many call at once, and a Unix socket does not queue those who will not wait for ever
             if time.monotonic() < end:
@@ -232,18 +286,51 @@ def dial(path: Path, *, timeout_s: float) -> Channel | None:
         except OSError:
             connection.close()
             return None
+        if isinstance(address, str) and _peer_of(connection).uid != os.getuid():
+            connection.close()  # anybody may take an abstract name
+            return None
         return Channel(connection)
 
 
-def ask(path: Path, command: str, *, timeout_s: float = 10.0) -> dict[str, Any] | None:
+class NoAnswer(StartError):
+    """A process listens behind a socket, and says nothing."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(f"process {pid} does not answer")
+        self.pid = pid
+
+
+def ask(address: Path | str, command: str, *, timeout_s: float = 10.0) -> dict[str, Any] | None:
     """Send a command to the mount behind a socket; None where no mount answers there."""
-    channel = dial(path, timeout_s=timeout_s)
+    try:
+        return request(address, command, timeout_s=timeout_s)
+    except NoAnswer:
+        return None
+
+
+def request(address: Path | str, command: str, *, timeout_s: float) -> dict[str, Any] | None:
+    """As `ask`, but NoAnswer where a mount is there that is stopped, or does not answer in time."""
+    channel = dial(address, timeout_s=timeout_s)
     if channel is None:
         return None
+    pid = channel.peer_pid()
     try:
+        if process_state(pid) == "T":
+            raise NoAnswer(pid)
         channel.send({"command": command})
         return channel.receive()
+    except TimeoutError:
+        raise NoAnswer(pid) from None
     except OSError:
         return None
     finally:
         channel.close()
+
+
+def process_state(pid: int) -> str:
+    """The letter that the kernel shows for what a process does; "" where that cannot be said."""
+    try:
+        told = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return ""
+    return told.rpartition(")")[2].split()[0]

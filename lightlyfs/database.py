@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from lightlyfs.forks import FORK_GATE
 
@@ -114,6 +115,32 @@ def make(path: Path) -> None:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except FileExistsError:
             pass  # another process was first
+
+
+class Anchor(NamedTuple):
+    """Which file a path named when a database was opened there.
+
+    A cleaner may delete it; open connections then go on, but what they write is lost, and a new connection
+    makes an empty database.
+    """
+
+    path: Path
+    device: int
+    number: int
+
+    @classmethod
+    def of(cls, path: Path) -> Anchor:
+        """The file at a path now; raises OSError."""
+        found = os.lstat(path)
+        return cls(path, found.st_dev, found.st_ino)
+
+    def holds(self) -> bool:
+        """Whether the path still names that file."""
+        try:
+            found = os.lstat(self.path)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == (self.device, self.number)
 
 
 def remove(path: Path) -> None:

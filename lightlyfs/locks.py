@@ -25,14 +25,20 @@ from pathlib import Path
 # `struct flock` of 64-bit Linux: type, whence, start, length, process (0 for these locks)
 _FLOCK = struct.Struct("hhqqi4x")
 
+_FILE = "lock"
 # what the bytes of the file stand for
 _PRESENCE = 0
 _NAMED = 1 << 10  # as many stripes and names as there are bytes up to the samples
 _SAMPLES = 1 << 41
 _BLOCKS_PER_SAMPLE = 1 << 20
 
+# the name under which the files of a directory are opened or made, which takes some milliseconds
+OPENING = "open"
+OPENING_PATIENCE_S = 10.0
 # a process that starts may look through the whole cache before it lets others in
 _JOIN_TIMEOUT_S = 30.0
+# who reads waits for it
+_RENEW_TIMEOUT_S = 2.0
 # how long it is believed that nobody else is here, or that somebody is
 _COMPANY_S = 0.05
 # what is done under a stripe takes a millisecond, or some with a busy disk
@@ -44,13 +50,16 @@ _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.001, 0.02
 class SharedLocks:
     """The locks of one directory; `join` before use, `close` once."""
 
-    def __init__(self, directory: Path | None) -> None:
+    def __init__(self, directory: Path | None, make: Callable[[], object] = lambda: None) -> None:
         """Open or make the file; `directory` must exist and be ours (see `places`).
 
-        Without one every lock is to be had: for what no other process can reach.
+        Without one every lock is to be had: for what no other process can reach. `make()` makes the directory
+        again where a cleaner deleted it.
         """
+        self._directory = directory
+        self._make = make
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd = -1 if directory is None else os.open(directory / "lock", flags, 0o600)
+        self._fd = -1 if directory is None else os.open(directory / _FILE, flags, 0o600)
         self._alone = False
         self._lock = threading.Lock()
         # guarded by _lock
@@ -98,6 +107,33 @@ class SharedLocks:
         """Let others in."""
         self._alone = False
         self._try(fcntl.F_RDLCK, _PRESENCE, 1)
+
+    def renew(self) -> None:
+        """Use a new file where a cleaner deleted this one; processes that start meanwhile use that too.
+
+        Raises OSError where that cannot be. What this process holds by name counts no more then.
+        """
+        if self._fd < 0 or self._directory is None or self._is_at_its_path():
+            return
+        with self._lock:
+            if self._fd < 0 or self._is_at_its_path():
+                return
+            self._make()
+            fresh = SharedLocks(self._directory)
+            try:
+                fresh.join(_RENEW_TIMEOUT_S)
+                fresh.share()
+                os.dup2(fresh._fd, self._fd, inheritable=False)
+                self._alone = False
+            finally:
+                fresh.close()
+
+    def _is_at_its_path(self) -> bool:
+        assert self._directory is not None
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.lstat(self._directory / _FILE))
+        except OSError:
+            return False
 
     def has_company(self) -> bool:
         """Whether another process uses the directory, as of a moment ago."""

@@ -18,19 +18,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import platformdirs
 
 from lightlyfs.errors import SettingsError
+from lightlyfs.file_systems import remote_kind
 from lightlyfs.locks import SharedLocks
+from lightlyfs.mountinfo import MountEntry, our_mounts
 
 log = logging.getLogger(__name__)
+
+# a socket is a file, or an abstract name that begins with a NUL
+Address = Path | str
 
 APP = "lightlyfs"
 _MAX_RUNTIME_BYTES = 70
 # the directories that mounts with a --cache-dir of their own have used, one a line
 _STATE_ROOTS = "state-directories"
+# what a machine's own directory begins with, on a file system that others may use too
+_OF_MACHINE = "machine-"
+# there also where nothing of the disk can be written to
+_MEMORY = Path("/dev/shm")
 # where the unit of `lightlyfs deploy system-unit` has them
 _SERVICES = Path("/run/lightlyfs") / APP
 # `struct flock` of 64-bit Linux: type, whence, start, length (0: all), process (0 for these locks)
@@ -39,14 +49,95 @@ _FLOCK = struct.Struct("hhqqi4x")
 _CHOOSING_TIMEOUT_S = 10.0
 
 
+class Root(NamedTuple):
+    """A directory of ours, and why it is not the one that was to be used; "" where it is."""
+
+    path: Path
+    reason: str
+
+
 def cache_root(chosen: Path | None) -> Path:
     """The directory for everything that may be lost; made if missing."""
-    return _own_directory(chosen or Path(platformdirs.user_cache_dir(APP)))
+    return _root(chosen, "cache").path
 
 
 def state_root(chosen_cache: Path | None) -> Path:
     """The directory for what must not be lost; made if missing, and emptied by no cleaner."""
-    return _own_directory(chosen_cache or Path(platformdirs.user_state_dir(APP)))
+    return _root(chosen_cache, "state").path
+
+
+def elsewhere(chosen_cache: Path | None) -> str:
+    """One line on where files are kept, where that is not where they were to be; else ""."""
+    cache, state = _root(chosen_cache, "cache"), _root(chosen_cache, "state")
+    if cache.reason and state.reason:
+        both = os.path.commonpath((cache.path, state.path))
+        return f"the cache and what is owed to the server are in {both}: {cache.reason}"
+    if cache.reason:
+        return f"the cache is in {cache.path}: {cache.reason}"
+    if state.reason:
+        return f"what is owed to the server is in {state.path}: {state.reason}"
+    return ""
+
+
+def _root(chosen: Path | None, kind: str) -> Root:
+    """A directory that can be used: within the chosen one where others may use that too, in the user's home,
+    or among temporary files where there is no home to write to.
+    """
+    if chosen is not None:
+        return _apart(_within(chosen))
+    reason = "this user has no home directory"
+    with suppress(RuntimeError):
+        wanted = Path(
+            platformdirs.user_cache_dir(APP) if kind == "cache" else platformdirs.user_state_dir(APP)
+        )
+        if wanted.is_absolute():
+            try:
+                if not os.access(_own_directory(wanted), os.W_OK, effective_ids=True):
+                    reason = f"{wanted} cannot be written to"
+                elif kind == "cache" and (remote := remote_kind(wanted)):
+                    reason = _seen_by_others(wanted, remote)
+                else:
+                    return _apart(Root(wanted, ""))
+            except SettingsError as error:
+                reason = str(error)
+    for directory in _temporaries():
+        try:
+            return Root(
+                _own_directory(_own_directory(directory) / kind), f"{reason}; --cache-dir chooses another"
+            )
+        except SettingsError:
+            continue
+    raise SettingsError(f"{reason}, and there is no temporary directory; choose a directory with --cache-dir")
+
+
+def _within(chosen: Path) -> Root:
+    """The directory itself where it is ours alone, else one of ours in it, as in a volume of a group."""
+    try:
+        return Root(_own_directory(chosen), "")
+    except SettingsError as error:
+        # what an earlier mount owes is not left behind
+        is_shared = (
+            chosen.is_dir() and not chosen.is_symlink() and os.access(chosen, os.W_OK, effective_ids=True)
+        )
+        if not is_shared or any(chosen.glob("*/*/uploads")):
+            raise
+        return Root(_own_directory(chosen / _name_of_user()), str(error).partition(";")[0])
+
+
+def _apart(root: Root) -> Root:
+    """A directory of this machine's own in one that other machines may use at the same time.
+
+    No lock keeps them apart for sure, and databases in shared memory are damaged.
+    """
+    remote = remote_kind(root.path)
+    if not remote:
+        return root
+    own = _own_directory(root.path / f"{_OF_MACHINE}{os.uname().nodename}")
+    return Root(own, root.reason or _seen_by_others(root.path, remote))
+
+
+def _seen_by_others(path: Path, remote: str) -> str:
+    return f"{path} is on a file system that other machines may use ({remote})"
 
 
 def remember_state_root(root: Path) -> None:
@@ -71,6 +162,8 @@ def state_roots() -> list[Path]:
         log.warning("%s cannot be read: %s", known, error)
         lines = []
     others = dict.fromkeys(Path(line) for line in lines if line)
+    if first.name.startswith(_OF_MACHINE):
+        others[first.parent] = None  # where earlier versions kept it
     return [first, *(path for path in others if path != first and _is_own(path))]
 
 
@@ -89,7 +182,20 @@ def _session_directory() -> Path | None:
 
 
 def _shared_temporary() -> Path:
-    return Path(tempfile.gettempdir()) / f"{APP}-{os.getuid()}"
+    return _temporaries()[0]
+
+
+def _temporaries() -> list[Path]:
+    """The directories of this user among temporary files, the first one to be used."""
+    try:
+        first = [Path(tempfile.gettempdir())]
+    except OSError:
+        first = []  # as on a read-only root file system
+    return [directory / _name_of_user() for directory in (*first, _MEMORY)]
+
+
+def _name_of_user() -> str:
+    return f"{APP}-{os.getuid()}"
 
 
 def runtime_roots() -> list[Path]:
@@ -107,11 +213,31 @@ def socket_path(mountpoint: Path) -> Path:
     return runtime_root() / _socket_name(mountpoint)
 
 
-def socket_of(mountpoint: Path) -> Path:
-    """Where a running mount has its control socket; where a new one would, if there is none."""
+def socket_of(mountpoint: Path) -> Address:
+    """Where a running mount has its control socket; where a new one would, if there is none.
+
+    The runtime directory goes with the session; the name that belongs to the mount itself stays.
+    """
     name = _socket_name(mountpoint)
-    found = (root / name for root in runtime_roots() if (root / name).exists())
-    return next(found, None) or socket_path(mountpoint)
+    found = next((root / name for root in runtime_roots() if (root / name).exists()), None)
+    if found is not None:
+        return found
+    entry = our_mounts().get(mountpoint)
+    return socket_path(mountpoint) if entry is None else lasting_name(entry)
+
+
+def sockets() -> list[Address]:
+    """The control sockets of this user's mounts."""
+    found: list[Address] = [path for root in runtime_roots() for path in root.glob("*.sock")]
+    mine = (entry for entry in our_mounts().values() if entry.owner == os.getuid())
+    return found + [
+        lasting_name(entry) for entry in mine if not isinstance(socket_of(entry.mountpoint), Path)
+    ]
+
+
+def lasting_name(entry: MountEntry) -> str:
+    """The abstract name of a mount's control socket, which is there for as long as the mount is."""
+    return f"\0{APP}-{entry.device}"
 
 
 def _socket_name(mountpoint: Path) -> str:
@@ -120,10 +246,12 @@ def _socket_name(mountpoint: Path) -> str:
 
 def mount_above(path: Path) -> Path | None:
     """The directory at or above an absolute path on which a mount of this user answers; None without one."""
-    roots = runtime_roots()
+    roots, mine = runtime_roots(), our_mounts()
     for directory in (path, *path.parents):
         name = _socket_name(directory)
         if any((root / name).exists() for root in roots):
+            return directory
+        if directory in mine and mine[directory].owner == os.getuid():
             return directory
     return None
 
@@ -146,25 +274,31 @@ class DatasetPlace:
     """The directory of one dataset, which the processes of a user share by its `locks`.
 
     Whoever finds nobody else there has it alone until `share`. With `temporary`, or where another process
-    does not let go of it, a private one that vanishes at the end takes its place; `in_use_elsewhere` tells
-    the latter.
+    does not let go of it, a private one that vanishes at the end takes its place; `private_because` says why
+    in the latter case.
     """
 
     def __init__(self, parent: Path, dataset_id: str, *, temporary: bool = False) -> None:
-        self.in_use_elsewhere = False
+        self.private_because = ""
         self.temporary = temporary
+        # a cleaner may delete them, and somebody else make them
+        self._above = [directory for directory in (parent.parent, parent) if _is_own(directory)]
         if not temporary:
             self.path = _own_directory(parent / dataset_id)
-            self.locks = SharedLocks(self.path)
+            self.locks = SharedLocks(self.path, self._make_again)
             try:
                 self.locks.join()
                 return
-            except OSError:
-                self.locks.close()
-                self.in_use_elsewhere = True
+            except TimeoutError:
+                self.private_because = "another process does not let go of this dataset's cache"
+            except OSError as error:
+                self.private_because = f"the file system of {self.path} has no locks ({error.strerror})"
+                # databases need them, too
+                parent = _own_directory(_temporaries()[0])
+            self.locks.close()
         self.temporary = True
         self.path = Path(tempfile.mkdtemp(prefix=f"{dataset_id}.", dir=parent))
-        self.locks = SharedLocks(self.path)
+        self.locks = SharedLocks(self.path, self._make_again)
         self.locks.join()
 
     @property
@@ -175,6 +309,14 @@ class DatasetPlace:
     def share(self) -> None:
         """Let other processes in."""
         self.locks.share()
+
+    def _make_again(self) -> None:
+        """Make the directory where it was deleted; OSError where there is one that is not ours alone."""
+        try:
+            for directory in (*self._above, self.path):
+                _own_directory(directory)
+        except SettingsError as error:
+            raise OSError(str(error)) from None
 
     def close(self) -> None:
         """Let go of the directory, and delete a private one."""
@@ -199,26 +341,56 @@ class SpoolPlace:
     """
 
     def __init__(self, parent: Path, dataset_id: str) -> None:
-        self._root = _own_directory(_own_directory(parent / dataset_id) / "uploads")
+        self._parent = parent
+        self._dataset_id = dataset_id
         self._locks: dict[Path, int] = {}
         self.others: list[Path] = []
-        with self._turn():
-            self.path = self._choose(self._root)
+        with self._turn() as root:
+            self.path = self._choose(root, take_over=True)
+
+    def is_locked(self) -> bool:
+        """Whether the lock is at its path, where other mounts find it."""
+        try:
+            return os.path.samestat(os.fstat(self._locks[self.path]), os.lstat(self.path / "lock"))
+        except FileNotFoundError:
+            return False
+
+    def renew(self, *, stands: bool) -> None:
+        """Lock the directory again where a cleaner deleted the lock; where not all else `stands`, a new one.
+
+        Raises OSError or SettingsError where there can be none.
+        """
+        deleted, self._locks = self._locks, {}
+        try:
+            if not stands:
+                remember_state_root(_own_directory(self._parent.parent))
+                with self._turn() as root:
+                    self.path = self._choose(root, take_over=False)
+            else:
+                self._take(self.path, [])
+        except BaseException:
+            self._locks, deleted = deleted, {}
+            raise
+        for descriptor in deleted.values():
+            os.close(descriptor)
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Choose in the block: two at one moment may both find the same directory free, or make the same."""
-        turns = SharedLocks(self._root)
+    def _turn(self) -> Iterator[Path]:
+        """Choose in the block, below the path it is given: two at one moment may both find the same directory
+        free, or make the same.
+        """
+        root = _own_directory(_own_directory(_own_directory(self._parent) / self._dataset_id) / "uploads")
+        turns = SharedLocks(root)
         try:
             with turns.name("choose a directory", _CHOOSING_TIMEOUT_S):
-                yield
+                yield root
         finally:
             turns.close()
 
-    def _choose(self, root: Path) -> Path:
+    def _choose(self, root: Path, *, take_over: bool) -> Path:
         found: list[Path] = []
         names = sorted((path.name for path in root.iterdir() if path.name.isdigit()), key=int)
-        for name in names:
+        for name in names if take_over else ():
             self._take(_own_directory(root / name), found)
         number = int(names[-1]) + 1 if names else 0
         while not found:
@@ -282,9 +454,15 @@ def _try_lock(directory: Path) -> int | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-    except OSError:
+    except BlockingIOError:
         os.close(descriptor)
         return None
+    except OSError as error:
+        os.close(descriptor)
+        raise SettingsError(
+            f"the file system of {directory} has no locks ({error.strerror}), which keep two mounts from "
+            "sending the same files; choose a directory on another with --cache-dir"
+        ) from None
     return descriptor
 
 

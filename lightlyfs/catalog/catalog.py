@@ -85,15 +85,22 @@ class Catalog:
         self.sizes_moved = 0
         self._recent = RecentLookups(store)
         self._closing = threading.Event()
+        self._due = threading.Event()  # the flusher has something to do
         self._flusher = threading.Thread(target=self._flush_loop, name="lightlyfs-facts", daemon=True)
 
     def start(self) -> None:
         """Start the thread that writes down what storage reported."""
+        self._due.set()
         self._flusher.start()
+
+    def wake(self) -> None:
+        """Look soon at what other processes wrote, and write down what storage reported."""
+        self._due.set()
 
     def close(self) -> None:
         """Write down what storage reported and close the store."""
         self._closing.set()
+        self._due.set()
         self.refresher.close()
         if self._flusher.is_alive():
             self._flusher.join()
@@ -125,6 +132,7 @@ class Catalog:
             self.sizes_moved += 1
             self._recent.outdate()
         self._reported.note_listing(self._stored)
+        self._due.set()
 
     def dataset(self) -> DatasetState | None:
         """The dataset's record as of the last listing."""
@@ -144,6 +152,8 @@ class Catalog:
         if not self.refresher.complete:
             return self._lookup_early(path, wait)
         self.refresher.touch()
+        if self._looked_at != self._recent.version and not self._due.is_set():
+            self._due.set()
         entry = self._recent.lookup(path)
         if self._ask_always and not self.refresher.stopped:
             return self._lookup_asking(path, entry, wait)
@@ -221,6 +231,8 @@ class Catalog:
         replaced = shown is not None and shown.etag not in (None, etag)
         resized = shown is None or shown.published_size != size
         self._reported.put(ino, Facts(size, etag, certain=certain), found)
+        if not self._due.is_set():
+            self._due.set()
         if replaced or resized:
             self._reported.note(replaced=replaced, resized=resized)
             self._note_resized()
@@ -411,7 +423,8 @@ class Catalog:
             self._recent.outdate()
 
     def _flush_loop(self) -> None:
-        while not self._closing.wait(_FLUSH_EVERY_S):
+        while self._due.wait() and not self._closing.wait(_FLUSH_EVERY_S):
+            self._due.clear()
             self._reported.write()
             self.hear_others()
             if self._looked_at != self._recent.version and self.refresher.complete:

@@ -56,6 +56,13 @@ class Publisher:
                 # a listing that is written down, or a process that is stopped within its transaction
                 self._let_alone_until = time.monotonic() + _LET_ALONE_S
 
+    def renew(self) -> None:
+        """Use another connection from now on: the catalogue is another file."""
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
     def close(self) -> None:
         """Close the connection; what comes after that is not published."""
         with self._lock:

@@ -102,6 +102,7 @@ class Refresher:
         self._has_new_token = has_new_token
         self._work_lock = threading.Lock()  # held by the one check or listing under way
         self._state = threading.Condition()
+        store.on_lost = self.start_over
         # guarded by _state
         self._check_queued = False
         self._next_check: Future[None] | None = None
@@ -198,6 +199,14 @@ class Refresher:
     def close(self) -> None:
         """What fails from now on was cut short."""
         self._closed = True
+
+    def start_over(self) -> None:
+        """The store lost what it held: nothing is complete until everything is listed again."""
+        with self._state:
+            self._timing.hear()
+            self._complete = False
+            self._timing.full_at = self._timing.checked_at = self._retry_at = -math.inf
+        self._queue_check()
 
     def resume(self) -> None:
         """The API may answer again although it refused us: check with the next access."""

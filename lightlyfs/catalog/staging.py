@@ -293,9 +293,16 @@ class ListingWriter:
     """A listing being collected; used by one thread."""
 
     def __init__(
-        self, staging: Staging, write_lock: database.Lock, on_counted: Callable[[int], None]
+        self,
+        staging: Staging,
+        write_lock: database.Lock,
+        on_counted: Callable[[int], None],
+        *,
+        stands: Callable[[], bool],
     ) -> None:
+        """`stands()` says whether the catalogue is still at its path."""
         self._staging = staging
+        self._stands = stands
         self._write_lock = write_lock
         self._on_counted = on_counted
 
@@ -317,11 +324,14 @@ class ListingWriter:
         """Make this listing the catalogue, in one step, and say what differs from the last one.
 
         What storage reported stays verified where neither the sample's time nor its size hint moved.
-        Samples whose inode number is in `keep` stay although the listing does not hold them.
+        Samples whose inode number is in `keep` stay although the listing does not hold them. Raises
+        sqlite3.Error where the disk fails, or a cleaner deleted the catalogue since the listing began.
         """
         with FORK_GATE:
             self._staging.settle_names()
         with self._write_lock:
+            if not self._stands():
+                raise sqlite3.OperationalError("it was deleted while the dataset was listed")
             changes = self._staging.commit(meta, keep)
             if self._staging.counted is not None:
                 self._on_counted(self._staging.counted)

@@ -15,10 +15,11 @@ see the last commit meanwhile, so a re-listing shows all at once or not at all.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
-from collections.abc import Container, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,8 @@ from lightlyfs.catalog.publishing import MOMENT_S, RECORD, Publisher, record_val
 from lightlyfs.catalog.staging import CHANGES, RESIZED, ListingWriter, Row, Staging, count, counted
 from lightlyfs.forks import FORK_GATE
 from lightlyfs.inodes import ROOT_INO, directory_ino, sample_ino
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 # the dataset whose exported index a catalogue is, until it was listed on this machine
@@ -91,13 +94,27 @@ class News(NamedTuple):
 class CatalogStore:
     """The catalogue file of one dataset; see the module for the rules of its threads."""
 
-    def __init__(self, path: Path, *, alone: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        alone: bool = True,
+        opening: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         """Open or make the file; one of another schema, or a damaged one, is made anew.
 
-        Where other processes may have it open (not `alone`) sqlite3.DatabaseError is raised instead.
+        Where other processes may have it open (not `alone`) sqlite3.DatabaseError is raised instead. Where a
+        cleaner deleted the file it is written again from what is open; `opening()` is held meanwhile, with
+        the directory there and other processes kept from the same.
         """
         self._path = path
+        self._opening = opening
+        self._can_renew = True
+        self._is_damaged = False  # as SQLite says
+        # called where the file was damaged, and another one is begun that holds nothing
+        self.on_lost: Callable[[], None] = lambda: None
         self._write_lock = database.Lock()
+        self._renewing = database.Lock()  # taken before _write_lock
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
         with FORK_GATE:
@@ -109,6 +126,7 @@ class CatalogStore:
                 # the catalogue is a copy of what the API knows: losing it costs one listing
                 self._remove()
                 self._writer = self._open_writer()
+            self._anchor = database.Anchor.of(path)
             # guarded by _write_lock: what was counted by this process, or noticed
             self._seen = {what: counted(self._writer, what) for what in (CHANGES, RESIZED)}
         self._version = -1
@@ -249,10 +267,64 @@ class CatalogStore:
             (directories,) = db.execute("SELECT count(*) FROM directory").fetchone()
         return Totals(samples, directories, total, unverified)
 
+    # a file that was deleted
+
+    def _renew(self) -> bool:
+        """Write the catalogue again where its file was deleted; whether the file at the path is ours now."""
+        if self._anchor.holds() and not self._is_damaged:
+            return True
+        with self._renewing:
+            if self._anchor.holds() and not self._is_damaged:
+                return True
+            try:
+                with self._opening(), self._write_lock:
+                    lost = self._renew_locked()
+            except (sqlite3.Error, OSError) as error:
+                if self._can_renew:
+                    log.warning("the catalogue was deleted, and cannot be written again: %s", error)
+                self._can_renew = False
+                return False
+        self._can_renew = True
+        if lost:
+            log.warning("the catalogue was damaged; everything is listed again")
+            self.on_lost()
+        else:
+            log.warning("the catalogue was deleted; it is written again")
+        return True
+
+    def _renew_locked(self) -> bool:
+        """Go on with the file that is at the path now, which is made, or filled, from the deleted one.
+
+        Returns whether it holds nothing, for that one was damaged.
+        """
+        damaged, self._is_damaged = self._is_damaged, False
+        if damaged and self._anchor.holds():
+            self._remove()  # the other processes find that it is gone
+        writer = self._open_writer()
+        try:
+            listed = "SELECT count(*) FROM meta WHERE key = 'listed_at'"
+            lost = bool(writer.execute(listed).fetchone() != (1,))
+            if lost and not damaged:
+                self._writer.backup(writer)
+                lost = False
+            self._anchor = database.Anchor.of(self._path)
+        except BaseException:
+            writer.close()
+            raise
+        old, self._writer = self._writer, writer
+        self._publisher.renew()
+        # what another process wrote may differ from what is remembered here
+        self._seen, self._version = dict.fromkeys(self._seen, -1), -1
+        self._idle, idle = [], self._idle
+        for db in (old, *idle):
+            db.close()
+        return lost
+
     # other processes
 
     def news(self) -> News | None:
         """What others wrote since the last call; None where nothing. To be called by one thread at a time."""
+        self._renew()
         with self._write_lock:
             (version,) = self._writer.execute("PRAGMA data_version").fetchone()
             if version == self._version:
@@ -304,6 +376,9 @@ class CatalogStore:
     @contextmanager
     def listing(self) -> Iterator[ListingWriter]:
         """Collect a complete listing; nothing is visible before `commit`, nothing kept without it."""
+        if not self._renew():
+            raise sqlite3.OperationalError("the catalogue was deleted, and cannot be written again")
+        anchor = self._anchor
         with closing(self._connect(_WRITER_CACHE_KIB)) as db:
             staging = Staging(db)
             with FORK_GATE:
@@ -311,7 +386,10 @@ class CatalogStore:
                 db.execute(f"PRAGMA temp.cache_size = -{_WRITER_CACHE_KIB}")
                 staging.create()
             yield ListingWriter(
-                staging, self._write_lock, lambda number: self._note_own_locked(CHANGES, number)
+                staging,
+                self._write_lock,
+                lambda number: self._note_own_locked(CHANGES, number),
+                stands=anchor.holds,
             )
             with FORK_GATE:
                 # else the log keeps as much of the disk as the catalogue; its readers are not waited for
@@ -320,29 +398,65 @@ class CatalogStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._renew()
         with self._write_lock:
             try:
                 with database.transaction(self._writer):
                     yield self._writer
-            except BaseException:
+            except BaseException as error:
+                self._note_damage(error)
                 # what was counted may not have been: better news of nothing than none
                 self._seen = dict.fromkeys(self._seen, -1)
                 raise
 
+    def _note_damage(self, error: BaseException) -> None:
+        # not OperationalError and others, which are derived from it: the disk is full, or busy
+        self._is_damaged |= type(error) is sqlite3.DatabaseError
+
     @contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
         with FORK_GATE:
+            if self._is_damaged:
+                self._renew()
+            idle = self._idle
             try:
-                db = self._idle.pop()
+                db = idle.pop()
             except IndexError:
-                db = self._connect(_READER_CACHE_KIB)
+                fresh = self._new_reader()
+                if fresh is None:
+                    with self._write_lock:
+                        yield self._writer
+                    return
+                db, idle = fresh
             try:
                 yield db
+            except sqlite3.DatabaseError as error:
+                self._note_damage(error)
+                raise
             finally:
-                if self._closed or len(self._idle) >= _IDLE_READERS:
+                # those of a file that was deleted meanwhile are done with
+                if self._closed or len(idle) >= _IDLE_READERS or idle is not self._idle:
                     db.close()
                 else:
-                    self._idle.append(db)
+                    idle.append(db)
+
+    def _new_reader(self) -> tuple[sqlite3.Connection, list[sqlite3.Connection]] | None:
+        """One more connection, and where it is kept; None where it would find an empty file, or the process
+        has no descriptor left.
+        """
+        if not self._renew():
+            return None
+        idle = self._idle  # before the file is opened, which may be another one a moment later
+        db = None
+        try:
+            db = self._connect(_READER_CACHE_KIB)
+            db.execute("SELECT 1 FROM meta LIMIT 1").fetchone()  # opens all of its files
+        except sqlite3.OperationalError as error:
+            log.debug("no further connection to the catalogue: %s", error)
+            if db is not None:
+                db.close()
+            return None
+        return db, idle
 
     @contextmanager
     def _snapshot(self) -> Iterator[sqlite3.Connection]:

@@ -11,16 +11,18 @@ from typing import Any
 
 import click
 
-from lightlyfs.cli.progress import progress_bar
 from lightlyfs.cli.sizes import size_text
-from lightlyfs.control import ask
+from lightlyfs.control import NoAnswer, ask, process_state, request
 from lightlyfs.errors import StartError
 from lightlyfs.kernel import mounts
+from lightlyfs.mountinfo import MOUNT_TYPE, our_mounts
 from lightlyfs.places import socket_of
 from lightlyfs.visible import visible
 
 # a mount that ends waits for callbacks under way, and those end within a minute
 _END_WAIT_S = 70.0
+# a mount that does not answer a question by then is stopped or stuck
+_ANSWER_S = 3.5
 # a refresh lists the whole dataset
 _REFRESH_WAIT_S = 600.0
 # an umount waits for uploads this long while none of them moves
@@ -29,28 +31,61 @@ _SHOWN_FILES = 10
 _NAMED_FILES = 3
 _NAME_COLUMNS = 11
 
-_mountpoint = click.argument("mountpoint", type=click.Path(path_type=Path))
+# not `click.Path`, which asks a mount for its root, and one that hangs never answers
+_mountpoint = click.argument("mountpoint", type=Path)
 
 
 @click.command()
 @_mountpoint
-def umount(mountpoint: Path) -> None:
+@click.option(
+    "--lazy",
+    is_flag=True,
+    help="Detach it now, also where it does not answer or programs use it.",
+)
+def umount(mountpoint: Path, lazy: bool) -> None:
     """End the mount at MOUNTPOINT; fails while anything is owed to the server."""
     mountpoint = mounts.resolve_mountpoint(mountpoint)
-    if mounts.is_stale(mountpoint):
+    try:
+        answer = _request(mountpoint, "status", _ANSWER_S)
+    except NoAnswer as error:
+        if not lazy:
+            raise StartError(_unanswered(mountpoint, error.pid)) from None
         mounts.unmount(mountpoint, lazy=True)
+        click.echo(
+            f"lightlyfs: process {error.pid} does not answer and is still there; what it owes to the server "
+            f"shows: lightlyfs uploads list",
+            err=True,
+        )
         return
-    answer = ask(socket_of(mountpoint), "status")
     if answer is None or not answer.get("ok"):
-        _need_mount(mountpoint)
-        mounts.unmount(mountpoint)
+        _unmount_unasked(mountpoint, lazy=lazy)
         return
     if answer["uploads"]["under_way"]:
         _drain(mountpoint, answer["uploads"]["under_way"])
-        answer = ask(socket_of(mountpoint), "status") or answer
-    mounts.unmount(mountpoint)
-    _wait_for_end(int(answer["pid"]))
+        answer = _request(mountpoint, "status", _ANSWER_S) or answer
+    mounts.unmount(mountpoint, lazy=lazy)
+    if not lazy:
+        _wait_for_end(int(answer["pid"]))
     _tell_left(answer["uploads"], answer["cache_dir"])
+
+
+def _unmount_unasked(mountpoint: Path, *, lazy: bool) -> None:
+    """End a mount that cannot be asked what it owes: its process is gone, or nothing leads to it."""
+    from lightlyfs.wiring import owed_files  # what a mount is made of, needed here alone
+
+    _need_mount(mountpoint)
+    before = {owed.spool for owed in owed_files(None) if owed.in_use}
+    dead = mounts.probe(mountpoint) is mounts.Health.DEAD
+    mounts.unmount(mountpoint, lazy=lazy or dead)
+    left = [
+        owed for owed in owed_files(None) if owed.record.owed and (owed.spool in before or not owed.in_use)
+    ]
+    if left:
+        click.echo(
+            f"lightlyfs: {len(left):,} files on this machine are not on the server yet; the next mount of "
+            "their dataset uploads what is pending. To see them: lightlyfs uploads list",
+            err=True,
+        )
 
 
 @click.command()
@@ -73,12 +108,16 @@ def status(mountpoint: Path, as_json: bool, problems: bool) -> None:
 @_mountpoint
 def refresh(mountpoint: Path) -> None:
     """Ask the API for everything now, whatever the TTL, and show the changes at once."""
-    answer = _ask(mounts.resolve_mountpoint(mountpoint), "refresh", timeout_s=_REFRESH_WAIT_S)
+    mountpoint = mounts.resolve_mountpoint(mountpoint)
+    _ask(mountpoint, "status")  # one that hangs is not waited for as long as a listing may take
+    answer = _ask(mountpoint, "refresh", timeout_s=_REFRESH_WAIT_S)
     click.echo(f"{answer['added']:,} added, {answer['changed']:,} changed, {answer['gone']:,} gone")
 
 
 def _drain(mountpoint: Path, expected: int) -> None:
     """Wait for the uploads under way, as long as they move."""
+    from lightlyfs.cli.progress import progress_bar  # most ends of a mount have nothing to show
+
     with progress_bar() as shown:
         task = shown.add_task("uploading", total=expected)
         left, moved, since = expected, -1, time.monotonic()
@@ -113,16 +152,36 @@ def _tell_left(uploads: dict[str, Any], cache_dir: str | None) -> None:
 
 
 def _need_mount(mountpoint: Path) -> None:
-    entry = mounts.mount_at(mountpoint)
-    if entry is None or entry.type != mounts.MOUNT_TYPE:
+    if mountpoint not in our_mounts():
         raise StartError(
-            f"no dataset is mounted on {mountpoint}; `mount -t {mounts.MOUNT_TYPE}` lists those that are"
+            f"no dataset is mounted on {mountpoint}; `mount -t {MOUNT_TYPE}` lists those that are"
         )
 
 
-def _ask(mountpoint: Path, command: str, timeout_s: float = 10.0) -> dict[str, Any]:
-    # asked before the mount table is read, for that can miss an entry while others come and go
-    answer = ask(socket_of(mountpoint), command, timeout_s=timeout_s)
+def _request(mountpoint: Path, command: str, timeout_s: float) -> dict[str, Any] | None:
+    return request(socket_of(mountpoint), command, timeout_s=timeout_s)
+
+
+def _unanswered(mountpoint: Path, pid: int) -> str:
+    """What to do about a mount whose process does not answer."""
+    detach = f"detach it with `lightlyfs umount --lazy {mountpoint}`"
+    if process_state(pid) == "T":
+        return (
+            f"the mount on {mountpoint} does not answer: process {pid} is stopped; continue it with "
+            f"`kill -CONT {pid}`, or {detach}"
+        )
+    return (
+        f"the mount on {mountpoint} does not answer: process {pid} hangs, perhaps on a disk; its log may say "
+        f"why. Where it does not come back, {detach} and end it with `kill -KILL {pid}`"
+    )
+
+
+def _ask(mountpoint: Path, command: str, timeout_s: float = _ANSWER_S) -> dict[str, Any]:
+    try:
+        # asked before the mount table is read, for that can miss an entry while others come and go
+        answer = _request(mountpoint, command, timeout_s)
+    except NoAnswer as error:
+        raise StartError(_unanswered(mountpoint, error.pid)) from None
     if answer is None:
         _need_mount(mountpoint)
         raise StartError(
@@ -143,17 +202,18 @@ def _wait_for_end(pid: int) -> None:
     raise StartError(f"unmounted, but process {pid} has not ended yet; its log says what it waits for")
 
 
+def need_answer(mountpoint: Path) -> None:
+    """StartError, within seconds, where a mount does not answer; it says what can be done."""
+    _ask(mountpoint, "status")
+
+
 def _has_ended(pid: int) -> bool:
     """Whether a process is gone; what a parent did not ask for yet, as in many containers, is."""
     try:
         os.kill(pid, 0)
     except OSError:
         return True
-    try:
-        told = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return False
-    return told.rpartition(")")[2].split()[0] in ("Z", "X")
+    return process_state(pid) in ("Z", "X")
 
 
 def _status_text(answer: dict[str, Any]) -> str:
@@ -166,8 +226,6 @@ def _status_text(answer: dict[str, Any]) -> str:
         "names": f"{samples:,} samples in {directories:,} directories, {_freshness(names)}"
         + (f"; {names['problems']:,} odd records (--problems)" if names["problems"] else ""),
         "sizes": f"{size_text(names['bytes'])} in all; {unverified:,} files not yet confirmed by storage",
-        "cache": f"{size_text(cache['bytes'])} of {size_text(cache['budget_bytes'])} in {cache['directory']}"
-        + (", shared with another process" if cache["shared"] else ""),
         "reads": f"{cache['hits']:,} from the cache, {size_text(content['fetched_bytes'])} fetched, "
         f"{content['under_way']} under way, {content['failures']} failed",
         "URLs": f"{answer['urls']['stored']:,} kept, {answer['urls']['got']:,} got before they were needed",
@@ -176,10 +234,19 @@ def _status_text(answer: dict[str, Any]) -> str:
         else f"{answer['open_files']} files",
         "requests": requests or "none",
     }
-    rows = {name: [line] for name, line in lines.items()} | {"uploads": _uploads_lines(answer)}
+    rows = {name: [line] for name, line in lines.items()}
+    rows |= {"cache": _cache_lines(cache), "uploads": _uploads_lines(answer)}
     shown = {name: [visible(line) for line in lines] for name, lines in rows.items()}
     between = "\n" + " " * _NAME_COLUMNS
     return "\n".join(f"{name:<{_NAME_COLUMNS - 1}} {between.join(lines)}" for name, lines in shown.items())
+
+
+def _cache_lines(cache: dict[str, Any]) -> list[str]:
+    kept = cache["bytes"] + cache.get("beside_bytes", 0)
+    shared = ", shared with another process" if cache["shared"] else ""
+    line = f"{size_text(kept)} of {size_text(cache['budget_bytes'])} in {cache['directory']}{shared}"
+    why = cache.get("why_there")
+    return [line, why] if why else [line]
 
 
 def _uploads_lines(answer: dict[str, Any]) -> list[str]:

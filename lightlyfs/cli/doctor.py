@@ -41,7 +41,7 @@ def doctor(context: click.Context) -> None:
         ("libfuse", lambda: str(binding.find_library())),
         ("/dev/fuse", _device),
         ("fusermount", _helper),
-        ("cache", lambda: str(places.cache_root(None))),
+        ("cache", lambda: places.elsewhere(None) or str(places.cache_root(None))),
         ("CAs", lambda: trust_of(os.environ, settings.ca_certs).origin),
         ("token", lambda: _token()),
         ("API", api),

@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 from lightlyfs import places, wiring
-from lightlyfs.cli.logs import warn
 from lightlyfs.cli.options import merge, setting_options, split_fstab_options
 from lightlyfs.cli.sizes import size_text
+from lightlyfs.cli.speech import tell
 from lightlyfs.settings import read_secrets, resolve
 from lightlyfs.wiring.resolving import find_dataset
 
@@ -36,7 +36,7 @@ def export(dataset: str, file: Path, fstab_options: tuple[str, ...], **flags: st
     settings = resolve(merge(flags, fstab), os.environ)
     secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
     connections = wiring.connect(settings, secrets, os.environ)
-    found = find_dataset(connections.client, settings, secrets, dataset, warn)
+    found = find_dataset(connections.client, settings, secrets, dataset, tell)
     root = places.server_directory(places.cache_root(settings.cache_dir), settings.server)
     catalogue = root / found.id / places.catalogue_name(settings.tag)
     if not catalogue.exists():

@@ -6,9 +6,7 @@ import signal
 import sys
 import time
 
-import click
-
-from lightlyfs.cli.progress import progress_bar
+from lightlyfs.cli.speech import tell
 from lightlyfs.errors import StartError
 from lightlyfs.kernel.mount import STOP_SIGNALS
 from lightlyfs.wiring import Parts
@@ -23,19 +21,43 @@ def wait_for_listing(parts: Parts, found: FoundDataset, *, no_wait: bool) -> Non
     refresher = parts.catalog.refresher
     if refresher.complete or no_wait:
         return
-    with progress_bar() as shown:
-        task = shown.add_task(f"listing {found.name}", total=None)
-        next_line = time.monotonic() + _LINE_EVERY_S
+    next_line = time.monotonic() + _LINE_EVERY_S
+    with _Line(found.name) as line:
         while not refresher.complete:
             _stop_if_asked()
             refresher.wait_for_progress(0.2)
             if not refresher.active and not refresher.complete:
                 raise StartError(f"the samples of {found.name} cannot be listed: {refresher.error}")
             listed, expected = refresher.progress
-            shown.update(task, completed=listed, total=expected or None)
-            if not sys.stderr.isatty() and time.monotonic() > next_line:
-                click.echo(f"lightlyfs: listed {listed:,} of {expected:,} samples", err=True)
+            if sys.stderr.isatty():
+                line.show(listed, expected)
+            elif time.monotonic() > next_line:
+                tell(f"listed {listed:,} of {expected:,} samples")
                 next_line += _LINE_EVERY_S
+
+
+class _Line:
+    """A line of a terminal that is written over; a bar of `rich` would stay in the mount's memory."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._is_shown = False
+
+    def show(self, listed: int, expected: int) -> None:
+        """Show how far the listing is."""
+        self._is_shown = True
+        printable = "".join(char if char.isprintable() else "?" for char in self._name)
+        share = f" ({listed * 100 // expected} %)" if expected else ""
+        sys.stderr.write(f"\r\033[Klisting {printable}: {listed:,} of {expected:,}{share}")
+        sys.stderr.flush()
+
+    def __enter__(self) -> _Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_shown:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
 
 
 def _stop_if_asked() -> None:

@@ -5,21 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
+import os
 import time
+from contextlib import suppress
 from pathlib import Path
-
-import click
 
 from lightlyfs.api.redaction import redact
 from lightlyfs.visible import LineFormatter, visible
 from lightlyfs.wiring.views import LOG_FORMAT
 
 _LOG_BYTES = 10 << 20
-
-
-def warn(text: str) -> None:
-    """Tell the person at the terminal one line."""
-    click.echo(f"lightlyfs: {visible(text)}", err=True)
 
 
 class JsonFormatter(logging.Formatter):
@@ -53,10 +48,21 @@ def formatter(kind: str, dataset: str = "") -> logging.Formatter:
     return LineFormatter(LOG_FORMAT.replace("%(message)s", f"[{name}] %(message)s") if name else LOG_FORMAT)
 
 
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """A log file that is turned over before it fills the disk, and begun again where a cleaner deleted it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; until the directory is there again, into the deleted file."""
+        if self.stream is not None and os.fstat(self.stream.fileno()).st_nlink == 0:
+            with suppress(OSError):
+                fresh = self._open()
+                self.stream.close()
+                self.stream = fresh
+        super().emit(record)
+
+
 def file_handler(path: Path, kind: str, dataset: str) -> logging.Handler:
     """A log file that is turned over before it fills the disk."""
-    handler = logging.handlers.RotatingFileHandler(
-        path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace"
-    )
+    handler = _LogFile(path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(formatter(kind, dataset))
     return handler

@@ -22,10 +22,13 @@ def man_page(program: click.Group) -> str:
         r"lightlyfs \- mount a Lightly dataset as a folder of images",
         ".SH SYNOPSIS",
     ]
-    for name, command in sorted(program.commands.items()):
+    context = click.Context(program)
+    found = {name: program.get_command(context, name) for name in sorted(program.list_commands(context))}
+    commands = {name: command for name, command in found.items() if command is not None}
+    for name, command in commands.items():
         lines += [f".B lightlyfs {_plain(name)}", _plain(_usage(command)), ".br"]
     lines += [".SH DESCRIPTION", _text(program.help or ""), ".SH COMMANDS"]
-    for name, command in sorted(program.commands.items()):
+    for name, command in commands.items():
         lines += [".TP", f".B {_plain(name)}", _text(command.help or "")]
         lines += _options(command, settings=False)
     lines += [".SH OPTIONS OF MOUNT", "Each also works as", r".BR \-o \ name=value ,", "as in /etc/fstab."]

@@ -1,8 +1,8 @@
-"""`lightlyfs mount`: the checks, the first listing, the mount, and the way into the background.
+"""`lightlyfs mount`: the checks, and the way into the background.
 
-In the background form the command runs itself again in the foreground, in a session of its own, and waits
-until that says the mount is usable. So nothing forks after threads exist, and every failure at start
-reaches the terminal before the command returns.
+The mount is another program (`background`). In the foreground the command becomes that; else it starts it in
+a session of its own, and waits until that says the mount is usable. So nothing forks after threads exist, and
+every failure at start reaches the terminal before the command returns.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 import click
 
+from lightlyfs.cli import READY_VARIABLE
 from lightlyfs.cli.options import merge, setting_options, split_fstab_options
-from lightlyfs.cli.serving import READY_VARIABLE, serve_mount
 from lightlyfs.errors import StartError
 from lightlyfs.kernel import binding, mounts
 from lightlyfs.settings import read_secrets, resolve
@@ -25,7 +25,7 @@ from lightlyfs.settings import read_secrets, resolve
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("dataset")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Path)  # not `click.Path`, which asks a mount that is there for its root
 @click.option("--foreground", "-f", is_flag=True, help="Stay, and log to the terminal.")
 @click.option("-o", "fstab", metavar="OPT[,OPT]", multiple=True, help="Options as in /etc/fstab, such as ro.")
 @setting_options
@@ -38,27 +38,27 @@ def mount(dataset: str, mountpoint: Path, foreground: bool, fstab: tuple[str, ..
     from_fstab, kernel_options = split_fstab_options(fstab)
     texts = merge(flags, from_fstab)
     settings = resolve(texts, os.environ)
-    secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
+    read_secrets(os.environ, settings.token_file, settings.read_mode)
     mountpoint = mounts.resolve_mountpoint(mountpoint)
     # what can be told without the network is told first
     binding.check_device()
-    library = binding.find_library(settings.fuse)  # type: ignore[arg-type]
+    binding.find_library(settings.fuse)  # type: ignore[arg-type]
     mounts.prepare_mountpoint(mountpoint)
     _refuse_cache_inside(settings.cache_dir, mountpoint)
-    if foreground or READY_VARIABLE in os.environ:
-        serve_mount(dataset, mountpoint, settings, secrets, library, kernel_options)
-    else:
-        _mount_in_background(dataset, mountpoint, texts, kernel_options)
+    # never a token, which the environment carries
+    words = [
+        word for name, text in texts.items() if text is not None for word in ("--setting", f"{name}={text}")
+    ]
+    words += [word for option in kernel_options for word in ("--kernel", option)]
+    # -P: nothing is imported from the directory that the command is run in
+    command = [sys.executable, "-P", "-m", "lightlyfs.cli.background", dataset, str(mountpoint), *words]
+    if foreground:
+        os.execv(sys.executable, command)
+    _mount_in_background(command, mountpoint)
 
 
-def _mount_in_background(
-    dataset: str, mountpoint: Path, texts: dict[str, str | None], kernel_options: tuple[str, ...]
-) -> None:
-    options = [f"{name}={text}" for name, text in texts.items() if text is not None] + list(kernel_options)
-    # one -o each, because a value may hold a comma; never a token, which the environment carries
-    words = [word for option in options for word in ("--setting", option)]
+def _mount_in_background(command: list[str], mountpoint: Path) -> None:
     ready, told = os.pipe()
-    command = [sys.executable, "-m", "lightlyfs.cli.background", dataset, str(mountpoint), *words]
     environ = {**os.environ, READY_VARIABLE: str(told)}
     child = subprocess.Popen(
         command, pass_fds=(told,), env=environ, stdin=subprocess.DEVNULL, start_new_session=True
@@ -72,10 +72,8 @@ def _mount_in_background(
         raise
     if not answer:
         sys.exit(child.wait() or 1)
-    try:
-        os.statvfs(mountpoint)
-    except OSError as error:
-        raise StartError(f"{mountpoint} was mounted but does not answer: {error.strerror}") from None
+    if mounts.probe(mountpoint) is not mounts.Health.ANSWERS:
+        raise StartError(f"{mountpoint} was mounted but does not answer")
 
 
 def _refuse_cache_inside(cache_dir: Path | None, mountpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""The foreground half of `lightlyfs mount`: from settings to a mount that has ended again."""
+"""The process of a mount: from settings to a mount that has ended again."""
 
 from __future__ import annotations
 
@@ -12,34 +12,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-import click
-
 from lightlyfs import wiring
-from lightlyfs.cli import systemd
+from lightlyfs.cli import READY_VARIABLE, systemd
 from lightlyfs.cli.listing import wait_for_listing
-from lightlyfs.cli.logs import file_handler, formatter, warn
+from lightlyfs.cli.logs import file_handler, formatter
 from lightlyfs.cli.sessions import sessions_of
+from lightlyfs.cli.speech import tell
 from lightlyfs.control import ControlServer
 from lightlyfs.errors import LightlyFsError
 from lightlyfs.fs.attributes import Ownership
 from lightlyfs.kernel import mounts
 from lightlyfs.kernel.binding import READ_AHEAD_BYTES, Library, MountOptions
-from lightlyfs.kernel.mount import Mount, block_signals, share_arenas
-from lightlyfs.places import SpoolPlace, socket_path
+from lightlyfs.kernel.mount import Mount, block_signals, share_arenas, trim_memory
+from lightlyfs.mountinfo import mount_at
+from lightlyfs.places import SpoolPlace, elsewhere, lasting_name, socket_path
 from lightlyfs.settings import Secrets, Settings
-from lightlyfs.visible import visible
 from lightlyfs.wiring.resolving import find_dataset
 
 log = logging.getLogger("lightlyfs")
 
-# the descriptor on which the foreground half tells the other one that the mount is usable
-READY_VARIABLE = "LIGHTLYFS_READY_FD"
 _DRAIN_STEP_S = 1.0
 # new objects between two looks for garbage that holds itself
 _GC_THRESHOLD = 20_000
-_SHARES_NOTHING = (
-    "another process does not let go of this dataset's cache; this mount keeps a cache of its own"
-)
 
 
 def serve_mount(
@@ -65,13 +59,11 @@ def serve_mount(
         _serve(dataset, mountpoint, settings, secrets, library, kernel_options, told)
     except LightlyFsError as error:
         log.error("%s", error)
-        click.echo(f"lightlyfs: {visible(str(error))}", err=True)
+        tell(str(error))
         code = 1
     except Exception:
         log.exception("the mount failed")
-        click.echo(
-            "lightlyfs: the mount failed, and this is a fault of lightlyfs; its log says where", err=True
-        )
+        tell("the mount failed, and this is a fault of lightlyfs; its log says where")
         code = 1
     logging.shutdown()
     sys.stderr.flush()
@@ -88,10 +80,11 @@ def _serve(
     kernel_options: tuple[str, ...],
     told: int,
 ) -> None:
+    settings = wiring.fit_descriptors(settings)
     counter = wiring.RequestCounter()
     closing = threading.Event()
     connections = wiring.connect(settings, secrets, os.environ, counter, closing.is_set)
-    found = find_dataset(connections.client, settings, secrets, dataset, warn)
+    found = find_dataset(connections.client, settings, secrets, dataset, tell)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(formatter(settings.log_format, found.name))
     ownership = Ownership(settings.uid, settings.gid, settings.umask, read_only=settings.read_only)
@@ -105,8 +98,10 @@ def _serve(
     )
     with wiring.open_place(settings, found.id) as place:
         mount = Mount(library, options, ownership)
-        if place.in_use_elsewhere:
-            click.echo(f"lightlyfs: {_SHARES_NOTHING}", err=True)
+        if where := elsewhere(settings.cache_dir):
+            tell(where)
+        if place.private_because:
+            tell(f"{place.private_because}; this mount keeps a cache of its own")
         spool_place = None if settings.read_only else wiring.open_spool(settings, found.id)
         _tell_owed(settings, found.id, spool_place)
         parts = wiring.Parts(
@@ -139,12 +134,14 @@ def _run(parts: wiring.Parts, mount: Mount, mountpoint: Path, told: int, dataset
     control = ControlServer(socket_path(mountpoint), _commands(parts), sessions_of(parts))
 
     def on_mounted() -> None:
-        control.start()
+        entry = mount_at(mountpoint)
+        control.start(None if entry is None else lasting_name(entry))
         if told >= 0:
             _go_quiet(parts, dataset)
             os.write(told, b"ready")
             os.close(told)
         log.info("mounted on %s", mountpoint)
+        trim_memory()
         mounts.set_read_ahead(mountpoint, READ_AHEAD_BYTES >> 10)
         systemd.notify("READY=1")
         systemd.start_watchdog(lambda: _is_alive(parts))
@@ -203,7 +200,7 @@ def _tell_owed(settings: Settings, dataset_id: str, spool_place: SpoolPlace | No
     owed = [owed for owed in found if owed.dataset_id == dataset_id and owed.record.owed]
     if owed:
         text = f"{len(owed)} files are not on the server yet; mount without --read-only to upload them"
-        click.echo(f"lightlyfs: {text} (`lightlyfs uploads list` shows them)", err=True)
+        tell(f"{text} (`lightlyfs uploads list` shows them)")
 
 
 def _go_quiet(parts: wiring.Parts, dataset: str) -> None:

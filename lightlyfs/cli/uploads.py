@@ -17,12 +17,13 @@ from lightlyfs.cli.warm import batches, within_mount
 from lightlyfs.control import ask, dial
 from lightlyfs.errors import StartError
 from lightlyfs.fs.xattrs import describe
-from lightlyfs.places import runtime_roots, socket_of
+from lightlyfs.places import socket_of, sockets
 from lightlyfs.visible import visible
 from lightlyfs.wiring import OwedFile, discard_owed, owed_files
 
 # an upload may take as long as a file is large
 _SEND_WAIT_S = 3600.0
+_LOOK_WAIT_S = 2.0
 
 _cache_dir = click.option(
     "--cache-dir",
@@ -57,7 +58,7 @@ def list_uploads(cache_dir: Path | None, dataset: str | None, as_json: bool) -> 
 @_cache_dir
 def retry(cache_dir: Path | None) -> None:
     """Try everything that is pending or failed again now, in the mounts that run."""
-    answers = [ask(path, "retry") for root in runtime_roots() for path in root.glob("*.sock")]
+    answers = [ask(path, "retry") for path in sockets()]
     retried = sum(int(answer["retried"]) for answer in answers if answer and answer.get("ok"))
     waiting = [owed for owed in _found(cache_dir, None) if not owed.in_use and owed.record.owed]
     click.echo(f"{retried} files are tried again")
@@ -66,7 +67,7 @@ def retry(cache_dir: Path | None) -> None:
 
 
 @uploads.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=Path)
 def send(paths: tuple[Path, ...]) -> None:
     """Upload PATHS, local files of a mount, whatever their names are; they become samples for good."""
     found = [within_mount(str(path)) for path in paths]
@@ -162,6 +163,9 @@ def _need_unique(chosen: list[OwedFile], names: tuple[str, ...], everything: boo
 
 
 def _found(cache_dir: Path | None, dataset: str | None) -> list[OwedFile]:
+    for socket in sockets():
+        # a mount whose state directory a cleaner emptied writes down what it lost
+        ask(socket, "status", timeout_s=_LOOK_WAIT_S)
     found = owed_files(None if cache_dir is None else cache_dir.absolute())
     return [owed for owed in found if dataset in (None, owed.dataset_id)]
 

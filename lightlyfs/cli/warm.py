@@ -14,10 +14,12 @@ from typing import Any, BinaryIO
 
 import click
 
+from lightlyfs.cli.commands import need_answer
 from lightlyfs.cli.progress import byte_progress_bar
 from lightlyfs.cli.sizes import size_text
 from lightlyfs.control import Channel, dial
 from lightlyfs.errors import StartError
+from lightlyfs.mountinfo import without_links
 from lightlyfs.places import mount_above, socket_of
 from lightlyfs.visible import visible
 
@@ -29,7 +31,7 @@ _SHOWN_FAILURES = 1_000
 
 
 @click.command()
-@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, type=Path)
 @click.option("--jobs", type=click.IntRange(min=1), help="Downloads at once [three quarters of the mount's].")
 @click.option(
     "--files",
@@ -81,7 +83,8 @@ def within_mount(name: str) -> tuple[Path, str]:
 
 @lru_cache(maxsize=10_000)
 def _real(directory: str) -> str:
-    return os.path.realpath(directory)
+    # links within a mount are the mount's to follow: one that hangs is not to be asked from here
+    return str(without_links(Path(directory), last=True))
 
 
 @lru_cache(maxsize=10_000)
@@ -100,6 +103,7 @@ class _Run:
 
     def warm(self, names: Iterable[str], jobs: int | None, tag: str | None) -> int:
         """Fetch them; how many failed."""
+        need_answer(self._mountpoint)
         channel = dial(socket_of(self._mountpoint), timeout_s=_ANSWER_WAIT_S)
         if channel is None:
             raise StartError(f"the mount on {self._mountpoint} does not answer")

@@ -13,7 +13,7 @@ MIN_FREE_SHARE = 0.1
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """Limits of the block cache; `budget_bytes` counts the bytes of blocks.
+    """Limits of the block cache; `budget_bytes` counts the bytes of blocks, and of the files beside them.
 
     The cache shrinks below its budget rather than leave less than `min_free_share` of the disk free. Up to
     `max_open_files` contents are kept open; each can then be read without an open.
@@ -33,6 +33,19 @@ class CacheStats(NamedTuple):
     misses: int
     errors: int
     evicted: int
+
+
+def bytes_beside(directory: Path) -> int:
+    """How many bytes the files directly in a directory take: databases, their logs, the mount's own log."""
+    found = 0
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_file(follow_symlinks=False):
+                    found += entry.stat(follow_symlinks=False).st_blocks * 512
+    except OSError:
+        pass  # some went meanwhile; the next look counts again
+    return found
 
 
 def default_budget(directory: Path) -> int:

@@ -17,6 +17,7 @@ content's lock nor the index's.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sqlite3
@@ -33,11 +34,13 @@ from lightlyfs.content.index import BlockIndex
 from lightlyfs.content.overflow import Overflow
 from lightlyfs.content.ranges import BLOCK_BYTES, Span, block_count, block_length, span_of
 from lightlyfs.content.room import Room
-from lightlyfs.locks import SharedLocks, Stripe
+from lightlyfs.locks import OPENING, OPENING_PATIENCE_S, SharedLocks, Stripe
 
 log = logging.getLogger(__name__)
 
 _CONTENT_LOCKS = 64
+# of a file that others change all the while: then its bytes come from the network
+_MAX_LOOKS = 4
 
 
 class BlockCache:
@@ -50,9 +53,11 @@ class BlockCache:
         *,
         locks: SharedLocks | None = None,
         statvfs: Callable[[Path], os.statvfs_result] = os.statvfs,
+        beside: Callable[[], int] = lambda: 0,
     ) -> None:
         """Open or make the cache; `directory` must exist and be ours (see `places`).
 
+        `beside()` says how many bytes of the budget files other than blocks take.
         sqlite3.DatabaseError: the index is damaged, and another process uses it.
         """
         self._config = config
@@ -61,10 +66,15 @@ class BlockCache:
         self._index = BlockIndex(directory / "blocks.db", alone=self._locks.alone)
         self._overflow = Overflow()
         self._lock = threading.Lock()
+        self._renewing = threading.Lock()  # taken before all others
         self._content_locks = [self._locks.stripe(f"content {number}") for number in range(_CONTENT_LOCKS)]
         # counted without a lock, so perhaps a few short
         self._hits = self._misses = self._errors = 0
         self._closed = False
+        self._is_damaged = False  # the index, as SQLite says
+        # called, from any thread, when something is used or written for the first time since `keep_up`
+        self.on_use: Callable[[], None] = lambda: None
+        self._is_used = False
         self.room = Room(
             self._files.directory,
             config,
@@ -72,6 +82,7 @@ class BlockCache:
             self._locks,
             self._remove,
             statvfs=statvfs,
+            beside=beside,
             on_error=self._count_error,
         )
         if not self._index.was_closed:
@@ -135,6 +146,8 @@ class BlockCache:
             self._misses += 1
         else:
             self._hits += 1
+            if not self._is_used:
+                self._note_use()
         return data
 
     def proven_file(self, content: ContentId) -> CachedFile | None:
@@ -143,6 +156,7 @@ class BlockCache:
         if file is None:
             return None
         try:
+            file.was_changed()  # then every block is compared again
             for block in range(block_count(content.size)):
                 if block not in file.proven and not self._prove(content, file, block):
                     return None
@@ -167,8 +181,18 @@ class BlockCache:
             self._overflow.put(key, block, data)
             return
         self._record(key, file, block, data)
+        if not self._is_used:
+            self._note_use()
         if self.room.is_over:
             self._make_room(keep=key)
+
+    def let_go(self, content: ContentId) -> None:
+        """Close the file of a content that nobody is about to read."""
+        key = content.key()
+        with self._lock:
+            file = self._open.pop(key, None)
+        if file is not None:
+            self._index.note_use([key])
 
     def drop(self, content: ContentId) -> None:
         """Forget a content; readers that have it open keep their bytes."""
@@ -200,8 +224,9 @@ class BlockCache:
     def keep_up(self) -> None:
         """Write down what is kept, for processes to come; with others also what is used.
 
-        To be called now and then. Lets go of what others deleted.
+        To be called soon after `on_use` was. Lets go of what others deleted.
         """
+        was_used, self._is_used = self._is_used, False
         if self._locks.has_company():
             with self._lock:
                 files = list(self._open.items())
@@ -210,10 +235,15 @@ class BlockCache:
                     if os.fstat(file.fd).st_nlink == 0:
                         with self._lock_of(key):
                             self._is_deleted(key, file)
-                self._index.note_use([key for key, _ in files])
+                if was_used:
+                    self._index.note_use([key for key, _ in files])
             except (OSError, sqlite3.Error) as error:
                 self._count_error(error)
         self._write_index()
+
+    def _note_use(self) -> None:
+        self._is_used = True
+        self.on_use()
 
     def _write_index(self) -> None:
         try:
@@ -249,15 +279,48 @@ class BlockCache:
             if file is not None:
                 self._open.move_to_end(key)
                 return file
+        if create:
+            self._renew()
         with self._lock_of(key):
             checksums = self._index.blocks(key)
             if not checksums and not create:
                 return None
-            file = self._files.open(key, checksums, create=create)
+            try:
+                file = self._files.open(key, checksums, create=create)
+            except OSError as error:
+                if error.errno != errno.EMFILE:
+                    raise
+                self._close_some()
+                file = self._files.open(key, checksums, create=create)
             if file is None:
                 self._remove_locked(key)
                 return None
             return self._keep_open(key, file)
+
+    def _close_some(self) -> None:
+        """Let go of the files that were used longest ago: other parts need descriptors, too."""
+        with self._lock:
+            used = [self._open.popitem(last=False)[0] for _ in range((len(self._open) + 1) // 2)]
+        self._index.note_use(used)
+
+    def _renew(self) -> None:
+        """Begin again where a cleaner deleted the directory or what says what is in it; raises as `open`."""
+        self._locks.renew()
+        if not (self._index.is_deleted() or self._is_damaged):
+            return
+        with self._locks.name(OPENING, OPENING_PATIENCE_S), self._renewing:
+            if self._is_damaged and not self._index.is_deleted():
+                self._index.delete()  # the other processes find that it is gone, and begin again too
+            self._is_damaged = False
+            if not self._index.is_deleted():
+                return
+            log.warning("the cache in %s was deleted; it is begun again", self._files.directory.parent)
+            with self._lock:
+                for file in self._open.values():
+                    file.dropped = True
+                self._open.clear()
+            self._files.make()
+            self._index.begin_again()
 
     def _lock_of(self, key: str) -> Stripe:
         # the same one in every process
@@ -279,11 +342,18 @@ class BlockCache:
 
     def _read_file(self, content: ContentId, file: CachedFile, offset: int, length: int) -> bytes | None:
         blocks = range(offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES + 1)
+        data = b""
         try:
-            for block in blocks:
-                if block not in file.proven and not self._prove(content, file, block):
-                    return None
-            data = file.read(offset, length)
+            for _ in range(_MAX_LOOKS):
+                for block in blocks:
+                    if block not in file.proven and not self._prove(content, file, block):
+                        return None
+                data = file.read(offset, length)
+                # what others wrote meanwhile, or ever, is compared before it is given to anybody
+                if not file.was_changed():
+                    break
+            else:
+                return None
         except OSError as error:
             self._count_error(error)
             data = b""
@@ -391,6 +461,8 @@ class BlockCache:
 
     def _count_error(self, error: Exception) -> None:
         self._errors += 1
+        # not OperationalError and others, which are derived from it: the disk is full, or busy
+        self._is_damaged |= type(error) is sqlite3.DatabaseError
         # what is still under way after the end finds everything closed
         log.log(
             logging.DEBUG if self._closed else logging.WARNING, "the cache failed and is bypassed: %s", error

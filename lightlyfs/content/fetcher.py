@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from lightlyfs.api.contract import Request, Response, Timeouts, Transport
 from lightlyfs.api.retry import Retrier, RetryPolicy
-from lightlyfs.api.transport import Request, Response, Timeouts, Transport, raise_for_status
+from lightlyfs.api.status import raise_for_status
 from lightlyfs.content.doubt import Doubt, Known
 from lightlyfs.content.identity import NO_OBJECT, ContentId
 from lightlyfs.content.ranges import BLOCK_BYTES, Span, byte_range, range_header

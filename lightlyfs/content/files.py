@@ -22,6 +22,8 @@ class CachedFile:
         # written under the cache's lock; a look at one block needs none
         self.checksums = checksums
         self.proven: set[int] = set()
+        # when the file was last changed, as far as what is proven goes
+        self._proven_at = os.fstat(fd).st_ctime_ns
         self.dropped = False  # deleted from the cache: what is written to it now is lost
 
     def __del__(self) -> None:
@@ -33,10 +35,25 @@ class CachedFile:
 
     def write(self, offset: int, data: bytes) -> None:
         """Write all of `data`; raises OSError, and a part may be written then."""
+        as_proven = os.fstat(self.fd).st_ctime_ns == self._proven_at
         view = memoryview(data)
         while view:
             written = os.pwrite(self.fd, view, offset)
             view, offset = view[written:], offset + written
+        if as_proven:
+            self._proven_at = os.fstat(self.fd).st_ctime_ns
+
+    def was_changed(self) -> bool:
+        """Whether somebody else changed the file since this was last asked; nothing is proven then.
+
+        To be asked after a read: the time of a file moves before its bytes do.
+        """
+        changed_at = os.fstat(self.fd).st_ctime_ns
+        if changed_at == self._proven_at:
+            return False
+        self.proven = set()
+        self._proven_at = changed_at
+        return True
 
 
 class BlockFiles:
@@ -44,11 +61,15 @@ class BlockFiles:
 
     def __init__(self, directory: Path) -> None:
         """Make the directory if it is missing; a link in its place is deleted."""
-        if directory.is_symlink():
-            directory.unlink()
-        directory.mkdir(mode=0o700, exist_ok=True)
         self.directory = directory
         self._prefix = f"{directory}/"
+        self.make()
+
+    def make(self) -> None:
+        """Make the directory if it is missing; a link in its place is deleted."""
+        if self.directory.is_symlink():
+            self.directory.unlink()
+        self.directory.mkdir(mode=0o700, exist_ok=True)
 
     def open(self, key: str, checksums: dict[int, int], *, create: bool) -> CachedFile | None:
         """The file of a content, or None where there is none; raises OSError."""

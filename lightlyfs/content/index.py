@@ -107,6 +107,7 @@ class BlockIndex:
                 database.remove(path)
                 self._db, _ = self._open(path, alone=alone)
                 self.was_closed = False
+            self._anchor = database.Anchor.of(path)
             # guarded by _write_lock: until then another process that writes is not waited for again
             self._busy_until = float("-inf")
             self._written_bytes = self._total_locked()
@@ -131,6 +132,33 @@ class BlockIndex:
                 with self._lock:
                     self._reader.close()
                 self._db.close()
+
+    def is_deleted(self) -> bool:
+        """Whether a cleaner deleted the file; what is recorded then is lost."""
+        return not self._anchor.holds()
+
+    def delete(self) -> None:
+        """Delete the file, which is damaged; `begin_again` comes next. Raises OSError."""
+        database.remove(self._anchor.path)
+
+    def begin_again(self) -> None:
+        """Go on with the file that is at the path now, made where there is none; raises as `__init__`.
+
+        What was recorded in the deleted one counts as absent.
+        """
+        path = self._anchor.path
+        with self._write_lock:
+            # it counts as one that was not closed: the next process that has it alone looks for lost files
+            fresh, _ = self._open(path, alone=False, users=2)
+            reader = database.connect(path)
+            with self._lock:
+                old = self._db, self._reader
+                self._db, self._reader, self._anchor = fresh, reader, database.Anchor.of(path)
+                self._waiting, self._writing = _Batch(), _Batch()
+                self._absent, self._absent_as_of = {}, -1
+            self._written_bytes = self._total_locked()
+        for db in old:
+            db.close()
 
     @property
     def bytes(self) -> int:
@@ -271,24 +299,24 @@ class BlockIndex:
             raise
 
     @staticmethod
-    def _open(path: Path, *, alone: bool) -> tuple[sqlite3.Connection, bool]:
+    def _open(path: Path, *, alone: bool, users: int = 1) -> tuple[sqlite3.Connection, bool]:
         """The open table, and whether its last users closed it; raises DatabaseError where it is damaged.
 
-        `user_version` counts the processes that opened and did not close it.
+        `user_version` counts the processes that opened and did not close it, this one as so many.
         """
         db = database.connect(path)  # checksums find what a power cut left behind
         try:
             db.execute("PRAGMA recursive_triggers = ON")  # what replaces a block is an end and a beginning
             with database.transaction(db):
-                users = database.user_version(db)
-                db.execute(f"PRAGMA user_version = {1 if alone else users + 1}")
+                others = database.user_version(db)
+                db.execute(f"PRAGMA user_version = {users if alone else others + users}")
             (is_old,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if not alone and is_old:
                 return db, True
-            if users and alone and db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+            if others and alone and db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("the index is damaged")
             db.executescript(_SCHEMA)
         except BaseException:
             db.close()
             raise
-        return db, not alone or (bool(is_old) and users == 0)
+        return db, not alone or (bool(is_old) and others == 0)

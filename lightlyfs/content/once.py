@@ -58,7 +58,9 @@ class FetchOnce:
         self._changed = threading.Condition()
         # guarded by _changed
         self._ended: list[tuple[Release, str | None]] = []
+        self._keep_up_at: float | None = None
         self._is_running = False
+        cache.on_use = self.keep_up_soon
 
     @classmethod
     def alone(cls, cache: BlockCache) -> FetchOnce:
@@ -70,6 +72,13 @@ class FetchOnce:
         """Start the thread that publishes; without it that is done by whoever fetches."""
         self._is_running = True
         self._thread.start()
+
+    def keep_up_soon(self) -> None:
+        """Have the cache keep up within a moment: something was used, or written, here or elsewhere."""
+        with self._changed:
+            if self._keep_up_at is None:
+                self._keep_up_at = time.monotonic() + _KEEP_UP_EVERY_S
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Publish what is left, and let go of everything."""
@@ -110,20 +119,30 @@ class FetchOnce:
             self._publish()
 
     def _run(self) -> None:
-        keep_up_at = 0.0
         while self._is_running:
-            with self._changed:
-                self._changed.wait_for(lambda: self._ended or not self._is_running, _KEEP_UP_EVERY_S)
+            due = self._wait()
             try:
                 self._publish()
-                if time.monotonic() >= keep_up_at:
+                if due:
                     self._cache.keep_up()
-                    keep_up_at = time.monotonic() + _KEEP_UP_EVERY_S
             except Exception:
                 log.exception("what was fetched cannot be published")
             with self._changed:
                 self._changed.wait_for(lambda: not self._is_running, _PAUSE_S)
         self._publish()
+
+    def _wait(self) -> bool:
+        """Wait until something is to be published, or the cache is to keep up, which is then said."""
+        with self._changed:
+            while not self._ended and self._is_running:
+                now = time.monotonic()
+                if self._keep_up_at is not None and now >= self._keep_up_at:
+                    break
+                self._changed.wait(None if self._keep_up_at is None else self._keep_up_at - now)
+            due = self._keep_up_at is not None and time.monotonic() >= self._keep_up_at
+            if due:
+                self._keep_up_at = None
+        return due
 
     def _publish(self) -> None:
         with self._changed:

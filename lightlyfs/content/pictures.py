@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 from lightlyfs import database
@@ -25,17 +26,27 @@ class PictureStore:
     and answered as "not here".
     """
 
-    def __init__(self, path: Path, max_bytes: int = MAX_BYTES, *, alone: bool = True) -> None:
-        """Open or make the file; a damaged one is made anew where nobody else uses it (`alone`)."""
+    def __init__(
+        self,
+        path: Path,
+        max_bytes: int = MAX_BYTES,
+        *,
+        alone: bool = True,
+        make_directory: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Open or make the file; a damaged one is made anew where nobody else uses it (`alone`).
+
+        Where a cleaner deleted it another one is begun; `make_directory` then sees to its directory.
+        """
+        self._path = path
+        self._make_directory = make_directory
         self._max_bytes = max_bytes
         self._lock = database.Lock()
-        self._bytes = 0
         with self._lock:
             # guarded by _lock
             self._db = self._open(path, alone=alone)
-            if self._db is not None:
-                sums = "SELECT coalesce(sum(length(png)), 0) FROM picture"
-                (self._bytes,) = self._db.execute(sums).fetchone()
+            self._bytes = 0
+            self._look_locked()
 
     def close(self) -> None:
         """Close the file; what is asked for after that is not here."""
@@ -59,6 +70,8 @@ class PictureStore:
     def put(self, key: str, png: bytes) -> None:
         """Keep a picture, at the cost of older ones."""
         with self._lock:
+            if self._db is not None and not self._anchor.holds():
+                self._begin_again_locked(self._db)
             if self._db is None:
                 return
             try:
@@ -68,6 +81,22 @@ class PictureStore:
                     self._shrink_locked(self._db)
             except sqlite3.Error as error:
                 log.warning("a thumbnail cannot be kept on disk: %s", error)
+
+    def _look_locked(self) -> None:
+        """See which file it is that is open, and how much is in it."""
+        if self._db is not None:
+            self._anchor = database.Anchor.of(self._path)
+            (self._bytes,) = self._db.execute("SELECT coalesce(sum(length(png)), 0) FROM picture").fetchone()
+
+    def _begin_again_locked(self, deleted: sqlite3.Connection) -> None:
+        deleted.close()
+        self._db = None
+        try:
+            self._make_directory()
+            self._db = self._open(self._path, alone=False)
+            self._look_locked()
+        except (OSError, sqlite3.Error) as error:
+            log.warning("thumbnails cannot be kept on disk: %s", error)
 
     def _shrink_locked(self, db: sqlite3.Connection) -> None:
         db.execute(

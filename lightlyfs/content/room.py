@@ -18,6 +18,8 @@ from lightlyfs.locks import SharedLocks
 _EVICTING = "evicting"
 # how much is written between two looks at how full the disk is
 _LOOK_EVERY_BYTES = 8 << 20
+# of the budget, for blocks, whatever is beside them
+_LEAST_SHARE = 0.25
 
 
 class Room:
@@ -32,8 +34,10 @@ class Room:
         remove: Callable[[str], bool],
         *,
         statvfs: Callable[[Path], os.statvfs_result],
+        beside: Callable[[], int],
         on_error: Callable[[Exception], None],
     ) -> None:
+        self._beside = beside
         self._directory = directory
         self._config = config
         self._index = index
@@ -125,4 +129,7 @@ class Room:
             self._on_error(error)
             return
         spare = (disk.f_bavail - disk.f_blocks * self._config.min_free_share) * disk.f_frsize
-        self.limit = max(0, min(self._config.budget_bytes, int(self._index.bytes + spare)))
+        budget = self._config.budget_bytes
+        # what is beside the blocks counts, but a catalogue larger than the budget does not end all caching
+        mine = max(budget - self._beside(), int(budget * _LEAST_SHARE))
+        self.limit = max(0, min(mine, int(self._index.bytes + spare)))

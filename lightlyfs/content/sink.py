@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Protocol
 
-from lightlyfs.api.transport import StopTransfer
+from lightlyfs.api.contract import StopTransfer
 from lightlyfs.content.identity import ContentId, etag_of
 from lightlyfs.content.ranges import (
     BLOCK_BYTES,

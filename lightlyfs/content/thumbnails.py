@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 
-from lightlyfs.api.transport import Request, Transport, raise_for_status
+from lightlyfs.api.contract import Request, Transport
+from lightlyfs.api.status import raise_for_status
 from lightlyfs.content.pictures import PictureStore
 from lightlyfs.errors import Cancelled, MalformedAnswer, NotFound, TooLarge
 

@@ -144,7 +144,8 @@ class UrlStore:
         self._run(lambda db: self._delete_locked(db, sample_id, url))
 
     def write(self) -> None:
-        """Write what waits."""
+        """Write what waits; where a cleaner deleted the file, into a new one."""
+        self._renew()
         self._run(self._write_locked)
         with self._lock:
             self._write_due = False
@@ -198,6 +199,7 @@ class UrlStore:
                 if not self._removed_locked():
                     raise
                 self._db = self._prepared_locked(database.connect(self._path))
+            self._anchor = database.Anchor.of(self._path)
         except (OSError, sqlite3.Error) as error:
             self._count_error(error)
 
@@ -226,6 +228,19 @@ class UrlStore:
                 if type(error) is sqlite3.DatabaseError:  # damaged, not merely full or busy
                     self._begin_anew_locked()
         return None
+
+    def _renew(self) -> None:
+        with self._db_lock:
+            if self._db is None or self._anchor.holds():
+                return
+            self._db.close()
+            self._db, self._count = None, 0
+            try:
+                self._locks.renew()
+            except OSError as error:
+                self._count_error(error)
+                return
+            self._open_locked()
 
     def _begin_anew_locked(self) -> None:
         assert self._db is not None

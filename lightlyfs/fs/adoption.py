@@ -75,3 +75,5 @@ class Adoption:
                 self._cache.write(content, block, os.pread(descriptor, length, block * BLOCK_BYTES))
         finally:
             os.close(descriptor)
+            # a program writes thousands, and reads few of them again
+            self._cache.let_go(content)

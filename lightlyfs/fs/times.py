@@ -12,8 +12,6 @@ import logging
 import time
 from collections.abc import Callable
 
-from cachetools import LRUCache
-
 from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.fs.attributes import Attr
 from lightlyfs.staging.journal import Journal, SetTime
@@ -30,11 +28,13 @@ class SetTimes:
         self._journal = journal
         self._clock_ns = clock_ns
         self._times = journal.times() if journal else {}
-        self._inodes: LRUCache[bytes, int] = LRUCache(_MAX_INODES)
+        self._inodes: dict[bytes, int] = {}
 
     def keep_ino(self, sample_id: str, ino: int) -> None:
         """Show a sample under the inode number that its file had before."""
         self._inodes[bytes.fromhex(sample_id)] = ino
+        if len(self._inodes) > _MAX_INODES:
+            self._inodes.pop(next(iter(self._inodes)), None)
 
     def numbered(self, attr: Attr, sample_id: bytes) -> Attr:
         """The attributes of a sample with the inode number and the time of change it has on this mount."""

@@ -119,6 +119,8 @@ class Views:
         self._holding: tuple[tuple[str, int], frozenset[int]] | None = None
         # guarded by _lock: what the kernel may have an answer of that soon holds no more
         self._shown: set[str] = set()
+        # set when there is something for `take_shown`
+        self.shown = threading.Event()
 
     def attr(self, path: str, turn: Turn) -> Attr:
         """The attributes of a path in the folder."""
@@ -126,6 +128,7 @@ class Views:
         with self._lock:
             if len(self._shown) < _MAX_SHOWN:  # on libfuse 2 no caller takes them
                 self._shown.add(path)
+                self.shown.set()
         if isinstance(node, ViewDirectory):
             return Attr(view_ino(path), True, 0, int(self._wall_clock()))
         if isinstance(node, ViewLink):
@@ -173,6 +176,7 @@ class Views:
     def take_shown(self) -> list[str]:
         """The paths that were looked at since this was last asked."""
         with self._lock:
+            self.shown.clear()
             shown, self._shown = self._shown, set()
         return sorted(shown)
 

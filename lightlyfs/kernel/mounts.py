@@ -2,61 +2,55 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
-import re
 import shutil
 import subprocess
+import threading
+from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
 
 from lightlyfs.errors import StartError
+from lightlyfs.mountinfo import MOUNT_TYPE, mount_at, without_links
 
-MOUNT_TYPE = "fuse.lightlyfs"
-_OCTAL = re.compile(rb"\\([0-7]{3})")
-
-
-class MountEntry(NamedTuple):
-    """One line of mountinfo."""
-
-    mountpoint: Path
-    type: str
-    source: str
-    device: str
+# what does not answer by then is stopped or stuck
+_PROBE_S = 1.5
+_UNMOUNT_S = 30.0
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # sys/mount.h
 
 
-def mount_table() -> list[MountEntry]:
-    """Every mount of this process's namespace, in order; a later one hides an earlier one."""
-    entries = []
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        before, _, after = line.partition(b" - ")
-        fields, tail = before.split(b" "), after.split(b" ")
-        mountpoint = Path(os.fsdecode(_unescape(fields[4])))
-        source = os.fsdecode(_unescape(tail[1]))
-        entries.append(MountEntry(mountpoint, os.fsdecode(tail[0]), source, os.fsdecode(fields[2])))
-    return entries
+class Health(Enum):
+    """What a mount does when it is asked."""
 
-
-def mount_at(mountpoint: Path) -> MountEntry | None:
-    """The topmost mount exactly at this path, or None."""
-    found = [entry for entry in mount_table() if entry.mountpoint == mountpoint]
-    return found[-1] if found else None
+    ANSWERS = "answers"
+    DEAD = "its process is gone"
+    HANGS = "it does not answer"
 
 
 def resolve_mountpoint(path: Path) -> Path:
     """The absolute path without links, never touching what may be a dead mount at its end."""
-    path = path.absolute()
-    return Path(os.path.realpath(path.parent)) / path.name if path.name else path
+    return without_links(path)
 
 
-def is_stale(mountpoint: Path) -> bool:
-    """Whether a mount is there whose process is gone."""
-    try:
-        # not stat, which the kernel answers from its own memory for a while
-        os.statvfs(mountpoint)
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+def probe(mountpoint: Path) -> Health:
+    """Ask a mount for its size, in another thread, which is left behind where there is no answer."""
+    found: list[Health] = []
+
+    def ask() -> None:
+        try:
+            # not stat, which the kernel answers from its own memory for a while
+            os.statvfs(mountpoint)
+        except OSError as error:
+            gone = error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+            found.append(Health.DEAD if gone else Health.ANSWERS)
+        else:
+            found.append(Health.ANSWERS)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_PROBE_S)
+    return found[0] if found else Health.HANGS
 
 
 def prepare_mountpoint(mountpoint: Path) -> None:
@@ -64,18 +58,26 @@ def prepare_mountpoint(mountpoint: Path) -> None:
 
     Raises StartError, which names the reason and the way out.
     """
-    if is_stale(mountpoint):
-        entry = mount_at(mountpoint)
-        if entry is not None and entry.type != MOUNT_TYPE:
+    entry = mount_at(mountpoint)
+    health = Health.ANSWERS if entry is None else probe(mountpoint)
+    if entry is not None and health is Health.DEAD:
+        if entry.type != MOUNT_TYPE:
             raise StartError(
                 f"a dead {entry.type} mount is at {mountpoint}; clear it with: umount -l {mountpoint}"
             )
         unmount(mountpoint, lazy=True)
-    entry = mount_at(mountpoint)
+        entry = mount_at(mountpoint)
     if entry is not None and entry.type == MOUNT_TYPE:
+        if health is Health.HANGS:
+            raise StartError(
+                f"{entry.source} is mounted on {mountpoint} already, and does not answer; "
+                f"see: lightlyfs status {mountpoint}"
+            )
         raise StartError(
             f"{entry.source} is mounted on {mountpoint} already; end it with: lightlyfs umount {mountpoint}"
         )
+    if health is Health.HANGS:
+        raise StartError(f"what is mounted on {mountpoint} does not answer; choose another directory")
     try:
         occupied = next(iter(os.scandir(mountpoint)), None) is not None
     except FileNotFoundError:
@@ -97,7 +99,15 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
         command = ["umount", *(["-l"] if lazy else []), str(mountpoint)]
     else:
         command = [helper, "-u", *(["-z"] if lazy else []), "--", str(mountpoint)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if lazy and os.getuid() == 0 and _detach(mountpoint):
+        return
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_UNMOUNT_S)
+    except subprocess.TimeoutExpired:
+        raise StartError(
+            f"{mountpoint} cannot be unmounted, for it does not answer; "
+            f"detach it with: lightlyfs umount --lazy {mountpoint}"
+        ) from None
     if done.returncode == 0:
         return
     reason = done.stderr.strip().rpartition(": ")[2] or f"{command[0]} failed"
@@ -117,5 +127,10 @@ def set_read_ahead(mountpoint: Path, kib: int) -> None:
         pass
 
 
-def _unescape(field: bytes) -> bytes:
-    return _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field)
+def _detach(mountpoint: Path) -> bool:
+    """Unmount at once without touching the mount, as the program `umount` would."""
+    try:
+        libc = ctypes.CDLL(None)
+        return bool(libc.umount2(os.fsencode(mountpoint), _MNT_DETACH | _UMOUNT_NOFOLLOW) == 0)
+    except (AttributeError, OSError):
+        return False

@@ -28,7 +28,7 @@ from lightlyfs.inodes import local_ino
 from lightlyfs.occupied import Occupied
 from lightlyfs.staging.journal import Journal, LocalDirectory
 from lightlyfs.staging.record import IDENTITY, Record, State
-from lightlyfs.staging.recovery import recovered
+from lightlyfs.staging.recovery import GONE, recovered
 from lightlyfs.staging.spool import Spool, StagedFile
 from lightlyfs.upload_rules import numbered
 
@@ -350,6 +350,30 @@ class LocalFiles:
         with self._lock:
             self._hide_locked(file, file.path)
             self._aside[file.record.key] = file
+
+    def note_deleted(self) -> list[str]:
+        """See which staged bytes a cleaner deleted; returns the paths of files that have none any more.
+
+        Those that a handle has open are written again, and the other files fail.
+        """
+        lost = []
+        for file in self.all() + self.aside():
+            with file.lock:
+                record = file.record
+                if file.uploaded or file.unlinked or self.spool.has(record.key, record.generation):
+                    continue
+                if file.staged is not None:
+                    deleted, file.staged = (
+                        file.staged,
+                        self.spool.copy(file.staged, record.key, record.generation),
+                    )
+                    deleted.close()
+                elif not record.size:
+                    self.spool.create(record.key, record.generation).close()
+                elif record.broken != errno.ENODATA:
+                    lost.append(record.path)
+                    self.update(file, record.generation, state=State.FAILED, broken=errno.ENODATA, error=GONE)
+        return lost
 
     # directories
 

@@ -87,7 +87,9 @@ class Journal:
     Raises StartError for a file that cannot be read: it says what is owed, so it is never made new.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_deleted: Callable[[], None] = lambda: None) -> None:
+        """`on_deleted` is called before a write where a cleaner deleted the file; it may call `move_to`."""
+        self._on_deleted = on_deleted
         self._lock = database.Lock()
         self._waiting_lock = threading.Lock()
         # guarded by _waiting_lock, which is taken for a moment only
@@ -96,6 +98,7 @@ class Journal:
             with self._lock:
                 self._db = database.connect(path, timeout_s=_BUSY_S, synchronous="FULL")
                 self._open()
+                self._anchor = database.Anchor.of(path)
         except (sqlite3.Error, OSError) as error:
             raise StartError(
                 f"{path} cannot be read ({error}); it says what is owed to the server. "
@@ -110,6 +113,27 @@ class Journal:
         with self._lock:
             self._closed = True
             self._db.close()
+
+    def is_deleted(self) -> bool:
+        """Whether a cleaner deleted the file: what is written then is lost with the mount."""
+        return not self._anchor.holds()
+
+    def move_to(self, path: Path) -> None:
+        """Write all of it into a new file, and go on with that; OSError where the disk does not take it."""
+        try:
+            with self._lock:
+                fresh = database.connect(path, timeout_s=_BUSY_S, synchronous="FULL")
+                try:
+                    self._db.backup(fresh)
+                    anchor = database.Anchor.of(path)
+                except BaseException:
+                    fresh.close()
+                    raise
+                deleted, self._db = self._db, fresh
+                self._anchor, self._durable = anchor, True
+                deleted.close()
+        except sqlite3.Error as error:
+            raise database.os_error(error, "the journal") from error
 
     def _open(self) -> None:
         (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
@@ -220,6 +244,8 @@ class Journal:
 
     def _write(self, durable: bool, change: Change) -> None:
         """Make a change, as a whole or not at all; OSError where the disk does not take it."""
+        if not self._anchor.holds():
+            self._on_deleted()
         mine = _Write(durable, change)
         with self._waiting_lock:
             self._waiting.append(mine)

@@ -83,7 +83,7 @@ class Once:
     @contextmanager
     def _turn(self, name: str, mark: str) -> Iterator[_Turn]:
         """Exclude others from a name; a kill ends that, and what it was about to send is then known."""
-        self._directory.mkdir(mode=0o700, exist_ok=True)
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._directory / hashlib.sha256(os.fsencode(name)).hexdigest()
         descriptor = _locked(path)
         try:

@@ -16,7 +16,7 @@ from lightlyfs.staging.spool import Spool
 log = logging.getLogger(__name__)
 
 _UNFINISHED = "the mount ended while it was written"
-_GONE = "its staged bytes are gone"
+GONE = "its staged bytes are gone"
 
 
 def recovered(journal: Journal, spool: Spool, counts: Callable[[str], bool]) -> list[Record]:
@@ -117,10 +117,12 @@ def _without_bytes(journal: Journal, record: Record) -> list[Record]:
     They are deleted only after an upload or a removal, which a crash of the machine may have made the
     journal forget: then the server has what there is. Bytes that nobody was promised are no loss either.
     """
+    if record.broken == errno.ENODATA:
+        return [record]  # known to be lost, and a person has not said yet that it may be forgotten
     if record.sample_id or record.create_sent or record.state in (State.OPEN, State.INTERRUPTED):
         log.warning("%s was %s, and its staged bytes are gone; forgotten", record.path, record.state.value)
         journal.remove(record.key)
         return []
-    lost = record.changed(state=State.FAILED, broken=errno.ENODATA, error=_GONE)
+    lost = record.changed(state=State.FAILED, broken=errno.ENODATA, error=GONE)
     journal.put(lost)
     return [lost]

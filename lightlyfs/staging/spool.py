@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 # ioctl that shares the blocks of one file with another (linux/fs.h: _IOW(0x94, 9, int))
@@ -23,9 +24,23 @@ _NAME = re.compile(r"([0-9a-f]{32})\.(\d+)")
 class Spool:
     """The staged files in one directory; methods on different files may run in parallel."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, on_deleted: Callable[[], None] = lambda: None) -> None:
+        """`on_deleted` is called where a cleaner deleted the directory; it may call `move_to`."""
+        self._on_deleted = on_deleted
+        self.move_to(directory)
+
+    def move_to(self, directory: Path) -> None:
+        """Keep files in this directory from now on, which is made if it is missing."""
         directory.mkdir(mode=0o700, exist_ok=True)
         self._directory = directory
+
+    def is_deleted(self) -> bool:
+        """Whether the directory is gone."""
+        return not self._directory.is_dir()
+
+    def has(self, key: str, generation: int) -> bool:
+        """Whether a generation has a file."""
+        return self.path(key, generation).exists()
 
     def path(self, key: str, generation: int) -> Path:
         """Where a generation of a file is."""
@@ -34,6 +49,10 @@ class Spool:
     def create(self, key: str, generation: int) -> StagedFile:
         """A new, empty file."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            return StagedFile(os.open(self.path(key, generation), flags, 0o600))
+        except FileNotFoundError:
+            self._on_deleted()
         return StagedFile(os.open(self.path(key, generation), flags, 0o600))
 
     def recreate(self, key: str, generation: int) -> StagedFile:

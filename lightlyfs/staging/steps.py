@@ -21,10 +21,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from lightlyfs.api.client import Kind, LightlyClient
-from lightlyfs.api.contract import BodyFile, BodyReader
+from lightlyfs.api.contract import BodyFile, BodyReader, Request, Response, Timeouts, Transport
 from lightlyfs.api.models import Sample, SampleCreate, SampleMetaData, SampleUpdate
 from lightlyfs.api.retry import Retrier, RetryPolicy
-from lightlyfs.api.transport import Request, Response, Timeouts, Transport, raise_for_status
+from lightlyfs.api.status import raise_for_status
 from lightlyfs.errors import (
     FileExists,
     MalformedAnswer,

@@ -42,9 +42,12 @@ _MAX_RETRY_S = 300.0
 _REFUSED_RETRY_S, _REFUSED_TRIES, _REFUSED_LATER_S = 60.0, 5, 600.0
 # while the server cannot be reached, one upload is tried this often
 _PROBE_S = 3.0
-_LOOK_FOR_RETRIES_S = 0.5
 # a server that has not answered for so long counts as away before the first upload has given up
 _AWAY_AFTER_S = 10.0
+# while the token is refused, its file is looked at this often
+_LOOK_FOR_TOKEN_S = 0.5
+# what cannot be started, for the mount ends, is not tried over and over
+_MIN_PAUSE_S = 0.1
 
 
 class UploaderStats(NamedTuple):
@@ -158,6 +161,7 @@ class Uploader:
                 job.retry_at = self._clock() + delay_s
             else:
                 self._start_locked(job)
+            self._state.notify_all()
         if offline:
             self._files.update(file, generation, state=State.PENDING, error=offline)
             _settle(ticket, Unreachable(offline))
@@ -302,17 +306,31 @@ class Uploader:
                 self._start_locked(job)
 
     def _retry_loop(self) -> None:
-        while not self._closing.wait(_LOOK_FOR_RETRIES_S):
+        while not self._closing.is_set():
             if self._refused and self._has_new_token():
                 self.retry_all()
             with self._state:
                 now = self._clock()
                 due = [job for job in self._jobs.values() if not job.running and job.retry_at <= now]
                 if self._offline:
-                    busy = any(job.running for job in self._jobs.values())
-                    due = [] if busy or now < self._probe_at else due[:1]
+                    due = [] if self._is_busy_locked() or now < self._probe_at else due[:1]
                 for job in due:
                     self._start_locked(job)
+                if not self._closing.is_set():
+                    self._state.wait(self._pause_locked(now))
+
+    def _pause_locked(self, now: float) -> float | None:
+        """How long nothing has to be tried again, unless a job changes; None where nothing waits."""
+        if self._refused and self._jobs:
+            return _LOOK_FOR_TOKEN_S
+        idle = [job.retry_at for job in self._jobs.values() if not job.running and not job.failed]
+        if not idle or (self._offline and self._is_busy_locked()):
+            return None
+        due = max(self._probe_at, min(idle)) if self._offline else min(idle)
+        return max(_MIN_PAUSE_S, due - now)
+
+    def _is_busy_locked(self) -> bool:
+        return any(job.running for job in self._jobs.values())
 
 
 def _may_pass(error: Exception) -> bool:

@@ -6,6 +6,7 @@ Nothing else builds parts. A mount of the demo, of a test and of a user differ i
 from lightlyfs.wiring.connections import Connections, connect, quick_policy
 from lightlyfs.wiring.counting import RequestCounter
 from lightlyfs.wiring.index import export_index, import_for_later
+from lightlyfs.wiring.kernel import fit_descriptors
 from lightlyfs.wiring.metrics import serve_metrics
 from lightlyfs.wiring.opening import list_once, open_place, open_spool
 from lightlyfs.wiring.owed import OwedFile, discard_owed, owed_files
@@ -20,6 +21,7 @@ __all__ = [
     "connect",
     "discard_owed",
     "export_index",
+    "fit_descriptors",
     "import_for_later",
     "list_once",
     "open_place",

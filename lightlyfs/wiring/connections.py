@@ -10,10 +10,10 @@ from typing import NamedTuple
 from lightlyfs.api.calls import Credentials, TokenSource
 from lightlyfs.api.certificates import trust_of
 from lightlyfs.api.client import LightlyClient
+from lightlyfs.api.contract import Request, Response, Transport, TransportConfig
 from lightlyfs.api.network import Network
 from lightlyfs.api.proxies import Proxies
 from lightlyfs.api.retry import RetryPolicy
-from lightlyfs.api.transport import Request, Response, Transport, TransportConfig
 from lightlyfs.settings import Secrets, Settings
 from lightlyfs.wiring.counting import CountedTransport, RequestCounter
 from lightlyfs.wiring.tokens import TokenFile, asked

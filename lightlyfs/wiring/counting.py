@@ -8,7 +8,7 @@ import threading
 import time
 from typing import NamedTuple
 
-from lightlyfs.api.transport import Request, Response, Transport
+from lightlyfs.api.contract import Request, Response, Transport
 from lightlyfs.errors import RequestError
 
 _STORAGE = "storage_"

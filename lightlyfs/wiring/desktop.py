@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightlyfs.api.client import LightlyClient
-from lightlyfs.api.transport import Transport
+from lightlyfs.api.contract import Transport
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.content.pictures import PictureStore
@@ -54,7 +54,11 @@ class Desktop:
 
     def __init__(self, needs: DesktopNeeds, environ: Mapping[str, str] = os.environ) -> None:
         self._needs = needs
-        self._store = PictureStore(needs.place.path / "thumbnails.db", alone=needs.place.alone)
+        self._store = PictureStore(
+            needs.place.path / "thumbnails.db",
+            alone=needs.place.alone,
+            make_directory=needs.place.locks.renew,
+        )
         self._pool = ThreadPoolExecutor(WORKERS, "lightlyfs-thumbnails")
         self.thumbnails = Thumbnails(
             self._resolve,
@@ -71,7 +75,11 @@ class Desktop:
         needs = self._needs
         if needs.mode != "prefill" or needs.mountpoint is None or needs.owner != os.getuid():
             return None
-        cache = thumbnail_cache(self._environ.get("XDG_CACHE_HOME"), Path.home())
+        try:
+            home = Path.home()
+        except RuntimeError:
+            return None  # a user without a home has no desktop
+        cache = thumbnail_cache(self._environ.get("XDG_CACHE_HOME"), home)
         if cache is None:
             return None
 

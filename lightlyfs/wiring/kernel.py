@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import resource
+from dataclasses import replace
 from typing import Protocol
 
 from lightlyfs.fs.handles import Watch
+from lightlyfs.settings import Settings
 
 # a cached file that is kept open costs 1 KB of memory, and saves a tenth of a millisecond when it is read
 _DESCRIPTORS = 8_192
 # in somebody else's process: with connections and databases below 256, of the 1,024 that `select` takes
 _OF_GUEST = 48
+# below this a connection for each of the usual downloads at once would leave too few for files
+_FEW = 1_024
 
 
 class Kernel(Protocol):
@@ -89,9 +93,20 @@ def open_files_limit(kernel: Kernel) -> int:
     if isinstance(kernel, NoKernel):
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return _OF_GUEST if soft == resource.RLIM_INFINITY else min(soft // 8, _OF_GUEST)
+    limit = _raised_limit()
+    # connections and the catalogue need some, too
+    return limit // (2 if limit >= _FEW else 8)
+
+
+def fit_descriptors(settings: Settings) -> Settings:
+    """Fewer downloads at once where this process may have few descriptors, of which each takes three."""
+    limit = _raised_limit()
+    return settings if limit >= _FEW else replace(settings, jobs=max(1, min(settings.jobs, limit // 16)))
+
+
+def _raised_limit() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < _DESCRIPTORS:
         soft = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    # half of them: connections and the catalogue need some, too
-    return _DESCRIPTORS // 2 if soft == resource.RLIM_INFINITY else min(soft, _DESCRIPTORS) // 2
+    return _DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, _DESCRIPTORS)

@@ -20,6 +20,7 @@ _NUMBERS = (
     ("cache_errors_total", ("cache", "errors"), "Failures of the cache, each bypassed."),
     ("cache_evicted_total", ("cache", "evicted"), "Contents that were displaced from the cache."),
     ("cache_bytes", ("cache", "bytes"), "Bytes of blocks in the cache."),
+    ("cache_beside_bytes", ("cache", "beside_bytes"), "Bytes of the databases and logs beside the blocks."),
     ("cache_budget_bytes", ("cache", "budget_bytes"), "Most bytes the cache may hold."),
     ("fetched_bytes_total", ("content", "fetched_bytes"), "Bytes of images fetched from storage."),
     ("fetches_under_way", ("content", "under_way"), "Fetches from storage under way."),

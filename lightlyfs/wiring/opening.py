@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from lightlyfs import places
 from lightlyfs.settings import Settings
 from lightlyfs.wiring.connections import Connections
 from lightlyfs.wiring.index import import_index
 from lightlyfs.wiring.parts import Parts
+
+log = logging.getLogger(__name__)
 
 
 def open_spool(settings: Settings, dataset_id: str) -> places.SpoolPlace:
@@ -22,6 +26,8 @@ def open_place(settings: Settings, dataset_id: str) -> places.DatasetPlace:
     With an index it begins with that, unless another process uses it, for then its names count. StartError
     where it is not one of this dataset.
     """
+    if where := places.elsewhere(settings.cache_dir):
+        log.warning("%s", where)
     root = places.server_directory(places.cache_root(settings.cache_dir), settings.server)
     place = places.DatasetPlace(root, dataset_id, temporary=settings.no_cache)
     if settings.index is not None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from lightlyfs import places
@@ -24,7 +25,7 @@ from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tagged import TaggedRemote
 from lightlyfs.catalog.tags import Tags
 from lightlyfs.catalog.timing import FreshnessConfig
-from lightlyfs.content.budget import CacheConfig, default_budget
+from lightlyfs.content.budget import CacheConfig, bytes_beside, default_budget
 from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.fetcher import FetchConfig, Fetcher
 from lightlyfs.content.identity import NO_OBJECT
@@ -45,11 +46,12 @@ from lightlyfs.fs.warming import Warming, WarmingParts
 from lightlyfs.fs.xattrs import ExtendedAttributes
 from lightlyfs.settings import Settings
 from lightlyfs.staging.facts_process import FactsPool
+from lightlyfs.watching import DirectoryWatch
 from lightlyfs.wiring.connections import METADATA_THREADS, Connections
 from lightlyfs.wiring.counting import RequestCounter
 from lightlyfs.wiring.desktop import Desktop, DesktopNeeds
 from lightlyfs.wiring.kernel import Kernel, NoKernel, open_files_limit
-from lightlyfs.wiring.sharing import listing_turn, opening
+from lightlyfs.wiring.sharing import listing_turn, opening, renewing
 from lightlyfs.wiring.status import status_of
 from lightlyfs.wiring.uploads import UploadNeeds, Uploads
 from lightlyfs.wiring.urls import UrlParts
@@ -95,10 +97,9 @@ class Parts:
         self._metadata_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-metadata")
         self._page_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-pages")
         self._content_pool = ThreadPoolExecutor(settings.jobs, "lightlyfs-content")
-        config = CacheConfig(self._budget(), max_open_files=open_files_limit(kernel))
         with opening(place):
             self.catalog = self._make_catalog()
-            self.cache = BlockCache(place.path, config, locks=place.locks)
+            self.cache = self._make_cache(kernel)
         self._urls = UrlParts(
             settings,
             connections,
@@ -128,6 +129,7 @@ class Parts:
         self._mountpoint = mountpoint
         self.desktop = self._make_desktop(mountpoint)
         self.filesystem = self._make_filesystem(kernel, spool_place)
+        self._watch = DirectoryWatch(place.path, self._hear_others)
         place.share()
 
     def start(self) -> None:
@@ -138,6 +140,7 @@ class Parts:
         self._once.start()
         if self._forgets_views is not None:
             self._forgets_views.start()
+        self._watch.start()
         if self.uploads is not None:
             self.uploads.start()
         if not self.catalog.refresher.complete:
@@ -159,6 +162,9 @@ class Parts:
             self.uploads.close()
         for pool in (self._content_pool, self._metadata_pool, self._page_pool):
             pool.shutdown(wait=False, cancel_futures=True)
+        self._watch.close()
+        if self._forgets_views is not None:
+            self._forgets_views.close()
         self._urls.close()
         self.desktop.close()
         self._pictures.close()
@@ -248,7 +254,9 @@ class Parts:
         settings = self.settings
         freshness = FreshnessConfig(settings.metadata_ttl_s, settings.page_size)
         name = places.catalogue_name(settings.tag)
-        store = CatalogStore(self.place.path / name, alone=self.place.alone)
+        store = CatalogStore(
+            self.place.path / name, alone=self.place.alone, opening=partial(renewing, self.place)
+        )
         api = ApiRemote(self._client, self.dataset_id)
         self.problems = api.problems
         self._tags = Tags(api, ttl_s=settings.metadata_ttl_s, clock=time.monotonic)
@@ -277,6 +285,11 @@ class Parts:
             clock=time.monotonic,
         )
         return Catalog(store, remote, refresher, freshness, Census(store, NO_OBJECT), clock=time.monotonic)
+
+    def _make_cache(self, kernel: Kernel) -> BlockCache:
+        path = self.place.path
+        config = CacheConfig(self._budget(), max_open_files=open_files_limit(kernel))
+        return BlockCache(path, config, locks=self.place.locks, beside=partial(bytes_beside, path))
 
     def _make_reader(self) -> Reader:
         # what reads and uploads find out about the storage is common to them
@@ -406,6 +419,11 @@ class Parts:
         self._details.forget_all()
         self._documents.forget_all()
         self._tags.forget_all()
+
+    def _hear_others(self) -> None:
+        """Something in the directory of the dataset was written, perhaps by another process."""
+        self.catalog.wake()
+        self._once.keep_up_soon()
 
     def _on_changes(self, changes: Changes) -> None:
         self.catalog.note_changes()

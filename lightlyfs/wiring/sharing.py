@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from lightlyfs.errors import StartError
+from lightlyfs.locks import OPENING, OPENING_PATIENCE_S
 from lightlyfs.places import DatasetPlace
 
-# the files of a place are opened in some milliseconds
-_OPENING_PATIENCE_S = 10.0
 # a first listing of ten million samples takes some minutes
 _LISTING_PATIENCE_S = 900.0
 
@@ -29,10 +28,18 @@ def opening(place: DatasetPlace) -> Iterator[None]:
     Processes take turns: two may both find no catalogue of a tag, and make one.
     """
     try:
-        with place.locks.name("open", _OPENING_PATIENCE_S):
+        with place.locks.name(OPENING, OPENING_PATIENCE_S):
             yield
     except sqlite3.DatabaseError as error:
         raise StartError(
             f"the cache in {place.path} cannot be used: {error}; end the other processes that use it, or "
             "choose another with --cache-dir"
         ) from error
+
+
+@contextmanager
+def renewing(place: DatasetPlace) -> Iterator[None]:
+    """Make a file of a place again in the block, which a cleaner deleted; OSError where that cannot be."""
+    place.locks.renew()
+    with place.locks.name(OPENING, OPENING_PATIENCE_S):
+        yield

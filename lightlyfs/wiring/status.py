@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from lightlyfs import places
+from lightlyfs.content.budget import bytes_beside
 from lightlyfs.wiring.uploads import uploads_status
 
 if TYPE_CHECKING:
@@ -37,7 +39,9 @@ def status_of(parts: Parts) -> dict[str, Any]:
         "cache": {
             "directory": str(parts.place.path),
             "private": parts.place.temporary,
+            "why_there": places.elsewhere(parts.settings.cache_dir),
             "shared": parts.place.locks.has_company(),
+            "beside_bytes": bytes_beside(parts.place.path),
             **cache._asdict(),
         },
         "content": reader._asdict(),

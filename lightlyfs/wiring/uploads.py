@@ -8,18 +8,20 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightlyfs import places
 from lightlyfs.api.client import LightlyClient
+from lightlyfs.api.contract import Request, Transport
 from lightlyfs.api.retry import Retrier
-from lightlyfs.api.transport import Request, Transport, raise_for_status
+from lightlyfs.api.status import raise_for_status
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.content.cache import BlockCache
 from lightlyfs.content.reader import Reader
-from lightlyfs.errors import Cancelled, FileExists, LightlyFsError, NotFound, Retryable
+from lightlyfs.errors import Cancelled, FileExists, LightlyFsError, NotFound, Retryable, SettingsError
 from lightlyfs.fs.adoption import Adoption
 from lightlyfs.fs.changes import TreeChanges, sample_name
 from lightlyfs.fs.completion import Completion
@@ -88,8 +90,9 @@ class Uploads:
         self._started = time.monotonic()
         rules = needs.settings.upload
         self.policy = WritePolicy(rules, needs.settings.allow_overwrite, needs.settings.write_back)
-        self.spool = Spool(place.path / "files")
-        self.journal = Journal(place.path / "journal.db")
+        self._renewing = threading.Lock()
+        self.spool = Spool(place.path / "files", on_deleted=self._renew)
+        self.journal = Journal(place.path / "journal.db", on_deleted=self._renew)
         self.local = LocalFiles(self.spool, self.journal, name_of=sample_name, counts=rules.counts)
         self.times = SetTimes(self.journal)
         self.namespace = Namespace(needs.catalog, self.local, self.times, needs.kernel.forget)
@@ -153,6 +156,42 @@ class Uploads:
         if renames:
             self._needs.executor.submit(self._finish_renames, renames)
 
+    def name_lost(self) -> None:
+        """See whether a cleaner deleted what is staged; files whose bytes are gone fail, and are logged."""
+        self._renew()
+        try:
+            lost = self.local.note_deleted()
+        except OSError as error:
+            log.warning("what was staged cannot be looked at: %s", error)
+            return
+        if lost:
+            named = ", ".join(lost[:_NAMED_FILES]) + (", ..." if len(lost) > _NAMED_FILES else "")
+            log.error(
+                "%d files were deleted from the state directory before they were on the server: %s",
+                len(lost),
+                named,
+            )
+
+    def _renew(self) -> None:
+        """Keep what is staged in a new directory where a cleaner deleted it."""
+        with self._renewing:
+            stands = not (self.journal.is_deleted() or self.spool.is_deleted())
+            if stands and self._place.is_locked():
+                return
+            try:
+                if not stands:
+                    log.error("%s was deleted, with what was staged for the server", self._place.path)
+                self._place.renew(stands=stands)
+                if not stands:
+                    self.spool.move_to(self._place.path / "files")
+                    self.journal.move_to(self._place.path / "journal.db")
+            except (OSError, SettingsError) as error:
+                log.error("what is written now is lost with the mount: %s", error)
+                return
+        # not here, where the caller may hold a file's lock
+        with suppress(RuntimeError):
+            self._needs.executor.submit(self.name_lost)
+
     def drain(self) -> None:
         """Wait for the uploads under way, as long as they move."""
         left, _ = self.uploader.wait_idle(0)
@@ -179,6 +218,7 @@ class Uploads:
         for line in kept_lines(self.local.all(), self.policy):
             log.info("%s", line)
         self.uploader.close()
+        self.name_lost()
         self._side.shutdown(wait=False, cancel_futures=True)
         self.journal.close()
         self._place.close()
@@ -264,6 +304,7 @@ def uploads_status(uploads: Uploads | None) -> dict[str, Any]:
         empty: dict[str, Any] = {"files": [], "local": 0, "kept": [], "leftovers": []}
         zeros = {"pending": 0, "failed": 0, "under_way": 0, "uploaded": 0, "moved": 0}
         return zeros | {"offline": "", "renames_off": ""} | empty
+    uploads.name_lost()
     stats = uploads.uploader.stats()
     shown = uploads.local.all()
     here = [file.record for file in shown + uploads.local.aside() if not file.uploaded]

@@ -35,7 +35,7 @@ class RecentLog(logging.Handler):
 
 
 class ViewForgetter:
-    """Has the kernel forget, each second, what it was shown of the folder; `start` begins it."""
+    """Has the kernel forget, each second, what it was shown of the folder; `start` and `close` once."""
 
     def __init__(
         self,
@@ -52,8 +52,12 @@ class ViewForgetter:
         """Begin."""
         self._thread.start()
 
+    def close(self) -> None:
+        """End; the event of closing is set."""
+        self._views.shown.set()
+
     def _run(self) -> None:
-        while not self._closing.wait(_HOLDS_S):
+        while self._views.shown.wait() and not self._closing.wait(_HOLDS_S):
             for path in self._views.take_shown():
                 # one by one, for several at once would drop every name the kernel knows
                 self._forget((path,))

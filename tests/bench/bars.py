@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import cold
+import idle
 import large
 import scale
 import slopes
@@ -197,6 +198,9 @@ BARS = [
     Bar("peak memory at 1,000,000 samples", 400, lambda t: t.peak("scale", "1,000,000"), "MB", at_most=True),
     Bar("index of 1,000,000 samples, export", 10, index_s(slopes.EXPORTED), "s", at_most=True),
     Bar("index of 1,000,000 samples, import to first file", 2, index_s(slopes.IMPORTED), "s", at_most=True),
+    Bar(idle.WAKEUPS, 0.5, lambda t: t.value("idle", idle.WAKEUPS, OURS), "/s", at_most=True),
+    Bar(idle.CPU, 10, lambda t: t.value("idle", idle.CPU, OURS), "ms/min", at_most=True),
+    Bar(idle.MEMORY, 25, lambda t: t.value("idle", idle.MEMORY, OURS), "MB", at_most=True),
     Bar("soak, growth of memory", 5, lambda t: t.value("soak", soak.GROWTH, OURS), "%", at_most=True),
 ]
 

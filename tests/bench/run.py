@@ -20,7 +20,7 @@ from pathlib import Path
 from bars import as_lines, judged
 from harness import Bench, Row, as_json, as_text
 
-NAMES = ("cold", "training", "large", "warm", "scale", "writing", "metrics")
+NAMES = ("cold", "training", "large", "warm", "scale", "writing", "metrics", "idle")
 # several names for those who look for a topic; soak, slopes and write_rates are asked for by name
 GROUPS = {
     "all": NAMES,

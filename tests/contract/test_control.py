@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lightlyfs import control
-from lightlyfs.control import Channel, ControlServer, ask, dial
+from lightlyfs.control import Channel, ControlServer, NoAnswer, ask, dial, request
 from lightlyfs.errors import NoSuchFile
 
 
@@ -169,3 +169,23 @@ def test_one_that_waits_keeps_no_other_waiting(mount: Mount) -> None:
     mount.gate.set()
     assert waiting.receive() == {"ok": True}
     waiting.close()
+
+
+def test_who_asks_a_mount_that_hangs_hears_which_process_it_is(mount: Mount) -> None:
+    with pytest.raises(NoAnswer) as caught:
+        request(mount.path, "wait", timeout_s=0.1)
+
+    assert caught.value.pid == os.getpid()
+    assert ask(mount.path, "wait", timeout_s=0.1) is None
+
+
+def test_a_mount_is_reached_by_its_name_when_its_directory_is_gone(tmp_path: Path) -> None:
+    name = f"\0lightlyfs-test-{os.getpid()}"
+    server = ControlServer(tmp_path / "s.sock", {"hello": lambda: {"n": 1}})
+    server.start(name)
+    (tmp_path / "s.sock").unlink()
+    try:
+        assert ask(name, "hello") == {"ok": True, "n": 1}
+    finally:
+        server.close()
+    assert ask(name, "hello") is None

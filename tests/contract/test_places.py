@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from types import SimpleNamespace
 
 import pytest
 
-from lightlyfs import places
-from lightlyfs.places import SpoolPlace, is_free, spools_of
+from lightlyfs import file_systems, places
+from lightlyfs.errors import SettingsError
+from lightlyfs.places import DatasetPlace, SpoolPlace, is_free, spools_of
 
 DATASET = "a" * 24
 
@@ -84,3 +89,65 @@ def test_directories_whose_content_was_taken_over_are_deleted(tmp_path: Path) ->
     assert spools_of(tmp_path, DATASET) == [place.path, places_at_once[2].path]
     assert not is_free(place.path)
     place.close()
+
+
+@pytest.fixture
+def network_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home on a file system that other machines use, and temporary files on one of this machine."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "tmp").mkdir()
+    nfs = 0x6969
+    monkeypatch.setattr(file_systems, "type_of", lambda path: nfs if path.is_relative_to(home) else 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(home / "state"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return home
+
+
+def test_a_home_that_other_machines_use_keeps_what_is_owed_apart_and_no_database_of_the_cache(
+    network_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert places.cache_root(None).is_relative_to(tmp_path / "tmp")
+    here = places.state_root(None)
+    assert here == network_home / "state/lightlyfs" / f"machine-{os.uname().nodename}"
+    assert "is on a file system that other machines may use (NFS)" in places.elsewhere(None)
+
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename="another"))
+
+    assert places.state_root(None) == here.with_name("machine-another")
+    # what an earlier version left beside them is still listed
+    assert network_home / "state/lightlyfs" in places.state_roots()
+
+
+def test_a_chosen_directory_that_other_machines_use_holds_one_of_each_machine(network_home: Path) -> None:
+    chosen = network_home / "chosen"
+    own = chosen / f"machine-{os.uname().nodename}"
+
+    assert (places.cache_root(chosen), places.state_root(chosen)) == (own, own)
+    assert places.elsewhere(chosen).startswith(f"the cache and what is owed to the server are in {own}: ")
+
+
+def test_without_locks_a_mount_keeps_a_cache_of_its_own_and_nothing_that_is_owed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(descriptor: int, command: int, *_: object) -> int:
+        if str(tmp_path / "place") in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOLCK, "No locks available")
+        return 0
+
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "place").mkdir(mode=0o700)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(fcntl, "fcntl", no_locks)
+    with DatasetPlace(tmp_path / "place", DATASET) as place:
+        assert place.path.is_relative_to(tmp_path / "tmp")
+        assert "has no locks" in place.private_because
+
+    with pytest.raises(SettingsError, match="has no locks"):
+        SpoolPlace(tmp_path / "place", DATASET)
+
+
+def test_the_type_of_a_file_system_is_told() -> None:
+    assert file_systems.type_of(Path("/proc")) == 0x9FA0
+    assert file_systems.remote_kind(Path("/proc")) == ""

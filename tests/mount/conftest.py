@@ -11,6 +11,7 @@ from trees import InProcessTree, MountedTree, in_process, mounted, mounted_by_pa
 
 from lightlyfs.kernel import mounts
 from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.mountinfo import MOUNT_TYPE, mount_table
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,9 +20,7 @@ def no_mount_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     ours = tmp_path_factory.getbasetemp()
     yield
     left = [
-        entry
-        for entry in mounts.mount_table()
-        if entry.type == mounts.MOUNT_TYPE and entry.mountpoint.is_relative_to(ours)
+        entry for entry in mount_table() if entry.type == MOUNT_TYPE and entry.mountpoint.is_relative_to(ours)
     ]
     for entry in left:
         mounts.unmount(entry.mountpoint, lazy=True)

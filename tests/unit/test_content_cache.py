@@ -207,6 +207,19 @@ def test_the_order_of_use_survives_a_remount(tmp_path: Path) -> None:
     assert cache.read(numbered(1), 0, 10) is None
 
 
+def test_what_is_beside_the_blocks_counts_and_leaves_them_a_part(tmp_path: Path) -> None:
+    beside = 400_000
+    cache = make(tmp_path, budget=1_000_000, beside=lambda: beside)
+    assert cache.room.limit == 600_000
+    for number in range(1, 11):
+        fill(cache, numbered(number))
+    assert on_disk(tmp_path) <= 600_000
+    beside = 5_000_000
+    cache.close()
+
+    assert make(tmp_path, budget=1_000_000, beside=lambda: beside).room.limit == 250_000
+
+
 def test_a_content_over_the_budget_is_served_and_the_budget_holds(tmp_path: Path) -> None:
     cache = make(tmp_path, budget=2 * MIB)
     fill(cache, LARGE)
@@ -418,3 +431,31 @@ def test_the_overflow_is_bounded_and_forgets_the_oldest() -> None:
     overflow.discard("k", 3)
     assert overflow.get("k", 3) is None
     assert overflow.get("k", 4) == b"1234"
+
+
+def test_what_others_write_over_a_block_that_was_read_before_is_never_given_to_a_reader(
+    tmp_path: Path,
+) -> None:
+    cache = make(tmp_path)
+    fill(cache, LARGE)
+    assert cache.read(LARGE, 0, 10) == NOISE[:10]
+
+    with file_of(tmp_path, LARGE).open("r+b") as file:
+        file.write(b"damage")
+
+    assert cache.read(LARGE, 0, 10) is None
+    assert cache.read(LARGE, MIB, 10) == NOISE[MIB : MIB + 10]
+    fill(cache, LARGE)
+    assert cache.read(LARGE, 0, 10) == NOISE[:10]
+
+
+def test_another_process_that_adds_to_a_file_costs_a_comparison(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    cache.write(LARGE, 0, NOISE[:MIB])
+    assert cache.read(LARGE, 0, 10) == NOISE[:10]
+
+    with file_of(tmp_path, LARGE).open("r+b") as file:
+        file.seek(MIB)
+        file.write(NOISE[MIB : 2 * MIB])
+
+    assert cache.read(LARGE, 0, 10) == NOISE[:10]

@@ -12,7 +12,7 @@ from lightlyfs.kernel.errno_table import errno_of, has_row
 
 
 def leaves(kind: type[BaseException]) -> list[type[BaseException]]:
-    """The classes of the tree below a class that none of it is derived from."""
+    """The classes of `errors` below a class that nothing there is derived from."""
     below = [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
     return [leaf for child in below for leaf in leaves(child)] if below else [kind]
 

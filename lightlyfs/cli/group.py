@@ -1,0 +1,88 @@
+"""The commands by name, each imported when it is run, and what a run of one ends with."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from lightlyfs.errors import LightlyFsError, SettingsError
+from lightlyfs.visible import visible
+
+_COMPLETING = "_LIGHTLYFS_COMPLETE"
+_MOUNT_HELPER = "mount.fuse.lightlyfs"
+# flags that mount(8) hands on to its helper: sloppy, no mtab, verbose
+_MOUNT_FLAGS = {"-s", "-n", "-v"}
+# where each command is; most need little of what the others import
+_COMMANDS = {
+    "mount": "mount:mount",
+    "umount": "commands:umount",
+    "status": "commands:status",
+    "warm": "warm:warm",
+    "refresh": "commands:refresh",
+    "uploads": "uploads:uploads",
+    "index": "index:index",
+    "serve": "serve:serve",
+    "demo": "demo:demo",
+    "deploy": "deploy:deploy",
+    "doctor": "doctor:doctor",
+    "completion": "topics:completion",
+    "help": "topics:help_topic",
+}
+
+
+class _Commands(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[name].partition(":")
+        found: click.Command = getattr(import_module(f"lightlyfs.cli.{module}"), attribute)
+        return found
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lightlyfs", message="%(prog)s %(version)s")
+def commands() -> None:
+    """Mount a Lightly dataset as a folder of images.
+
+    `lightlyfs DATASET DIR -o OPTIONS`, the form of /etc/fstab, is the same as `lightlyfs mount`.
+    """
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    if _COMPLETING in os.environ:
+        # the shell asks for what may come next; click answers, and ends the program
+        commands.main([], prog_name="lightlyfs", complete_var=_COMPLETING)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and os.path.basename(sys.argv[0]) == _MOUNT_HELPER:
+        words = _words_of_mount(words)
+    # the form that mount(8) uses has no command word
+    if len(words) >= 2 and not words[0].startswith("-") and words[0] not in _COMMANDS:
+        words.insert(0, "mount")
+    try:
+        code = commands.main(words, prog_name="lightlyfs", standalone_mode=False)
+    except click.UsageError as error:
+        error.show()
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except LightlyFsError as error:
+        click.echo(f"lightlyfs: {visible(str(error))}", err=True)
+        code = 2 if isinstance(error, SettingsError) else 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _words_of_mount(words: list[str]) -> list[str]:
+    """What mount(8) says to its helper, as the command that does it; its `-f` asks for nothing to be done."""
+    if "-f" in words:
+        sys.exit(0)
+    return ["mount", *(word for word in words if word not in _MOUNT_FLAGS)]

@@ -1,0 +1,80 @@
+"""What is mounted where, as the kernel lists it: known without touching a mount, which may not answer."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+MOUNT_TYPE = "fuse.lightlyfs"
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+_OWNER = re.compile(rb"(?:^|,)user_id=(\d+)")
+# as the kernel: more links than this in one path go in a circle
+_MAX_LINKS = 40
+
+
+class MountEntry(NamedTuple):
+    """One line of mountinfo; `owner` is the user who mounted, where the file system tells it."""
+
+    mountpoint: Path
+    type: str
+    source: str
+    device: str
+    owner: int | None
+
+
+def mount_table() -> list[MountEntry]:
+    """Every mount of this process's namespace, in order; a later one hides an earlier one."""
+    entries = []
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        before, _, after = line.partition(b" - ")
+        fields, tail = before.split(b" "), after.split(b" ")
+        mountpoint = Path(os.fsdecode(_unescape(fields[4])))
+        source = os.fsdecode(_unescape(tail[1]))
+        owner = _OWNER.search(tail[2])
+        entries.append(
+            MountEntry(
+                mountpoint, os.fsdecode(tail[0]), source, os.fsdecode(fields[2]), owner and int(owner[1])
+            )
+        )
+    return entries
+
+
+def mount_at(mountpoint: Path) -> MountEntry | None:
+    """The topmost mount exactly at this path, or None."""
+    found = [entry for entry in mount_table() if entry.mountpoint == mountpoint]
+    return found[-1] if found else None
+
+
+def our_mounts() -> dict[Path, MountEntry]:
+    """The mounts of this program, by their mountpoint."""
+    return {entry.mountpoint: entry for entry in mount_table() if entry.type == MOUNT_TYPE}
+
+
+def without_links(path: Path, *, last: bool = False) -> Path:
+    """The absolute path with links resolved, of its last part where that is asked for.
+
+    None at or below a mount of this program is, so that nothing is asked of a mount.
+    """
+    mountpoints = our_mounts()
+    parts, found = list(path.absolute().parts[1:]), Path("/")
+    links = 0
+    while parts:
+        part = parts.pop(0)
+        if part == "..":
+            found = found.parent
+            continue
+        found /= part
+        if found in mountpoints:
+            return found.joinpath(*parts)
+        if (parts or last) and links < _MAX_LINKS and found.is_symlink():
+            links += 1
+            target = Path(os.readlink(found))
+            found = Path("/") if target.is_absolute() else found.parent
+            parts = [*(target.parts[1:] if target.is_absolute() else target.parts), *parts]
+    return found
+
+
+def _unescape(field: bytes) -> bytes:
+    return _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field)
