@@ -7,6 +7,10 @@ ECOSYSTEM_STAMP := $(VENV)/.installed-ecosystem
 # parts of `make bench`: cold, training, large, warm, scale, writing, metrics, idle, soak, slopes, write_rates
 NAMES := all
 
+# tests wait more than they compute; those of one file stay together, for they share mounts
+JOBS := 3
+PARALLEL := -n $(JOBS) --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help install fuse test-tools demo unit test test-long soak ecosystem desktop check format bench clean
 
@@ -31,10 +35,10 @@ demo: $(STAMP) fuse ## serve sample images, mount them, show them, unmount
 	$(BIN)/lightlyfs demo
 
 unit: $(STAMP) ## the tests without threads, sockets or mounts: seconds
-	$(BIN)/pytest -q tests/unit
+	$(BIN)/pytest -q $(PARALLEL) tests/unit
 
 test: $(STAMP) test-tools ## all tests but the long ones
-	$(BIN)/pytest -q -m 'not long and not desktop and not ecosystem'
+	$(BIN)/pytest -q $(PARALLEL) -m 'not long and not desktop and not ecosystem'
 
 test-long: $(STAMP) test-tools ## the tests that take minutes
 	$(BIN)/pytest -q -m long
@@ -58,7 +62,7 @@ check: $(STAMP) test-tools ## format, lint, types, tests, docs
 	$(BIN)/ruff format --check lightlyfs tests
 	$(BIN)/ruff check lightlyfs tests
 	$(BIN)/mypy -p lightlyfs
-	$(BIN)/pytest -q -m 'not long and not desktop and not ecosystem'
+	$(BIN)/pytest -q $(PARALLEL) -m 'not long and not desktop and not ecosystem'
 
 format: $(STAMP) ## put the code into shape
 	$(BIN)/ruff format lightlyfs tests

@@ -15,6 +15,7 @@
     |   +-- MalformedAnswer      a 2xx answer that is not what the API promises
     |   |   +-- OddAnswer          an answer that speaks against what is known
     |   +-- UnsafeUrl            an address that is not http or https
+    |   +-- PrivateAddress       storage at an address that is not public
     |   +-- TlsFailed            the certificate or the handshake was refused
     |   +-- Cancelled            the caller gave up
     |   +-- Retryable            the same request may succeed later
@@ -138,6 +139,10 @@ class OddAnswer(MalformedAnswer):
 
 class UnsafeUrl(RequestError):
     """An address that is not http or https, and is therefore not followed."""
+
+
+class PrivateAddress(RequestError):
+    """Storage at an address of this machine or of a private network, which is not followed."""
 
 
 class TlsFailed(RequestError):

@@ -7,6 +7,7 @@ help, the fstab form (`-o name=value`) and the README; a test compares them.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -72,6 +73,7 @@ class Settings:
     fuse: str
     token_file: Path | None
     ca_certs: Path | None
+    allow_private_storage: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
     s3_sse_kms_key: str
     log_file: Path | None
     log_level: str
@@ -120,6 +122,11 @@ def parse_id(text: str) -> int:
     if value < 0:
         raise ValueError("expected a user or group id")
     return value
+
+
+def parse_networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    """Networks such as 10.0.0.0/8, with commas or blanks between them."""
+    return tuple(ipaddress.ip_network(word, strict=False) for word in text.replace(",", " ").split())
 
 
 def parse_umask(text: str) -> int:
@@ -215,6 +222,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("token_file", None, "File that holds the API token, instead of LIGHTLY_TOKEN.", parse_path),
     Setting(
         "ca_certs", None, "PEM file of CAs to trust besides the system's.", parse_file, "LIGHTLY_CA_CERTS"
+    ),
+    Setting(
+        "allow_private_storage",
+        "",
+        "Private networks that storage may be in, such as 10.0.0.0/8.",
+        parse_networks,
     ),
     Setting(
         "s3_sse_kms_key",

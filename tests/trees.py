@@ -246,6 +246,7 @@ class MountedTree:
     log: Path
     ended: bool = field(default=False)
     by_path: bool = field(default=False)  # it hears of no open any more
+    options: tuple[str, ...] = ()
 
     def names(self, path: str = "") -> list[str]:
         return sorted(os.listdir(self.mountpoint / path), key=os.fsencode)
@@ -423,7 +424,7 @@ def start_mount(
     command = [sys.executable, "-m", "lightlyfs", "mount", dataset, str(mountpoint), "--foreground", *options]
     with log.open("a") as out:
         process = subprocess.Popen(command, env=dict(environ), stdout=out, stderr=out, text=True)
-    tree = MountedTree(mountpoint, environ, process, log)
+    tree = MountedTree(mountpoint, environ, process, log, options=options)
     try:
         wait_until(lambda: process.poll() is not None or is_served(mountpoint), 60)
         assert process.poll() is None, log.read_text()

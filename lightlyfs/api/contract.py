@@ -15,6 +15,7 @@ from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 from lightlyfs import errors
+from lightlyfs.api.addresses import AddressGuard
 from lightlyfs.api.network import Network
 from lightlyfs.api.proxies import Proxies
 from lightlyfs.api.redaction import shown_url
@@ -194,7 +195,7 @@ class TransportConfig:
     bounds what is kept of them for later, None stands for all; each takes some three descriptors.
     `ca_bundle` is a PEM file, None means certifi's. `network` is shared by the transports of a process.
     Nothing is read from the environment here: pass
-    `Proxies.from_environ(os.environ)`.
+    `Proxies.from_environ(os.environ)`. `guard` says which addresses may be connected to, None stands for all.
     """
 
     connections: int = 64
@@ -202,6 +203,7 @@ class TransportConfig:
     ca_bundle: str | None = None
     proxies: Proxies = field(default_factory=Proxies)
     network: Network = field(default_factory=Network)
+    guard: AddressGuard | None = None
     user_agent: str = "lightlyfs/0.1"
 
 
@@ -354,3 +356,12 @@ class BodySink:
         if not 200 <= self.status < 300:
             body = body[:ERROR_BODY_BYTES]
         return Response(self.status, self.headers, body)
+
+
+def refused_address(host: str, address: str) -> errors.PrivateAddress:
+    """Return the error for an address that the guard does not allow."""
+    return errors.PrivateAddress(
+        f"storage at {host} has the address {address}, which is not public; if it is yours, name its network "
+        "with --allow-private-storage",
+        request_sent=False,
+    )

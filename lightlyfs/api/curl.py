@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
 
 import certifi
 import pycurl
 
 from lightlyfs import errors
 from lightlyfs.api import network
+from lightlyfs.api.addresses import AddressGuard
 from lightlyfs.api.certificates import untrusted_text
 from lightlyfs.api.contract import (
     BodyFile,
@@ -22,6 +26,7 @@ from lightlyfs.api.contract import (
     Response,
     TransportConfig,
     body_length,
+    refused_address,
     wire_headers,
     wire_target,
     wire_url,
@@ -179,6 +184,13 @@ class CurlTransport:
         # Empty values keep libcurl from reading the environment on its own.
         curl.setopt(pycurl.PROXY, proxy or "")
         curl.setopt(pycurl.NOPROXY, "")
+        guard = self._config.guard
+        if guard is not None:
+            host = urlsplit(url).hostname or ""
+            if not proxy:
+                exchange.guarded_by(curl, guard, host)
+            elif not guard.allows_host(host):
+                raise refused_address(host, host)
         if proxy:
             curl.setopt(pycurl.PROXY_CAINFO, self._ca_bundle)
             exchange.tunnelled = url[:5].lower() == "https"
@@ -246,6 +258,7 @@ class _Exchange:
         self._headers: dict[str, str] = {}
         self._moved = (0, 0)
         self._failure: BaseException | None = None
+        self._refusal: errors.PrivateAddress | None = None
         self._ended = False
         self.untrusted = False  # the certificate, that is
         self._speaks_tls = request.url[:6].lower() == "https:"
@@ -280,6 +293,21 @@ class _Exchange:
         elif request.method != "GET" or request.body is not None:
             self._prepare_upload(curl)
 
+    def guarded_by(self, curl: pycurl.Curl, guard: AddressGuard, host: str) -> None:
+        """Connect to no address of a host that a guard does not allow."""
+
+        def opens(_purpose: int, address: Any) -> Any:
+            family, kind, protocol, (text, *_) = address
+            try:
+                if guard.is_api(host) or guard.allows(str(text)):
+                    return socket.socket(family, kind, protocol)
+                self._refusal = refused_address(host, str(text))
+            except Exception as exc:
+                self._failure = exc
+            return pycurl.SOCKET_BAD
+
+        curl.setopt(pycurl.OPENSOCKETFUNCTION, opens)
+
     def _prepare_upload(self, curl: pycurl.Curl) -> None:
         length = body_length(self._request)
         if length is not None:
@@ -306,6 +334,8 @@ class _Exchange:
                 raise self._failure from exc
             if self._ended:
                 return
+            if self._refusal is not None and not self.sink.started:
+                raise self._refusal from exc
             raise self._translated(exc, curl) from exc
         if not self.sink.started and not self._start():
             return

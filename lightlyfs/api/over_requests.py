@@ -24,6 +24,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from lightlyfs import errors
 from lightlyfs.api import network
+from lightlyfs.api.addresses import AddressGuard
 from lightlyfs.api.certificates import untrusted_text
 from lightlyfs.api.contract import (
     BodyFile,
@@ -31,6 +32,7 @@ from lightlyfs.api.contract import (
     Request,
     Response,
     TransportConfig,
+    refused_address,
     wire_headers,
     wire_target,
     wire_url,
@@ -99,6 +101,7 @@ class _Call(threading.local):
 
     watch: Watch | None = None
     target: str = ""
+    guard: AddressGuard | None = None  # where the host itself is connected to, and not a proxy
 
 
 _CALL = _Call()
@@ -109,6 +112,11 @@ def _request_on(conn: Any, base: Any, method: str, args: tuple[Any, ...], kwargs
     assert watch is not None
     if conn.sock is None:
         conn.connect()
+        if _CALL.guard is not None and not _CALL.guard.is_api(conn.host):
+            address = str(conn.sock.getpeername()[0])  # type: ignore[attr-defined]
+            if not _CALL.guard.allows(address):
+                conn.close()
+                raise refused_address(conn.host, address)
     watch.on_connection(kept=conn.is_kept)
     conn.is_kept = True
     if isinstance(conn.sock, WatchedSocket):
@@ -226,12 +234,13 @@ class RequestsTransport:
         proxy = self._config.proxies.for_url(url)
         with self._slots.taken(watch):
             # An observer may itself send in this thread.
-            outer = _CALL.watch, _CALL.target
+            outer = _CALL.watch, _CALL.target, _CALL.guard
             _CALL.watch, _CALL.target = watch, wire_target(url, proxy)
+            _CALL.guard = None if proxy else self._config.guard
             try:
                 return self._exchange(request, prepared, watch, proxy)
             finally:
-                _CALL.watch, _CALL.target = outer
+                _CALL.watch, _CALL.target, _CALL.guard = outer
                 watch.end()
 
     def __repr__(self) -> str:

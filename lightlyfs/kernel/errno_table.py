@@ -22,6 +22,7 @@ _TABLE: dict[type[BaseException], tuple[int, int]] = {
     errors.MalformedAnswer: (errno.EIO, logging.ERROR),
     errors.OddAnswer: (errno.EIO, logging.WARNING),
     errors.UnsafeUrl: (errno.EIO, logging.ERROR),
+    errors.PrivateAddress: (errno.EACCES, logging.WARNING),
     errors.TlsFailed: (errno.EIO, logging.ERROR),
     errors.Cancelled: (errno.EINTR, logging.INFO),
     # EAGAIN would make blocking readers spin or fail oddly

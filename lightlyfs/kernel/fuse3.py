@@ -23,7 +23,7 @@ from lightlyfs.fs.attributes import Ownership
 from lightlyfs.kernel import binding
 from lightlyfs.kernel.binding import Library, MountOptions
 from lightlyfs.kernel.operations import Operations
-from lightlyfs.kernel.packing import PackedListing, Packer
+from lightlyfs.kernel.packing import Packer
 from lightlyfs.kernel.session import Session, answer, decode, plain_times
 
 log = logging.getLogger(__name__)
@@ -117,6 +117,26 @@ _FILLER = ctypes.CFUNCTYPE(
 )
 
 
+class _OpenDirectory:
+    """One listing for all pages of it, with what `sizes_moved` was when it was made."""
+
+    def __init__(self, operations: Operations, path: str) -> None:
+        self._operations = operations
+        self._path = path
+        self._is_read = False
+        self._pin()
+
+    def _pin(self) -> None:
+        self.moved = self._operations.sizes_moved()
+        self.listing = self._operations.opendir_packed(self._path)
+
+    def rewind(self) -> None:
+        """Begin to read; from the second time on with what is there now, as rewinddir(3) asks."""
+        if self._is_read:
+            self._pin()
+        self._is_read = True
+
+
 class _Callbacks:
     """What stands before mfusepy's own methods; `run` makes a class of the two when it is imported."""
 
@@ -132,8 +152,7 @@ class _Callbacks:
         self.operations = operations
         self._on_init = on_init
         self._failure = failure
-        # with what `sizes_moved` was then
-        self._directories: dict[int, tuple[PackedListing, int]] = {}
+        self._directories: dict[int, _OpenDirectory] = {}
         self._numbers = itertools.count(1)
         super().__init__(operations, mountpoint, **options)  # type: ignore[call-arg]
 
@@ -154,11 +173,10 @@ class _Callbacks:
         return 0
 
     def opendir(self, path: bytes, fip: Any) -> int:
-        """Pin one packed listing for all pages of it."""
-        moved = self.operations.sizes_moved()
-        listing = self.operations.opendir_packed(os.fsdecode(path))
+        """Pin one packed listing."""
+        opened = _OpenDirectory(self.operations, os.fsdecode(path))
         number = next(self._numbers)
-        self._directories[number] = listing, moved
+        self._directories[number] = opened
         fip.contents.fh = number
         return 0
 
@@ -167,8 +185,11 @@ class _Callbacks:
 
         Once a size was corrected the rest comes without: the kernel would take the old one for the newest.
         """
-        listing, moved = self._directories[fip.contents.fh]
-        plus = _FILL_DIR_PLUS * (moved == self.operations.sizes_moved())
+        opened = self._directories[fip.contents.fh]
+        if not offset:
+            opened.rewind()
+        listing = opened.listing
+        plus = _FILL_DIR_PLUS * (opened.moved == self.operations.sizes_moved())
         fill = _FILLER(ctypes.cast(filler, ctypes.c_void_p).value or 0)
         names, known, address, size = listing.names, listing.known, listing.address, listing.stat_bytes
         for index in range(offset, len(names)):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from lightlyfs.api.addresses import AddressGuard
 from lightlyfs.api.calls import Credentials, TokenSource
 from lightlyfs.api.certificates import trust_of
 from lightlyfs.api.client import LightlyClient
@@ -62,11 +63,13 @@ def connect(
         proxies=Proxies.from_environ(environ),
         network=Network(),
     )
-    requests = _OnFirstUse(lambda: _requests_transport(config))
+    guard = AddressGuard(settings.server, settings.allow_private_storage)
+    guarded = replace(config, guard=guard)
+    requests = _OnFirstUse(lambda: _requests_transport(guarded))
     # one for each end: a handle that has just talked to the API has no warm connection to storage
     to_api = _hot_transport(replace(config, idle=_IDLE_OF_GUEST) if keep_few else config) or requests
     to_storage: Transport = (
-        _hot_transport(replace(config, idle=settings.jobs) if keep_few else config) or requests
+        _hot_transport(replace(guarded, idle=settings.jobs) if keep_few else guarded) or requests
     )
     token_file = None
     if token is None and settings.token_file is not None and secrets.token is not None:

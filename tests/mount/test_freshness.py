@@ -158,3 +158,20 @@ def test_with_a_ttl_of_zero_changed_bytes_show_once_the_record_tells(
 
         assert tree.read("a/one.jpg") == b"longer than before"
         assert tree.stat("a/one.jpg").size == 18
+
+
+@pytest.mark.fuse
+def test_a_directory_that_is_read_again_shows_what_is_there_now(
+    own_server: LocalServer, tmp_path: Path
+) -> None:
+    own_server.add_sample("d/first.jpg", b"1")
+    with mounted(own_server, tmp_path / "tree") as tree:
+        descriptor = os.open(tree.mountpoint / "d", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            assert os.listdir(descriptor) == ["first.jpg"]
+            own_server.add_sample("d/second.jpg", b"2")
+            tree.refresh()
+            # it rewinds what it has read
+            assert sorted(os.listdir(descriptor)) == ["first.jpg", "second.jpg"]
+        finally:
+            os.close(descriptor)
