@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
@@ -108,9 +109,10 @@ class _Run:
         if channel is None:
             raise StartError(f"the mount on {self._mountpoint} does not answer")
         try:
-            channel.send({"command": "warm", "jobs": jobs, "tag": tag})
-            for batch in batches(names):
-                channel.send({"names": batch})
+            with suppress(BrokenPipeError):  # it has refused already, and says why
+                channel.send({"command": "warm", "jobs": jobs, "tag": tag})
+                for batch in batches(names):
+                    channel.send({"names": batch})
             self._watch(channel)
         except OSError as error:
             raise StartError(f"the mount on {self._mountpoint} hung up: {error}") from None

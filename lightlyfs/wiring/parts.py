@@ -225,11 +225,10 @@ class Parts:
         return self._connections.token_file is not None and self._connections.token_file.look()
 
     def reload_token(self) -> bool:
-        """Read the token file again, and try again what was refused; False where there is no such file."""
-        if self._connections.token_file is None:
+        """Read the token file again, and try again what was refused; False where there is none to be had."""
+        if self._connections.token_file is None or not self._connections.token_file.reload():
             return False
-        if not self._connections.token_file.look(closely=True):
-            self._go_on()
+        self._go_on()
         return True
 
     def refresh(self) -> Changes:

@@ -37,21 +37,37 @@ class TokenFile:
 
     def look(self, closely: bool = False) -> bool:
         """Read the file if it changed, or is to be looked at closely; whether the token is another one."""
+        before = self._token
         with self._lock:
             stamp = self._stamp_now()
-            if stamp == self._stamp and not closely:
+            if (stamp != self._stamp or closely) and not self._read_locked(stamp):
                 return False
-            self._stamp = stamp
-            try:
-                token = read_token(self._path)
-            except SettingsError as error:
-                log.error("%s; the old token stays in use", error)
-                return False
-            changed, self._token = token != self._token, token
-        if changed:
-            log.info("the token was read again from %s", self._path)
-            self.on_change()
-        return changed
+        return self._tell_change(before)
+
+    def reload(self) -> bool:
+        """Read the file because a person says so; False where that fails."""
+        before = self._token
+        with self._lock:
+            done = self._read_locked(self._stamp_now())
+        if done and not self._tell_change(before):
+            log.info("the token was read again from %s: it is the same", self._path)
+        return done
+
+    def _read_locked(self, stamp: _Stamp | None) -> bool:
+        self._stamp = stamp
+        try:
+            self._token = read_token(self._path)
+        except SettingsError as error:
+            log.error("%s; the old token stays in use", error)
+            return False
+        return True
+
+    def _tell_change(self, before: str) -> bool:
+        if self._token == before:
+            return False
+        log.info("the token was read again from %s", self._path)
+        self.on_change()
+        return True
 
     def _stamp_now(self) -> _Stamp | None:
         try:
