@@ -30,6 +30,7 @@ from lightlyfs.errors import (
 )
 from lightlyfs.staging.files import LocalFile, LocalFiles, Ticket
 from lightlyfs.staging.record import Record, State
+from lightlyfs.staging.recovery import GONE
 from lightlyfs.staging.steps import Steps
 
 log = logging.getLogger(__name__)
@@ -351,7 +352,7 @@ def _delay_s(error: Exception, tries: int) -> float:
 def _reason(error: Exception) -> str:
     if isinstance(error, Unauthorized | Forbidden):
         return f"{error}; check the token (or --token-file), then run: lightlyfs refresh MOUNTPOINT"
-    return str(error)
+    return GONE if isinstance(error, FileNotFoundError) else str(error)
 
 
 def _settle(ticket: Ticket, outcome: Record | Exception) -> None:

@@ -81,10 +81,10 @@ def test_nothing_looks_empty_where_it_cannot_start(
         monkeypatch.setenv("LIGHTLY_SERVER_LOCATION", f"http://127.0.0.1:{free_port()}")
         monkeypatch.setattr("lightlyfs.wiring.resolving.quick_policy", _once)
     elif cause == "cache of another":
-        (tmp_path / "open").mkdir()
+        # what an earlier mount owes is in it, so that no directory beside that is used
+        (tmp_path / "open/host/dataset/uploads").mkdir(parents=True)
         (tmp_path / "open").chmod(0o777)
         options["cache_dir"] = str(tmp_path / "open")
-        (tmp_path / "open/lightlyfs").touch()
     fs = fsspec.filesystem("lightly", skip_instance_cache=True, **options)
     wrong = {}
     for name, call in CALLS.items():
