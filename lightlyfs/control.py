@@ -15,8 +15,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ from lightlyfs.errors import LightlyFsError, StartError
 log = logging.getLogger(__name__)
 
 # a hundred of the longest paths, spelled in the longest way
+# of `sockaddr_un`, without its final zero
+_MAX_ADDRESS_BYTES = 107
 _MAX_LINE = 4 << 20
 _CHUNK_BYTES = 64 << 10
 # one comes with a message
@@ -141,7 +143,8 @@ class ControlServer:
         self._path.unlink(missing_ok=True)
         previous = os.umask(0o177)
         try:
-            self._listen(str(self._path))
+            with _short(self._path) as address:
+                self._listen(address)
         finally:
             os.umask(previous)
         if lasting_name is not None:
@@ -268,6 +271,20 @@ def _peer_of(connection: socket.socket) -> _Peer:
     )
 
 
+@contextmanager
+def _short(address: Path | str) -> Iterator[str]:
+    """The address of a socket to bind or connect to; a longer path goes by a descriptor of its directory."""
+    text = str(address)
+    if isinstance(address, str) or len(os.fsencode(text)) <= _MAX_ADDRESS_BYTES:
+        yield text
+        return
+    directory = os.open(address.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{address.name}"
+    finally:
+        os.close(directory)
+
+
 def dial(address: Path | str, *, timeout_s: float) -> Channel | None:
     """A channel to the mount behind a socket, None where there is none; each answer may take so long."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -275,7 +292,8 @@ def dial(address: Path | str, *, timeout_s: float) -> Channel | None:
     end = time.monotonic() + timeout_s
     while True:
         try:
-            connection.connect(str(address))
+            with _short(address) as short:
+                connection.connect(short)
         except BlockingIOError:
             # many call at once, and a Unix socket does not queue those who will not wait for ever
             if time.monotonic() < end:

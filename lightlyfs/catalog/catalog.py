@@ -425,6 +425,8 @@ class Catalog:
     def _flush_loop(self) -> None:
         while self._due.wait() and not self._closing.wait(_FLUSH_EVERY_S):
             self._due.clear()
+            if self._closing.is_set():
+                return  # its wake-up may be the one that was just cleared
             self._reported.write()
             self.hear_others()
             if self._looked_at != self._recent.version and self.refresher.complete:

@@ -11,6 +11,7 @@ from .access import Access
 from .asgi import App, Message, Receive, Router, Scope, Send, endpoint
 from .control_api import ControlApi
 from .datasets_api import DatasetsApi
+from .fault_kinds import HungUp
 from .faults import Faults
 from .objects import ObjectEndpoint
 from .samples_api import SamplesApi
@@ -51,6 +52,8 @@ class Around:
             self.stats.begin(storage_key(scope) if area == "storage" else None)
             try:
                 await self.faults.wrap_request(area, name, app)(scope, receive, answer.send)
+            except HungUp:
+                await answer.send({"type": HANG_UP})
             except Exception:
                 # uvicorn is silent here, so a mistake of the server's own must show itself.
                 traceback.print_exc(file=sys.stderr)

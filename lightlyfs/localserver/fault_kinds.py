@@ -296,12 +296,18 @@ class DropReply(Fault, tag="drop_reply", frozen=True, kw_only=True):
         return drop
 
 
+class HungUp(Exception):
+    """A fault within another one hangs up, so that there is nothing to change."""
+
+
 async def collected(app: App, scope: Scope, receive: Receive) -> tuple[Message, bytes]:
     """Run `app` and return its answer: the start message and the whole body."""
     start: Message = {}
     body = bytearray()
 
     async def keep(message: Message) -> None:
+        if message["type"] == HANG_UP:
+            raise HungUp
         if message["type"] == "http.response.start":
             start.update(message)
         else:

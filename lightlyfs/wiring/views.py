@@ -61,3 +61,5 @@ class ViewForgetter:
             for path in self._views.take_shown():
                 # one by one, for several at once would drop every name the kernel knows
                 self._forget((path,))
+            if self._closing.is_set():
+                return  # `take_shown` may have cleared what `close` set

@@ -189,3 +189,16 @@ def test_a_mount_is_reached_by_its_name_when_its_directory_is_gone(tmp_path: Pat
     finally:
         server.close()
     assert ask(name, "hello") is None
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_reached_all_the_same(tmp_path: Path) -> None:
+    directory = tmp_path / ("x" * 100) / ("y" * 100)
+    directory.mkdir(parents=True)
+    server = ControlServer(directory / "a.sock", {"status": lambda: {"pid": 7}})
+    server.start()
+    try:
+        assert ask(directory / "a.sock", "status") == {"ok": True, "pid": 7}
+    finally:
+        server.close()
+    assert ask(directory / "a.sock", "status") is None
+    assert ask(tmp_path / ("z" * 200) / "a.sock", "status") is None

@@ -61,6 +61,10 @@ class CatalogMachine(RuleBasedStateMachine):
                 self.facts.pop(sample, None)
         for sample in self.gone:
             self.facts.pop(sample, None)
+        for sample in sorted(self.facts.keys() - self.listed.keys()):
+            # what was reported before any listing counts unless the listing tells another size
+            if self.remote.records[sample].hint not in (None, self.facts[sample][0]):
+                del self.facts[sample]
         paths = {sample: path for path, sample in expected_tree(self.remote.records).items() if sample}
         before = self.listed
         self.listed = {sample: (paths[sample], record) for sample, record in self.remote.records.items()}

@@ -164,7 +164,9 @@ STAYS: dict[str, dict[str, int | None]] = {
         **dict.fromkeys(EVERYWHERE | JSON_ONLY, errno.EIO),
         **dict.fromkeys(["400", "422"], errno.EINVAL),
         **dict.fromkeys(["401", "403"], errno.EACCES),
-        **dict.fromkeys(["404", "410", "404 SAMPLE_UNKNOWN"], errno.ENOENT),
+        # the API names what there is not; else it is the image
+        **dict.fromkeys(["404", "410"], errno.ENODATA),
+        "404 SAMPLE_UNKNOWN": errno.ENOENT,
     },
     "storage.get": {
         **dict.fromkeys(EVERYWHERE, errno.EIO),

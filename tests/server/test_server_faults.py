@@ -281,3 +281,14 @@ def test_the_most_requests_in_flight_are_remembered(api: Api) -> None:
 def _ask(url: str) -> None:
     with pytest.raises(requests.RequestException):
         requests.get(url, timeout=20).raise_for_status()
+
+
+def test_a_fault_around_one_that_hangs_up_hangs_up(
+    server: LocalServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for outer in (Truncate(), Gzip(), BrokenJson(), Chunked()):
+        server.faults.add(outer, DropReply())
+        with pytest.raises(requests.ConnectionError):
+            requests.get(f"{server.url}/v1/datasets", params={"token": server.token}, timeout=5)
+        server.faults.clear()
+    assert "Traceback" not in capfd.readouterr().err
