@@ -119,7 +119,7 @@ class Filesystem:
     @property
     def sizes_moved(self) -> int:
         """A number that moves whenever a listing may show a size that is another one by now."""
-        return self._names.catalog.sizes_moved
+        return self._names.sizes_moved
 
     # names and attributes
 

@@ -65,6 +65,12 @@ class Namespace:
             return remote
         return remote + self._local.generation + self.renamed.generation
 
+    @property
+    def sizes_moved(self) -> int:
+        """A number that moves whenever a listing may show a size that is another one by now."""
+        here = 0 if self._local is None else self._local.generation + self.renamed.generation
+        return self.catalog.sizes_moved + here
+
     def lookup(self, path: str, turn: Turn) -> Node:
         """What is at a path; NoSuchFile where there is nothing."""
         found = self.find(path, turn)

@@ -116,7 +116,7 @@ class Packer:
         entries = dots + listing.entries
         size, pack_into, values = self._layout.size, self._layout.pack_into, self._values
         stats = bytearray(size * len(entries))
-        known = bytearray(attr.size != UNKNOWN_SIZE and not attr.is_guess for _, attr in entries)
+        known = bytearray(_is_lasting(attr) for _, attr in entries)
         for index, (name, attr) in enumerate(entries):
             try:
                 pack_into(stats, index * size, *values(attr))
@@ -138,6 +138,16 @@ class Packer:
             times = a, m, c, ans, mns, cns
         values = head + tail + times
         return [values[index] for index in self._order]
+
+
+def _is_lasting(attr: Attr) -> bool:
+    """Whether attributes may be given with a listing, which the kernel takes for the newest there are.
+
+    Those of a file of this machine may be older than its last write by the time they are handed out.
+    """
+    if attr.exact is not None and not attr.is_directory:
+        return False
+    return attr.size != UNKNOWN_SIZE and not attr.is_guess
 
 
 def _layout_of(stat_type: Any) -> tuple[struct.Struct, list[int]]:
