@@ -101,11 +101,6 @@ class Caller:
         self._on_request = on_request
         self._cancelled = cancelled
 
-    def use(self, credentials: Credentials) -> None:
-        """Send these from the next request on."""
-        self._credentials = credentials
-        self._retrier.forget_refusals()
-
     def outage_s(self) -> float:
         """Return for how long no request was answered, 0 where the last one was."""
         return self._retrier.outage_s()
@@ -146,6 +141,7 @@ class Caller:
                 if call.redirect or renewed == credentials:
                     raise
                 credentials = renewed
+                self._retrier.forget_refusals()
         return self._once(call, deadline_s, credentials)
 
     def _once(self, call: Call, deadline_s: float, credentials: Credentials) -> Response:

@@ -91,10 +91,6 @@ class LightlyClient:
         """The address of the API, without a trailing slash."""
         return self._caller.server
 
-    def use_credentials(self, credentials: Credentials) -> None:
-        """Send these from the next request on, as when a token was renewed; any thread may call."""
-        self._caller.use(credentials)
-
     def outage_s(self) -> float:
         """Return for how long no request was answered, 0 where the last one was."""
         return self._caller.outage_s()

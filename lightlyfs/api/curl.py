@@ -350,7 +350,7 @@ class _Exchange:
         failure = FAILURES.get(code, errors.Unreachable)
         self.untrusted = code in (pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CACERT)
         if code == pycurl.E_SSL_CONNECT_ERROR and _CUT.search(text):
-            failure = errors.Unreachable  # cut in the handshake: nobody refused anything
+            failure = errors.Unreachable  # cut in the handshake: the peer did not refuse
         if self.sink.started and failure is errors.Unreachable:
             failure = errors.ShortBody
         sent = curl.getinfo(pycurl.REQUEST_SIZE) > 0

@@ -25,7 +25,7 @@ SILENCE_S = 2.0
 _SILENCE_FACTOR = 3.0
 _REMEMBERED_ANSWERS = 16
 _MAX_HOSTS = 64
-# a connection is made anew after this long, so that a name whose address changed leads to the new one
+# a connection is replaced after this long, so that a changed address of a host takes effect
 LIFETIME_S = 600
 # how long sent data may stay unacknowledged, and how a silent peer is asked whether it is there
 USER_TIMEOUT_MS = 10_000
@@ -80,7 +80,7 @@ class Network:
             if generation != self.generation:
                 return
             self.generation += 1
-        log.info("connections are made anew: %s", why)
+        log.info("reconnecting: %s", why)
 
     def note_answer(self, host: str, seconds: float) -> None:
         """A request was answered, so long after it was sent."""

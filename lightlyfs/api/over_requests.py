@@ -85,7 +85,7 @@ def failure_class(kind: type[BaseException]) -> type[errors.RequestError]:
 
 
 class _Redacting(logging.Filter):
-    """Takes tokens and signed queries out of what a library logs, whoever listens."""
+    """Takes tokens and signed queries out of what a library logs, whichever handler is attached."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = redact(record.getMessage()), None
@@ -348,7 +348,7 @@ def _translated(exc: BaseException, watch: Watch, sink: BodySink) -> errors.Requ
         item.args = tuple(redact(arg) if isinstance(arg, str) else arg for arg in item.args)
     failure = failure_class(type(exc))
     if any(isinstance(item, ssl.SSLEOFError) for item in found):
-        failure = errors.Unreachable  # cut in the handshake: nobody refused anything
+        failure = errors.Unreachable  # cut in the handshake: the peer did not refuse
     if failure is errors.Unreachable and sink.started:
         failure = errors.ShortBody
     reason = redact(str(found[-1]) or type(found[-1]).__name__)

@@ -299,7 +299,7 @@ class _Tries:
         return min(left_s, share * min(_MAX_DOUBT_S, _FIRST_DOUBT_S * 2.0 ** (self._refusals - 1)))
 
 
-# a refused token is refused for every request
+# a refused token applies to every request
 _ANY = ("", "")
 
 

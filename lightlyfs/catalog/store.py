@@ -59,24 +59,6 @@ _READER_CACHE_KIB = 512
 _WRITER_CACHE_KIB = 32 * 1024
 _IDLE_READERS = 8
 _SHRINK_TIMEOUT_MS = 500
-# one connection's page cache; the operating system caches the file once for all of them
-_READER_CACHE_KIB = 512
-_WRITER_CACHE_KIB = 32 * 1024
-_IDLE_READERS = 8
-_SHRINK_TIMEOUT_MS = 500
-_RECORD = """
-UPDATE sample SET size = ?1, etag = ?2, verified = 1
-WHERE ino = ?3 AND (?4 IS NULL OR mtime = ?4 AND hint IS ?5)
-"""
-_COLUMNS = "name, ino, id, file_name, hint, mtime, size, etag, verified = 1, verified != 0"
-# one connection's page cache; the operating system caches the file once for all of them
-_READER_CACHE_KIB = 512
-_WRITER_CACHE_KIB = 32 * 1024
-_IDLE_READERS = 8
-_SHRINK_TIMEOUT_MS = 500
-# how long another process is waited for where nothing depends on it, and how long not again after that
-_MOMENT_S = 0.5
-_LET_ALONE_S = 10.0
 
 # a directory's number is asked for with each of its files
 _parent_ino = lru_cache(4_096)(directory_ino)

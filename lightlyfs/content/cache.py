@@ -187,7 +187,7 @@ class BlockCache:
             self._make_room(keep=key)
 
     def let_go(self, content: ContentId) -> None:
-        """Close the file of a content that nobody is about to read."""
+        """Close the file of a content that is not about to be read."""
         key = content.key()
         with self._lock:
             file = self._open.pop(key, None)
