@@ -154,10 +154,10 @@ class Catalog:
         self.refresher.touch()
         if self._looked_at != self._recent.version and not self._due.is_set():
             self._due.set()
-        entry = self._recent.lookup(path)
+        entry = self._shown_at(path)
         if self._ask_always and not self.refresher.stopped:
             return self._lookup_asking(path, entry, wait)
-        return self._with_facts(entry)
+        return entry
 
     def known(self, path: str) -> Entry | None:
         """The entry of a path as it is stored; never asks the API, and None before the first listing."""
@@ -170,10 +170,7 @@ class Catalog:
             # where it fails, as `status` then shows, the old answers stay
             self._wait_for(self.refresher.check_soon(), wait)
         self.refresher.touch()
-        directories, samples = self._store.list_directory(path)
-        if self._reported:
-            samples = [self._reported.apply(entry) for entry in samples]
-        return directories, samples
+        return self._reported.consistent(lambda: self._listed_in(path))
 
     def wait_until_listed(self, wait: Wait) -> None:
         """Return once all samples are listed; raises what the listing failed with, or what ends the wait."""
@@ -187,8 +184,12 @@ class Catalog:
         """
         directory = path.rpartition("/")[0]
         prefix = directory + "/" if directory else ""
-        found = self._store.samples_after(path, count)
-        return [(prefix + entry.name, self._reported.apply(entry)) for entry in found]
+
+        def read() -> list[tuple[str, SampleEntry]]:
+            found = self._store.samples_after(path, count)
+            return [(prefix + entry.name, self._reported.apply(entry)) for entry in found]
+
+        return self._reported.consistent(read)
 
     def directories_in(self, path: str) -> list[str]:
         """The names of the directories directly in a directory; never asks the API."""
@@ -204,8 +205,13 @@ class Catalog:
 
     def by_id(self, sample_id: str) -> tuple[str, SampleEntry] | None:
         """The path and entry of a sample, or None."""
-        found = self._store.by_ino(sample_ino(bytes.fromhex(sample_id)))
-        return None if found is None else (found[0], self._reported.apply(found[1]))
+        ino = sample_ino(bytes.fromhex(sample_id))
+
+        def read() -> tuple[str, SampleEntry] | None:
+            found = self._store.by_ino(ino)
+            return None if found is None else (found[0], self._reported.apply(found[1]))
+
+        return self._reported.consistent(read)
 
     # what storage reported
 
@@ -224,8 +230,7 @@ class Catalog:
         `certain` is shown, and asked for again at the next open.
         """
         ino = sample_ino(bytes.fromhex(sample_id))
-        found = self._stored(ino)
-        shown = None if found is None else self._reported.apply(found)
+        found, shown = self._reported.consistent(lambda: self._stored_and_shown(ino))
         if shown is not None:
             before(shown)
         replaced = shown is not None and shown.etag not in (None, etag)
@@ -251,10 +256,10 @@ class Catalog:
 
     def told(self, entry: SampleEntry) -> SampleEntry | None:
         """What the store and this process know by now of a sample; None where it is not the same any more."""
-        found = self._stored(entry.ino)
+        found, shown = self._reported.consistent(lambda: self._stored_and_shown(entry.ino))
         if found is None or (found.mtime, found.size_hint) != (entry.mtime, entry.size_hint):
             return None
-        return self._reported.apply(found)
+        return shown
 
     def publish_facts(self, sample_ids: Iterable[str]) -> None:
         """Let other processes see what storage reported of samples."""
@@ -275,7 +280,8 @@ class Catalog:
             self._store.forget_facts()
         except sqlite3.Error as error:
             raise LightlyFsError(f"the catalogue on disk cannot be written: {error}") from error
-        self._reported.clear()
+        # what was reported meanwhile was told to the kernel, and is shown on
+        self._reported.doubt()
         self.note_changes()
         return changes
 
@@ -307,7 +313,7 @@ class Catalog:
         except RequestError as error:
             if isinstance(error, Cancelled):
                 raise
-            return self._with_facts(entry)  # the last known truth is better than none
+            return self._shown_at(path)  # the last known truth is better than none
 
     def _ask_for(self, path: str, entry: SampleEntry, wait: Wait) -> Entry | None:
         try:
@@ -324,7 +330,8 @@ class Catalog:
             entry = entry._replace(
                 mtime=modified or entry.mtime, size_hint=hint, size=None, verified=False, stands=False
             )
-        return self._with_facts(entry)
+            return self._with_facts(entry)
+        return self._shown_at(path) or entry
 
     def _ask_sample(self, sample_id: str) -> Future[Sample]:
         answer: Future[Sample] = Future()
@@ -346,7 +353,7 @@ class Catalog:
                     return found
                 continue
             self._await_listing(wait)
-        return self._with_facts(self._store.lookup(path))
+        return self._shown_at(path)
 
     def _find(self, path: str, wait: Wait) -> Entry | None:
         """Ask the API for the one sample whose path this is; None where it knows none or cannot tell.
@@ -404,6 +411,21 @@ class Catalog:
         if isinstance(entry, SampleEntry):
             return self._reported.apply(entry)
         return entry
+
+    def _shown_at(self, path: str) -> Entry | None:
+        """The entry of a path as it is shown now."""
+        return self._reported.consistent(lambda: self._with_facts(self._recent.lookup(path)))
+
+    def _listed_in(self, path: str) -> tuple[list[DirectoryEntry], list[SampleEntry]]:
+        directories, samples = self._store.list_directory(path)
+        if self._reported:
+            samples = [self._reported.apply(entry) for entry in samples]
+        return directories, samples
+
+    def _stored_and_shown(self, ino: int) -> tuple[SampleEntry | None, SampleEntry | None]:
+        """The listed sample as the store has it, and as it is shown."""
+        found = self._stored(ino)
+        return found, None if found is None else self._reported.apply(found)
 
     def _stored(self, ino: int) -> SampleEntry | None:
         """The listed sample; None, too, where the disk fails."""

@@ -9,11 +9,14 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from lightlyfs.catalog.entries import Facts, SampleEntry
 from lightlyfs.catalog.store import CatalogStore
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # while the disk takes none of them; older ones are asked for again
 _MAX_WAITING = 100_000
@@ -33,6 +36,7 @@ class Reported:
         self._unlisted: dict[int, Facts] = {}
         # guarded by _lock: what other processes are to hear of with the next write
         self._replaced = self._resized = False
+        self._moves = 0  # how often facts went from here into the store
         self._fails = False  # used by whoever writes
 
     def __bool__(self) -> bool:
@@ -45,6 +49,18 @@ class Reported:
             return entry
         sure = facts.certain
         return entry._replace(size=facts.size, etag=facts.etag, verified=sure, stands=sure)
+
+    def consistent(self, read: Callable[[], T]) -> T:
+        """Return what `read` returns, which asks the store first and then applies what is kept here.
+
+        It is called again where facts went into the store meanwhile: it may have read the store before they
+        were there, and looked here when they were here no more.
+        """
+        while True:
+            moves = self._moves
+            found = read()
+            if moves == self._moves:
+                return found
 
     def put(self, ino: int, facts: Facts, of: SampleEntry | None) -> None:
         """Keep facts of a sample as it is listed, or of one that is not listed yet."""
@@ -80,11 +96,12 @@ class Reported:
         if facts:
             self._store.publish_facts(facts)
 
-    def clear(self) -> None:
-        """Forget all of it."""
+    def doubt(self) -> None:
+        """Have storage asked again for all of it; until then it is shown."""
         with self._lock:
-            self._facts.clear()
-            self._unlisted.clear()
+            for table in (self._facts, self._unlisted):
+                for ino, facts in table.items():
+                    table[ino] = facts._replace(certain=False)
 
     def write(self) -> None:
         """Write them down; where the disk fails they stay in memory, and count from there."""
@@ -105,6 +122,7 @@ class Reported:
         self._fails = False
         with self._lock:
             self._on_written()
+            self._moves += 1
             for ino, fact in facts.items():
                 if self._facts.get(ino) is fact:
                     del self._facts[ino]

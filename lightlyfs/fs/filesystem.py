@@ -148,16 +148,20 @@ class Filesystem:
         return self._times.numbered(found, node.id)
 
     def getattr_open(self, handle: int) -> Attr:
-        """The attributes of an open file: those of the version it was opened with."""
+        """The attributes of an open file: those of the version it was opened with.
+
+        Once another version is shown they are that one's, for the kernel keeps them for all who have it open.
+        """
         opened = self._handles.get(handle)
         if isinstance(opened, ViewHandle):
             return self.getattr(opened.path)
         if isinstance(opened, ReadHandle):
-            attr = self._names.sample_attr(opened.entry)
-            if opened.content is None:
+            if opened.content is None or opened.outdated:
+                entry = self._names.catalog.told(opened.entry) or opened.entry
+                attr = self._names.sample_attr(entry)
                 asks = attr.size == UNKNOWN_SIZE or attr.is_guess
                 return self.getattr(opened.path) if asks else attr
-            return attr._replace(size=opened.content.size)
+            return self._names.sample_attr(opened.entry)._replace(size=opened.content.size)
         if opened.file is not None:
             return attr_of_local(opened.file)
         return self.getattr(opened.path) if opened.entry is None else self._names.sample_attr(opened.entry)

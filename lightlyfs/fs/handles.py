@@ -20,7 +20,7 @@ MAX_WRITTEN_BYTES = 16 << 20
 class ReadHandle:
     """A file open for reading; `content` is None until the first read where opening cost no request.
 
-    `outdated` is set once a newer version is open too; nothing more is read then. `followed` is set once the
+    `outdated` is set once storage told another version; nothing more is read then. `followed` is set once the
     files that are likely to be next were seen to. The program may have bytes of the version once it
     `has_read`, or where the kernel had pages that it `kept` when the file was opened.
     """
@@ -32,6 +32,7 @@ class ReadHandle:
     followed: bool = False
     has_read: bool = False
     kept: bool = False
+    used_at: float = 0.0
 
 
 class Watch(Protocol):

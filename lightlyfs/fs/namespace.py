@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lightlyfs.catalog.catalog import Catalog
@@ -52,6 +52,8 @@ class Namespace:
         self._local = local
         self._times = times
         self.renamed = RenamedSamples()
+        # the least size to show, by inode number, while an older and longer version is open
+        self.held_sizes: Mapping[int, int] = {}
         self._show_samples: ShowSamples | None = None
 
     def show_samples_by(self, show: ShowSamples) -> None:
@@ -137,6 +139,8 @@ class Namespace:
     def sample_attr(self, entry: SampleEntry) -> Attr:
         """The attributes of a sample as this mount shows it: with the time and the number it has here."""
         attr = attr_of_sample(self._times.apply(entry), trust_hint=not self.catalog.hints_are_wrong)
+        if entry.ino in self.held_sizes:
+            attr = attr._replace(size=max(attr.size, self.held_sizes.get(entry.ino, 0)))
         return self._times.numbered(attr, entry.id)
 
     def directory_attr(self, path: str, entry: DirectoryEntry) -> Attr:

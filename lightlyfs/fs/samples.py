@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -26,6 +27,10 @@ _SIZES_AHEAD = 64
 # of so many files it is remembered which version the kernel holds pages of; beyond that they are dropped once
 _NO_VERSION = -1  # no hash of a version that was opened
 _KERNEL_VERSIONS = 100_000
+# a program that reads a file asks for the next bytes sooner than this; it may finish with the version it has
+_BUSY_S = 0.5
+# and another version of that file is not shown for so long
+_LAST_READS_S = 2.0
 
 
 class OpenedSample(NamedTuple):
@@ -68,6 +73,12 @@ class Samples:
             on_opened=on_opened,
         )
         self._lock = threading.Lock()
+        self._closed = threading.Condition(self._lock)  # a file of which another version is known was closed
+        # guarded by _lock: how many wait to show another version of a file
+        self._changing: dict[int, int] = {}
+        # by inode number, of files whose open handles are of an older and longer version: its size, which the
+        # kernel has to be told, or it would end their reads early and silently; changed under _lock
+        self.held_sizes: dict[int, int] = {}
         # guarded by _lock: a hash of the version of each file whose pages the kernel may hold
         self._kernel_has: dict[int, int] = {}
         self._forgot_versions = False
@@ -85,7 +96,7 @@ class Samples:
         """
         # that there is no image is asked again each time: it may be on its way
         verified = entry.verified and entry.etag != NO_OBJECT
-        if verified and self._is_here(content_of(entry), entry.ino):
+        if verified and entry.ino not in self._changing and self._is_here(content_of(entry), entry.ino):
             return self._opened(path, entry, content_of(entry))
         if opens_without_reading(self._caller_name()):
             return OpenedSample(ReadHandle(path, entry, None, followed=True), False, True)
@@ -110,6 +121,7 @@ class Samples:
         return data
 
     def _read(self, handle: ReadHandle, content: ContentId, offset: int, size: int, turn: Turn) -> bytes:
+        handle.used_at = time.monotonic()
         if handle.outdated:
             raise ContentChanged(f"the stored object changed since it was opened: {handle.path}")
         if offset or handle.followed:
@@ -121,7 +133,7 @@ class Samples:
         """The version to go on with where the one that was opened is gone; None where that would show."""
         if handle.has_read or handle.content is None:
             return None
-        content = self.identify(self._catalog.with_facts(handle.entry), turn)
+        content = self.identify(self._catalog.told(handle.entry) or handle.entry, turn)
         if content.size != handle.content.size or not content.has_object:
             return None  # the kernel cuts a read at the size it knows
         with self._lock:
@@ -138,12 +150,22 @@ class Samples:
             left = [other for other in self._open.pop(ino, ()) if other is not handle]
             if left:
                 self._open[ino] = left
+            if ino in self._changing:
+                self._closed.notify_all()
+            freed = ino in self.held_sizes and not any(other.outdated for other in left)
+            if freed:
+                del self.held_sizes[ino]
+        if freed:
+            self._untold.add(ino)
+            self._is_untold(handle.path, handle.entry)
 
     def storage_reported(self, content: ContentId, certain: bool) -> None:
         """Keep what storage says, and have the kernel forget what no longer holds; any thread may call.
 
         To be called before anyone is told of the content, so that who opens it then finds no older pages.
         """
+        ino = sample_ino(bytes.fromhex(content.sample_id))
+        self._let_finish(ino, content)
         outdated: list[int] = []
         trusted = not self._catalog.hints_are_wrong
 
@@ -156,6 +178,7 @@ class Samples:
                 self._untold.add(shown.ino)
 
         self._catalog.record_facts(content.sample_id, content.size, content.etag, before, certain=certain)
+        self._outdate_handles(ino, content)
         if trusted and self._catalog.hints_are_wrong:
             # the kernel got hints with listings
             self.note_forgotten(None)
@@ -231,6 +254,41 @@ class Samples:
             raise SizeUnknown(f"the size of {path} cannot be found: {error}") from error
         return Attr(entry.ino, False, content.size, entry.mtime)
 
+    def _let_finish(self, ino: int, content: ContentId) -> None:
+        """Wait a moment for programs that are reading another version of a file.
+
+        The kernel has one size and one set of pages of a file for all who have it open.
+        """
+        if ino not in self._open:
+            return
+        end = time.monotonic() + _LAST_READS_S
+        with self._lock:
+            self._changing[ino] = self._changing.get(ino, 0) + 1
+            try:
+                while (left_s := min(end, self._busy_until_locked(ino, content)) - time.monotonic()) > 0:
+                    self._closed.wait(left_s)
+            finally:
+                self._changing[ino] -= 1
+                if not self._changing[ino]:
+                    del self._changing[ino]
+
+    def _busy_until_locked(self, ino: int, content: ContentId) -> float:
+        others = [other for other in self._open.get(ino, ()) if other.content != content]
+        return max((other.used_at + _BUSY_S for other in others if not other.outdated), default=0.0)
+
+    def _outdate_handles(self, ino: int, content: ContentId) -> None:
+        """Handles of another version than the one that is shown read no more."""
+        if ino not in self._open:
+            return
+        with self._lock:
+            held = content.size
+            for other in self._open.get(ino, ()):
+                if other.content is not None and other.content != content:
+                    other.outdated = True
+                    held = max(held, other.content.size)
+            if held > content.size:
+                self.held_sizes[ino] = held
+
     def _is_here(self, content: ContentId, ino: int) -> bool:
         """Whether the first read of a content needs no request: the kernel or the cache has it, or will."""
         held = ino in self._trusted and self._kernel_has.get(ino) == hash(content)
@@ -305,7 +363,7 @@ class Samples:
     ) -> OpenedSample:
         _need_object(content, path)
         key = hash(content)  # the strings of a hundred thousand take 30 MB
-        handle = ReadHandle(path, entry, content, followed=followed)
+        handle = ReadHandle(path, entry, content, followed=followed, used_at=time.monotonic())
         untold = self._is_untold(path, entry)
         with self._lock:
             # of a file that was not opened yet the kernel holds nothing

@@ -366,6 +366,8 @@ class Parts:
         times = self.uploads.times if self.uploads else SetTimes(None)
         namespace = self.uploads.namespace if self.uploads else Namespace(self.catalog, None, times)
         self._namespace = namespace
+        if not isinstance(kernel, NoKernel):
+            namespace.held_sizes = self._samples.held_sizes
         by_path = None
         if self.uploads is None and kernel.forgets_at_once:
             by_path = PathReads(

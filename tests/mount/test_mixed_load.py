@@ -118,6 +118,7 @@ class Changes:
                 self.refreshes += 1
 
 
+@pytest.mark.timeout(SECONDS + 240)
 def test_no_program_sees_what_passes(own_server: LocalServer, tmp_path: Path) -> None:
     names = [f"small/{number:06d}.jpg" for number in range(SMALL)]
     names += [f"large/{number:03d}.bin" for number in range(LARGE)]

@@ -116,6 +116,30 @@ def test_an_object_of_another_size_is_a_new_version(own_server: LocalServer, tre
     soon(lambda: tree.stat("resized.bin").size == size)
 
 
+@pytest.mark.parametrize("size", [3_000_000, 11_000_000], ids=["shorter", "longer"])
+def test_two_versions_that_are_open_at_once_cut_each_other_nothing(
+    own_server: LocalServer, tree: Tree, size: int
+) -> None:
+    """The kernel has one size for both; who reads the old one gets an error, not an early end."""
+    sample_id = own_server.add_sample("resized.bin", content("old"))
+    new = content("new", size)
+    tree.refresh()
+
+    with opened(tree, "resized.bin") as read:
+        assert read(0, 100) == content("old")[:100]
+        own_server.replace_object(sample_id, new)
+        tree.refresh()
+        assert tree.read("resized.bin") == new
+        with refused(errno.ESTALE):
+            read(8_000_000, 100)
+        with refused(errno.ESTALE):
+            read(BYTES - 50, 100)
+        assert tree.read("resized.bin") == new
+
+    assert tree.read("resized.bin") == new
+    soon(lambda: tree.stat("resized.bin").size == size)
+
+
 def test_a_url_that_expired_is_renewed_for_an_open_file(own_server: LocalServer, tree: Tree) -> None:
     data = content("expiring", LARGE_BYTES)
     own_server.add_sample("long.bin", data)

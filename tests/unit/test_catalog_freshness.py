@@ -643,3 +643,54 @@ def test_details_of_a_mount_that_ends_are_an_error() -> None:
 
     assert isinstance(future.exception(), Cancelled)
     assert not isinstance(future, Sample)
+
+
+# what storage reported, between memory and the store
+
+
+READS: dict[str, tuple[str, Callable[[World], Any]]] = {
+    "lookup": ("lookup_with_next", lambda world: lookup(world, "d0/0.jpg")),
+    "list": ("list_directory", lambda world: world.catalog.list_directory("d0", Impatient())[1][0]),
+    "next": ("samples_after", lambda world: world.catalog.samples_after("d0/", 1)[0][1]),
+    "by id": ("by_ino", lambda world: world.catalog.by_id(sample_id(0))[1]),  # type: ignore[index]
+    "told": ("sample", lambda world: world.catalog.told(world.store.lookup("d0/0.jpg"))),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("way", READS)
+def test_what_is_written_down_while_the_store_is_read_is_not_missed(
+    make: Make, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The reader has the old row, and finds in memory no more what storage reported of it."""
+    world = make(dataset(3))
+    method, read = READS[way]
+    world.catalog.refresh()
+    world.catalog.record_facts(sample_id(0), 17, '"new"')
+    of_store = getattr(world.store, method)
+
+    def read_slowly(*args: Any) -> Any:
+        found = of_store(*args)
+        world.catalog.flush_facts()
+        return found
+
+    monkeypatch.setattr(world.store, method, read_slowly)
+    assert (read(world).size, read(world).etag) == (17, '"new"')
+
+
+def test_what_storage_reports_during_a_refresh_is_shown_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel was told of it, and would not be told that another size is shown again."""
+    world = make(dataset(3))
+    world.catalog.refresh()
+    world.catalog.record_facts(sample_id(0), 9, '"old"')
+    forget = world.store.forget_facts
+
+    def meanwhile() -> None:
+        forget()
+        world.catalog.record_facts(sample_id(0), 17, '"new"')
+
+    monkeypatch.setattr(world.store, "forget_facts", meanwhile)
+    world.catalog.refresh()
+    entry = lookup(world, "d0/0.jpg")
+    assert (entry.published_size, entry.etag, entry.verified) == (17, '"new"', False)
