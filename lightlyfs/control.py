@@ -141,12 +141,8 @@ class ControlServer:
         Also on an abstract name, which stays when the directory of the socket goes.
         """
         self._path.unlink(missing_ok=True)
-        previous = os.umask(0o177)
-        try:
-            with _short(self._path) as address:
-                self._listen(address)
-        finally:
-            os.umask(previous)
+        with _short(self._path) as address:
+            self._listen(address)
         if lasting_name is not None:
             try:
                 self._listen(lasting_name)
@@ -158,6 +154,9 @@ class ControlServer:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             listener.bind(address)
+            if not address.startswith("\0"):
+                # before it listens, so nobody connects earlier; the umask is that of all threads
+                os.chmod(address, 0o600)
             listener.listen(128)
             # one that hangs up between `poll` and `accept` must not be waited for
             listener.setblocking(False)

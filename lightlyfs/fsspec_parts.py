@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 
 from lightlyfs import wiring
 from lightlyfs.fsspec_files import let_go_of_dropped
@@ -27,25 +28,48 @@ class _Running:
         self._lock = threading.Lock()
         # guarded by _lock
         self._parts: dict[tuple[object, ...], wiring.Parts] = {}
+        self._starting: dict[tuple[object, ...], Future[wiring.Parts]] = {}
 
     def get(self, dataset: str, flags: dict[str, str], token: Token | None) -> wiring.Parts:
-        """The parts of a dataset with these settings."""
+        """Return the parts of a dataset with these settings; threads that ask at once share one start."""
         key = (dataset, token, *sorted(flags.items()))
         with self._lock:
-            if key not in self._parts:
+            if key in self._parts:
+                return self._parts[key]
+            started = self._starting.get(key)
+            if started is None:
                 self._close_with_worker()
-                self._parts[key] = _start(dataset, flags, token)
-            return self._parts[key]
+                mine = self._starting[key] = Future()
+        if started is not None:
+            return started.result()
+        try:
+            parts = _start(dataset, flags, token)
+        except BaseException as error:
+            self._end_start(key, None)
+            mine.set_exception(error)
+            raise
+        self._end_start(key, parts)
+        mine.set_result(parts)
+        return parts
+
+    def _end_start(self, key: tuple[object, ...], parts: wiring.Parts | None) -> None:
+        with self._lock:
+            del self._starting[key]
+            if parts is not None:
+                self._parts[key] = parts
 
     def _close_with_worker(self) -> None:
         """Where this is a worker of `multiprocessing`, whose end runs no `atexit`, be closed by it."""
         util = sys.modules.get("multiprocessing.util")
-        if util is not None and not self._parts:
+        if util is not None and not self._parts and not self._starting:
             util.Finalize(None, self.close, exitpriority=0)
 
     def close(self) -> None:
         """Wait for uploads under way, and let go of everything."""
         let_go_of_dropped()
+        with self._lock:
+            starting = list(self._starting.values())
+        wait(starting)
         with self._lock:
             parts = list(self._parts.values())
             self._parts.clear()

@@ -235,11 +235,11 @@ class Catalog:
             before(shown)
         replaced = shown is not None and shown.etag not in (None, etag)
         resized = shown is None or shown.published_size != size
-        self._reported.put(ino, Facts(size, etag, certain=certain), found)
+        facts = Facts(size, etag, certain=certain)
+        self._reported.put(ino, facts, found, replaced=replaced, resized=resized)
         if not self._due.is_set():
             self._due.set()
         if replaced or resized:
-            self._reported.note(replaced=replaced, resized=resized)
             self._note_resized()
 
     def note_wrong_hint(self, path_of: str) -> None:

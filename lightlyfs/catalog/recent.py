@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from cachetools import LRUCache
 
 from lightlyfs.catalog.entries import Entry
@@ -17,15 +19,17 @@ _MAX_DIRECTORIES = 256
 class RecentLookups:
     """The entries of paths, from memory where the store was asked lately; any thread may call.
 
-    `outdate` says that the store may answer differently now. Single operations on the tables are atomic, and
-    one that is lost costs a query.
+    `outdate` says that the store may answer differently now. Single operations on `_kept` are atomic, and one
+    that is lost costs a query.
     """
 
     def __init__(self, store: CatalogStore) -> None:
         self._store = store
         self.version = 0
         self._kept: dict[str, tuple[int, Entry | None]] = {}
-        # by directory: the name that comes next if names are asked for in order, and how many were read
+        self._lock = threading.Lock()
+        # guarded by _lock, for a look-up moves entries: by directory the name that comes next where names are
+        # asked for in order, and how many were read
         self._ahead: LRUCache[str, tuple[str, int]] = LRUCache(_MAX_DIRECTORIES)
 
     def outdate(self) -> None:
@@ -41,13 +45,15 @@ class RecentLookups:
         if len(self._kept) > _MAX_KEPT:
             self._kept = {}
         directory, _, name = path.rpartition("/")
-        expected, count = self._ahead.get(directory, ("", 1))
+        with self._lock:
+            expected, count = self._ahead.get(directory, ("", 1))
         count = min(_MAX_AHEAD, count * 2) if name == expected else 1
         entry, behind = self._store.lookup_with_next(path, count)
         prefix = directory + "/" if directory else ""
         for other in behind[:-1]:
             self._kept[prefix + other.name] = (version, other)
         if behind:
-            self._ahead[directory] = (behind[-1].name, count)
+            with self._lock:
+                self._ahead[directory] = (behind[-1].name, count)
         self._kept[path] = (version, entry)
         return entry

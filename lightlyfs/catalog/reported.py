@@ -62,19 +62,20 @@ class Reported:
             if moves == self._moves:
                 return found
 
-    def put(self, ino: int, facts: Facts, of: SampleEntry | None) -> None:
-        """Keep facts of a sample as it is listed, or of one that is not listed yet."""
+    def put(
+        self, ino: int, facts: Facts, of: SampleEntry | None, *, replaced: bool = False, resized: bool = False
+    ) -> None:
+        """Keep facts of a sample as it is listed, or of one that is not listed yet.
+
+        Where they show another version, or another size, other processes hear of it when they are written.
+        """
         with self._lock:
+            self._replaced |= replaced
+            self._resized |= resized
             if of is None:
                 _put_bounded(self._unlisted, ino, facts)
             else:
                 _put_bounded(self._facts, ino, facts._replace(of=(of.mtime, of.size_hint)))
-
-    def note(self, *, replaced: bool, resized: bool) -> None:
-        """What was put shows another version, or another size: other processes will hear of it."""
-        with self._lock:
-            self._replaced |= replaced
-            self._resized |= resized
 
     def note_listing(self, listed: Callable[[int], SampleEntry | None]) -> None:
         """A listing may have met samples it had not met before: their facts are of what it found."""
@@ -107,14 +108,16 @@ class Reported:
         """Write them down; where the disk fails they stay in memory, and count from there."""
         with self._lock:
             facts = dict(self._facts)
+            if not facts:
+                return
             replaced, resized = self._replaced, self._resized
             self._replaced = self._resized = False
-        if not facts:
-            return
         try:
             self._store.record_facts(facts, replaced=replaced, resized=resized)
         except sqlite3.Error as error:
-            self.note(replaced=replaced, resized=resized)
+            with self._lock:
+                self._replaced |= replaced
+                self._resized |= resized
             if not self._fails:
                 log.warning("what storage reports cannot be written to the catalogue: %s", error)
             self._fails = True

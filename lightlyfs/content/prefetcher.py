@@ -111,7 +111,8 @@ class Prefetcher(Generic[T]):
 
     def _extend(self, sequence: FileSequence[T], path: str, count: int) -> None:
         """Look up the files that come after the last upcoming one, which is `path` where there is none."""
-        last = sequence.upcoming[-1][0] if sequence.upcoming else path
+        with self._lock:
+            last = sequence.upcoming[-1][0] if sequence.upcoming else path
         stride = abs(sequence.step)
         count = min(count * stride, max(stride, _MOST_LOOKED_UP))
         behind = self._after(last, count if sequence.step > 0 else -count)

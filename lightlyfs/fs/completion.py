@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 
 from cachetools import TTLCache
@@ -50,21 +51,24 @@ class Completion:
         self._is_gone = is_gone
         self._forget = forget
         self._pruned = False
-        # samples that this mount created a moment ago
+        self._lock = threading.Lock()
+        # guarded by _lock: samples that this mount created a moment ago
         self._created: TTLCache[str, None] = TTLCache(_MAX_JUST_CREATED, _JUST_CREATED_S, timer=clock)
         # what was uploaded before is asked of storage again, like all that was known of it then
         self._known_since = float("-inf")
 
     def was_just_created(self, sample_id: str) -> bool:
         """Whether this mount created a sample within the last minute."""
-        return sample_id in self._created
+        with self._lock:
+            return sample_id in self._created
 
     def uploaded(self, file: LocalFile, record: Record) -> None:
         """The uploader brought a generation of a file to the server; called in its thread."""
         record, sample_id = self._adopt(record), record.sample_id
         assert sample_id is not None
         if not record.replaces:
-            self._created[sample_id] = None
+            with self._lock:
+                self._created[sample_id] = None
         self._times.keep_ino(sample_id, file.ino)
         file.uploaded_at = self._clock()
         with file.lock:

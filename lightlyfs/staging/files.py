@@ -446,7 +446,9 @@ class LocalFiles:
         made = self._directories.get(path)
         if made is not None:
             return made.mtime_ns
-        return self._touched.get(path) or self._occupied.newest(path) * 1_000_000_000
+        with self._lock:
+            touched = self._touched.get(path)
+        return touched or self._occupied.newest(path) * 1_000_000_000
 
     def _put_directory(self, made: LocalDirectory) -> None:
         self.journal.put_directories(made)
