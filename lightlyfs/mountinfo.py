@@ -24,10 +24,10 @@ class MountEntry(NamedTuple):
     owner: int | None
 
 
-def mount_table() -> list[MountEntry]:
-    """Every mount of this process's namespace, in order; a later one hides an earlier one."""
+def mount_table(process: str = "self") -> list[MountEntry]:
+    """Return every mount of a process's namespace, in order; a later one hides an earlier one."""
     entries = []
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+    for line in Path(f"/proc/{process}/mountinfo").read_bytes().splitlines():
         before, _, after = line.partition(b" - ")
         fields, tail = before.split(b" "), after.split(b" ")
         mountpoint = Path(os.fsdecode(_unescape(fields[4])))
@@ -50,6 +50,27 @@ def mount_at(mountpoint: Path) -> MountEntry | None:
 def our_mounts() -> dict[Path, MountEntry]:
     """The mounts of this program, by their mountpoint."""
     return {entry.mountpoint: entry for entry in mount_table() if entry.type == MOUNT_TYPE}
+
+
+def other_places(device: str) -> list[str]:
+    """Return where else a file system is mounted: here, and where other processes have mounts of their own.
+
+    A process of which that may not be read is left out.
+    """
+    seen = {os.readlink("/proc/self/ns/mnt")}
+    found = [str(entry.mountpoint) for entry in mount_table() if entry.device == device]
+    for process in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
+        try:
+            namespace = os.readlink(f"/proc/{process}/ns/mnt")
+            if namespace not in seen:
+                table = mount_table(process)
+                found += [
+                    f"{entry.mountpoint} (for process {process})" for entry in table if entry.device == device
+                ]
+        except OSError:
+            continue
+        seen.add(namespace)
+    return found
 
 
 def without_links(path: Path, *, last: bool = False) -> Path:

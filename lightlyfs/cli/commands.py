@@ -15,12 +15,14 @@ from lightlyfs.cli.sizes import size_text
 from lightlyfs.control import NoAnswer, ask, process_state, request
 from lightlyfs.errors import StartError
 from lightlyfs.kernel import mounts
-from lightlyfs.mountinfo import MOUNT_TYPE, our_mounts
+from lightlyfs.mountinfo import MOUNT_TYPE, mount_at, other_places, our_mounts
 from lightlyfs.places import socket_of
 from lightlyfs.visible import visible
 
 # a mount that ends waits for callbacks under way, and those end within a minute
 _END_WAIT_S = 70.0
+# who waits longer than this is told for what
+_SILENT_S = 3.0
 # a mount that does not answer a question by then is stopped or stuck
 _ANSWER_S = 3.5
 # a refresh lists the whole dataset
@@ -63,9 +65,14 @@ def umount(mountpoint: Path, lazy: bool) -> None:
     if answer["uploads"]["under_way"]:
         _drain(mountpoint, answer["uploads"]["under_way"])
         answer = _request(mountpoint, "status", _ANSWER_S) or answer
+    mounted = mount_at(mountpoint)
     mounts.unmount(mountpoint, lazy=lazy)
-    if not lazy:
-        _wait_for_end(int(answer["pid"]))
+    device = "" if mounted is None else mounted.device
+    if lazy:
+        for place in other_places(device):
+            click.echo(f"lightlyfs: the same mount is still at {visible(place)}", err=True)
+    else:
+        _wait_for_end(int(answer["pid"]), device)
     _tell_left(answer["uploads"], answer["cache_dir"])
 
 
@@ -77,6 +84,8 @@ def _unmount_unasked(mountpoint: Path, *, lazy: bool) -> None:
     before = {owed.spool for owed in owed_files(None) if owed.in_use}
     dead = mounts.probe(mountpoint) is mounts.Health.DEAD
     mounts.unmount(mountpoint, lazy=lazy or dead)
+    if dead:
+        click.echo(f"lightlyfs: the process of the mount on {mountpoint} was gone; cleared", err=True)
     left = [
         owed for owed in owed_files(None) if owed.record.owed and (owed.spool in before or not owed.in_use)
     ]
@@ -184,22 +193,41 @@ def _ask(mountpoint: Path, command: str, timeout_s: float = _ANSWER_S) -> dict[s
         raise StartError(_unanswered(mountpoint, error.pid)) from None
     if answer is None:
         _need_mount(mountpoint)
+        dead = mounts.probe(mountpoint) is mounts.Health.DEAD
         raise StartError(
-            f"the mount on {mountpoint} does not answer; if its process is gone, clear it with: "
-            f"lightlyfs umount {mountpoint}"
+            f"the mount on {mountpoint} "
+            + ("is dead, for its process is gone" if dead else "does not answer")
+            + f"; clear it with: lightlyfs umount {mountpoint}"
         )
     if not answer.pop("ok"):
         raise StartError(str(answer["error"]))
     return answer
 
 
-def _wait_for_end(pid: int) -> None:
-    end = time.monotonic() + _END_WAIT_S
-    while time.monotonic() < end:
-        if _has_ended(pid):
-            return
+def _wait_for_end(pid: int, device: str) -> None:
+    """Wait until the process of a mount that was unmounted has ended; say what keeps it."""
+    started = time.monotonic()
+    silent = True
+    while not _has_ended(pid):
+        waited_s = time.monotonic() - started
+        if waited_s > _END_WAIT_S:
+            raise StartError(
+                f"unmounted, but process {pid} has not ended yet; its log says what it waits for"
+            )
+        if silent and waited_s > _SILENT_S:
+            silent = False
+            click.echo(f"lightlyfs: {_what_keeps(pid, device)}", err=True)
         time.sleep(0.02)
-    raise StartError(f"unmounted, but process {pid} has not ended yet; its log says what it waits for")
+
+
+def _what_keeps(pid: int, device: str) -> str:
+    places = other_places(device)
+    if not places:
+        return f"waiting for process {pid} to end; its log says what it does"
+    shown = visible(", ".join(places[:_NAMED_FILES])) + (", ..." if len(places) > _NAMED_FILES else "")
+    return (
+        f"waiting for process {pid}, whose mount is still at {shown}; unmount that, or end this with Ctrl-C"
+    )
 
 
 def need_answer(mountpoint: Path) -> None:

@@ -43,7 +43,8 @@ def mount(dataset: str, mountpoint: Path, foreground: bool, fstab: tuple[str, ..
     # what can be told without the network is told first
     binding.check_device()
     binding.find_library(settings.fuse)  # type: ignore[arg-type]
-    mounts.prepare_mountpoint(mountpoint)
+    if mounts.prepare_mountpoint(mountpoint):
+        click.echo(f"lightlyfs: cleared a dead mount on {mountpoint}, whose process is gone", err=True)
     _refuse_cache_inside(settings.cache_dir, mountpoint)
     # never a token, which the environment carries
     words = [

@@ -53,11 +53,12 @@ def probe(mountpoint: Path) -> Health:
     return found[0] if found else Health.HANGS
 
 
-def prepare_mountpoint(mountpoint: Path) -> None:
-    """See that a directory is fit to be mounted on, clearing a stale mount of ours.
+def prepare_mountpoint(mountpoint: Path) -> bool:
+    """See that a directory is fit to be mounted on; returns whether a dead mount of ours was cleared there.
 
     Raises StartError, which names the reason and the way out.
     """
+    cleared = False
     entry = mount_at(mountpoint)
     health = Health.ANSWERS if entry is None else probe(mountpoint)
     if entry is not None and health is Health.DEAD:
@@ -66,6 +67,7 @@ def prepare_mountpoint(mountpoint: Path) -> None:
                 f"a dead {entry.type} mount is at {mountpoint}; clear it with: umount -l {mountpoint}"
             )
         unmount(mountpoint, lazy=True)
+        cleared = True
         entry = mount_at(mountpoint)
     if entry is not None and entry.type == MOUNT_TYPE:
         if health is Health.HANGS:
@@ -90,6 +92,7 @@ def prepare_mountpoint(mountpoint: Path) -> None:
         raise StartError(
             f"{mountpoint} is not empty; a mount would hide its files: choose an empty directory"
         )
+    return cleared
 
 
 def unmount(mountpoint: Path, *, lazy: bool = False) -> None:

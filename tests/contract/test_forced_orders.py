@@ -164,19 +164,28 @@ def test_what_comes_next_is_read_while_no_other_thread_takes_it() -> None:
     assert len(sequence.upcoming) > 0
 
 
+class Started:
+    """The parts of a dataset, with nothing in them."""
+
+    def __init__(self, dataset: str) -> None:
+        self.dataset = dataset
+
+    def drain(self) -> None:
+        """Nothing is under way."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 def test_a_dataset_that_cannot_be_reached_keeps_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """One thread starts each dataset, and those that ask for it meanwhile wait for that one."""
     gate = threading.Event()
     starts: list[str] = []
 
-    class Started:
-        def __init__(self, dataset: str) -> None:
-            self.dataset = dataset
-
     def start(dataset: str, *_: object) -> Started:
         starts.append(dataset)
-        if dataset == "slow":
-            gate.wait(10)
+        if dataset == "slow" and not gate.wait(10):
+            raise TimeoutError("the other dataset waits for this one")
         return Started(dataset)
 
     monkeypatch.setattr(fsspec_parts, "_start", start)
@@ -199,16 +208,16 @@ def test_a_dataset_that_cannot_be_reached_keeps_no_other_waiting(monkeypatch: py
 def test_a_start_that_fails_is_told_to_each_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     failures = [OSError("no network")]
 
-    def start(*_: object) -> str:
+    def start(dataset: str, *_: object) -> Started:
         if failures:
             raise failures.pop()
-        return "parts"
+        return Started(dataset)
 
     monkeypatch.setattr(fsspec_parts, "_start", start)
     running = fsspec_parts._Running()
     with pytest.raises(OSError, match="no network"):
         running.get("one", {}, None)
-    assert running.get("one", {}, None) == "parts"
+    assert running.get("one", {}, None).dataset == "one"  # type: ignore[attr-defined]
 
 
 def test_a_socket_is_ones_own_without_a_moment_in_which_the_umask_is_another(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -9,8 +10,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dataset_files import FILES
@@ -25,7 +28,8 @@ from trees import (
 )
 
 from lightlyfs.kernel import mounts
-from lightlyfs.localserver import LocalServer, ServerOptions, Stall
+from lightlyfs.localserver import Latency, LocalServer, ServerOptions, Stall
+from lightlyfs.localserver.fault_kinds import Fault
 
 pytestmark = pytest.mark.fuse
 
@@ -142,8 +146,12 @@ def test_a_killed_mount_is_cleared_by_the_next_one(
         os.listdir(place)
     assert dead.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
 
-    lightlyfs("mount", server.dataset_id, str(place), environ=environ)
+    said = lightlyfs("status", str(place), environ=environ, check=False)
+    assert "its process is gone" in said.stderr
 
+    done = lightlyfs("mount", server.dataset_id, str(place), environ=environ)
+
+    assert "cleared a dead mount" in done.stderr
     assert (place / "a.jpg").read_bytes() == FILES["a.jpg"]
     lightlyfs("umount", str(place), environ=environ)
     assert mounts.mount_at(place) is None
@@ -155,9 +163,140 @@ def test_umount_clears_what_a_killed_mount_left(
     os.kill(background, signal.SIGKILL)
     wait_until(lambda: not is_running(background), 10)
 
-    lightlyfs("umount", str(place), environ=environ)
+    done = lightlyfs("umount", str(place), environ=environ)
 
+    assert f"the process of the mount on {place} was gone" in done.stderr
     assert mounts.mount_at(place) is None
+
+
+@contextlib.contextmanager
+def bound(place: Path, directory: Path) -> Iterator[str]:
+    """The mount at a second place; what names it."""
+    directory.mkdir()
+    subprocess.run(["mount", "--bind", str(place), str(directory)], check=True)
+    try:
+        yield str(directory)
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+@contextlib.contextmanager
+def in_another_namespace(place: Path, directory: Path) -> Iterator[str]:
+    """The mount in the namespace of another process, as a container has it; what names it."""
+    words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; exec sleep 1000"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    try:
+        yield f"{place} (for process {process.pid})"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("held", [bound, in_another_namespace])
+def test_umount_of_what_is_mounted_elsewhere_says_where(
+    background: int, place: Path, environ: dict[str, str], tmp_path: Path, held: Any
+) -> None:
+    need_root()
+    started = time.monotonic()
+    with held(place, tmp_path / "second") as name:
+        command = subprocess.Popen(
+            [sys.executable, "-m", "lightlyfs", "umount", str(place)],
+            stderr=subprocess.PIPE,
+            env=environ,
+            text=True,
+        )
+        assert command.stderr is not None
+        said = command.stderr.readline()
+        assert time.monotonic() - started < 10
+        assert f"waiting for process {background}, whose mount is still at {name}" in said
+        assert command.poll() is None
+
+    with command:
+        assert command.wait(10) == 0
+    assert not is_running(background)
+
+
+def test_a_lazy_umount_of_what_is_mounted_elsewhere_does_not_wait(
+    background: int, place: Path, environ: dict[str, str], tmp_path: Path
+) -> None:
+    need_root()
+    with bound(place, tmp_path / "second") as name:
+        done = lightlyfs("umount", "--lazy", str(place), environ=environ)
+
+        assert f"the same mount is still at {name}" in done.stderr
+        assert mounts.mount_at(place) is None
+    wait_until(lambda: not is_running(background), 10)
+
+
+LISTINGS = ("list", "partial")
+SLOW: dict[str, list[Fault]] = {
+    "slow": [Latency(target=target, delay_s=60) for target in LISTINGS],
+    "stalled": [Stall(target=target, at="half") for target in LISTINGS],
+}
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_a_mount_that_is_still_listing_ends_at_once(
+    place: Path, environ: dict[str, str], server: LocalServer, kind: str
+) -> None:
+    """By umount, and by a signal; nobody waits for the answers that are under way."""
+    server.faults.add(*SLOW[kind])
+    try:
+        for end in (lambda _: lightlyfs("umount", str(place), environ=environ), terminate):
+            lightlyfs("mount", "--no-wait", server.dataset_id, str(place), environ=environ)
+            pid = pid_of(place, environ)
+            started = time.monotonic()
+            end(pid)
+            wait_until(lambda pid=pid: not is_running(pid), 10)
+            assert time.monotonic() - started < 3
+    finally:
+        server.faults.clear()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("options", [(), ("--foreground",)], ids=["background", "foreground"])
+def test_a_signal_during_the_first_listing_ends_all_that_was_started(
+    place: Path, environ: dict[str, str], server: LocalServer, number: int, options: tuple[str, ...]
+) -> None:
+    server.faults.add(*SLOW["stalled"])
+    words = [sys.executable, "-m", "lightlyfs", "mount", *options, server.dataset_id, str(place)]
+    marked = environ | {"LIGHTLYFS_TEST_MARK": str(place)}
+    try:
+        with subprocess.Popen(
+            words, env=marked, stderr=subprocess.DEVNULL, start_new_session=True
+        ) as command:
+            wait_until(lambda: server.stats.snapshot()["in_flight"] > 0, 20)
+            started = time.monotonic()
+            command.send_signal(number)
+            command.wait(10)
+            wait_until(lambda: not marked_processes(str(place)), 10)
+            assert time.monotonic() - started < 3
+    finally:
+        server.faults.clear()
+    assert mounts.mount_at(place) is None
+
+
+def marked_processes(mark: str) -> list[int]:
+    """Those that have the mark in their environment, zombies apart."""
+    found = []
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if f"LIGHTLYFS_TEST_MARK={mark}".encode() in Path(f"/proc/{process}/environ").read_bytes():
+                found.append(int(process))
+    return found
+
+
+def terminate(pid: int) -> None:
+    os.kill(pid, signal.SIGTERM)
+
+
+def need_root() -> None:
+    """Skip where nothing may be mounted twice."""
+    if os.getuid() != 0:
+        pytest.skip("only root may bind mounts")
 
 
 def test_a_remount_asks_for_no_url_and_no_content_it_has(
