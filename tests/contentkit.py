@@ -10,7 +10,7 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
-from lightlyfs.api.contract import BodySink, Request, Response
+from lightlyfs.api.contract import BodyMemory, BodySink, Request, Response
 from lightlyfs.api.retry import Retrier
 from lightlyfs.content.budget import CacheConfig
 from lightlyfs.content.cache import BlockCache
@@ -115,7 +115,7 @@ class Storage:
     def _deliver(
         self, request: Request, status: int, headers: dict[str, str], body: bytes, broken_after: float | None
     ) -> Response:
-        sink = BodySink(request)
+        sink = BodySink(request, BodyMemory())
         going = sink.start(status, headers)
         end = len(body) if broken_after is None else int(broken_after)
         for at in range(0, end, CHUNK):

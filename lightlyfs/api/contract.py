@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -187,13 +188,35 @@ class Transport(Protocol):
         """End transfers under way with `errors.Cancelled` and close all connections; idempotent."""
 
 
+class BodyMemory:
+    """Counts the memory of all bodies that are coming in, in bytes; any thread may call."""
+
+    def __init__(self, limit: int = 128 * MIB) -> None:
+        """Answers of the API take 3 MB, and a few come at once; eight of 64 MiB are no dataset."""
+        self.limit = limit
+        self._lock = threading.Lock()
+        self.taken = 0
+
+    def take(self, size: int) -> bool:
+        """Count some bytes; returns whether all together are within the limit."""
+        with self._lock:
+            self.taken += size
+            return self.taken <= self.limit
+
+    def give(self, size: int) -> None:
+        """Count some bytes no more."""
+        with self._lock:
+            self.taken -= size
+
+
 @dataclass(frozen=True, slots=True)
 class TransportConfig:
     """What all requests of one transport share.
 
     `connections` bounds the requests under way; further ones wait, within their own total limit. `idle`
     bounds what is kept of them for later, None stands for all; each takes some three descriptors.
-    `ca_bundle` is a PEM file, None means certifi's. `network` is shared by the transports of a process.
+    `ca_bundle` is a PEM file, None means certifi's. `network` and `memory` are shared by the transports of a
+    process.
     Nothing is read from the environment here: pass
     `Proxies.from_environ(os.environ)`. `guard` says which addresses may be connected to, None stands for all.
     """
@@ -203,6 +226,7 @@ class TransportConfig:
     ca_bundle: str | None = None
     proxies: Proxies = field(default_factory=Proxies)
     network: Network = field(default_factory=Network)
+    memory: BodyMemory = field(default_factory=BodyMemory)
     guard: AddressGuard | None = None
     user_agent: str = "lightlyfs/0.1"
 
@@ -273,17 +297,28 @@ def body_length(request: Request) -> int | None:
 
 
 class BodySink:
-    """Takes one answer for one request: observer, memory limit, cut error pages.
+    """Takes one answer for one request: observer, memory limits, cut error pages.
 
-    Used by one thread. `start` and `write` never raise: they return False when the transfer is to end, the
-    transport then closes the connection and calls `response`, which raises what made it end, if
-    that was an error.
+    Used by one thread, and to be closed. `start` and `write` never raise: they return False when the transfer
+    is to end, the transport then closes the connection and calls `response`, which raises what made it
+    end, if that was an error.
     """
 
-    __slots__ = ("_chunks", "_failure", "_observer", "_request", "_size", "_to_observer", "headers", "status")
+    __slots__ = (
+        "_chunks",
+        "_failure",
+        "_memory",
+        "_observer",
+        "_request",
+        "_size",
+        "_to_observer",
+        "headers",
+        "status",
+    )
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, memory: BodyMemory) -> None:
         self._request = request
+        self._memory = memory
         self._observer = request.observer
         self._to_observer = False
         self._failure: BaseException | None = None
@@ -314,6 +349,8 @@ class BodySink:
         if self._to_observer:
             return self._told(lambda observer: observer.write(chunk))
         self._chunks.append(bytes(chunk))
+        if not self._memory.take(len(chunk)):
+            return self._too_large(f"the answers under way take over {self._memory.limit} bytes of memory")
         if 200 <= self.status < 300:
             return self._fits(self._size)
         return self._size < ERROR_BODY_BYTES
@@ -332,13 +369,17 @@ class BodySink:
 
     def _fits(self, size: int) -> bool:
         limit = self._request.max_body_bytes
-        if size <= limit:
-            return True
+        return size <= limit or self._too_large(f"the answer is longer than {limit} bytes")
+
+    def _too_large(self, text: str) -> bool:
         where = shown_url(self._request.url)
-        self._failure = errors.TooLarge(
-            f"the answer is longer than {limit} bytes: {where}", status=self.status
-        )
+        self._failure = errors.TooLarge(f"{text}: {where}", status=self.status)
         return False
+
+    def close(self) -> None:
+        """Let go of the memory; idempotent."""
+        self._memory.give(sum(map(len, self._chunks)))
+        self._chunks = []
 
     def missing(self) -> str:
         """Return what is missing of a body that ended ("3 of 9 bytes came"), "" when nothing is."""

@@ -20,6 +20,7 @@ from lightlyfs.api.addresses import AddressGuard
 from lightlyfs.api.certificates import untrusted_text
 from lightlyfs.api.contract import (
     BodyFile,
+    BodyMemory,
     BodyReader,
     BodySink,
     Request,
@@ -142,11 +143,12 @@ class CurlTransport:
 
     def _exchange(self, request: Request, watch: Watch, url: str, headers: Mapping[str, str]) -> Response:
         curl = self._take(watch.generation)
-        exchange = _Exchange(request, watch)
+        exchange = _Exchange(request, watch, self._config.memory)
         try:
             exchange.prepare(curl, url, headers)
             self._route(curl, url, exchange)
             exchange.perform(curl)
+            return exchange.sink.response()
         except errors.TlsFailed as error:
             if exchange.untrusted:
                 raise self._named(error, url) from error
@@ -156,7 +158,6 @@ class CurlTransport:
             # Drops the callbacks, and with them the exchange; connections stay open.
             curl.reset()
             self._keep(watch.generation, curl)
-        return exchange.sink.response()
 
     def _take(self, generation: int) -> pycurl.Curl:
         """A handle without connections of an earlier generation."""
@@ -249,8 +250,8 @@ class CurlTransport:
 class _Exchange:
     """One request and its answer: the callbacks of libcurl, none of which may raise."""
 
-    def __init__(self, request: Request, watch: Watch) -> None:
-        self.sink = BodySink(request)
+    def __init__(self, request: Request, watch: Watch, memory: BodyMemory) -> None:
+        self.sink = BodySink(request, memory)
         self.tunnelled = False
         self._request = request
         self._watch = watch
@@ -341,6 +342,7 @@ class _Exchange:
             return
 
     def close(self) -> None:
+        self.sink.close()
         self._end_handshake()
         if self._reader is not None:
             self._reader.close()

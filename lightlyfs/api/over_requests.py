@@ -251,7 +251,7 @@ class RequestsTransport:
     ) -> Response:
         reader = request.body.open() if isinstance(request.body, BodyFile) else None
         prepared.body = reader if reader is not None else request.body  # type: ignore[assignment]
-        sink = BodySink(request)
+        sink = BodySink(request, self._config.memory)
         try:
             raw = self._headers_of(request, prepared, watch, proxy).raw
             try:
@@ -268,10 +268,12 @@ class RequestsTransport:
             ValueError,
         ) as exc:
             raise _translated(exc, watch, sink) from exc
+        else:
+            return sink.response()
         finally:
+            sink.close()
             if reader is not None:
                 reader.close()
-        return sink.response()
 
     def _drop_outdated(self, generation: int) -> None:
         """Close the connections of an earlier generation; those in use are closed after their request."""

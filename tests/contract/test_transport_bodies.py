@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import gzip
 import threading
@@ -13,6 +14,7 @@ import pytest
 from raw_server import Connection, RawServer, Received, answering, saying
 
 from lightlyfs import errors
+from lightlyfs.api.contract import BodyMemory
 from lightlyfs.api.transport import Request, StopTransfer, Timeouts, Transport
 
 Serve = Callable[..., RawServer]
@@ -200,6 +202,49 @@ def test_a_body_over_the_limit_is_too_large(transport: Transport, serve: Serve, 
 def test_a_body_of_exactly_the_limit_is_fine(transport: Transport, serve: Serve) -> None:
     server = serve(saying(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + b"x" * 100))
     assert len(transport.send(Request("GET", server.url, max_body_bytes=100)).body) == 100
+
+
+def test_the_memory_of_all_answers_together_is_bounded(
+    make_transport: Callable[..., Transport], serve: Serve
+) -> None:
+    """Each is within its limit; those that come when there is no room left are refused while they come in."""
+    half = b"x" * 2**18  # whole reads of both forms
+    memory = BodyMemory(limit=1_100_000)
+    came = threading.Barrier(4)
+
+    def handler(connection: Connection) -> None:
+        connection.read()
+        connection.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.raw(b"%x\r\n%s\r\n" % (len(half), half))
+        while memory.taken < 4 * len(half) and not came.n_waiting:
+            time.sleep(0.001)
+        came.wait(10)
+        with contextlib.suppress(OSError):
+            connection.raw(b"%x\r\n%s\r\n0\r\n\r\n" % (len(half), half))
+
+    server = serve(handler)
+    transport = make_transport(memory=memory)
+    found: list[int | str] = []
+
+    def get() -> None:
+        try:
+            found.append(len(transport.send(Request("GET", server.url)).body))
+        except errors.TooLarge as error:
+            found.append(str(error))
+
+    threads = [threading.Thread(target=get) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    refused = [text for text in found if isinstance(text, str)]
+    assert refused
+    assert all("take over 1100000 bytes of memory" in text for text in refused)
+    assert [size for size in found if not isinstance(size, str)] == [2**19] * (4 - len(refused))
+    # what was let go of counts no more
+    again = serve(answering(lambda connection, _: connection.say("200 OK", b"x" * 1_050_000)))
+    assert len(transport.send(Request("GET", again.url)).body) == 1_050_000
 
 
 def test_a_long_error_page_is_cut_and_keeps_its_status(transport: Transport, serve: Serve) -> None:
