@@ -18,6 +18,15 @@ URL_LIFETIME_S = 3600.0
 
 
 @dataclass(frozen=True)
+class ConnectionLimits:
+    """What clients may take: connections in all, seconds for headers, and between bytes of a body."""
+
+    connections: int = 480  # with a file each they fit into the 1,024 descriptors that are usual
+    headers_s: float = 10.0
+    body_s: float = 30.0
+
+
+@dataclass(frozen=True)
 class ServerOptions:
     """One local server: what it serves, where it listens, and how strict it is.
 
@@ -46,6 +55,8 @@ class ServerOptions:
     response_cap_bytes: int = RESPONSE_CAP_BYTES
     file_name_filter: FileNameFilter = "exact"
     reported_sizes: SizeReport = "true"
+    rescan_s: float | None = 2.0
+    limits: ConnectionLimits = ConnectionLimits()
 
     api_latency_s: float = 0.0
     storage_latency_s: float = 0.0
