@@ -312,11 +312,14 @@ def read_token(path: Path) -> str:
     return token
 
 
+SECRET_VARIABLES = ("LIGHTLY_TOKEN", "LIGHTLY_BEARER_TOKEN", "LIGHTLY_PUBLIC_TOKEN")
+
+
 def read_secrets(environ: Mapping[str, str], token_file: Path | None, read_mode: str = "url") -> Secrets:
     """The tokens; SettingsError where one that is needed is missing, or the token file cannot be read."""
-    token = environ.get("LIGHTLY_TOKEN") or None if token_file is None else read_token(token_file)
-    bearer = environ.get("LIGHTLY_BEARER_TOKEN") or None
-    public_token = environ.get("LIGHTLY_PUBLIC_TOKEN") or None
+    token, bearer, public_token = (environ.get(name) or None for name in SECRET_VARIABLES)
+    if token_file is not None:
+        token = read_token(token_file)
     if read_mode == "redirect" and public_token is None:
         raise SettingsError("--read-mode redirect needs a public token; set LIGHTLY_PUBLIC_TOKEN to it")
     if token is None and bearer is None:

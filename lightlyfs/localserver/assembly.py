@@ -5,7 +5,7 @@ import re
 import secrets
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .access import Access
@@ -47,8 +47,8 @@ class Parts:
     faults: Faults
     stats: Stats
     connections: Connections
-    token: str
-    public_token: str
+    token: str = field(repr=False)
+    public_token: str = field(repr=False)
     database: Database
     scratch: tempfile.TemporaryDirectory[str] | None
 

@@ -3,7 +3,7 @@
 Every other module here receives the values it needs from this record; none reads the environment.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -39,7 +39,7 @@ class ServerOptions:
     host: str = "127.0.0.1"
     port: int = 0
     public_url: str | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     state: Path | None = None
     dataset_id: str | None = None
     dataset_name: str | None = None
