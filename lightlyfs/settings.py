@@ -10,6 +10,7 @@ import hashlib
 import ipaddress
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -310,6 +311,23 @@ def read_token(path: Path) -> str:
     if not token:
         raise SettingsError(f"the token file {path} is empty; put the API token into it")
     return token
+
+
+def exposure_of(token_file: Path | None) -> str | None:
+    """What to say of a token file that others can read, with the command that closes it; None for no other.
+
+    Nothing is said on a read-only file system, such as the secrets of a pod: no command helps there.
+    """
+    if token_file is None:
+        return None
+    try:
+        read_only = os.statvfs(token_file).f_flag & os.ST_RDONLY
+        mode = token_file.stat().st_mode
+    except OSError:
+        return None  # whoever reads it says so
+    if read_only or not mode & 0o044:
+        return None
+    return f"others can read the token file; close it with: chmod 600 {shlex.quote(str(token_file))}"
 
 
 SECRET_VARIABLES = ("LIGHTLY_TOKEN", "LIGHTLY_BEARER_TOKEN", "LIGHTLY_PUBLIC_TOKEN")

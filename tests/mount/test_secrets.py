@@ -106,7 +106,7 @@ def test_all_that_a_mount_leaves_behind_names_no_secret(
     file = tmp_path / "token"
     if given_by == "file":
         file.write_text(TOKEN)
-        file.chmod(0o600)
+        file.chmod(0o644)
         options += ["--token-file", str(file)]
         monkeypatch.setattr("trees.environment", without_token)
     said: dict[str, bytes] = {}
@@ -139,6 +139,7 @@ def test_all_that_a_mount_leaves_behind_names_no_secret(
         listening = Path("/proc/net/unix").read_bytes()
         said["names of sockets"] = listening
     assert b"DEBUG" in said["log"]
+    assert (f"chmod 600 {file}".encode() in said["log"]) == (given_by == "file")
     said["program"] = program(secret_server, environment(secret_server, tmp_path / "program"))
     gone = environment(secret_server, tmp_path / "gone") | {"LIGHTLY_SERVER_LOCATION": "http://127.0.0.1:9"}
     done = lightlyfs("doctor", environ=gone, check=False)
