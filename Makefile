@@ -12,7 +12,7 @@ JOBS := 3
 PARALLEL := -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install fuse test-tools demo unit test test-long soak ecosystem desktop check format bench clean
+.PHONY: help install fuse test-tools demo unit test test-long fuzz soak ecosystem desktop check format bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test: $(STAMP) test-tools ## all tests but the long ones
 
 test-long: $(STAMP) test-tools ## the tests that take minutes
 	$(BIN)/pytest -q -m long
+
+fuzz: $(STAMP) ## ten minutes of odd and damaged data for every decoder
+	LIGHTLYFS_FUZZ_S=600 $(BIN)/pytest -q --timeout 0 tests/fuzz
 
 soak: $(STAMP) test-tools ## twenty minutes of everything at once over a server and a network that fail
 	LIGHTLYFS_SOAK_S=1200 $(BIN)/pytest -q -s tests/mount/test_mixed_load.py

@@ -82,7 +82,10 @@ class Channel:
             if not data:
                 return None
             self._buffer += data
-        message = json.loads(self._buffer[:end])
+        try:
+            message = json.loads(self._buffer[:end])
+        except RecursionError as error:
+            raise ValueError("the message is nested too deeply") from error
         del self._buffer[: end + 1]
         if not isinstance(message, dict):
             raise ValueError("a message is an object")

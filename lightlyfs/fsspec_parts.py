@@ -13,7 +13,7 @@ from concurrent.futures import Future, wait
 
 from lightlyfs import wiring
 from lightlyfs.fsspec_files import let_go_of_dropped
-from lightlyfs.settings import Secrets, Settings, read_secrets, resolve
+from lightlyfs.settings import Secrets, Settings, exposure_of, read_secrets, resolve
 from lightlyfs.wiring.resolving import find_dataset
 
 Token = Callable[[], str]
@@ -120,6 +120,8 @@ def _connect(
 ) -> tuple[wiring.Connections, Secrets]:
     if token is None:
         secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
+        if exposed := exposure_of(settings.token_file):
+            log.warning("%s", exposed)
     else:
         secrets = read_secrets({**os.environ, "LIGHTLY_TOKEN": token()}, None, settings.read_mode)
     connections = wiring.connect(

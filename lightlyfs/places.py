@@ -486,6 +486,8 @@ def _own_directory(path: Path, *, make: bool = True) -> Path:
         raise SettingsError(f"{path} is not a directory; choose another with --cache-dir")
     if found.st_uid != os.getuid():
         raise SettingsError(f"{path} belongs to another user; choose another with --cache-dir")
+    if found.st_mode & stat.S_ISVTX:
+        raise SettingsError(f"{path} is shared with others; use a folder in it")
     if found.st_mode & 0o022:
         raise SettingsError(f"others may write to {path}; close it with: chmod 700 {path}")
     return path

@@ -10,6 +10,7 @@ import hashlib
 import ipaddress
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -312,11 +313,31 @@ def read_token(path: Path) -> str:
     return token
 
 
+def exposure_of(token_file: Path | None) -> str | None:
+    """What to say of a token file that others can read, with the command that closes it; None for no other.
+
+    Nothing is said on a read-only file system, such as the secrets of a pod: no command helps there.
+    """
+    if token_file is None:
+        return None
+    try:
+        read_only = os.statvfs(token_file).f_flag & os.ST_RDONLY
+        mode = token_file.stat().st_mode
+    except OSError:
+        return None  # whoever reads it says so
+    if read_only or not mode & 0o044:
+        return None
+    return f"others can read the token file; close it with: chmod 600 {shlex.quote(str(token_file))}"
+
+
+SECRET_VARIABLES = ("LIGHTLY_TOKEN", "LIGHTLY_BEARER_TOKEN", "LIGHTLY_PUBLIC_TOKEN")
+
+
 def read_secrets(environ: Mapping[str, str], token_file: Path | None, read_mode: str = "url") -> Secrets:
     """The tokens; SettingsError where one that is needed is missing, or the token file cannot be read."""
-    token = environ.get("LIGHTLY_TOKEN") or None if token_file is None else read_token(token_file)
-    bearer = environ.get("LIGHTLY_BEARER_TOKEN") or None
-    public_token = environ.get("LIGHTLY_PUBLIC_TOKEN") or None
+    token, bearer, public_token = (environ.get(name) or None for name in SECRET_VARIABLES)
+    if token_file is not None:
+        token = read_token(token_file)
     if read_mode == "redirect" and public_token is None:
         raise SettingsError("--read-mode redirect needs a public token; set LIGHTLY_PUBLIC_TOKEN to it")
     if token is None and bearer is None:

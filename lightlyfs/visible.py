@@ -35,3 +35,7 @@ class LineFormatter(logging.Formatter):
         """Return the lines of a traceback."""
         text = super().formatException(ei)  # type: ignore[arg-type]
         return "\n".join(visible(redact(line)) for line in text.splitlines())
+
+    def formatStack(self, stack_info: str) -> str:
+        """Return the lines of a stack."""
+        return "\n".join(visible(redact(line)) for line in stack_info.splitlines())

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from lightlyfs import errors
 from lightlyfs.api.contract import Request, Response, Timeouts, Transport, wire_url
 from lightlyfs.api.lenient import parse, shown
+from lightlyfs.api.redaction import conceal
 from lightlyfs.api.retry import Failure, Retrier, RetryPolicy
 from lightlyfs.api.status import raise_for_status
 
@@ -40,6 +41,9 @@ class Credentials:
     token: str | TokenSource | None = field(default=None, repr=False)
     bearer: str | None = field(default=None, repr=False)
     public_token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        conceal(*self.secrets())
 
     def secrets(self) -> tuple[str, ...]:
         """Return every credential that is set: what no text may hold."""

@@ -170,7 +170,8 @@ class LightlyClient:
     ) -> str:
         """Return where the redirect endpoint points, not following it, with the public token alone.
 
-        API: GET .../samples/{sampleId}/readurlRedirect, 307. Raises as `get_sample_read_url`.
+        API: GET .../samples/{sampleId}/readurlRedirect, 307. Raises as `get_sample_read_url`, also for a way
+        from https to http. It is the one redirect that is followed: one of storage is a refusal.
         """
         path = f"{_sample(dataset_id, sample_id)}/readurlRedirect"
         call = Call("get_sample_redirect_url", "GET", path, [("type", kind)], redirect=True)
@@ -181,7 +182,10 @@ class LightlyClient:
                 raise errors.MalformedAnswer(
                     f"the redirect of {sample_id} names no Location", status=answer.status
                 )
-            return checked_url(urljoin(self.server + path, location))
+            url = checked_url(urljoin(self.server + path, location))
+            if self.server[:6].lower() == "https:" and url[:6].lower() != "https:":
+                raise errors.UnsafeUrl(f"the redirect of {sample_id} leads from https to http")
+            return url
 
         return self._caller.send(call, read, policy)
 

@@ -27,6 +27,8 @@ ERROR_BODY_BYTES = 64 * 1024
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# 9 petabytes have 16 digits; `str.isdigit` also takes what `int` does not
+_WHOLE_NUMBER = re.compile("[0-9]{1,16}")
 _NEEDS_QUOTING = re.compile(r"[^\x21-\x7e]")
 
 
@@ -296,6 +298,11 @@ def body_length(request: Request) -> int | None:
     return 0 if request.method in ("POST", "PUT", "PATCH") else None
 
 
+def whole_number(text: str | None) -> int | None:
+    """Return the number of bytes that a header names; None where it names none that can be."""
+    return int(text) if text is not None and _WHOLE_NUMBER.fullmatch(text.strip()) else None
+
+
 class BodySink:
     """Takes one answer for one request: observer, memory limits, cut error pages.
 
@@ -338,10 +345,10 @@ class BodySink:
         if self._observer is not None:
             self._to_observer = 200 <= status < 300
             return self._told(lambda observer: observer.headers(status, headers))
-        announced = headers.get("content-length", "")
-        if not 200 <= status < 300 or self._request.method == "HEAD" or not announced.isdigit():
+        announced = whole_number(headers.get("content-length"))
+        if not 200 <= status < 300 or self._request.method == "HEAD" or announced is None:
             return True
-        return self._fits(int(announced))
+        return self._fits(announced)
 
     def write(self, chunk: bytes | memoryview) -> bool:
         """Take the next bytes of the body."""
@@ -383,11 +390,11 @@ class BodySink:
 
     def missing(self) -> str:
         """Return what is missing of a body that ended ("3 of 9 bytes came"), "" when nothing is."""
-        announced = self.headers.get("content-length", "")
+        announced = whole_number(self.headers.get("content-length"))
         bodiless = self._request.method == "HEAD" or self.status in (204, 304)
-        if bodiless or not announced.isdigit() or "transfer-encoding" in self.headers:
+        if bodiless or announced is None or "transfer-encoding" in self.headers:
             return ""
-        return f"{self._size} of {announced} bytes came" if self._size < int(announced) else ""
+        return f"{self._size} of {announced} bytes came" if self._size < announced else ""
 
     def response(self) -> Response:
         """Return the answer, complete as far as it was read, or raise what ended it."""

@@ -21,6 +21,8 @@ M = TypeVar("M", bound=Struct)
 _SHOWN_CHARS = 60
 # What msgspec raises for bytes it refuses: the cue to come here.
 STRICT_REFUSALS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+# What it raises for a value: of the wrong type, with an unpaired surrogate as a key, nested too deeply.
+_NO_VALUE = (msgspec.ValidationError, UnicodeEncodeError, RecursionError)
 # Optional to the API, but not to be dropped silently: it becomes a path.
 _NEVER_DROPPED = frozenset({"fileName"})
 
@@ -86,7 +88,7 @@ def _object(value: Any, model: type[M], where: str) -> M:
         raise errors.MalformedAnswer(f"{where} is not an object: {shown(value)}")
     try:
         return msgspec.convert(value, model)
-    except msgspec.ValidationError:
+    except _NO_VALUE:
         return _object_by_field(value, model, where)
 
 
@@ -101,7 +103,7 @@ def _object_by_field(value: dict[str, Any], model: type[M], where: str) -> M:
         strict = required or json_name in _NEVER_DROPPED
         try:
             kept[name] = _field(found, kind, nested, f"{where}.{json_name}")
-        except (msgspec.ValidationError, errors.MalformedAnswer) as exc:
+        except (*_NO_VALUE, errors.MalformedAnswer) as exc:
             if not strict:
                 continue
             if isinstance(exc, errors.MalformedAnswer):

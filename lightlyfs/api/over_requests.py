@@ -38,7 +38,7 @@ from lightlyfs.api.contract import (
     wire_url,
 )
 from lightlyfs.api.network import guard
-from lightlyfs.api.redaction import redact
+from lightlyfs.api.redaction import Redacting, redact
 from lightlyfs.api.sockets import WatchedSocket
 from lightlyfs.api.watch import Silent, Slots, Watch
 from lightlyfs.forks import FORK_GATE
@@ -84,16 +84,11 @@ def failure_class(kind: type[BaseException]) -> type[errors.RequestError]:
     return next((FAILURES[cls] for cls in kind.__mro__ if cls in FAILURES), errors.Unreachable)
 
 
-class _Redacting(logging.Filter):
-    """Takes tokens and signed queries out of what a library logs, whichever handler is attached."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redact(record.getMessage()), None
-        return True
-
-
-# it logs every target at DEBUG
-logging.getLogger("urllib3.connectionpool").addFilter(_Redacting())
+# they log targets at DEBUG, and addresses with every failure; a filter is not inherited by loggers below
+for _name in ("connectionpool", "connection", "poolmanager", "response", "util.retry"):
+    logging.getLogger(f"urllib3.{_name}").addFilter(Redacting())
+for _name in ("requests", "asyncio"):
+    logging.getLogger(_name).addFilter(Redacting())
 
 
 class _Call(threading.local):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import logging
 import re
-from urllib.parse import urlsplit
+from urllib.parse import quote, quote_plus, urlsplit
 
 HIDDEN = "***"
+# in shorter ones too much of harmless text would be hidden
+_CONCEALED_CHARS = 8
 
 # Anything that grants access, by its name in a query, a header, JSON or `key=value` text.
 _LONG_KEYS = (
@@ -26,12 +30,44 @@ _PAIR = re.compile(rf"(?i)(?<![\w-])((?:{_LONG_KEYS})[\"']?\s*(?:=|:|%3[ad])\s*[
 _SAS_PAIR = re.compile(rf"(?i)(?<![\w-])((?:{_SAS_KEYS})(?:=|%3d))[^&\s\"'<>]+")
 
 
+class _Concealed:
+    """The secrets of this process, in every form they may take in a text; it grows when they are rotated."""
+
+    forms: frozenset[str] = frozenset()
+    pattern: re.Pattern[str] | None = None
+
+
+def conceal(*secrets: str) -> None:
+    """Hide these secrets wherever they stand from now on, also percent-encoded and in base64."""
+    fresh = {secret for secret in secrets if len(secret) >= _CONCEALED_CHARS} - _Concealed.forms
+    if not fresh:
+        return
+    forms = _Concealed.forms.union(*map(forms_of, fresh))
+    # the longest first: one form may begin another
+    ordered = sorted(forms, key=len, reverse=True)
+    _Concealed.pattern = re.compile("|".join(map(re.escape, ordered)), re.IGNORECASE)
+    _Concealed.forms = forms
+
+
+def forms_of(secret: str) -> set[str]:
+    """Return how a secret may be spelled: as it is, in a URL, and in base64 behind 0, 1 or 2 other bytes."""
+    raw = secret.encode("utf-8", "surrogatepass")
+    forms = {secret, quote(raw, safe=""), quote(raw), quote_plus(raw), repr(secret)[1:-1]}
+    for ahead in range(3):
+        # the first and the last characters hold bits of what stands around it
+        whole = base64.b64encode(b"\0" * ahead + raw)[(0, 2, 3)[ahead] :].rstrip(b"=")[:-1]
+        forms |= {whole.decode(), whole.translate(bytes.maketrans(b"+/", b"-_")).decode()}
+    return forms
+
+
 def redact(text: str) -> str:
     """Return `text` with the value of everything that grants access replaced by `***`.
 
-    Hides tokens, bearer headers, JWTs, `user:password@`, and all parameters of signed S3, GCS and
-    Azure URLs. Pure; safe on any text, also on broken JSON or HTML.
+    Hides what was concealed, tokens, bearer headers, JWTs, `user:password@`, and all parameters of signed
+    S3, GCS and Azure URLs. Safe on any text, also on broken JSON or HTML.
     """
+    if _Concealed.pattern is not None:
+        text = _Concealed.pattern.sub(HIDDEN, text)
     text = _AUTH_HEADER.sub(rf"\1{HIDDEN}", text)
     text = _BEARER.sub(rf"\1{HIDDEN}", text)
     text = _JWT.sub(HIDDEN, text)
@@ -49,3 +85,14 @@ def shown_url(url: str) -> str:
     except ValueError:
         return "an address that cannot be parsed"
     return redact(f"{parts.scheme}://{host}{parts.path}")
+
+
+class Redacting(logging.Filter):
+    """Takes secrets out of what a library logs, tracebacks too, whichever handler is attached."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Redact a record; it always passes."""
+        record.msg, record.args = redact(record.getMessage()), None
+        if record.exc_info:
+            record.exc_text = redact(record.exc_text or logging.Formatter().formatException(record.exc_info))
+        return True

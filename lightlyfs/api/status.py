@@ -12,6 +12,7 @@ import msgspec
 
 from lightlyfs import errors
 from lightlyfs.api.contract import Response
+from lightlyfs.api.lenient import STRICT_REFUSALS
 from lightlyfs.api.redaction import HIDDEN, redact
 
 _TEXT_CHARS = 300  # one readable line of a log
@@ -132,7 +133,7 @@ def _said(response: Response) -> tuple[str, str, str]:
     if body[:1] in (b"{", b'"'):
         try:
             parsed: Any = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except STRICT_REFUSALS:
             parsed = None
         if isinstance(parsed, dict):
             return (

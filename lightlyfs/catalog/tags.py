@@ -47,14 +47,13 @@ class TagSource(Protocol):
 
 
 def members_of(mask: str, mapping: bytes) -> frozenset[bytes]:
-    """The ids that a mask selects; bits past the end of the mapping select nothing."""
-    return frozenset(
-        mapping[at : at + ID_BYTES] for bit in _bits_of(mask) if (at := bit * ID_BYTES) < len(mapping)
-    )
+    """The ids that a mask, `0x` and hex digits, selects; bits past the end of the mapping select nothing."""
+    count = len(mapping) // ID_BYTES
+    members = int(mask, 16) & ((1 << count) - 1)
+    return frozenset(mapping[bit * ID_BYTES : (bit + 1) * ID_BYTES] for bit in _bits_of(members))
 
 
-def _bits_of(mask: str) -> Iterator[int]:
-    number = int(mask, 16)
+def _bits_of(number: int) -> Iterator[int]:
     for index, byte in enumerate(number.to_bytes((number.bit_length() + 7) // 8, "little")):
         if byte:
             yield from (index * 8 + bit for bit in range(8) if byte >> bit & 1)

@@ -9,7 +9,9 @@ neither `.` nor `..`. The rules, in order:
    a first part `.lightlyfs` is `%2Elightlyfs`. A literal `%XX` is `%25XX` only where rule 1 or 2 could
    have produced it. So escaping is one to one, and `unescape` undoes it.
 3. A part over 255 bytes is cut and gets `~` and 8 hex digits of its digest, its extension kept.
-4. Of the samples that want one path the lowest id keeps it. The others, and every sample whose path is
+4. The directories of a path are at most 256, and at most 3,000 bytes with their slashes, so that the whole
+   can be opened by its path. The rest of the name is one component, with `%2F` for its slashes.
+5. Of the samples that want one path the lowest id keeps it. The others, and every sample whose path is
    a directory, get `~` and the last 8 digits of their id before the extension.
 
 The outcome depends on the set of samples alone, so every mount on every machine shows the same names.
@@ -23,9 +25,11 @@ from collections.abc import Container, Iterable
 from functools import lru_cache
 
 MAX_COMPONENT_BYTES = 255  # NAME_MAX of Linux and of every file system one would copy to
+MAX_DIRECTORIES = 256  # what walks a tree by recursion still comes to its end
+MAX_DIRECTORY_BYTES = 3_000  # of the 4,095 of a path; the rest is for the file and the mountpoint
 RESERVED_FIRST_COMPONENT = ".lightlyfs"
 
-_MAX_CACHED_CHARS = 1024
+_MAX_CACHED_CHARS = 512  # at most 256 plain parts, and 2,048 bytes
 _EMPTY_NAME = "%FE"  # 0xFE occurs in no UTF-8 text, so no other rule produces it
 _PRODUCIBLE = r"(?:00|2F|2E|25|FE|ED%[AB][0-9A-F]%[89AB][0-9A-F])"
 _LITERAL_ESCAPE = re.compile(f"%(?={_PRODUCIBLE})")
@@ -42,7 +46,7 @@ def split_name(file_name: str) -> tuple[str, ...]:
 
     Every component is legal on Linux; clashes between samples are not resolved here.
     """
-    return tuple(_cut(part) for part in _escaped_parts(file_name))
+    return _folded(_escaped_parts(file_name))
 
 
 def split_path(file_name: str) -> tuple[str, str]:
@@ -112,6 +116,20 @@ def _escaped_parts(file_name: str) -> list[str]:
         return ["%2F" * (slashes - 1)]
     parts[-1] += "%2F" * slashes
     return parts
+
+
+def _folded(parts: list[str]) -> tuple[str, ...]:
+    """The components of escaped parts; what is past the limit of directories becomes one of them."""
+    found: list[str] = []
+    room = MAX_DIRECTORY_BYTES
+    for depth, part in enumerate(parts[:-1]):
+        component = _cut(part)
+        room -= len(component.encode()) + 1
+        if room < 0 or depth == MAX_DIRECTORIES:
+            # a slash that was no part's own is escaped nowhere else, so that this too is undone by `unescape`
+            return (*found, _cut("%2F".join(parts[depth:])))
+        found.append(component)
+    return (*found, _cut(parts[-1]))
 
 
 def _escape(part: str, *, first: bool) -> str:

@@ -15,7 +15,7 @@ from lightlyfs.cli.serving import serve_mount
 from lightlyfs.cli.speech import tell
 from lightlyfs.errors import LightlyFsError, SettingsError
 from lightlyfs.kernel import binding
-from lightlyfs.settings import read_secrets, resolve
+from lightlyfs.settings import SECRET_VARIABLES, read_secrets, resolve
 
 
 def main(arguments: list[str]) -> None:
@@ -26,6 +26,8 @@ def main(arguments: list[str]) -> None:
     try:
         settings = resolve(texts, os.environ)
         secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
+        for name in SECRET_VARIABLES:
+            os.environ.pop(name, None)  # no helper is to have them
         library = binding.find_library(settings.fuse)  # type: ignore[arg-type]
         kernel_options = tuple(text for word, text in pairs if word == "--kernel")
         serve_mount(dataset, Path(mountpoint), settings, secrets, library, kernel_options)

@@ -12,7 +12,7 @@ from lightlyfs import places, wiring
 from lightlyfs.cli.options import merge, setting_options, split_fstab_options
 from lightlyfs.cli.sizes import size_text
 from lightlyfs.cli.speech import tell
-from lightlyfs.settings import read_secrets, resolve
+from lightlyfs.settings import exposure_of, read_secrets, resolve
 from lightlyfs.wiring.resolving import find_dataset
 
 
@@ -35,6 +35,8 @@ def export(dataset: str, file: Path, fstab_options: tuple[str, ...], **flags: st
     fstab, _ = split_fstab_options(fstab_options)
     settings = resolve(merge(flags, fstab), os.environ)
     secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
+    if exposed := exposure_of(settings.token_file):
+        tell(exposed)
     connections = wiring.connect(settings, secrets, os.environ)
     found = find_dataset(connections.client, settings, secrets, dataset, tell)
     root = places.server_directory(places.cache_root(settings.cache_dir), settings.server)

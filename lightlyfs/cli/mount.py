@@ -18,9 +18,10 @@ import click
 
 from lightlyfs.cli import READY_VARIABLE
 from lightlyfs.cli.options import merge, setting_options, split_fstab_options
+from lightlyfs.cli.speech import tell
 from lightlyfs.errors import StartError
 from lightlyfs.kernel import binding, mounts
-from lightlyfs.settings import read_secrets, resolve
+from lightlyfs.settings import exposure_of, read_secrets, resolve
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -39,6 +40,8 @@ def mount(dataset: str, mountpoint: Path, foreground: bool, fstab: tuple[str, ..
     texts = merge(flags, from_fstab)
     settings = resolve(texts, os.environ)
     read_secrets(os.environ, settings.token_file, settings.read_mode)
+    if exposed := exposure_of(settings.token_file):
+        tell(exposed)
     mountpoint = mounts.resolve_mountpoint(mountpoint)
     # what can be told without the network is told first
     binding.check_device()

@@ -60,9 +60,15 @@ def warm(paths: tuple[Path, ...], jobs: int | None, files: BinaryIO | None, tag:
 
 
 def listed_names(data: bytes) -> list[str]:
-    """The names in a list, whichever system it was written on: BOM, UTF-16, CRLF, backslashes in paths."""
+    """The names in a list, whichever system it was written on: BOM, UTF-16, CRLF, backslashes in paths.
+
+    StartError where it is UTF-16 that breaks off.
+    """
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        data = data.decode("utf-16", "surrogatepass").encode("utf-8", "surrogatepass")
+        try:
+            data = data.decode("utf-16", "surrogatepass").encode("utf-8", "surrogatepass")
+        except UnicodeError as error:
+            raise StartError(f"the list of names cannot be read: {error}") from error
     lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
     return [_spelled_here(os.fsdecode(line.rstrip(b"\r"))) for line in lines if line.strip()]
 

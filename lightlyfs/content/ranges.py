@@ -14,7 +14,7 @@ BLOCK_BYTES = 1 << 20  # the largest read the kernel sends, so most reads touch 
 # up to here a file is fetched whole with its first read: one round trip, and it is read whole anyway
 SMALL_FILE_BYTES = 4 << 20
 
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", re.IGNORECASE)
+_CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,16})-([0-9]{1,16})|\*)/([0-9]{1,16}|\*)", re.IGNORECASE)
 
 
 class Span(NamedTuple):

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Protocol
 
-from lightlyfs.api.contract import StopTransfer
+from lightlyfs.api.contract import StopTransfer, whole_number
 from lightlyfs.content.identity import ContentId, etag_of
 from lightlyfs.content.ranges import (
     BLOCK_BYTES,
@@ -138,9 +138,8 @@ class BlockSink:
         if encoding:
             self._inflater = _Inflater(encoding)
             return
-        length = headers.get("content-length", "")
-        if length.isdigit():
-            self._end = int(length)
+        self._end = whole_number(headers.get("content-length"))
+        if self._end is not None:
             self._identify(self._end)
 
     def _unsatisfiable(self, answer: ContentRange | None) -> None:

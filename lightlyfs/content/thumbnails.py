@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 
-from lightlyfs.api.contract import Request, Transport
+from lightlyfs.api.contract import Request, Transport, whole_number
 from lightlyfs.api.status import raise_for_status
 from lightlyfs.content.pictures import PictureStore
 from lightlyfs.errors import Cancelled, MalformedAnswer, NotFound, TooLarge
@@ -85,8 +85,8 @@ class Thumbnails:
             )
         except TooLarge as error:
             raise NotFound(_NONE) from error
-        total = response.headers.get("content-range", "").rpartition("/")[2]
-        if total.isdigit() and int(total) > MAX_THUMBNAIL_BYTES:
+        total = whole_number(response.headers.get("content-range", "").rpartition("/")[2])
+        if total is not None and total > MAX_THUMBNAIL_BYTES:
             raise NotFound(_NONE)
         if response.status in (400, 401, 403):
             # a fresh URL that is refused names an object that is not there, or not for us

@@ -379,7 +379,7 @@ class TreeChanges:
 def _json_object(value: bytes) -> dict[str, object] | None:
     try:
         parsed = json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"the value is not JSON: {error}") from None
     if parsed is not None and not isinstance(parsed, dict):
         raise InvalidArgument("the value is JSON, but not an object")

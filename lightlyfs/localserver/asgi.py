@@ -5,10 +5,11 @@ whole handler of `readurl`, and a server used for benchmarks has to be cheaper t
 """
 
 import json
+import math
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
@@ -58,13 +59,20 @@ class Call:
         """Return the body parsed as JSON; lone surrogates and NUL in strings pass through."""
         body = await read_body(self._receive)
         try:
-            return json.loads(body, parse_constant=_refuse_constant)
+            return json.loads(body, parse_constant=_refuse_constant, parse_float=_finite)
         except (ValueError, RecursionError) as error:
             raise malformed(f"request body is not JSON: {error}") from error
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:20]} is larger than any number")
+    return number
 
 
 Handler = Callable[[Call], Awaitable[Reply]]
@@ -124,6 +132,10 @@ def endpoint(handler: Handler, authorize: Callable[[Call], None]) -> App:
             reply = await handler(call)
         except ApiError as error:
             reply = Reply(error.status, error.body())
+        except RecursionError:
+            # what can be parsed may still be too deep to be written
+            refusal = malformed("the request body is nested too deeply")
+            reply = Reply(refusal.status, refusal.body())
         except Exception as error:
             # uvicorn is silent here, so a mistake of the server's own must show itself.
             traceback.print_exc(file=sys.stderr)
@@ -133,6 +145,26 @@ def endpoint(handler: Handler, authorize: Callable[[Call], None]) -> App:
     return app
 
 
+@dataclass
+class _Node:
+    """What may follow in a path: a literal segment, any one segment, or all the rest."""
+
+    literal: "dict[str, _Node]" = field(default_factory=dict)
+    one: "_Node | None" = None
+    rest: "_Node | None" = None
+    methods: dict[str, tuple[App, list[str]]] = field(default_factory=dict)
+
+    def child(self, segment: str) -> "_Node":
+        """Return the node behind a segment of a template, made where it is new."""
+        if segment.startswith("{*"):
+            self.rest = self.rest or _Node()
+            return self.rest
+        if segment.startswith("{"):
+            self.one = self.one or _Node()
+            return self.one
+        return self.literal.setdefault(segment, _Node())
+
+
 class Router:
     """A table of path templates, searched segment by segment; literal segments win over `{named}` ones.
 
@@ -140,18 +172,17 @@ class Router:
     """
 
     def __init__(self) -> None:
-        self._root: dict[str, Any] = {}
+        self._root = _Node()
 
     def add(self, method: str, template: str, app: App) -> None:
         """Register `app`; `{*name}` as the last segment takes the rest of the path."""
         node = self._root
         names = []
         for segment in template.strip("/").split("/"):
+            node = node.child(segment)
             if segment.startswith("{"):
                 names.append(segment.strip("{*}"))
-                segment = "{*}" if segment.startswith("{*") else "{}"
-            node = node.setdefault(segment, {})
-        node[f" {method}"] = (app, names)
+        node.methods[method] = (app, names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -162,31 +193,30 @@ class Router:
         await app(scope, receive, send)
 
     def _resolve(self, scope: Scope) -> App:
-        raw = scope["raw_path"].decode("latin-1").lstrip("/")
-        node, values = self._walk(raw)
-        if node is None:
+        node, values = self._walk(scope["raw_path"].decode("latin-1").lstrip("/"))
+        if node is None or not node.methods:
             raise ApiError(404, "NOT_FOUND", f"no such endpoint: {scope['path']}")
         method = scope["method"]
-        found = node.get(f" {method}") or (node.get(" GET") if method == "HEAD" else None)
+        found = node.methods.get(method) or (node.methods.get("GET") if method == "HEAD" else None)
         if found is None:
             raise ApiError(405, "BAD_REQUEST", f"{method} is not possible on {scope['path']}")
-        app: App = found[0]
-        scope["path_params"] = dict(zip(found[1], values, strict=True))
+        app, names = found
+        scope["path_params"] = dict(zip(names, values, strict=True))
         return app
 
-    def _walk(self, raw: str) -> tuple[dict[str, Any] | None, list[str]]:
+    def _walk(self, raw: str) -> tuple[_Node | None, list[str]]:
         node = self._root
         values: list[str] = []
         segments = raw.split("/")
         for position, segment in enumerate(segments):
-            if segment in node:
-                node = node[segment]
-            elif "{}" in node:
+            if segment in node.literal:
+                node = node.literal[segment]
+            elif node.one is not None:
                 values.append(unquote(segment))
-                node = node["{}"]
-            elif "{*}" in node:
+                node = node.one
+            elif node.rest is not None:
                 values.append("/".join(segments[position:]))
-                return node["{*}"], values
+                return node.rest, values
             else:
                 return None, values
-        return (node if any(key.startswith(" ") for key in node) else None), values
+        return node, values

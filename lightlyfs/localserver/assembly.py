@@ -5,7 +5,7 @@ import re
 import secrets
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .access import Access
@@ -47,8 +47,8 @@ class Parts:
     faults: Faults
     stats: Stats
     connections: Connections
-    token: str
-    public_token: str
+    token: str = field(repr=False)
+    public_token: str = field(repr=False)
     database: Database
     scratch: tempfile.TemporaryDirectory[str] | None
 
@@ -174,13 +174,15 @@ def _assembled(
         storage = S3Storage(str(options.source), options.s3_endpoint, options.url_lifetime_s)
     else:
         storage = blobs = local_store(options, signer, generated, scratch)
-    dataset = Dataset(facts, Catalog(database, facts.id, generated), storage)
+    rescan_s = None if is_bucket(options) else options.rescan_s  # to list a bucket takes long and costs
+    catalog = Catalog(database, facts.id, generated)
+    dataset = Dataset(facts, catalog, storage, options.reported_sizes, rescan_s)
     with database.transaction():
-        dataset.import_objects(options.reported_sizes)
+        dataset.import_objects()
     tags = TagStore(database, facts.id)
     tags.ensure_initial(dataset.catalog.count(), now_ms())
     stats = Stats()
-    connections = Connections(stats.connected)
+    connections = Connections(stats.connected, options.limits)
     faults = Faults(connections)
     faults.add(*latencies(options))
     handlers = Handlers(

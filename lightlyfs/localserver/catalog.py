@@ -15,6 +15,9 @@ from .generated import CREATED_MS, KEY_PREFIX, GeneratedSamples
 
 Column = Literal["ids", "fileNames", "full", "id", "name"]
 
+SIZE_MAX_BYTES = 2**63 - 1
+"""SQLite has no larger number; a record may claim one."""
+
 _SQL_COLUMNS: dict[str, str] = {
     "ids": """'{"id":"' || id || '"}'""",
     "fileNames": """'{"id":"' || id || '","fileName":' || name_json || '}'""",
@@ -63,7 +66,8 @@ class Catalog:
 
     def total_bytes(self) -> int:
         """Return the sum of the sizes that were known when samples were added."""
-        added: int = self._db.row("SELECT coalesce(sum(size), 0) FROM samples WHERE seq > ?", self._base)[0]
+        # total(), a float, is exact up to 2^53 and never too large, as sum() may be
+        added = int(self._db.row("SELECT total(size) FROM samples WHERE seq > ?", self._base)[0])
         return added + (self._base * self._generated.size if self._generated else 0)
 
     def modified_ms(self) -> int:
@@ -195,7 +199,7 @@ class Catalog:
             json.dumps(name),
             json.dumps(document, separators=(",", ":")),
             key_bytes(key),
-            size,
+            min(size, SIZE_MAX_BYTES),
             document["lastModifiedAt"],
         )
 

@@ -9,7 +9,10 @@ from typing import Any
 from .catalog import Catalog, Row, Window
 from .keys import object_key, plain_key, thumbnail_key
 from .options import SizeReport
-from .storage import Storage
+from .storage import Found, Storage
+
+SCAN_PAUSES = 20
+"""How many times its own duration a scan is followed by a pause: a twentieth of one core at most."""
 
 
 def now_ms() -> int:
@@ -27,26 +30,54 @@ class DatasetFacts:
 
 
 class Dataset:
-    """Samples plus storage. Any thread may call it."""
+    """Samples plus storage. Any thread may call it.
 
-    def __init__(self, facts: DatasetFacts, catalog: Catalog, storage: Storage) -> None:
+    `sizes` says what the samples of stored objects tell of their sizes; the storage is looked through again
+    for new objects when `rescan_s` are over, None for never.
+    """
+
+    def __init__(
+        self,
+        facts: DatasetFacts,
+        catalog: Catalog,
+        storage: Storage,
+        sizes: SizeReport = "true",
+        rescan_s: float | None = None,
+    ) -> None:
         self.facts = facts
         self.catalog = catalog
         self.storage = storage
+        self._sizes = sizes
+        self._rescan_s = rescan_s
+        self._next_scan_s = 0.0
         self._adding = threading.Lock()
+        self._scanning = threading.Lock()
 
-    def import_objects(self, sizes: SizeReport) -> None:
-        """Add a sample for each stored object that has none."""
-        for found in self.storage.scan():
-            if self.catalog.owns(found.key):
-                continue
-            fields: dict[str, Any] = {"fileName": found.name}
-            if sizes != "omitted":
-                wrong = 1 if sizes == "wrong" else 0
-                fields["metaData"] = {"sizeInBytes": found.size + wrong}
-            self.catalog.add(
-                fields, self.catalog.new_id(found.name), found.key, found.size, found.modified_ms
-            )
+    def import_objects(self) -> None:
+        """Add a sample for each stored object that has none; returns at once where that is under way."""
+        if not self._scanning.acquire(blocking=False):
+            return
+        try:
+            started_s = time.monotonic()
+            for found in self.storage.scan():
+                with self._adding:
+                    if not self.catalog.owns(found.key):
+                        self._import(found)
+            ended_s = time.monotonic()
+            # a large folder is not looked through all the time
+            self._next_scan_s = ended_s + max(self._rescan_s or 0.0, SCAN_PAUSES * (ended_s - started_s))
+        finally:
+            self._scanning.release()
+
+    def is_scan_due(self) -> bool:
+        """Say whether the storage is to be looked through again."""
+        return self._rescan_s is not None and time.monotonic() >= self._next_scan_s
+
+    def _import(self, found: Found) -> None:
+        fields: dict[str, Any] = {"fileName": found.name}
+        if self._sizes != "omitted":
+            fields["metaData"] = {"sizeInBytes": found.size + (1 if self._sizes == "wrong" else 0)}
+        self.catalog.add(fields, self.catalog.new_id(found.name), found.key, found.size, found.modified_ms)
 
     def create(self, fields: dict[str, Any]) -> Row:
         """Append a sample; its object gets its name as key where that is safe and free."""

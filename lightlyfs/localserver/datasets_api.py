@@ -7,7 +7,7 @@ from .dataset import Dataset
 from .errors import not_found
 from .options import ServerOptions
 from .params import boolean, choice
-from .samples_api import array_reply, window_of
+from .samples_api import array_reply, see_new_objects, window_of
 
 OWNER = "local"
 QUOTA_SAMPLES = "100000000"
@@ -24,6 +24,7 @@ class DatasetsApi:
 
     async def get(self, call: Call) -> Reply:
         """GET one dataset."""
+        await see_new_objects(self._dataset)
         return json_reply(self._data())
 
     async def list_all(self, call: Call) -> Reply:

@@ -16,6 +16,7 @@ import random
 import threading
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -83,9 +84,9 @@ class Faults:
                 until = None if fault.seconds is None else now + fault.seconds
                 self._armed.append(_Armed(fault, fault.count, until))
 
-    def add_json(self, document: bytes) -> None:
-        """Arm faults from `[{"kind": "status", "status": 503, "count": 2}, ...]`."""
-        self.add(*msgspec.json.decode(document, type=list[AnyFault]))
+    def add_plain(self, document: Any) -> None:
+        """Arm faults from `[{"kind": "status", "status": 503, "count": 2}, ...]`, parsed."""
+        self.add(*msgspec.convert(document, list[AnyFault]))
 
     def clear(self) -> None:
         """Disarm everything."""

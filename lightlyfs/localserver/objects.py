@@ -4,6 +4,7 @@ A URL is good for one method, one key and a limited time. Errors are S3's XML.
 """
 
 import asyncio
+import errno
 from email.utils import formatdate, parsedate_to_datetime
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -16,6 +17,8 @@ ONE_PIECE_BYTES = 1 << 20
 """Up to this size one read and one send cost less than a loop, and memory stays small."""
 
 CHUNK_BYTES = 1 << 18
+LAST_DATE_S = 253_402_300_799
+"""The end of the year 9999."""
 
 
 class ObjectError(Exception):
@@ -74,7 +77,10 @@ class ObjectEndpoint:
         return key
 
     async def _get(self, key: str, scope: Scope, send: Send) -> None:
-        blob = self._store.open_blob(key)
+        try:
+            blob = self._store.open_blob(key)
+        except OSError as error:
+            raise ObjectError(503, "SlowDown", f"cannot open: {error.strerror}") from error
         if blob is None:
             raise ObjectError(404, "NoSuchKey", "The specified key does not exist.")
         try:
@@ -89,15 +95,23 @@ class ObjectEndpoint:
             upload = self._store.begin_upload(key)
         except OSError as error:
             await drain(receive)
-            raise ObjectError(500, "InternalError", f"cannot store: {error.strerror}") from error
+            raise not_stored(error) from error
         try:
             if await received_whole(upload, receive):
                 etag = upload.commit()
                 await send_reply(send, Reply(200, headers=((b"etag", etag.encode()),)))
         except OSError as error:
-            raise ObjectError(500, "InternalError", f"cannot store: {error.strerror}") from error
+            raise not_stored(error) from error
         finally:
             upload.abort()
+
+
+def not_stored(error: OSError) -> ObjectError:
+    """Return the answer to a PUT that the disk refuses: for good where it may not, else for now."""
+    text = f"cannot store: {error.strerror}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ObjectError(403, "AccessDenied", text)
+    return ObjectError(503, "SlowDown", text)
 
 
 async def received_whole(upload: Upload, receive: Receive) -> bool:
@@ -116,7 +130,7 @@ def answer_to(blob: Blob, request: Headers) -> tuple[int, ByteRange, Headers]:
     etag = blob.etag.encode()
     headers = [
         (b"etag", etag),
-        (b"last-modified", formatdate(blob.modified_s, usegmt=True).encode()),
+        (b"last-modified", http_date(blob.modified_s)),
         (b"accept-ranges", b"bytes"),
         (b"content-type", b"application/octet-stream"),
     ]
@@ -161,8 +175,13 @@ def is_current(condition: str, blob: Blob) -> bool:
         return condition == blob.etag
     try:
         return int(blob.modified_s) <= parsedate_to_datetime(condition).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return False
+
+
+def http_date(seconds: float) -> bytes:
+    """Return a time as HTTP writes it, whose years have four digits; a file's may be any."""
+    return formatdate(max(0, min(seconds, LAST_DATE_S)), usegmt=True).encode()
 
 
 async def send_range(blob: Blob, wanted: ByteRange, send: Send) -> None:

@@ -3,7 +3,7 @@
 Every other module here receives the values it needs from this record; none reads the environment.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,15 @@ RESPONSE_CAP_BYTES = 32 * 1024 * 1024
 
 URL_LIFETIME_S = 3600.0
 """Short enough that a long session meets an expiry, as it does with role sessions on S3."""
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """What clients may take: connections in all, seconds for headers, and between bytes of a body."""
+
+    connections: int = 480  # with a file each they fit into the 1,024 descriptors that are usual
+    headers_s: float = 10.0
+    body_s: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,7 @@ class ServerOptions:
     host: str = "127.0.0.1"
     port: int = 0
     public_url: str | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     state: Path | None = None
     dataset_id: str | None = None
     dataset_name: str | None = None
@@ -46,6 +55,8 @@ class ServerOptions:
     response_cap_bytes: int = RESPONSE_CAP_BYTES
     file_name_filter: FileNameFilter = "exact"
     reported_sizes: SizeReport = "true"
+    rescan_s: float | None = 2.0
+    limits: ConnectionLimits = ConnectionLimits()
 
     api_latency_s: float = 0.0
     storage_latency_s: float = 0.0

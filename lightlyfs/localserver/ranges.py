@@ -3,7 +3,8 @@
 import re
 from dataclasses import dataclass
 
-_ONE_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_ONE_RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
+_DIGITS_MAX = 20  # no size has as many
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,19 @@ def parse_range(header: str | None, size: int) -> ByteRange | None:
         return None
     first, last = match.groups()
     if not first:
-        length = min(int(last), size)
+        length = min(number(last), size)
         if length == 0:
             raise Unsatisfiable
         return ByteRange(size - length, length)
-    start = int(first)
-    if last and int(last) < start:
+    start = number(first)
+    if last and number(last) < start:
         return None
     if start >= size:
         raise Unsatisfiable
-    end = min(int(last), size - 1) if last else size - 1
+    end = min(number(last), size - 1) if last else size - 1
     return ByteRange(start, end - start + 1)
+
+
+def number(digits: str) -> int:
+    """Return any number of digits as an int, cut where it is past every size; Python refuses thousands."""
+    return int(digits.lstrip("0")[:_DIGITS_MAX] or "0")

@@ -30,6 +30,12 @@ def array_reply(texts: list[str], cap_bytes: int) -> Reply:
     return Reply(200, body)
 
 
+async def see_new_objects(dataset: Dataset) -> None:
+    """Take in what was added to the storage, where it is time to look."""
+    if dataset.is_scan_due():
+        await asyncio.to_thread(dataset.import_objects)
+
+
 class SamplesApi:
     """Handlers of `/v1/datasets/{datasetId}/samples`. Runs on the server's loop."""
 
@@ -89,16 +95,17 @@ class SamplesApi:
     async def list_full(self, call: Call) -> Reply:
         """GET: a page of whole samples."""
         by_id = choice(call.query, "sortBy", ("_id", "index"), "index") == "_id"
-        return self._page(call, "full", by_id)
+        return await self._page(call, "full", by_id)
 
     async def list_partial(self, call: Call) -> Reply:
         """GET partial: a page with the fields of `mode`."""
         mode: Column = "full"
         if choice(call.query, "mode", ("ids", "fileNames", "full"), "full") != "full":
             mode = "ids" if call.query["mode"] == "ids" else "fileNames"
-        return self._page(call, mode, False)
+        return await self._page(call, mode, False)
 
-    def _page(self, call: Call, column: Column, by_id: bool) -> Reply:
+    async def _page(self, call: Call, column: Column, by_id: bool) -> Reply:
+        await see_new_objects(self._dataset)
         asked = window_of(call, self._options.page_size_max)
         window = Window(asked.offset, asked.limit, by_id)
         name, rule = call.query.get("fileName"), self._options.file_name_filter

@@ -5,7 +5,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import quote
 
 
@@ -21,7 +21,7 @@ class UrlSigner:
     Keys are paths as `os.fsdecode` gives them, so any file name can be signed.
     """
 
-    secret: bytes
+    secret: bytes = field(repr=False)
     base_url: str
     lifetime_s: float
     clock: Callable[[], float]
@@ -50,7 +50,7 @@ class UrlSigner:
 class PublicTokens:
     """Makes and checks the JWTs that redirect links carry; good for one dataset and nothing else."""
 
-    secret: bytes
+    secret: bytes = field(repr=False)
     dataset_id: str
     clock: Callable[[], float]
 

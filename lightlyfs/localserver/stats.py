@@ -4,6 +4,9 @@ import threading
 from collections import Counter
 from typing import Any
 
+PATHS_MAX = 100_000
+"""Anyone may ask for any path; what is counted of them must not grow with that."""
+
 
 class Stats:
     """Request counts by endpoint and status, bytes, the most requests in flight, storage reads by path.
@@ -30,7 +33,7 @@ class Stats:
         with self._lock:
             self._in_flight += 1
             self._in_flight_max = max(self._in_flight_max, self._in_flight)
-            if path is not None:
+            if path is not None and (path in self._paths or len(self._paths) < PATHS_MAX):
                 self._paths[path] += 1
 
     def end(self, name: str, status: int, sent: int) -> None:

@@ -146,6 +146,7 @@ class _FactsProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                env={name: value for name, value in os.environ.items() if not name.endswith("_TOKEN")},
                 start_new_session=True,
             )
         return self._process

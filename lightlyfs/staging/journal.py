@@ -12,7 +12,9 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
 
 from lightlyfs import database
 from lightlyfs.errors import StartError
@@ -38,6 +40,7 @@ CREATE TABLE IF NOT EXISTS rename (
 _PUT = f"INSERT OR REPLACE INTO file ({', '.join(FIELDS)}) VALUES ({', '.join('?' * len(FIELDS))})"
 
 
+T = TypeVar("T")
 # what is to be done to the database within a transaction
 Change = Callable[[sqlite3.Connection], object]
 
@@ -89,6 +92,7 @@ class Journal:
 
     def __init__(self, path: Path, on_deleted: Callable[[], None] = lambda: None) -> None:
         """`on_deleted` is called before a write where a cleaner deleted the file; it may call `move_to`."""
+        self._path = path
         self._on_deleted = on_deleted
         self._lock = database.Lock()
         self._waiting_lock = threading.Lock()
@@ -100,10 +104,7 @@ class Journal:
                 self._open()
                 self._anchor = database.Anchor.of(path)
         except (sqlite3.Error, OSError) as error:
-            raise StartError(
-                f"{path} cannot be read ({error}); it says what is owed to the server. "
-                f"The files themselves are in {path.parent / 'files'}; move both away to start without them"
-            ) from error
+            raise self._unreadable(error) from error
         # guarded by _lock
         self._durable = True  # what `synchronous` is set to
         self._closed = False
@@ -129,7 +130,7 @@ class Journal:
                 except BaseException:
                     fresh.close()
                     raise
-                deleted, self._db = self._db, fresh
+                deleted, self._db, self._path = self._db, fresh, path
                 self._anchor, self._durable = anchor, True
                 deleted.close()
         except sqlite3.Error as error:
@@ -150,9 +151,7 @@ class Journal:
 
     def records(self) -> list[Record]:
         """Return every local file, in no order."""
-        with self._lock:
-            rows = self._db.execute(f"SELECT {', '.join(FIELDS)} FROM file").fetchall()
-        return [_record(row) for row in rows]
+        return self._rows(f"SELECT {', '.join(FIELDS)} FROM file", _record)
 
     def put(self, *records: Record, forget: Iterable[str] = (), durable: bool = True) -> None:
         """Add or replace records, and forget the files of these keys, in one step.
@@ -176,11 +175,8 @@ class Journal:
 
     def directories(self) -> list[LocalDirectory]:
         """Return every directory that was made here."""
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT path, mode, atime_ns, mtime_ns, ctime_ns FROM directory"
-            ).fetchall()
-        return [LocalDirectory(_text(row[0]), *row[1:]) for row in rows]
+        columns = "path, mode, atime_ns, mtime_ns, ctime_ns"
+        return self._rows(f"SELECT {columns} FROM directory", lambda row: _typed(row, LocalDirectory, 0))
 
     def put_directories(self, *directories: LocalDirectory, forget: Iterable[str] = ()) -> None:
         """Remember directories, and forget those at other paths; a crash of the machine may lose it."""
@@ -197,9 +193,8 @@ class Journal:
 
     def leftovers(self) -> list[Leftover]:
         """Return the samples that cannot be deleted and were renamed out of the way."""
-        with self._lock:
-            rows = self._db.execute("SELECT sample_id, was, name FROM leftover").fetchall()
-        return [Leftover(sample_id, _text(was), _text(name)) for sample_id, was, name in rows]
+        query = "SELECT sample_id, was, name FROM leftover"
+        return self._rows(query, lambda row: _typed(row, Leftover, 1, 2))
 
     def put_leftover(self, leftover: Leftover) -> None:
         """Remember a sample that was renamed out of the way."""
@@ -210,9 +205,8 @@ class Journal:
 
     def times(self) -> dict[str, SetTime]:
         """Return the times that were set, by sample id."""
-        with self._lock:
-            rows = self._db.execute("SELECT sample_id, mtime, version, ctime_ns FROM time").fetchall()
-        return {sample_id: SetTime(*values) for sample_id, *values in rows}
+        query = "SELECT sample_id, mtime, version, ctime_ns FROM time"
+        return dict(self._rows(query, lambda row: (_typed(row[:1], tuple[str])[0], _typed(row[1:], SetTime))))
 
     def put_time(self, sample_id: str, time: SetTime) -> None:
         """Remember a time for as long as the sample has the version it was set on."""
@@ -228,9 +222,8 @@ class Journal:
 
     def renames(self) -> list[tuple[str, str, str]]:
         """Return renames that may be half done: old name, new name, sample id."""
-        with self._lock:
-            rows = self._db.execute("SELECT old, new, sample_id FROM rename").fetchall()
-        return [(_text(old), _text(new), sample_id) for old, new, sample_id in rows]
+        query = "SELECT old, new, sample_id FROM rename"
+        return self._rows(query, lambda row: _typed(row, tuple[str, str, str], 0, 1))
 
     def put_renames(self, renames: list[tuple[str, str, str]]) -> None:
         """Remember what is about to be renamed."""
@@ -241,6 +234,21 @@ class Journal:
     def remove_rename(self, sample_id: str) -> None:
         """Forget a rename that is done, or undone."""
         self._write(False, lambda db: db.execute("DELETE FROM rename WHERE sample_id = ?", (sample_id,)))
+
+    def _rows(self, query: str, decode: Callable[[tuple[Any, ...]], T]) -> list[T]:
+        """Return the rows of a query; StartError where one of them cannot be, for it may be owed."""
+        try:
+            with self._lock:
+                rows = self._db.execute(query).fetchall()
+            return [decode(row) for row in rows]
+        except (sqlite3.Error, ValueError, TypeError, AttributeError) as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> StartError:
+        return StartError(
+            f"{self._path} cannot be read ({error}); it says what is owed to the server. "
+            f"The files themselves are in {self._path.parent / 'files'}; move both away to start without them"
+        )
 
     def _write(self, durable: bool, change: Change) -> None:
         """Make a change, as a whole or not at all; OSError where the disk does not take it."""
@@ -322,12 +330,16 @@ def _row(record: Record) -> list[Any]:
 
 def _record(row: tuple[Any, ...]) -> Record:
     values = dict(zip(FIELDS, row, strict=True))
-    values["state"] = State(values["state"])
     for name in _TEXTS:
         values[name] = _text(values[name])
     for name in _FLAGS:
         values[name] = bool(values[name])
-    return Record(**values)
+    return msgspec.convert(values, Record)
+
+
+def _typed(row: tuple[Any, ...], kind: type[T], *texts: int) -> T:
+    """Return a row as what it is, with bytes at these places as text."""
+    return msgspec.convert([_text(cell) if at in texts else cell for at, cell in enumerate(row)], kind)
 
 
 def _bytes(text: str) -> bytes:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightlyfs.api.contract import Request, Response, Transport
+from lightlyfs.api.contract import Request, Response, Transport, whole_number
 from lightlyfs.api.models import Sample
 from lightlyfs.api.status import raise_for_status
 from lightlyfs.errors import FileExists
@@ -111,11 +111,11 @@ class Once:
         response = self._read(sample, 0, 1)
         if response.status in _NO_OBJECT:
             return None
-        total = response.headers.get("content-range", "").rpartition("/")[2]
-        if not total.isdigit():
+        total = whole_number(response.headers.get("content-range", "").rpartition("/")[2])
+        if total is None:
             raise_for_status(response, what="the look at the size of a sample", storage=True)
             return len(response.body)
-        return int(total)
+        return total
 
     def _read(self, sample: Sample, start: int, end: int) -> Response:
         headers = {"Range": f"bytes={start}-{end - 1}"}

@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,10 +137,10 @@ class _Names:
     def __init__(self, path: Path, secrets: Secrets) -> None:
         self._path = path
         self._fingerprint = secrets.fingerprint("names")
-        try:
-            self._known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            self._known = {}
+        self._known: dict[str, str] = {}
+        with suppress(OSError, ValueError, RecursionError):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            self._known = found if isinstance(found, dict) else {}
 
     def id_of(self, wanted: str) -> str | None:
         found = self._known.get(f"{self._fingerprint}/{wanted}")

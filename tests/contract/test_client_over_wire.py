@@ -10,7 +10,7 @@ from raw_server import Connection, RawServer, Received, answering
 from lightlyfs import errors
 from lightlyfs.api.client import Credentials, LightlyClient
 from lightlyfs.api.models import ListedSample, SampleCreate
-from lightlyfs.api.transport import Request, RetryPolicy, Transport
+from lightlyfs.api.transport import NO_RETRIES, Request, RetryPolicy, Transport, raise_for_status
 
 Serve = Callable[..., RawServer]
 D, S = "d" * 24, "5" * 24
@@ -42,6 +42,37 @@ def test_a_redirect_keeps_every_byte_and_no_credential_follows(transport: Transp
     assert transport.send(Request("GET", url)).body.decode() == signed
     assert api.received[0].target.endswith("readurlRedirect?type=full&publicToken=pub")
     assert not {"authorization", "cookie", "referer"} & set(storage.received[0].headers)
+
+
+def test_a_chain_of_redirects_ends_after_the_first_and_carries_nothing(
+    transport: Transport, serve: Serve
+) -> None:
+    def reply(connection: Connection, received: Received) -> None:
+        connection.say("307 Temporary Redirect", b"", f"Location: {received.target.partition('?')[0]}x")
+
+    api = serve(answering(reply))
+    url = client(api, transport).get_sample_redirect_url(D, S)
+    answer = transport.send(Request("GET", url))
+    with pytest.raises(errors.Refused):
+        raise_for_status(answer, what="the read of a sample", storage=True, reads=True)
+    first, second = api.received
+    assert "publicToken=pub" in first.target
+    assert "token" not in second.target.lower()
+    assert "authorization" not in second.headers
+
+
+@pytest.mark.parametrize("read", ["get_dataset", "get_tags"])
+def test_an_api_that_redirects_is_not_followed_with_the_token(
+    transport: Transport, serve: Serve, read: str
+) -> None:
+    elsewhere = serve(answering(lambda connection, _: connection.say("200 OK", b"[]")))
+
+    def reply(connection: Connection, _received: Received) -> None:
+        connection.say("302 Found", b"", f"Location: {elsewhere.url}/v1/")
+
+    with pytest.raises(errors.Refused):
+        getattr(client(serve(answering(reply)), transport), read)(D, policy=NO_RETRIES)
+    assert elsewhere.received == []
 
 
 def test_a_create_whose_answer_is_lost_is_sent_once(transport: Transport, serve: Serve) -> None:

@@ -127,3 +127,15 @@ def test_a_directory_with_files_that_are_owed_is_not_left_for_another(tmp_path: 
 
     with pytest.raises(SettingsError, match="others may write"):
         places.state_root(tmp_path)
+
+
+def test_a_shared_folder_is_used_by_a_folder_in_it_and_never_to_be_closed(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    for root in (places.cache_root(shared), places.state_root(shared)):
+        assert root.is_relative_to(shared / f"lightlyfs-{os.getuid()}")
+    assert "chmod" not in places.elsewhere(shared)
+    with pytest.raises(SettingsError, match="use a folder in it"):
+        places._own_directory(shared)
+    assert shared.stat().st_mode & 0o7777 == 0o1777

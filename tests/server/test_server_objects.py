@@ -155,11 +155,11 @@ def test_serving_changes_nothing_in_the_folder(api: Api, folder: Path) -> None:
     assert state() == before
 
 
-def test_a_folder_that_cannot_be_written_answers_500(api: Api, folder: Path) -> None:
+def test_a_folder_that_cannot_be_written_answers_503(api: Api, folder: Path) -> None:
     (folder / ".lightly" / "uploads").write_bytes(b"in the way")
     answer = requests.put(api.write_url(api.create("x.jpg")), data=b"1", timeout=5)
-    assert answer.status_code == 500
-    assert "<Code>InternalError</Code>" in answer.text
+    assert answer.status_code == 503
+    assert "<Code>SlowDown</Code>" in answer.text
 
 
 def test_names_that_are_not_utf8_are_served(tmp_path: Path) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import logging
 import string
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightlyfs.api import over_requests  # noqa: F401 - its libraries are what is redacted
+from lightlyfs.api.calls import Credentials
 from lightlyfs.api.redaction import redact, shown_url
 
 KEYS = [
@@ -120,3 +125,24 @@ def test_harmless_text_is_kept(text: str) -> None:
 )
 def test_an_address_is_shown_without_its_query(url: str, shown: str) -> None:
     assert shown_url(url) == shown
+
+
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.ERROR])
+@pytest.mark.parametrize(
+    "name", ["urllib3.connectionpool", "urllib3.util.retry", "urllib3.poolmanager", "requests", "asyncio"]
+)
+def test_a_concealed_secret_is_in_no_record_of_a_library(
+    name: str, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = "Zq9/s3cret+tok=en%41&x7Q"
+    Credentials(token=secret)
+    encoded = base64.b64encode(b"me:" + secret.encode()).decode()
+    logger = logging.getLogger(name)
+    caplog.set_level(logging.DEBUG)
+    try:
+        raise OSError(f"{secret} failed")
+    except OSError:
+        logger.log(level, "to %s and %r: %s", quote(secret, safe=""), secret, encoded, exc_info=True)
+    assert "failed" in caplog.text
+    for form in (secret, quote(secret, safe=""), encoded[6:-4]):
+        assert form not in caplog.text

@@ -157,6 +157,8 @@ def test_errno_is_chosen_in_one_module() -> None:
         "kernel/operations.py",
         "kernel/session.py",
         "kernel/mounts.py",
+        "localserver/folder.py",
+        "localserver/objects.py",
         "cached.py",
         "database.py",
         "staging/files.py",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from lightlyfs.errors import SettingsError
-from lightlyfs.settings import BY_NAME, DEFAULT_SERVER, SETTINGS, Secrets, read_secrets, resolve
+from lightlyfs.settings import BY_NAME, DEFAULT_SERVER, SETTINGS, Secrets, exposure_of, read_secrets, resolve
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -108,6 +109,24 @@ def test_a_token_file_beats_the_variable(tmp_path: Path) -> None:
 
     assert read_secrets({"LIGHTLY_TOKEN": "from-variable"}, file).token == "from-file"
     assert read_secrets({"LIGHTLY_TOKEN": "from-variable"}, None).token == "from-variable"
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_exposed"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True)]
+)
+def test_a_token_file_that_others_can_read_is_closed_by_the_command_named(
+    tmp_path: Path, mode: int, is_exposed: bool
+) -> None:
+    file = tmp_path / "my token"
+    file.write_text("secret")
+    file.chmod(mode)
+    said = exposure_of(file)
+    assert (said is not None) == is_exposed
+    if said:
+        subprocess.run(["sh", "-c", said.partition("with: ")[2]], check=True)
+        assert exposure_of(file) is None
+    assert exposure_of(None) is None
+    assert exposure_of(tmp_path / "missing") is None
 
 
 def test_a_bearer_token_is_enough() -> None:
