@@ -1,4 +1,4 @@
-"""How far a call travels through the code: our calls made and our modules entered, for the trips of every day.
+"""How far a call travels through the code: our calls and the modules of ours that are entered, by trip.
 
     python tests/house.py
 
@@ -160,10 +160,11 @@ def main() -> None:
     """Print the table."""
     with tempfile.TemporaryDirectory() as directory:
         found = measured(Path(directory))
-    print(f"{'trip':<26}{'calls':>7}{'modules':>9}   before")
+    lines = [f"{'trip':<26}{'calls':>7}{'modules':>9}   before"]
     for name, travel in found.items():
         before = BEFORE[name]
-        print(f"{name:<26}{travel.calls:>7}{travel.modules:>9}   {before.calls} / {before.modules}")
+        lines.append(f"{name:<26}{travel.calls:>7}{travel.modules:>9}   {before.calls} / {before.modules}")
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
