@@ -16,10 +16,9 @@ see the last commit meanwhile, so a re-listing shows all at once or not at all.
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 from collections.abc import Callable, Container, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +37,7 @@ SCHEMA_VERSION = 1
 # the dataset whose exported index a catalogue is, until it was listed on this machine
 INDEX_OF = "index_of"
 
-_SCHEMA = """
+SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE directory (
     ino INTEGER PRIMARY KEY, parent INTEGER NOT NULL, name TEXT NOT NULL, mtime INTEGER NOT NULL DEFAULT 0);
@@ -59,6 +58,8 @@ _READER_CACHE_KIB = 512
 _WRITER_CACHE_KIB = 32 * 1024
 _IDLE_READERS = 8
 _SHRINK_TIMEOUT_MS = 500
+# another process may be writing down a listing
+_WRITE_TIMEOUT_S = 60.0
 
 # a directory's number is asked for with each of its files
 _parent_ino = lru_cache(4_096)(directory_ino)
@@ -100,14 +101,8 @@ class CatalogStore:
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
         with FORK_GATE:
-            try:
-                self._writer = self._open_writer()
-            except sqlite3.DatabaseError:
-                if not alone:
-                    raise
-                # the catalogue is a copy of what the API knows: losing it costs one listing
-                self._remove()
-                self._writer = self._open_writer()
+            # the catalogue is a copy of what the API knows: losing it costs one listing
+            self._writer = database.opened_or_begun(path, self._open_writer, may_begin=alone)
             self._anchor = database.Anchor.of(path)
             # guarded by _write_lock: what was counted by this process, or noticed
             self._seen = {what: counted(self._writer, what) for what in (CHANGES, RESIZED)}
@@ -281,8 +276,8 @@ class CatalogStore:
         """
         damaged, self._is_damaged = self._is_damaged, False
         if damaged and self._anchor.holds():
-            self._remove()  # the other processes find that it is gone
-        writer = self._open_writer()
+            database.put_aside(self._path)  # the other processes find that it is gone
+        writer = self._open_writer(self._path)
         try:
             listed = "SELECT count(*) FROM meta WHERE key = 'listed_at'"
             lost = bool(writer.execute(listed).fetchone() != (1,))
@@ -392,8 +387,7 @@ class CatalogStore:
                 raise
 
     def _note_damage(self, error: BaseException) -> None:
-        # not OperationalError and others, which are derived from it: the disk is full, or busy
-        self._is_damaged |= type(error) is sqlite3.DatabaseError
+        self._is_damaged |= database.is_damage(error)
 
     @contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
@@ -450,36 +444,24 @@ class CatalogStore:
             finally:
                 db.execute("COMMIT")
 
-    def _connect(self, cache_kib: int, timeout_s: float = 60.0) -> sqlite3.Connection:
+    def _connect(self, cache_kib: int, timeout_s: float = _WRITE_TIMEOUT_S) -> sqlite3.Connection:
         with FORK_GATE:
             db = database.open_file(self._path, timeout_s)
             db.execute(f"PRAGMA cache_size = -{cache_kib}")
         return db
 
-    def _open_writer(self) -> sqlite3.Connection:
-        if self._path.is_symlink():
-            self._path.unlink()  # nothing of ours
-        # one that is there is not opened: closing it would end the locks that this process has on it
-        if not self._path.exists():
-            with suppress(FileExistsError):
-                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        db = self._connect(_WRITER_CACHE_KIB)
+    @staticmethod
+    def _open_writer(path: Path) -> sqlite3.Connection:
+        # a lost last commit is one more listing
+        db = database.connect(path, timeout_s=_WRITE_TIMEOUT_S, synchronous="NORMAL")
         try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")  # a lost last commit is one more listing
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version not in (0, SCHEMA_VERSION):
-                raise sqlite3.DatabaseError(f"catalogue schema {version}")
-            if version == 0:
-                _create_schema(db)
+            db.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
+            _create_schema(db)
+            database.check_tables(db, SCHEMA)
         except BaseException:
             db.close()
             raise
         return db
-
-    def _remove(self) -> None:
-        for suffix in ("", "-wal", "-shm"):
-            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
 
 
 def _is_same(
@@ -497,10 +479,16 @@ def _is_same(
 
 
 def _create_schema(db: sqlite3.Connection) -> None:
-    """Make the tables, unless another process did in this moment."""
+    """Make the tables, unless another process did; raises Damaged where others are there."""
+    if database.user_version(db) == SCHEMA_VERSION:
+        return
     with database.transaction(db):
-        if database.user_version(db) == 0:
-            for statement in _SCHEMA.split(";\n"):
-                db.execute(statement)
-            db.execute("INSERT INTO directory VALUES (?, ?, '', 0)", (ROOT_INO, ROOT_INO))
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        version = database.user_version(db)
+        if version == SCHEMA_VERSION:
+            return
+        if version or db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            raise database.Damaged(f"a catalogue of version {version}")
+        for statement in SCHEMA.split(";\n"):
+            db.execute(statement)
+        db.execute("INSERT INTO directory VALUES (?, ?, '', 0)", (ROOT_INO, ROOT_INO))
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

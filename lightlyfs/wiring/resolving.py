@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import tempfile
@@ -29,6 +30,8 @@ from lightlyfs.errors import (
 from lightlyfs.settings import Secrets, Settings
 from lightlyfs.wiring.connections import quick_policy
 
+log = logging.getLogger(__name__)
+
 _ID = re.compile(r"[a-f0-9]{24}")
 # with a stored catalogue the network need not answer first
 _STORED_WAIT_S = 0.5
@@ -49,7 +52,7 @@ def find_dataset(
 
     `say` is called with one line where an earlier mount's answer has to do.
     """
-    root = places.server_directory(places.cache_root(settings.cache_dir), settings.server)
+    root = places.server_cache(settings.cache_dir, settings.server)
     names = _Names(root / "names.json", secrets)
     stored = names.id_of(wanted)
     has_catalogue = (
@@ -136,10 +139,13 @@ class _Names:
     def __init__(self, path: Path, secrets: Secrets) -> None:
         self._path = path
         self._fingerprint = secrets.fingerprint("names")
+        self._known: dict[str, str] = {}
         try:
-            self._known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+            known = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            self._known = {}
+            return
+        if isinstance(known, dict):
+            self._known = known
 
     def id_of(self, wanted: str) -> str | None:
         found = self._known.get(f"{self._fingerprint}/{wanted}")
@@ -149,6 +155,12 @@ class _Names:
         if self.id_of(wanted) == dataset_id:
             return
         self._known[f"{self._fingerprint}/{wanted}"] = dataset_id
+        try:
+            self._write()
+        except OSError as error:
+            log.warning("the name of the dataset cannot be remembered: %s", error)
+
+    def _write(self) -> None:
         # under a name of its own, for other processes may remember theirs now; made with mode 0600
         descriptor, temporary = tempfile.mkstemp(prefix=f"{self._path.name}.", dir=self._path.parent)
         try:
