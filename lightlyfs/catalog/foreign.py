@@ -12,6 +12,7 @@ import sqlite3
 import time
 
 from lightlyfs import database
+from lightlyfs.catalog import totals
 from lightlyfs.catalog.plausible import MAX_BYTES, MAX_SECONDS, MIN_SECONDS
 from lightlyfs.catalog.remote import DatasetState
 from lightlyfs.catalog.store import INDEX_OF, SCHEMA, SCHEMA_VERSION
@@ -33,6 +34,7 @@ _META = {
     "changes": _COUNT,
     "resized": _COUNT,
     "verified_rows": _COUNT,
+    "totals": re.compile(r"[0-9]{1,24}( [0-9]{1,24}){3}"),
     "tail": re.compile(r"([0-9a-f]{24})?"),
 }
 _IS_ODD = f"""
@@ -65,7 +67,7 @@ def meta_of(db: sqlite3.Connection) -> dict[str, str]:
     for key, form in _META.items():
         if key in meta and not (isinstance(meta[key], str) and form.fullmatch(meta[key])):
             raise database.Damaged(f"its {key} cannot be")
-    if INDEX_OF not in meta or "listed_at" not in meta:
+    if not meta.keys() >= {INDEX_OF, "listed_at", "totals"}:
         raise database.Damaged("it does not say of which dataset it is")
     if max(float(meta["listed_at"]), float(meta.get("checked_at", 0))) > time.time() + _CLOCKS_DIFFER_S:
         raise database.Damaged("it was made in the future")
@@ -80,6 +82,8 @@ def check_foreign(db: sqlite3.Connection) -> None:
         raise database.Damaged(str(verdict).splitlines()[-1])
     if db.execute(_IS_ODD).fetchone() != (0,):
         raise database.Damaged("it holds sizes, times or ids that cannot be")
+    if totals.stored(db) != totals.counted(db):
+        raise database.Damaged("its sums are not those of its samples")
     try:
         _check_names(db, _directories(db))
     except UnicodeError:

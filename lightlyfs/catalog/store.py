@@ -24,16 +24,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightlyfs import database
-from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, Place, SampleEntry, Totals
+from lightlyfs.catalog import totals
+from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, Place, SampleEntry
 from lightlyfs.catalog.naming import directory_path
-from lightlyfs.catalog.publishing import MOMENT_S, RECORD, Publisher, record_values
+from lightlyfs.catalog.publishing import MOMENT_S, Publisher, record, record_values
 from lightlyfs.catalog.staging import CHANGES, RESIZED, ListingWriter, Row, Staging, count, counted
+from lightlyfs.catalog.totals import Totals
 from lightlyfs.forks import FORK_GATE
 from lightlyfs.inodes import ROOT_INO, directory_ino, sample_ino
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+# 1 kept no totals
+SCHEMA_VERSION = 2
 # the dataset whose exported index a catalogue is, until it was listed on this machine
 INDEX_OF = "index_of"
 
@@ -237,12 +240,9 @@ class CatalogStore:
         return frozenset(above)
 
     def totals(self) -> Totals:
-        """Sums over all samples; scans the table, so not for a hot path."""
-        sums = "count(*), coalesce(sum(coalesce(size, hint)), 0), coalesce(sum(verified != 1), 0)"
+        """Sums over all samples, as they are kept."""
         with self._reader() as db:
-            samples, total, unverified = db.execute(f"SELECT {sums} FROM sample").fetchone()
-            (directories,) = db.execute("SELECT count(*) FROM directory").fetchone()
-        return Totals(samples, directories, total, unverified)
+            return totals.stored(db)
 
     # a file that was deleted
 
@@ -302,7 +302,7 @@ class CatalogStore:
     def news(self) -> News | None:
         """What others wrote since the last call; None where nothing. To be called by one thread at a time."""
         self._renew()
-        with self._write_lock:
+        with self._noting_damage(), self._write_lock:
             (version,) = self._writer.execute("PRAGMA data_version").fetchone()
             if version == self._version:
                 return None
@@ -334,7 +334,7 @@ class CatalogStore:
         that was shown with another size or none.
         """
         with self._transaction() as db:
-            db.executemany(RECORD, [record_values(ino, fact) for ino, fact in facts.items()])
+            record(db, [record_values(ino, fact) for ino, fact in facts.items()])
             if replaced:
                 self._count_locked(CHANGES)
             if resized:
@@ -348,6 +348,8 @@ class CatalogStore:
         """Make every size and version unverified; they stay as the best guess."""
         with self._transaction() as db:
             db.execute("UPDATE sample SET verified = 2 WHERE verified = 1")
+            kept = totals.stored(db)
+            totals.keep(db, kept._replace(unverified=kept.samples))
             self._count_locked(CHANGES)
 
     @contextmanager
@@ -356,7 +358,7 @@ class CatalogStore:
         if not self._renew():
             raise sqlite3.OperationalError("the catalogue was deleted, and cannot be written again")
         anchor = self._anchor
-        with closing(self._connect(_WRITER_CACHE_KIB)) as db:
+        with self._noting_damage(), closing(self._connect(_WRITER_CACHE_KIB)) as db:
             staging = Staging(db)
             with FORK_GATE:
                 db.execute("PRAGMA temp_store = FILE")
@@ -378,16 +380,20 @@ class CatalogStore:
         self._renew()
         with self._write_lock:
             try:
-                with database.transaction(self._writer):
+                with self._noting_damage(), database.transaction(self._writer):
                     yield self._writer
-            except BaseException as error:
-                self._note_damage(error)
+            except BaseException:
                 # what was counted may not have been: better news of nothing than none
                 self._seen = dict.fromkeys(self._seen, -1)
                 raise
 
-    def _note_damage(self, error: BaseException) -> None:
-        self._is_damaged |= database.is_damage(error)
+    @contextmanager
+    def _noting_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            self._is_damaged |= database.is_damage(error)
+            raise
 
     @contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
@@ -405,10 +411,8 @@ class CatalogStore:
                     return
                 db, idle = fresh
             try:
-                yield db
-            except sqlite3.DatabaseError as error:
-                self._note_damage(error)
-                raise
+                with self._noting_damage():
+                    yield db
             finally:
                 # those of a file that was deleted meanwhile are done with
                 if self._closed or len(idle) >= _IDLE_READERS or idle is not self._idle:
@@ -479,16 +483,18 @@ def _is_same(
 
 
 def _create_schema(db: sqlite3.Connection) -> None:
-    """Make the tables, unless another process did; raises Damaged where others are there."""
+    """Make or migrate the tables, unless another process did; raises Damaged where others are there."""
     if database.user_version(db) == SCHEMA_VERSION:
         return
     with database.transaction(db):
         version = database.user_version(db)
         if version == SCHEMA_VERSION:
             return
-        if version or db.execute("SELECT 1 FROM sqlite_master").fetchone():
+        if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            for statement in SCHEMA.split(";\n"):
+                db.execute(statement)
+            db.execute("INSERT INTO directory VALUES (?, ?, '', 0)", (ROOT_INO, ROOT_INO))
+        elif version != 1:
             raise database.Damaged(f"a catalogue of version {version}")
-        for statement in SCHEMA.split(";\n"):
-            db.execute(statement)
-        db.execute("INSERT INTO directory VALUES (?, ?, '', 0)", (ROOT_INO, ROOT_INO))
+        totals.keep(db, totals.counted(db))
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
