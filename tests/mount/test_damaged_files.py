@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sqlite3
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -142,3 +143,23 @@ def test_damaged_files_cost_what_they_held(server: LocalServer, tmp_path: Path) 
 @pytest.mark.parametrize("killed", [True, False])
 def test_every_file_damaged_in_four_ways(server: LocalServer, tmp_path: Path, killed: bool) -> None:
     run(server, tmp_path, killed=killed, step=1)
+
+
+@pytest.mark.parametrize("name", ["blocks.db", "urls.db"])
+def test_a_database_that_another_process_keeps_locked_costs_no_cache(
+    server: LocalServer, tmp_path: Path, name: str
+) -> None:
+    with mounted(server, tmp_path, "3") as tree:
+        wait_until(lambda: is_readable(tree, server), 20)
+    (locked,) = tmp_path.rglob(name)
+    before = {path: path.read_bytes() for path in locked.parent.glob("blocks/*/*")}
+    other = sqlite3.connect(locked)
+    other.execute("BEGIN IMMEDIATE")
+
+    with mounted(server, tmp_path, "3") as tree:
+        assert contents(tree) == truth(server)
+        assert "is locked" in tree.log.read_text()
+
+    other.close()
+    assert {path: path.read_bytes() for path in locked.parent.glob("blocks/*/*")} == before != {}
+    assert not list(tmp_path.rglob("*.damaged*"))

@@ -160,3 +160,27 @@ def test_a_failed_write_is_repeated_until_the_file_is_truncated(
     os.close(descriptor)
 
     assert stored(own_server) == {"x.bin": b"whole"}
+
+
+def test_a_read_only_disk_is_said_and_read_around(server: LocalServer, tmp_path: Path) -> None:
+    """Also where it holds what is owed: that stays, and the mount takes no writes."""
+    with small_disk(tmp_path / "disk", LARGER_BYTES) as disk:
+        environ, chosen = environment(server, tmp_path / "home"), f"--cache-dir={disk}"
+        with on_disk(server, tmp_path, environ, "--write-back", chosen) as tree:
+            assert contents(tree) == truth(server)
+            tree.write("owed.jpg", OWED)
+        held = {path: path.stat().st_size for path in disk.rglob("*") if path.is_file()}
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+
+        with on_disk(server, tmp_path, environ, chosen) as tree:
+            assert contents(tree) == truth(server)
+            with refused(errno.EROFS):
+                tree.write("new.jpg", b"new")
+            log = tree.log.read_text()
+        assert "the cache is in" in log
+        assert "this mount is read-only, for what is written cannot be kept" in log
+        assert {path: path.stat().st_size for path in disk.rglob("*") if path.is_file()} == held
+
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        with on_disk(server, tmp_path, environ, "--write-back", chosen) as tree:
+            assert tree.read("owed.jpg") == OWED
