@@ -142,7 +142,7 @@ def connect(path: Path, *, timeout_s: float = BUSY_S, synchronous: str = "OFF") 
     stand that; with FULL a committed transaction survives a power cut.
     """
     make(path)
-    with FORK_GATE:
+    with FORK_GATE, damage_told():
         db = open_file(path, timeout_s)
         try:
             db.execute("PRAGMA journal_mode = WAL")
@@ -213,6 +213,15 @@ def is_damage(error: BaseException | None) -> bool:
     return code & 0xFF in _DAMAGE
 
 
+@contextmanager
+def damage_told() -> Iterator[None]:
+    """Raise Damaged where the text of an error names what is no text: Python then raises another one."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise Damaged(f"its definitions are no text ({error.reason})") from error
+
+
 def opened_or_begun(path: Path, opened: Callable[[Path], T], *, may_begin: bool) -> T:
     """What `opened(path)` gives; of a damaged file that `may_begin` again, with another one in its place.
 
@@ -270,7 +279,7 @@ def readable_rows(path: Path, table: str, columns: Sequence[str]) -> list[tuple[
     found: dict[Any, tuple[Any, ...]] = {}
     for order in ("ASC", "DESC"):
         try:
-            with FORK_GATE, closing(open_file(path, BUSY_S)) as db:
+            with FORK_GATE, damage_told(), closing(open_file(path, BUSY_S)) as db:
                 db.execute("PRAGMA writable_schema = ON")  # then a file that was cut is read up to the cut
                 for row in db.execute(
                     f"SELECT {', '.join(columns)} FROM {table} ORDER BY {columns[0]} {order}"
@@ -284,7 +293,7 @@ def readable_rows(path: Path, table: str, columns: Sequence[str]) -> list[tuple[
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
     """Do what the block does as a whole, or not at all, whatever the block raises."""
-    with FORK_GATE:
+    with FORK_GATE, damage_told():
         # at once, for a transaction that begins by reading can come too late to write
         db.execute("BEGIN IMMEDIATE")
         try:

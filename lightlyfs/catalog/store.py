@@ -390,7 +390,8 @@ class CatalogStore:
     @contextmanager
     def _noting_damage(self) -> Iterator[None]:
         try:
-            yield
+            with database.damage_told():
+                yield
         except sqlite3.DatabaseError as error:
             self._is_damaged |= database.is_damage(error)
             raise

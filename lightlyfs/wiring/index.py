@@ -128,7 +128,7 @@ def _header(index: Path, path: Path, check: Callable[[sqlite3.Connection], None]
     """What an index, or a copy of it at a path, says of itself; StartError where it is none."""
     try:
         _open_plain(path).close()
-        with FORK_GATE, contextlib.closing(database.open_foreign(path)) as db:
+        with FORK_GATE, database.damage_told(), contextlib.closing(database.open_foreign(path)) as db:
             check(db)
             meta = foreign.meta_of(db)
     except (sqlite3.Error, OSError) as error:

@@ -85,13 +85,15 @@ def test_a_lock_of_another_process_deletes_nothing(
 
 
 @pytest.mark.parametrize("opened", CACHES.values(), ids=list(CACHES))
-@pytest.mark.parametrize("damage", ["no database", "other tables", "a directory"])
+@pytest.mark.parametrize("damage", ["no database", "other tables", "no text", "a directory"])
 def test_a_damaged_cache_is_kept_beside_the_one_that_is_begun(
     opened: Opened, damage: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "x.db"
     if damage == "no database":
         path.write_bytes(b"this is no database" * 1000)
+    elif damage == "no text":
+        path.write_bytes(make(opened, path).replace(b"CREATE TABLE", b"CREATE T\xe8BLE"))
     elif damage == "a directory":
         path.mkdir()
         (path / "x").write_bytes(b"x")

@@ -116,6 +116,10 @@ def garbage(index: Path) -> None:
         file.write(os.urandom(4096))
 
 
+def no_text(index: Path) -> None:
+    index.write_bytes(index.read_bytes().replace(b"CREATE TABLE", b"CREATE T\xe8BLE"))
+
+
 def cut(index: Path) -> None:
     os.truncate(index, index.stat().st_size // 2)
 
@@ -135,7 +139,7 @@ def endless(index: Path) -> None:
     index.symlink_to("/dev/zero")
 
 
-@pytest.mark.parametrize("damage", [garbage, cut, pipe, directory, endless])
+@pytest.mark.parametrize("damage", [garbage, no_text, cut, pipe, directory, endless])
 def test_what_is_no_index_is_refused(damage: Callable[[Path], None], index: Path, tmp_path: Path) -> None:
     damage(index)
     refused(index, tmp_path)

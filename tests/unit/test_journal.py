@@ -200,6 +200,16 @@ def test_a_file_that_is_no_journal_is_named_and_left_alone(tmp_path: Path) -> No
     assert path.read_bytes() == b"not a database" * 1000
 
 
+def test_a_journal_whose_definitions_are_no_text_is_rescued_from(bench: Bench) -> None:
+    bench.put(record(), (0, b"one"))
+    bench.journal.close()
+    bench.path.write_bytes(bench.path.read_bytes().replace(b"CREATE TABLE", b"CREATE T\xe8BLE"))
+
+    bench.journal = Journal(bench.path, rescue=True)
+
+    assert bench.load() == {f"recovered-{KEY[:8]}": State.INTERRUPTED}
+
+
 def test_a_damaged_journal_is_named(bench: Bench) -> None:
     for number in range(200):
         bench.put(record(f"{number}.jpg", key=f"{number:032x}"))
