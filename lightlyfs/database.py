@@ -1,6 +1,8 @@
-"""The one way to open and write SQLite files: catalogue, cache index, URLs, thumbnails and the journal.
+"""The one way to open, write and recover SQLite files: catalogue, cache index, URLs, thumbnails, the journal.
 
-Knows nothing of what is in them. Files are opened without following links and have mode 0600.
+Knows nothing of what is in them. Files are opened without following links and have mode 0600. One that
+SQLite says is damaged is put aside as `NAME.damaged`. A disk that is full or read-only, a file that may not
+be opened, and one that another process keeps locked are errors that pass, for which nothing is deleted.
 
 SQLite keeps its locks per process: a forked child would wait without end for a mutex that a thread of the
 parent held, and take the file locks of the parent for its own. So all work on a database is done inside
@@ -10,19 +12,35 @@ parent held, and take the file locks of the parent for its own. So all work on a
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import re
+import shutil
 import sqlite3
+import stat
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
 
 from lightlyfs.forks import FORK_GATE
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 # how long a write waits for another process; one that writes for longer is stopped or stuck
 BUSY_S = 1.0
+# the main file comes last: while it is at its path, the others are what belongs to it
+_SUFFIXES = ("-shm", "-wal", "")
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+class Damaged(sqlite3.DatabaseError):
+    """A file that is no database, or holds other tables than we made."""
 
 
 class Connection(sqlite3.Connection):
@@ -76,13 +94,43 @@ class Lock:
         self.release()
 
 
-def open_file(path: Path, timeout_s: float) -> Connection:
-    """Open a database as it is, in autocommit: transactions are begun and ended where they are seen."""
+def open_file(path: Path, timeout_s: float, query: str = "") -> Connection:
+    """Open a database as it is, in autocommit: transactions are begun and ended where they are seen.
+
+    `query` are parameters of SQLite's URIs, such as "mode=ro".
+    """
+    where = f"file:{quote(os.fsencode(path))}?{query}" if query else path
     with FORK_GATE:
         db = sqlite3.connect(
-            path, timeout=timeout_s, isolation_level=None, check_same_thread=False, factory=Connection
+            where,
+            timeout=timeout_s,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=Connection,
+            uri=bool(query),
         )
         _connections.add(db)
+    return db
+
+
+def open_foreign(path: Path) -> Connection:
+    """Open a database that others made, to read it: nothing in it is run, and nothing written.
+
+    Nobody may change the file meanwhile. Raises OSError or sqlite3.Error.
+    """
+    db = open_file(path, 0.0, "mode=ro&immutable=1")
+    with FORK_GATE:
+        try:
+            for pragma in (
+                "trusted_schema = OFF",
+                "query_only = ON",
+                "cell_size_check = ON",
+                "mmap_size = 0",
+            ):
+                db.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            db.close()
+            raise
     return db
 
 
@@ -94,7 +142,7 @@ def connect(path: Path, *, timeout_s: float = BUSY_S, synchronous: str = "OFF") 
     stand that; with FULL a committed transaction survives a power cut.
     """
     make(path)
-    with FORK_GATE:
+    with FORK_GATE, damage_told():
         db = open_file(path, timeout_s)
         try:
             db.execute("PRAGMA journal_mode = WAL")
@@ -106,15 +154,28 @@ def connect(path: Path, *, timeout_s: float = BUSY_S, synchronous: str = "OFF") 
 
 
 def make(path: Path) -> None:
-    """See that there is a file of mode 0600, and no link; raises OSError."""
-    if path.is_symlink():
-        path.unlink()
+    """See that there is a file of mode 0600, and no link or directory; raises OSError."""
+    for one in (path.with_name(path.name + suffix) for suffix in _SUFFIXES):
+        if one.is_symlink():
+            one.unlink()
+        elif one.exists() and not stat.S_ISREG(one.stat().st_mode):
+            log.warning("%s is no file; it is kept as %s", one, put_aside(one, keep=True))
     # one that is there is not opened: closing it would end the locks that this process has on it
     if not path.exists():
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except FileExistsError:
             pass  # another process was first
+
+
+def see_writable(path: Path) -> None:
+    """Write something that changes nothing; raises OSError, or sqlite3.OperationalError where that fails."""
+    try:
+        with closing(connect(path)) as db, transaction(db):
+            db.execute(f"PRAGMA user_version = {user_version(db)}")
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
 
 
 class Anchor(NamedTuple):
@@ -143,16 +204,96 @@ class Anchor(NamedTuple):
         return (found.st_dev, found.st_ino) == (self.device, self.number)
 
 
-def remove(path: Path) -> None:
-    """Delete a database, if there is one."""
-    for suffix in ("", "-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+def is_damage(error: BaseException | None) -> bool:
+    """Whether an error says that the file is damaged; not that the disk is full, or the file locked."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        # text that is none is found by the module, not by SQLite
+        return isinstance(error, Damaged) or str(error).startswith("Could not decode")
+    return code & 0xFF in _DAMAGE
+
+
+@contextmanager
+def damage_told() -> Iterator[None]:
+    """Raise Damaged where the text of an error names what is no text: Python then raises another one."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise Damaged(f"its definitions are no text ({error.reason})") from error
+
+
+def opened_or_begun(path: Path, opened: Callable[[Path], T], *, may_begin: bool) -> T:
+    """What `opened(path)` gives; of a damaged file that `may_begin` again, with another one in its place.
+
+    Raises as `opened` does.
+    """
+    try:
+        return opened(path)
+    except sqlite3.DatabaseError as error:
+        if not (is_damage(error) and may_begin):
+            raise
+        log.warning("%s is damaged (%s); it is kept as %s", path, error, put_aside(path))
+    return opened(path)
+
+
+def put_aside(path: Path, *, keep: bool = False) -> Path:
+    """Move a database to `NAME.damaged`, in place of what is there, or, to `keep` that, beside it.
+
+    Returns where it is. Raises OSError.
+    """
+    target, number = path.with_name(f"{path.name}.damaged"), 1
+    while keep and os.path.lexists(target):
+        number += 1
+        target = path.with_name(f"{path.name}.damaged{number}")
+    for suffix in _SUFFIXES:
+        old, new = path.with_name(path.name + suffix), target.with_name(target.name + suffix)
+        if new.is_dir() and not new.is_symlink():
+            shutil.rmtree(new)
+        if os.path.lexists(old):
+            os.replace(old, new)
+        else:
+            new.unlink(missing_ok=True)
+    return target
+
+
+def check_tables(db: sqlite3.Connection, schema: str) -> None:
+    """See that a database holds what a script makes and nothing else; raises Damaged."""
+    with closing(sqlite3.connect(":memory:")) as model:
+        model.executescript(schema)
+        wanted = _definitions(model)
+    if _definitions(db) != wanted:
+        raise Damaged("it holds other tables than those of lightlyfs")
+
+
+def _definitions(db: sqlite3.Connection) -> set[tuple[str, ...]]:
+    """What is in a database, as it was defined; comments and blanks do not count."""
+    rows = db.execute("SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_master").fetchall()
+    return {(*row[:3], " ".join(re.sub(r"--[^\n]*", "", row[3]).split())) for row in rows}
+
+
+def readable_rows(path: Path, table: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    """What can be read of a table in a damaged database; the first of its columns is its primary key.
+
+    Reads from both ends up to the damage.
+    """
+    found: dict[Any, tuple[Any, ...]] = {}
+    for order in ("ASC", "DESC"):
+        try:
+            with FORK_GATE, damage_told(), closing(open_file(path, BUSY_S)) as db:
+                db.execute("PRAGMA writable_schema = ON")  # then a file that was cut is read up to the cut
+                for row in db.execute(
+                    f"SELECT {', '.join(columns)} FROM {table} ORDER BY {columns[0]} {order}"
+                ):
+                    found.setdefault(row[0], row)
+        except sqlite3.Error as error:
+            log.debug("%s of %s, %s: %s", table, path, order, error)
+    return list(found.values())
 
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
     """Do what the block does as a whole, or not at all, whatever the block raises."""
-    with FORK_GATE:
+    with FORK_GATE, damage_told():
         # at once, for a transaction that begins by reading can come too late to write
         db.execute("BEGIN IMMEDIATE")
         try:

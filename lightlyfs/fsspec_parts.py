@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from dataclasses import replace
 
 from lightlyfs import wiring
 from lightlyfs.fsspec_files import let_go_of_dropped
@@ -138,7 +139,8 @@ def _start(dataset: str, flags: dict[str, str], token: Token | None) -> wiring.P
     found = find_dataset(connections.client, settings, secrets, dataset, log.warning)
     place = wiring.open_place(settings, found.id)
     try:
-        spool = None if settings.read_only else wiring.open_spool(settings, found.id)
+        spool = wiring.open_spool(settings, found.id)
+        settings = replace(settings, read_only=spool is None)
         parts = wiring.Parts(
             settings, connections, found.id, place, requests=counter, closing=closing, spool_place=spool
         )

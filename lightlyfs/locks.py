@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import os
 import struct
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -47,6 +48,16 @@ _PASS_BY_S = 60.0
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.001, 0.02
 
 
+def open_lock(path: Path) -> int:
+    """Open or make a file for locks; a directory in its place is moved aside. Raises OSError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o600)
+    except IsADirectoryError:
+        os.replace(path, tempfile.mkdtemp(prefix=f"{path.name}.damaged.", dir=path.parent))
+    return os.open(path, flags, 0o600)
+
+
 class SharedLocks:
     """The locks of one directory; `join` before use, `close` once."""
 
@@ -58,8 +69,7 @@ class SharedLocks:
         """
         self._directory = directory
         self._make = make
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd = -1 if directory is None else os.open(directory / _FILE, flags, 0o600)
+        self._fd = -1 if directory is None else open_lock(directory / _FILE)
         self._alone = False
         self._lock = threading.Lock()
         # guarded by _lock

@@ -6,6 +6,7 @@ that somebody else owns or may write to is refused: whoever can write there coul
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -25,7 +26,7 @@ import platformdirs
 
 from lightlyfs.errors import SettingsError
 from lightlyfs.file_systems import remote_kind
-from lightlyfs.locks import SharedLocks
+from lightlyfs.locks import SharedLocks, open_lock
 from lightlyfs.mountinfo import MountEntry, our_mounts
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,10 @@ _MEMORY = Path("/dev/shm")
 _SERVICES = Path("/run/lightlyfs") / APP
 # `struct flock` of 64-bit Linux: type, whence, start, length (0: all), process (0 for these locks)
 _FLOCK = struct.Struct("hhqqi4x")
+# a private cache needs so much of the disk, or it is of no use
+_LEAST_BYTES = 64 << 20
+# what ends by itself, or is the disk's fault: reads go on elsewhere
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 # looking through the directories of some mounts takes a moment
 _CHOOSING_TIMEOUT_S = 10.0
 
@@ -84,7 +89,10 @@ def _root(chosen: Path | None, kind: str) -> Root:
     or among temporary files where there is no home to write to.
     """
     if chosen is not None:
-        return _apart(_within(chosen))
+        root = _apart(_within(chosen))
+        if kind == "state" or os.access(root.path, os.W_OK, effective_ids=True):
+            return root
+        return _among_temporaries(kind, f"{root.path} cannot be written to")
     reason = "this user has no home directory"
     with suppress(RuntimeError):
         wanted = Path(
@@ -100,11 +108,13 @@ def _root(chosen: Path | None, kind: str) -> Root:
                     return _apart(Root(wanted, ""))
             except SettingsError as error:
                 reason = str(error)
+    return _among_temporaries(kind, f"{reason}; --cache-dir chooses another")
+
+
+def _among_temporaries(kind: str, reason: str) -> Root:
     for directory in _temporaries():
         try:
-            return Root(
-                _own_directory(_own_directory(directory) / kind), f"{reason}; --cache-dir chooses another"
-            )
+            return Root(_own_directory(_own_directory(directory) / kind), reason)
         except SettingsError:
             continue
     raise SettingsError(f"{reason}, and there is no temporary directory; choose a directory with --cache-dir")
@@ -263,6 +273,22 @@ def server_directory(root: Path, server: str) -> Path:
     return _own_directory(root / host)
 
 
+def server_cache(chosen: Path | None, server: str) -> Path:
+    """The directory for what may be lost of one API host; among temporary files where the disk takes none."""
+    try:
+        return server_directory(cache_root(chosen), server)
+    except SettingsError as error:
+        if not is_passing(error.__cause__):
+            raise
+        log.warning("nothing is kept in the cache: %s", error)
+        return server_directory(_among_temporaries("cache", str(error)).path, server)
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether an error is that of a disk that is full or read-only, or of what this user may not do."""
+    return isinstance(error, OSError) and error.errno in _PASSING
+
+
 def catalogue_name(tag: str | None) -> str:
     """The file in the directory of a dataset that holds the catalogue, of all samples or of one tag's."""
     if tag is None:
@@ -281,23 +307,40 @@ class DatasetPlace:
     def __init__(self, parent: Path, dataset_id: str, *, temporary: bool = False) -> None:
         self.private_because = ""
         self.temporary = temporary
+        self._dataset_id = dataset_id
         # a cleaner may delete them, and somebody else make them
         self._above = [directory for directory in (parent.parent, parent) if _is_own(directory)]
-        if not temporary:
+        if temporary:
+            self._be_private([parent, *_temporaries()])
+            return
+        try:
             self.path = _own_directory(parent / dataset_id)
             self.locks = SharedLocks(self.path, self._make_again)
-            try:
-                self.locks.join()
-                return
-            except TimeoutError:
-                self.private_because = "another process does not let go of this dataset's cache"
-            except OSError as error:
-                self.private_because = f"the file system of {self.path} has no locks ({error.strerror})"
-                # databases need them, too
-                parent = _own_directory(_temporaries()[0])
+        except (OSError, SettingsError) as error:
+            if not (is_passing(error) or is_passing(error.__cause__)):
+                raise
+            self.private_because = str(error)
+            self._be_private(_temporaries())
+            return
+        try:
+            self.locks.join()
+        except TimeoutError:
             self.locks.close()
+            self.private_because = "another process does not let go of this dataset's cache"
+            self._be_private([parent])
+        except OSError as error:
+            # databases need them, too
+            self.leave(f"the file system of {self.path} has no locks ({error.strerror})")
+
+    def leave(self, reason: str) -> None:
+        """Go on with a private directory, among temporary files."""
+        self.locks.close()
+        self.private_because = reason
+        self._be_private(_temporaries())
+
+    def _be_private(self, parents: list[Path]) -> None:
         self.temporary = True
-        self.path = Path(tempfile.mkdtemp(prefix=f"{dataset_id}.", dir=parent))
+        self.path = Path(tempfile.mkdtemp(prefix=f"{self._dataset_id}.", dir=_roomiest(parents)))
         self.locks = SharedLocks(self.path, self._make_again)
         self.locks.join()
 
@@ -435,7 +478,7 @@ def is_free(spool: Path) -> bool:
     """Whether no mount uses a spool directory; asks without taking its lock."""
     try:
         descriptor = os.open(spool / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return True
     try:
         answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
@@ -449,8 +492,7 @@ def _try_lock(directory: Path) -> int | None:
 
     Two kinds of lock are taken: mounts of earlier versions know of flock only, but that cannot be asked for.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(directory / "lock", flags, 0o600)
+    descriptor = open_lock(directory / "lock")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
@@ -464,6 +506,19 @@ def _try_lock(directory: Path) -> int | None:
             "sending the same files; choose a directory on another with --cache-dir"
         ) from None
     return descriptor
+
+
+def _roomiest(parents: list[Path]) -> Path:
+    """The first directory, made where it is missing, with room for a cache; else the one with most."""
+    rooms: dict[Path, int] = {}
+    for parent in parents:
+        with suppress(SettingsError, OSError):
+            disk = os.statvfs(_own_directory(parent))
+            rooms[parent] = 0 if disk.f_flag & os.ST_RDONLY else disk.f_bavail * disk.f_frsize
+    if not rooms:
+        raise SettingsError("there is no directory for a private cache; choose one with --cache-dir")
+    most = max(rooms, key=rooms.__getitem__)
+    return next((parent for parent, room in rooms.items() if room >= _LEAST_BYTES), most)
 
 
 def _is_own(path: Path) -> bool:
@@ -481,7 +536,7 @@ def _own_directory(path: Path, *, make: bool = True) -> Path:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.lstat()
     except OSError as error:
-        raise SettingsError(f"{path} cannot be used as a directory: {error.strerror}") from None
+        raise SettingsError(f"{path} cannot be used as a directory: {error.strerror}") from error
     if not stat.S_ISDIR(found.st_mode):
         raise SettingsError(f"{path} is not a directory; choose another with --cache-dir")
     if found.st_uid != os.getuid():

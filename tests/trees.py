@@ -369,7 +369,7 @@ def in_process(server: LocalServer, cache: Path, **flags: str) -> Iterator[InPro
     settings = resolve({"cache_dir": str(cache / "lightlyfs"), "upload": "all", **flags}, environ)
     connections = wiring.connect(settings, read_secrets(environ, None), environ)
     with wiring.open_place(settings, server.dataset_id) as place:
-        spool = None if settings.read_only else wiring.open_spool(settings, server.dataset_id)
+        spool = wiring.open_spool(settings, server.dataset_id)
         parts = wiring.Parts(settings, connections, server.dataset_id, place, spool_place=spool)
         parts.start()
         try:

@@ -22,7 +22,7 @@ from cachetools import TTLCache
 
 from lightlyfs.api.models import Sample
 from lightlyfs.catalog.census import Census
-from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, SampleEntry, Totals, entry_of, true_name
+from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, SampleEntry, entry_of, true_name
 from lightlyfs.catalog.recent import RecentLookups
 from lightlyfs.catalog.refresher import Refresher
 from lightlyfs.catalog.remote import DatasetState, Remote, stored_dataset
@@ -30,6 +30,7 @@ from lightlyfs.catalog.reported import Reported
 from lightlyfs.catalog.staging import Changes, Row
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.timing import FreshnessConfig
+from lightlyfs.catalog.totals import Totals
 from lightlyfs.catalog.tree import join_name
 from lightlyfs.errors import Cancelled, LightlyFsError, NotFound, RequestError, Unreachable
 from lightlyfs.inodes import directory_ino, sample_ino

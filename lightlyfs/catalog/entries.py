@@ -71,15 +71,6 @@ class Facts(NamedTuple):
         return self.of == (entry.mtime, entry.size_hint)
 
 
-class Totals(NamedTuple):
-    """Sums over the catalogue; `unverified` counts the samples storage has not reported yet."""
-
-    samples: int
-    directories: int
-    bytes: int
-    unverified: int
-
-
 def true_name(path: str, entry: SampleEntry) -> str:
     """The sample's name on the server, which its path may spell differently."""
     raw = entry.file_name_raw

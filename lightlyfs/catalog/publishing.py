@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 
 from lightlyfs import database
+from lightlyfs.catalog import totals
 from lightlyfs.catalog.entries import Facts
 
 # how long another process is waited for, and how long not again after that
 MOMENT_S = 0.5
 _LET_ALONE_S = 10.0
 
-RECORD = """
+_RECORD = """
 UPDATE sample SET size = ?1, etag = ?2, verified = ?6
 WHERE ino = ?3 AND (?4 IS NULL OR mtime = ?4 AND hint IS ?5)
 """
@@ -25,9 +26,17 @@ Values = tuple[int, str, int, int | None, int | None, bool]
 
 
 def record_values(ino: int, facts: Facts) -> Values:
-    """What `RECORD` takes, to keep facts of a sample that did not change since."""
+    """What `record` takes, to keep facts of a sample that did not change since."""
     mtime, hint = facts.of or (None, None)
     return facts.size, facts.etag, ino, mtime, hint, facts.certain
+
+
+def record(db: sqlite3.Connection, rows: Sequence[Values]) -> None:
+    """Keep what storage reported, within a transaction."""
+    inos = [row[2] for row in rows]
+    before = totals.sums_of(db, inos)
+    db.executemany(_RECORD, rows)
+    totals.move(db, totals.sums_of(db, inos) - before)
 
 
 class Publisher:
@@ -51,7 +60,7 @@ class Publisher:
                 self._db.execute("PRAGMA wal_autocheckpoint = 0")
             try:
                 with database.transaction(self._db):
-                    self._db.executemany(RECORD, rows)
+                    record(self._db, rows)
             except sqlite3.OperationalError:
                 # a listing that is written down, or a process that is stopped within its transaction
                 self._let_alone_until = time.monotonic() + _LET_ALONE_S

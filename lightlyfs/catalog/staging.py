@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from lightlyfs import database
-from lightlyfs.catalog import naming
+from lightlyfs.catalog import naming, totals
 from lightlyfs.catalog.tree import split_path
 from lightlyfs.forks import FORK_GATE
 from lightlyfs.inodes import ROOT_INO, directory_ino, directory_inos, sample_ino
@@ -184,8 +184,11 @@ class Staging:
             if counted(db, CHANGES) != self._compared_with:
                 self._compare()  # another process listed meanwhile
             db.executemany("DELETE FROM temp.gone WHERE ino = ?", [(ino,) for ino in keep])
-            changes = self._insert_all() if self._is_first() else self._swap_in()
+            changes, moved = self._insert_all() if self._is_first() else self._swap_in()
             self._swap_directories()
+            if changes:
+                (directories,) = db.execute("SELECT count(*) FROM main.directory").fetchone()
+                totals.move(db, moved, directories)
             db.executemany("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", meta.items())
             if changes:
                 self.counted = count(db, CHANGES)
@@ -243,14 +246,14 @@ class Staging:
         (found,) = self._db.execute("SELECT EXISTS (SELECT 1 FROM main.sample)").fetchone()
         return not found
 
-    def _insert_all(self) -> Changes:
+    def _insert_all(self) -> tuple[Changes, totals.Sums]:
         """The first listing: an index is made in a quarter of the time it takes to keep one."""
         self._db.execute("DROP INDEX main.sample_by_ino")
         added = self._db.execute(_ALL).rowcount
         self._db.execute(SAMPLE_BY_INO)
-        return Changes(added, 0, 0, None)
+        return Changes(added, 0, 0, None), totals.sums_in(self._db, "main.sample")
 
-    def _swap_in(self) -> Changes:
+    def _swap_in(self) -> tuple[Changes, totals.Sums]:
         db = self._db
         (changed,) = db.execute("SELECT count(*) FROM temp.changed").fetchone()
         (gone,) = db.execute("SELECT count(*) FROM temp.gone").fetchone()
@@ -260,11 +263,13 @@ class Staging:
         (known,) = db.execute(
             "SELECT count(*) FROM temp.changed c CROSS JOIN main.sample o ON o.ino = c.ino"
         ).fetchone()
+        moved = totals.sums_in(db, "temp.fresh") - totals.sums_in(db, f"main.sample WHERE ino IN {_TOUCHED}")
         db.execute(f"DELETE FROM main.sample WHERE ino IN {_TOUCHED}")
         db.execute("INSERT INTO main.sample SELECT * FROM temp.fresh")
         if few:
             paths += self._changed_paths(staged=True)
-        return Changes(changed - known, known, gone, tuple(dict.fromkeys(paths)) if few else None)
+        changes = Changes(changed - known, known, gone, tuple(dict.fromkeys(paths)) if few else None)
+        return changes, moved
 
     def _swap_directories(self) -> None:
         self._db.execute("DELETE FROM main.directory WHERE ino NOT IN (SELECT ino FROM temp.staged_dir)")

@@ -16,29 +16,31 @@ see the last commit meanwhile, so a re-listing shows all at once or not at all.
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 from collections.abc import Callable, Container, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from lightlyfs import database
-from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, Place, SampleEntry, Totals
+from lightlyfs.catalog import totals
+from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, Place, SampleEntry
 from lightlyfs.catalog.naming import directory_path
-from lightlyfs.catalog.publishing import MOMENT_S, RECORD, Publisher, record_values
+from lightlyfs.catalog.publishing import MOMENT_S, Publisher, record, record_values
 from lightlyfs.catalog.staging import CHANGES, RESIZED, ListingWriter, Row, Staging, count, counted
+from lightlyfs.catalog.totals import Totals
 from lightlyfs.forks import FORK_GATE
 from lightlyfs.inodes import ROOT_INO, directory_ino, sample_ino
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+# 1 kept no totals
+SCHEMA_VERSION = 2
 # the dataset whose exported index a catalogue is, until it was listed on this machine
 INDEX_OF = "index_of"
 
-_SCHEMA = """
+SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE directory (
     ino INTEGER PRIMARY KEY, parent INTEGER NOT NULL, name TEXT NOT NULL, mtime INTEGER NOT NULL DEFAULT 0);
@@ -59,6 +61,8 @@ _READER_CACHE_KIB = 512
 _WRITER_CACHE_KIB = 32 * 1024
 _IDLE_READERS = 8
 _SHRINK_TIMEOUT_MS = 500
+# another process may be writing down a listing
+_WRITE_TIMEOUT_S = 60.0
 
 # a directory's number is asked for with each of its files
 _parent_ino = lru_cache(4_096)(directory_ino)
@@ -100,14 +104,8 @@ class CatalogStore:
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
         with FORK_GATE:
-            try:
-                self._writer = self._open_writer()
-            except sqlite3.DatabaseError:
-                if not alone:
-                    raise
-                # the catalogue is a copy of what the API knows: losing it costs one listing
-                self._remove()
-                self._writer = self._open_writer()
+            # the catalogue is a copy of what the API knows: losing it costs one listing
+            self._writer = database.opened_or_begun(path, self._open_writer, may_begin=alone)
             self._anchor = database.Anchor.of(path)
             # guarded by _write_lock: what was counted by this process, or noticed
             self._seen = {what: counted(self._writer, what) for what in (CHANGES, RESIZED)}
@@ -242,12 +240,9 @@ class CatalogStore:
         return frozenset(above)
 
     def totals(self) -> Totals:
-        """Sums over all samples; scans the table, so not for a hot path."""
-        sums = "count(*), coalesce(sum(coalesce(size, hint)), 0), coalesce(sum(verified != 1), 0)"
+        """Sums over all samples, as they are kept."""
         with self._reader() as db:
-            samples, total, unverified = db.execute(f"SELECT {sums} FROM sample").fetchone()
-            (directories,) = db.execute("SELECT count(*) FROM directory").fetchone()
-        return Totals(samples, directories, total, unverified)
+            return totals.stored(db)
 
     # a file that was deleted
 
@@ -281,8 +276,8 @@ class CatalogStore:
         """
         damaged, self._is_damaged = self._is_damaged, False
         if damaged and self._anchor.holds():
-            self._remove()  # the other processes find that it is gone
-        writer = self._open_writer()
+            database.put_aside(self._path)  # the other processes find that it is gone
+        writer = self._open_writer(self._path)
         try:
             listed = "SELECT count(*) FROM meta WHERE key = 'listed_at'"
             lost = bool(writer.execute(listed).fetchone() != (1,))
@@ -307,7 +302,7 @@ class CatalogStore:
     def news(self) -> News | None:
         """What others wrote since the last call; None where nothing. To be called by one thread at a time."""
         self._renew()
-        with self._write_lock:
+        with self._noting_damage(), self._write_lock:
             (version,) = self._writer.execute("PRAGMA data_version").fetchone()
             if version == self._version:
                 return None
@@ -339,7 +334,7 @@ class CatalogStore:
         that was shown with another size or none.
         """
         with self._transaction() as db:
-            db.executemany(RECORD, [record_values(ino, fact) for ino, fact in facts.items()])
+            record(db, [record_values(ino, fact) for ino, fact in facts.items()])
             if replaced:
                 self._count_locked(CHANGES)
             if resized:
@@ -353,6 +348,8 @@ class CatalogStore:
         """Make every size and version unverified; they stay as the best guess."""
         with self._transaction() as db:
             db.execute("UPDATE sample SET verified = 2 WHERE verified = 1")
+            kept = totals.stored(db)
+            totals.keep(db, kept._replace(unverified=kept.samples))
             self._count_locked(CHANGES)
 
     @contextmanager
@@ -361,7 +358,7 @@ class CatalogStore:
         if not self._renew():
             raise sqlite3.OperationalError("the catalogue was deleted, and cannot be written again")
         anchor = self._anchor
-        with closing(self._connect(_WRITER_CACHE_KIB)) as db:
+        with self._noting_damage(), closing(self._connect(_WRITER_CACHE_KIB)) as db:
             staging = Staging(db)
             with FORK_GATE:
                 db.execute("PRAGMA temp_store = FILE")
@@ -383,17 +380,21 @@ class CatalogStore:
         self._renew()
         with self._write_lock:
             try:
-                with database.transaction(self._writer):
+                with self._noting_damage(), database.transaction(self._writer):
                     yield self._writer
-            except BaseException as error:
-                self._note_damage(error)
+            except BaseException:
                 # what was counted may not have been: better news of nothing than none
                 self._seen = dict.fromkeys(self._seen, -1)
                 raise
 
-    def _note_damage(self, error: BaseException) -> None:
-        # not OperationalError and others, which are derived from it: the disk is full, or busy
-        self._is_damaged |= type(error) is sqlite3.DatabaseError
+    @contextmanager
+    def _noting_damage(self) -> Iterator[None]:
+        try:
+            with database.damage_told():
+                yield
+        except sqlite3.DatabaseError as error:
+            self._is_damaged |= database.is_damage(error)
+            raise
 
     @contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
@@ -411,10 +412,8 @@ class CatalogStore:
                     return
                 db, idle = fresh
             try:
-                yield db
-            except sqlite3.DatabaseError as error:
-                self._note_damage(error)
-                raise
+                with self._noting_damage():
+                    yield db
             finally:
                 # those of a file that was deleted meanwhile are done with
                 if self._closed or len(idle) >= _IDLE_READERS or idle is not self._idle:
@@ -450,36 +449,24 @@ class CatalogStore:
             finally:
                 db.execute("COMMIT")
 
-    def _connect(self, cache_kib: int, timeout_s: float = 60.0) -> sqlite3.Connection:
+    def _connect(self, cache_kib: int, timeout_s: float = _WRITE_TIMEOUT_S) -> sqlite3.Connection:
         with FORK_GATE:
             db = database.open_file(self._path, timeout_s)
             db.execute(f"PRAGMA cache_size = -{cache_kib}")
         return db
 
-    def _open_writer(self) -> sqlite3.Connection:
-        if self._path.is_symlink():
-            self._path.unlink()  # nothing of ours
-        # one that is there is not opened: closing it would end the locks that this process has on it
-        if not self._path.exists():
-            with suppress(FileExistsError):
-                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        db = self._connect(_WRITER_CACHE_KIB)
+    @staticmethod
+    def _open_writer(path: Path) -> sqlite3.Connection:
+        # a lost last commit is one more listing
+        db = database.connect(path, timeout_s=_WRITE_TIMEOUT_S, synchronous="NORMAL")
         try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")  # a lost last commit is one more listing
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version not in (0, SCHEMA_VERSION):
-                raise sqlite3.DatabaseError(f"catalogue schema {version}")
-            if version == 0:
-                _create_schema(db)
+            db.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
+            _create_schema(db)
+            database.check_tables(db, SCHEMA)
         except BaseException:
             db.close()
             raise
         return db
-
-    def _remove(self) -> None:
-        for suffix in ("", "-wal", "-shm"):
-            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
 
 
 def _is_same(
@@ -497,10 +484,18 @@ def _is_same(
 
 
 def _create_schema(db: sqlite3.Connection) -> None:
-    """Make the tables, unless another process did in this moment."""
+    """Make or migrate the tables, unless another process did; raises Damaged where others are there."""
+    if database.user_version(db) == SCHEMA_VERSION:
+        return
     with database.transaction(db):
-        if database.user_version(db) == 0:
-            for statement in _SCHEMA.split(";\n"):
+        version = database.user_version(db)
+        if version == SCHEMA_VERSION:
+            return
+        if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            for statement in SCHEMA.split(";\n"):
                 db.execute(statement)
             db.execute("INSERT INTO directory VALUES (?, ?, '', 0)", (ROOT_INO, ROOT_INO))
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        elif version != 1:
+            raise database.Damaged(f"a catalogue of version {version}")
+        totals.keep(db, totals.counted(db))
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

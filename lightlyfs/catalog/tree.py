@@ -71,6 +71,18 @@ def _is_plain_directory(directory: str) -> bool:
     return first != RESERVED_FIRST_COMPONENT and _PLAIN_PATH.fullmatch(directory) is not None
 
 
+def is_component(name: str, *, first: bool) -> bool:
+    """Whether a path may have this component; the first one has not to be that of the unlisted folder."""
+    if name in ("", ".", "..") or (first and name == RESERVED_FIRST_COMPONENT):
+        return False
+    return "/" not in name and "\0" not in name and len(name.encode()) <= MAX_COMPONENT_BYTES
+
+
+def is_plain_component(name: str) -> bool:
+    """Whether a name is its own component wherever it stands; no for some that are."""
+    return name[:1] != "." and _PLAIN.fullmatch(name) is not None
+
+
 def join_name(components: Iterable[str]) -> str | None:
     """Return the sample name that `split_name` turns into these components, or None.
 

@@ -39,7 +39,7 @@ def export(dataset: str, file: Path, fstab_options: tuple[str, ...], **flags: st
         tell(exposed)
     connections = wiring.connect(settings, secrets, os.environ)
     found = find_dataset(connections.client, settings, secrets, dataset, tell)
-    root = places.server_directory(places.cache_root(settings.cache_dir), settings.server)
+    root = places.server_cache(settings.cache_dir, settings.server)
     catalogue = root / found.id / places.catalogue_name(settings.tag)
     if not catalogue.exists():
         wiring.list_once(settings, connections, found.id)
@@ -60,7 +60,7 @@ def import_(file: Path, fstab_options: tuple[str, ...], **flags: str | None) -> 
     """
     fstab, _ = split_fstab_options(fstab_options)
     settings = resolve(merge(flags, fstab), os.environ)
-    root = places.server_directory(places.cache_root(settings.cache_dir), settings.server)
+    root = places.server_cache(settings.cache_dir, settings.server)
     started = time.monotonic()
     header, taken = wiring.import_for_later(file.absolute(), root, settings.tag)
     names = f"the names of dataset {header.dataset_id}, checked {time.time() - header.checked_at:,.0f} s ago"

@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -87,22 +88,23 @@ def _serve(
     found = find_dataset(connections.client, settings, secrets, dataset, tell)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(formatter(settings.log_format, found.name))
-    ownership = Ownership(settings.uid, settings.gid, settings.umask, read_only=settings.read_only)
-    options = MountOptions(
-        mountpoint,
-        _source(found.name if settings.tag is None else f"{found.name}@{settings.tag}"),
-        timeout_s=settings.metadata_ttl_s,
-        read_only=settings.read_only,
-        allow_other=settings.allow_other,
-        fuse_options=kernel_options,
-    )
     with wiring.open_place(settings, found.id) as place:
+        spool_place = wiring.open_spool(settings, found.id)
+        settings = replace(settings, read_only=spool_place is None)
+        ownership = Ownership(settings.uid, settings.gid, settings.umask, read_only=settings.read_only)
+        options = MountOptions(
+            mountpoint,
+            _source(found.name if settings.tag is None else f"{found.name}@{settings.tag}"),
+            timeout_s=settings.metadata_ttl_s,
+            read_only=settings.read_only,
+            allow_other=settings.allow_other,
+            fuse_options=kernel_options,
+        )
         mount = Mount(library, options, ownership)
         if where := elsewhere(settings.cache_dir):
             tell(where)
         if place.private_because:
             tell(f"{place.private_because}; this mount keeps a cache of its own")
-        spool_place = None if settings.read_only else wiring.open_spool(settings, found.id)
         _tell_owed(settings, found.id, spool_place)
         parts = wiring.Parts(
             settings,

@@ -27,6 +27,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+from lightlyfs import database
 from lightlyfs.content.budget import CacheConfig, CacheStats
 from lightlyfs.content.files import BlockFiles, CachedFile
 from lightlyfs.content.identity import ContentId
@@ -177,8 +178,8 @@ class BlockCache:
             file.write(block * BLOCK_BYTES, data)
         except (OSError, sqlite3.Error) as error:
             self._count_error(error)
-            self.room.look_soon()
             self._overflow.put(key, block, data)
+            self._relieve_disk(key)
             return
         self._record(key, file, block, data)
         if not self._is_used:
@@ -310,7 +311,7 @@ class BlockCache:
             return
         with self._locks.name(OPENING, OPENING_PATIENCE_S), self._renewing:
             if self._is_damaged and not self._index.is_deleted():
-                self._index.delete()  # the other processes find that it is gone, and begin again too
+                self._index.put_aside()  # the other processes find that it is gone, and begin again too
             self._is_damaged = False
             if not self._index.is_deleted():
                 return
@@ -437,6 +438,18 @@ class BlockCache:
         except sqlite3.Error as error:
             self._count_error(error)
 
+    def _relieve_disk(self, keep: str) -> None:
+        """The disk took something not: give way, where the index cannot be written by the age of files."""
+        self.room.look()
+        self._make_room(keep)
+        try:
+            for key in self._files.by_age() if self.room.is_disk_full() else ():
+                self._remove(key)
+                if not self.room.is_disk_full():
+                    break
+        except OSError as error:
+            self._count_error(error)
+
     def _remove(self, key: str) -> bool:
         try:
             with self._lock_of(key):
@@ -452,8 +465,11 @@ class BlockCache:
             if file is not None:
                 file.dropped = True
         try:
-            self._index.remove(key)
-            self._files.delete(key)
+            # the file goes also where the index cannot be written, as on a full disk
+            try:
+                self._index.remove(key)
+            finally:
+                self._files.delete(key)
         except (OSError, sqlite3.Error) as error:
             self._count_error(error)
             return False
@@ -461,8 +477,7 @@ class BlockCache:
 
     def _count_error(self, error: Exception) -> None:
         self._errors += 1
-        # not OperationalError and others, which are derived from it: the disk is full, or busy
-        self._is_damaged |= type(error) is sqlite3.DatabaseError
+        self._is_damaged |= database.is_damage(error)
         # what is still under way after the end finds everything closed
         log.log(
             logging.DEBUG if self._closed else logging.WARNING, "the cache failed and is bypassed: %s", error

@@ -5,11 +5,14 @@ Nothing here follows a link: whoever could place one would have us read, or writ
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -83,9 +86,12 @@ class BlockFiles:
             os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
             fd = os.open(path, flags, 0o600)
         except OSError:
-            if not os.path.islink(path):
+            if os.path.islink(path):
+                os.unlink(path)
+            elif os.path.isdir(path):
+                shutil.rmtree(path)
+            else:
                 raise
-            os.unlink(path)
             if not create:
                 return None
             fd = os.open(path, flags, 0o600)
@@ -111,6 +117,11 @@ class BlockFiles:
                 _delete(file)
         return lost
 
+    def by_age(self) -> list[str]:
+        """The contents that have a file, the one written longest ago first; raises OSError."""
+        found = [(file.stat(follow_symlinks=False).st_mtime_ns, file.name) for file in self._entries()]
+        return [name for _, name in sorted(found)]
+
     def _entries(self) -> Iterator[os.DirEntry[str]]:
         with os.scandir(self.directory) as directories:
             for directory in directories:
@@ -124,6 +135,26 @@ class BlockFiles:
         # a string, for this is asked for each file that is read; the last digits of an id count up, so they
         # spread contents over 256 directories
         return f"{self._prefix}{key[22:24]}/{key}"
+
+
+def free_bytes(directory: Path) -> int:
+    """How much of a disk may be written; raises OSError."""
+    disk = os.statvfs(directory)
+    return disk.f_bavail * disk.f_frsize
+
+
+def shed(directory: Path, wanted_bytes: int) -> None:
+    """Delete files of blocks, those written longest ago first, until so much of the disk is free."""
+    try:
+        if not directory.is_dir() or free_bytes(directory) >= wanted_bytes:
+            return
+        files = BlockFiles(directory)
+        for key in files.by_age():
+            files.delete(key)
+            if free_bytes(directory) >= wanted_bytes:
+                break
+    except OSError as error:
+        log.warning("no room can be made in %s: %s", directory, error)
 
 
 def _delete(entry: os.DirEntry[str]) -> None:

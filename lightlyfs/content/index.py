@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from lightlyfs import database
@@ -99,14 +100,9 @@ class BlockIndex:
         """
         self._write_lock = database.Lock()  # guards _db; taken before the other one
         with self._write_lock:
-            try:
-                self._db, self.was_closed = self._open(path, alone=alone)
-            except sqlite3.DatabaseError:
-                if not alone:
-                    raise
-                database.remove(path)
-                self._db, _ = self._open(path, alone=alone)
-                self.was_closed = False
+            self._db, self.was_closed = database.opened_or_begun(
+                path, partial(self._open, alone=alone), may_begin=alone
+            )
             self._anchor = database.Anchor.of(path)
             # guarded by _write_lock: until then another process that writes is not waited for again
             self._busy_until = float("-inf")
@@ -137,9 +133,9 @@ class BlockIndex:
         """Whether a cleaner deleted the file; what is recorded then is lost."""
         return not self._anchor.holds()
 
-    def delete(self) -> None:
-        """Delete the file, which is damaged; `begin_again` comes next. Raises OSError."""
-        database.remove(self._anchor.path)
+    def put_aside(self) -> None:
+        """Move the file, which is damaged, out of the way; `begin_again` comes next. Raises OSError."""
+        database.put_aside(self._anchor.path)
 
     def begin_again(self) -> None:
         """Go on with the file that is at the path now, made where there is none; raises as `__init__`.
@@ -314,8 +310,9 @@ class BlockIndex:
             if not alone and is_old:
                 return db, True
             if others and alone and db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
-                raise sqlite3.DatabaseError("the index is damaged")
+                raise database.Damaged("the index is damaged")
             db.executescript(_SCHEMA)
+            database.check_tables(db, _SCHEMA)
         except BaseException:
             db.close()
             raise

@@ -109,14 +109,7 @@ class PictureStore:
     def _open(path: Path, *, alone: bool) -> sqlite3.Connection | None:
         """The table, made anew where it is damaged; None where the disk does not take it."""
         try:
-            try:
-                return _prepared(path)
-            except sqlite3.DatabaseError as error:
-                if not alone:
-                    raise
-                log.info("the thumbnails on disk are made anew: %s", error)
-                database.remove(path)
-                return _prepared(path)
+            return database.opened_or_begun(path, _prepared, may_begin=alone)
         except (OSError, sqlite3.Error) as error:
             log.warning("thumbnails cannot be kept on disk: %s", error)
             return None
@@ -125,7 +118,8 @@ class PictureStore:
 def _prepared(path: Path) -> sqlite3.Connection:
     db = database.connect(path)
     try:
-        db.execute(_SCHEMA)
+        db.executescript(_SCHEMA)
+        database.check_tables(db, _SCHEMA)
     except BaseException:
         db.close()
         raise

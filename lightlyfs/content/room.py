@@ -51,7 +51,7 @@ class Room:
         self._look_in_bytes = _LOOK_EVERY_BYTES
         self.limit = config.budget_bytes
         self.evicted = 0
-        self._look_at_disk()
+        self.look()
 
     def may_grow(self, length: int) -> bool:
         """Whether a block of this length may be written; looks at the disk now and then."""
@@ -61,7 +61,7 @@ class Room:
             if due:
                 self._look_in_bytes = _LOOK_EVERY_BYTES
         if due:
-            self._look_at_disk()
+            self.look()
         return length <= self.limit
 
     @property
@@ -73,9 +73,10 @@ class Room:
         """Whether a content of this many bytes can be kept whole without displacing nearly all else."""
         return size <= self.limit // 2
 
-    def look_soon(self) -> None:
-        """The disk took something not: look at it before the next block."""
-        self._look_in_bytes = 0
+    def is_disk_full(self) -> bool:
+        """Whether the disk has no room for what one look allows; raises OSError."""
+        disk = self._statvfs(self._directory)
+        return disk.f_bavail * disk.f_frsize < _LOOK_EVERY_BYTES
 
     @property
     def is_over(self) -> bool:
@@ -122,7 +123,8 @@ class Room:
                 failed.append(key)
         return failed
 
-    def _look_at_disk(self) -> None:
+    def look(self) -> None:
+        """See how much of the disk is free, and set the limit by that."""
         try:
             disk = self._statvfs(self._directory)
         except OSError as error:

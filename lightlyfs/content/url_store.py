@@ -193,20 +193,18 @@ class UrlStore:
 
     def _open_locked(self) -> None:
         try:
-            try:
-                self._db = self._prepared_locked(database.connect(self._path))
-            except sqlite3.DatabaseError:
-                if not self._removed_locked():
-                    raise
-                self._db = self._prepared_locked(database.connect(self._path))
+            with self._locks.keeping_others_out() as alone:
+                self._db = database.opened_or_begun(self._path, self._prepared_locked, may_begin=alone)
             self._anchor = database.Anchor.of(self._path)
         except (OSError, sqlite3.Error) as error:
             self._count_error(error)
 
-    def _prepared_locked(self, db: sqlite3.Connection) -> sqlite3.Connection:
+    def _prepared_locked(self, path: Path) -> sqlite3.Connection:
+        db = database.connect(path)
         try:
             db.execute("PRAGMA secure_delete = ON")  # what is deleted is a secret still
             db.executescript(_SCHEMA)
+            database.check_tables(db, _SCHEMA)
             with database.transaction(db):
                 if self._locks.alone:
                     db.execute("DELETE FROM kept WHERE owner != ?", (self._fingerprint,))
@@ -225,7 +223,7 @@ class UrlStore:
                 return job(self._db)
             except sqlite3.Error as error:
                 self._count_error(error)
-                if type(error) is sqlite3.DatabaseError:  # damaged, not merely full or busy
+                if database.is_damage(error):
                     self._begin_anew_locked()
         return None
 
@@ -243,23 +241,19 @@ class UrlStore:
             self._open_locked()
 
     def _begin_anew_locked(self) -> None:
+        """Go on with another file, unless another process may use the damaged one."""
         assert self._db is not None
         self._db.close()
         self._db, self._count = None, 0
         try:
-            removed = self._removed_locked()
+            with self._locks.keeping_others_out() as alone:
+                if alone:
+                    database.put_aside(self._path)
         except OSError as error:
             self._count_error(error)
             return
-        if removed:
+        if alone:
             self._open_locked()
-
-    def _removed_locked(self) -> bool:
-        """Delete the file, unless another process may use it."""
-        with self._locks.keeping_others_out() as alone:
-            if alone:
-                database.remove(self._path)
-        return alone
 
     def _stored_locked(self, db: sqlite3.Connection, sample_id: str) -> KeptUrl | None:
         query = "SELECT url, since, until FROM kept WHERE owner = ? AND sample = ?"

@@ -354,8 +354,7 @@ class Writer:
             _raise_broken(file)
             if not self.withdraw(file):
                 raise NotPermitted(f"{file.path} is on its way to the server; try again when it is there")
-            self._local.sync_locked(file)
-            self._local.spool.sync()
+            checksum = self._local.seal_locked(file)
             before = file.record
             covered = self._local.move(
                 file,
@@ -365,6 +364,7 @@ class Writer:
                 mtime_ns=file.mtime_ns,
                 error="",
                 thumbnail_done=False,
+                checksum=checksum,
                 **changes,
             )
             file.dirty = False
@@ -489,8 +489,7 @@ class Writer:
             known: dict[str, Any] = {"error": "", "acknowledged": -1, "thumbnail_done": False}
             for_server = self._is_for_server(file)
             if for_server:
-                self._local.sync_locked(file)
-                self._local.spool.sync()
+                known["checksum"] = self._local.seal_locked(file)
             self._update_dirty_locked(
                 file, durable=for_server, state=State.PENDING if for_server else State.LOCAL, **known
             )

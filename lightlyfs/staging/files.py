@@ -553,6 +553,12 @@ class LocalFiles:
             self.note_broken_locked(file, error)
             raise
 
+    def seal_locked(self, file: LocalFile) -> int:
+        """Make its bytes durable, to be promised to the server; their checksum."""
+        self.sync_locked(file)
+        self.spool.sync()
+        return self.stage_locked(file).checksum()
+
     def note_broken_locked(self, file: LocalFile, error: OSError) -> None:
         """Note a failed write: half a file is not uploaded."""
         number = error.errno or errno.EIO

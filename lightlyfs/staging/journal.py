@@ -8,8 +8,10 @@ has the file. Names and paths are stored as bytes, for a path may hold what is n
 from __future__ import annotations
 
 import errno
+import logging
 import sqlite3
 import threading
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -20,13 +22,15 @@ from lightlyfs import database
 from lightlyfs.errors import StartError
 from lightlyfs.staging.record import FIELDS, Record, State
 
-SCHEMA_VERSION = 2
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 3
 _TEXTS = ("path", "name")
 _FLAGS = ("create_sent", "replaces", "thumbnail_done")
 # a journal is its mount's own; only `uploads` commands look in meanwhile
 _BUSY_S = 60.0
 _SCHEMA = f"""
-CREATE TABLE file ({", ".join(FIELDS)}, PRIMARY KEY (key)) WITHOUT ROWID;
+CREATE TABLE file ({", ".join(FIELDS)}, crc, PRIMARY KEY (key)) WITHOUT ROWID;
 CREATE TABLE directory (
     path BLOB PRIMARY KEY, mode INTEGER NOT NULL, atime_ns INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
     ctime_ns INTEGER NOT NULL) WITHOUT ROWID;
@@ -37,7 +41,16 @@ CREATE TABLE IF NOT EXISTS time (
 CREATE TABLE IF NOT EXISTS rename (
     sample_id TEXT PRIMARY KEY, old TEXT NOT NULL, new TEXT NOT NULL) WITHOUT ROWID;
 """
-_PUT = f"INSERT OR REPLACE INTO file ({', '.join(FIELDS)}) VALUES ({', '.join('?' * len(FIELDS))})"
+# the checksum of a row tells damage that leaves the tables whole
+_COLUMNS = (*FIELDS, "crc")
+_PUT = f"INSERT OR REPLACE INTO file ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+# the other tables by name, the first column being the key, with the types that their values have
+_TABLES: dict[str, dict[str, type]] = {
+    "directory": {"path": bytes, "mode": int, "atime_ns": int, "mtime_ns": int, "ctime_ns": int},
+    "leftover": {"sample_id": str, "was": bytes, "name": bytes},
+    "time": {"sample_id": str, "mtime": int, "version": str, "ctime_ns": int},
+    "rename": {"sample_id": str, "old": bytes, "new": bytes},
+}
 
 
 T = TypeVar("T")
@@ -87,11 +100,17 @@ class Journal:
     What several threads write at the same moment goes into one transaction: a durable commit waits for the
     disk, and the next one then takes along all that came meanwhile.
 
-    Raises StartError for a file that cannot be read: it says what is owed, so it is never made new.
+    Raises StartError for a file that cannot be read: it says what is owed, so it is never deleted.
     """
 
-    def __init__(self, path: Path, on_deleted: Callable[[], None] = lambda: None) -> None:
-        """`on_deleted` is called before a write where a cleaner deleted the file; it may call `move_to`."""
+    def __init__(
+        self, path: Path, on_deleted: Callable[[], None] = lambda: None, *, rescue: bool = False
+    ) -> None:
+        """`on_deleted` is called before a write where a cleaner deleted the file; it may call `move_to`.
+
+        To `rescue`, which only the owner of the file may, a damaged one is put aside, and what can be read
+        of it goes into another.
+        """
         self._path = path
         self._on_deleted = on_deleted
         self._lock = database.Lock()
@@ -100,8 +119,7 @@ class Journal:
         self._waiting: list[_Write] = []
         try:
             with self._lock:
-                self._db = database.connect(path, timeout_s=_BUSY_S, synchronous="FULL")
-                self._open()
+                self._db = self._opened(path, rescue=rescue)
                 self._anchor = database.Anchor.of(path)
         except (sqlite3.Error, OSError) as error:
             raise self._unreadable(error) from error
@@ -136,22 +154,33 @@ class Journal:
         except sqlite3.Error as error:
             raise database.os_error(error, "the journal") from error
 
-    def _open(self) -> None:
-        (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
-        version = database.user_version(self._db)
-        if version > SCHEMA_VERSION:
-            raise sqlite3.DatabaseError("a later version of lightlyfs made it")
-        if version < SCHEMA_VERSION:
-            with database.transaction(self._db):
-                _migrate(self._db, version)
+    def _opened(self, path: Path, *, rescue: bool) -> sqlite3.Connection:
+        try:
+            return _checked(path)
+        except sqlite3.DatabaseError as error:
+            if not (rescue and database.is_damage(error)):
+                raise
+            damaged = database.put_aside(path, keep=True)
+            db = _checked(path)
+            count = _rescue(damaged, db)
+            log.error(
+                "the journal of what is owed was damaged (%s): %d files were found in it; it is kept as %s, "
+                "and staged bytes of which it says nothing are shown as recovered-*",
+                error,
+                count,
+                damaged,
+            )
+            return db
 
     # files
 
     def records(self) -> list[Record]:
         """Return every local file, in no order."""
-        return self._rows(f"SELECT {', '.join(FIELDS)} FROM file", _record)
+        try:
+            with self._lock:
+                return _records(self._db)
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
 
     def put(self, *records: Record, forget: Iterable[str] = (), durable: bool = True) -> None:
         """Add or replace records, and forget the files of these keys, in one step.
@@ -294,12 +323,75 @@ class Journal:
             write.error = None
 
 
+def _checked(path: Path) -> sqlite3.Connection:
+    """The open database, of this version; raises sqlite3.DatabaseError where it is damaged."""
+    db = database.connect(path, timeout_s=_BUSY_S, synchronous="FULL")
+    try:
+        (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise database.Damaged(verdict)
+        version = database.user_version(db)
+        if version > SCHEMA_VERSION:
+            raise sqlite3.DatabaseError("a later version of lightlyfs made it")
+        if version < SCHEMA_VERSION:
+            with database.transaction(db):
+                _migrate(db, version)
+        wanted = {"file": set(_COLUMNS)} | {table: set(columns) for table, columns in _TABLES.items()}
+        if any(columns - set(_columns(db, table)) for table, columns in wanted.items()):
+            raise database.Damaged("it has other tables than a journal")
+        _records(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _records(db: sqlite3.Connection) -> list[Record]:
+    rows = db.execute(f"SELECT {', '.join(_COLUMNS)} FROM file").fetchall()
+    records = [_record(row) for row in rows if _is_sound(row)]
+    if len(records) < len(rows):
+        raise database.Damaged(f"{len(rows) - len(records)} records are not as they were written")
+    return records
+
+
+def _is_sound(row: tuple[Any, ...]) -> bool:
+    """Whether a row is as it was written; one of an earlier version has no checksum."""
+    *values, checksum = row
+    if checksum is not None:
+        return bool(checksum == _checksum(values))
+    try:
+        _record(row)
+    except (ValueError, TypeError, AttributeError):
+        return False
+    return True
+
+
+def _checksum(values: list[Any]) -> int:
+    return zlib.crc32(repr(values).encode("utf-8", "surrogatepass"))
+
+
+def _rescue(damaged: Path, db: sqlite3.Connection) -> int:
+    """Take over what can be read of a damaged journal; how many files that are."""
+    sound = [row for row in database.readable_rows(damaged, "file", _COLUMNS) if _is_sound(row)]
+    with database.transaction(db):
+        db.executemany(_PUT, sound)
+        for table, columns in _TABLES.items():
+            found = database.readable_rows(damaged, table, tuple(columns))
+            typed = [row for row in found if list(map(type, row)) == list(columns.values())]
+            names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+            db.executemany(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", typed)
+    return len(sound)
+
+
 def _migrate(db: sqlite3.Connection, version: int) -> None:
     """Bring the tables to this version, with all that is in them."""
     if version == 0:
         _make_tables(db)
     if "ctime_ns" not in _columns(db, "time"):
         db.execute("ALTER TABLE time ADD COLUMN ctime_ns INTEGER NOT NULL DEFAULT 0")
+    if "crc" not in _columns(db, "file"):
+        db.execute("ALTER TABLE file ADD COLUMN checksum INTEGER NOT NULL DEFAULT -1")
+        db.execute("ALTER TABLE file ADD COLUMN crc")
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
@@ -325,11 +417,16 @@ def _make_tables(db: sqlite3.Connection) -> None:
 
 
 def _row(record: Record) -> list[Any]:
-    return [_bytes(getattr(record, name)) if name in _TEXTS else getattr(record, name) for name in FIELDS]
+    values = [_bytes(getattr(record, name)) if name in _TEXTS else getattr(record, name) for name in FIELDS]
+    # as SQLite gives them back
+    plain = [
+        str(one) if isinstance(one, State) else int(one) if isinstance(one, bool) else one for one in values
+    ]
+    return [*plain, _checksum(plain)]
 
 
 def _record(row: tuple[Any, ...]) -> Record:
-    values = dict(zip(FIELDS, row, strict=True))
+    values = dict(zip(FIELDS, row, strict=False))
     for name in _TEXTS:
         values[name] = _text(values[name])
     for name in _FLAGS:

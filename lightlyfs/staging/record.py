@@ -48,7 +48,8 @@ class Record:
     a create of it carries, so that a create whose reply was lost can be told. `replaces` is set where
     `sample_id` is a sample that existed before. `etag` is what storage called the upload. `broken` is the
     errno of a write that failed, or 0: it is half a file then. While `generation` is being written,
-    `acknowledged` is the earlier one that the server is still owed, or -1.
+    `acknowledged` is the earlier one that the server is still owed, or -1. `checksum` is the CRC-32 of
+    the last generation that was sealed, or -1.
     """
 
     key: str
@@ -70,6 +71,7 @@ class Record:
     error: str = ""
     broken: int = 0
     acknowledged: int = -1
+    checksum: int = -1
 
     def changed(self, **values: Any) -> Record:
         """Return a copy with other values; ValueError where the state may not follow."""

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 _UNFINISHED = "the mount ended while it was written"
 GONE = "its staged bytes are gone"
+DAMAGED = "its staged bytes are damaged"
+_NO_RECORD = "the journal was damaged, and says nothing of these bytes"
 
 
 def recovered(journal: Journal, spool: Spool, counts: Callable[[str], bool]) -> list[Record]:
@@ -30,7 +32,7 @@ def recovered(journal: Journal, spool: Spool, counts: Callable[[str], bool]) -> 
     uploaded = Counter(record.sample_id for record in records if record.state is State.UPLOADED)
     # which of several uploads of one sample is the latest is not known; the next listing shows the sample
     changing |= {sample_id for sample_id, uploads in uploaded.items() if uploads > 1}
-    found: list[Record] = []
+    found = _without_records(journal, spool, present, {record.key for record in records})
     for record in records:
         if record.state is not State.UPLOADED:
             found += _recovered(journal, spool, record, present, counts)
@@ -46,6 +48,38 @@ def _precedence(record: Record) -> tuple[bool, bool, bool, str]:
     return record.state is not State.UPLOADED, unfinished, not record.create_sent, record.key
 
 
+def _without_records(
+    journal: Journal, spool: Spool, present: set[tuple[str, int]], known: set[str]
+) -> list[Record]:
+    """Records for staged bytes of which a damaged journal says nothing: half files, for a person to look at.
+
+    Bytes are deleted before their record is, so no other bytes are without one.
+    """
+    newest = {key: generation for key, generation in sorted(present) if key not in known}
+    found = []
+    for key, generation in newest.items():
+        staged = spool.path(key, generation).stat()
+        if not staged.st_size:
+            continue
+        path, time_ns = f"recovered-{key[:8]}", staged.st_mtime_ns
+        record = Record(
+            key,
+            path,
+            path,
+            State.INTERRUPTED,
+            generation=generation,
+            size=staged.st_size,
+            atime_ns=time_ns,
+            mtime_ns=time_ns,
+            ctime_ns=time_ns,
+            error=_NO_RECORD,
+        )
+        journal.put(record)
+        log.warning("%s: %s", path, _NO_RECORD)
+        found.append(record)
+    return found
+
+
 def _recovered(
     journal: Journal,
     spool: Spool,
@@ -58,6 +92,8 @@ def _recovered(
         return _split(journal, spool, record, present)
     if (record.key, record.generation) not in present:
         return _without_bytes(journal, record)
+    if record.owed and not record.broken:
+        return [_as_sealed(journal, spool, record)]
     staged = spool.path(record.key, record.generation).stat()
     known = record.changed(size=staged.st_size)
     if record.state is State.OPEN:
@@ -108,7 +144,18 @@ def _split(journal: Journal, spool: Spool, record: Record, present: set[tuple[st
         thumbnail_done=False,
     )
     journal.put(whole)
-    return [whole, *found]
+    return [_as_sealed(journal, spool, whole), *found]
+
+
+def _as_sealed(journal: Journal, spool: Spool, record: Record) -> Record:
+    """A record that is owed; where its bytes are not those that were promised, they go to nobody."""
+    if spool.is_whole(record.key, record.generation, record.size, record.checksum):
+        return record
+    kept = spool.put_aside(record.key, record.generation)
+    log.error("%s: %s; what is left of them is %s", record.path, DAMAGED, kept)
+    lost = record.changed(state=State.FAILED, broken=errno.ENODATA, error=DAMAGED)
+    journal.put(lost)
+    return lost
 
 
 def _without_bytes(journal: Journal, record: Record) -> list[Record]:

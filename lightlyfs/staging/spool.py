@@ -10,6 +10,8 @@ import errno
 import fcntl
 import os
 import re
+import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,7 +85,29 @@ class Spool:
 
     def remove(self, key: str, generation: int) -> None:
         """Delete a generation; harmless where it is not there."""
-        self.path(key, generation).unlink(missing_ok=True)
+        path = self.path(key, generation)
+        try:
+            path.unlink(missing_ok=True)
+        except IsADirectoryError:
+            shutil.rmtree(path)  # nothing of ours
+
+    def put_aside(self, key: str, generation: int) -> Path:
+        """Keep a generation that is damaged under a name that nothing reads, which is returned."""
+        path = self.path(key, generation)
+        return path.replace(path.with_name(f"{path.name}.damaged"))
+
+    def is_whole(self, key: str, generation: int, size: int, checksum: int) -> bool:
+        """Whether a generation is as it was sealed; of one without a checksum (-1) the size is compared."""
+        try:
+            staged = self.open(key, generation)
+        except OSError:
+            return False
+        try:
+            return staged.size() == size and checksum in (-1, staged.checksum())
+        except OSError:
+            return False
+        finally:
+            staged.close()
 
     def remove_up_to(self, key: str, generation: int) -> None:
         """Delete a generation and those before it, some of which may have gone already."""
@@ -102,7 +126,8 @@ class Spool:
 
     def generations(self) -> list[tuple[str, int]]:
         """Every (key, generation) that has a file."""
-        names = (_NAME.fullmatch(path.name) for path in self._directory.iterdir())
+        with os.scandir(self._directory) as entries:
+            names = [_NAME.fullmatch(one.name) for one in entries if one.is_file(follow_symlinks=False)]
         return [(name[1], int(name[2])) for name in names if name is not None]
 
     def sync(self) -> None:
@@ -141,6 +166,13 @@ class StagedFile:
     def truncate(self, size: int) -> None:
         """Cut, or extend with zeros."""
         os.ftruncate(self.descriptor, size)
+
+    def checksum(self) -> int:
+        """The CRC-32 of its bytes."""
+        checksum, offset = 0, 0
+        while data := self.read_at(offset, _COPY_BYTES):
+            checksum, offset = zlib.crc32(data, checksum), offset + len(data)
+        return checksum
 
     def sync(self) -> None:
         """Make its bytes durable."""

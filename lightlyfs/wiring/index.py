@@ -1,7 +1,8 @@
 """The catalogue as one file, so that a thousand workers need not each list a million samples.
 
-SQLite, as the catalogue itself is: a copy is the fastest form to load, for loading is nothing but copying.
-What storage reported comes along, so that workers open the first file without asking for its size.
+SQLite, as the catalogue itself is: a copy is the fastest form to load, for loading is nothing but copying,
+and looking at what came. What storage reported comes along, so that workers open the first file without
+asking for its size.
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import stat
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from lightlyfs import places
-from lightlyfs.catalog.store import INDEX_OF, SCHEMA_VERSION
+from lightlyfs import database, places
+from lightlyfs.catalog import foreign
+from lightlyfs.catalog.store import INDEX_OF
 from lightlyfs.errors import StartError
 from lightlyfs.forks import FORK_GATE
+
+_COPY_BYTES = 8 << 20
 
 
 def export_index(catalogue: Path, target: Path, dataset_id: str) -> int:
@@ -31,13 +37,12 @@ def export_index(catalogue: Path, target: Path, dataset_id: str) -> int:
     directory = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         copy = directory / "index"
-        with contextlib.closing(sqlite3.connect(f"file:{catalogue}?mode=ro", uri=True, timeout=60)) as db:
+        with contextlib.closing(database.open_file(catalogue, 60.0, "mode=ro")) as db:
             db.execute("VACUUM INTO ?", (str(copy),))
-        with contextlib.closing(sqlite3.connect(copy)) as db:
+        with contextlib.closing(database.open_file(copy, 0.0)) as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (INDEX_OF, dataset_id))
             listed = db.execute("SELECT value FROM meta WHERE key = 'listed_at'").fetchone()
             (samples,) = db.execute("SELECT count(*) FROM sample").fetchone()
-            db.commit()
         if listed is None:
             raise StartError(
                 "the samples were not listed to the end yet; try again when a mount has done that"
@@ -57,39 +62,24 @@ class Header(NamedTuple):
     checked_at: float
 
 
-def read_header(index: Path) -> Header:
-    """What a file is the index of; StartError where it is none, or one of another version."""
-    try:
-        header = sqlite3.connect(f"file:{index}?mode=ro&immutable=1", uri=True)
-        with FORK_GATE, contextlib.closing(header) as db:
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            of = _meta(db, INDEX_OF)
-            checked = float(_meta(db, "checked_at") or 0)
-    except (sqlite3.Error, OSError, ValueError) as error:
-        raise StartError(f"{index} is no index made by `lightlyfs index export`: {error}") from None
-    if version != SCHEMA_VERSION or of is None:
-        raise StartError(f"{index} is no index of this version; make it again with `lightlyfs index export`")
-    return Header(of, checked)
-
-
 def import_index(index: Path, place: places.DatasetPlace, tag: str | None, dataset_id: str) -> bool:
     """Begin with an exported catalogue, unless this machine has a newer one or uses one; whether it did.
 
     StartError where the file is no index, of another version, or of another dataset. To be called before
     the catalogue is opened, by whoever holds the place.
     """
-    header = read_header(index)
+    header = _header(index, index)
     if header.dataset_id != dataset_id:
         raise StartError(f"{index} is the index of another dataset: {header.dataset_id}")
     target = place.path / places.catalogue_name(tag)
     if not place.alone or _checked_at(target) >= header.checked_at:
         return False
-    for suffix in ("-wal", "-shm"):
-        target.with_name(target.name + suffix).unlink(missing_ok=True)
-    temporary = target.with_name(target.name + ".new")
-    shutil.copyfile(index, temporary)
-    os.chmod(temporary, 0o600)
-    os.replace(temporary, target)
+    with _checked_copy(index, place.path) as (copy, header):
+        if header.dataset_id != dataset_id:
+            raise StartError(f"{index} was changed while it was read")
+        for suffix in ("-wal", "-shm"):
+            target.with_name(target.name + suffix).unlink(missing_ok=True)
+        os.replace(copy, target)
     return True
 
 
@@ -98,7 +88,7 @@ def import_for_later(index: Path, server_root: Path, tag: str | None) -> tuple[H
 
     StartError where the file is no index, or a mount uses the dataset's directory now.
     """
-    header = read_header(index)
+    header = _header(index, index)
     with places.DatasetPlace(server_root, header.dataset_id) as place:
         if not place.alone:
             raise StartError(
@@ -108,17 +98,53 @@ def import_for_later(index: Path, server_root: Path, tag: str | None) -> tuple[H
         return header, import_index(index, place, tag, header.dataset_id)
 
 
+@contextlib.contextmanager
+def _checked_copy(index: Path, directory: Path) -> Iterator[tuple[Path, Header]]:
+    """A copy that nobody else can change, found to be what a listing would have written."""
+    copy = None
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="index.", dir=directory)
+        copy = Path(name)
+        with open(descriptor, "wb") as target, _open_plain(index) as source:
+            shutil.copyfileobj(source, target, _COPY_BYTES)
+        yield copy, _header(index, copy, foreign.check_foreign)
+    except OSError as error:
+        raise StartError(f"{index} cannot be taken over: {error.strerror}") from None
+    finally:
+        if copy is not None:
+            copy.unlink(missing_ok=True)
+
+
+def _open_plain(index: Path) -> BinaryIO:
+    """Open a file that is one, and no device or pipe, which have no end; raises StartError."""
+    file = open(index, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise StartError(f"{index} is no file")
+
+
+def _header(index: Path, path: Path, check: Callable[[sqlite3.Connection], None] = lambda _: None) -> Header:
+    """What an index, or a copy of it at a path, says of itself; StartError where it is none."""
+    try:
+        _open_plain(path).close()
+        with FORK_GATE, database.damage_told(), contextlib.closing(database.open_foreign(path)) as db:
+            check(db)
+            meta = foreign.meta_of(db)
+    except (sqlite3.Error, OSError) as error:
+        raise StartError(
+            f"{index} is no index made by `lightlyfs index export` of this version: {error}"
+        ) from None
+    return Header(meta[INDEX_OF], float(meta.get("checked_at", 0)))
+
+
 def _checked_at(catalogue: Path) -> float:
     """When a catalogue was last known to be true, in unix seconds; 0 where there is none."""
     if not catalogue.exists():
         return 0.0
     try:
-        with FORK_GATE, contextlib.closing(sqlite3.connect(catalogue)) as db:
-            return float(_meta(db, "checked_at") or 0)
+        with FORK_GATE, contextlib.closing(database.open_file(catalogue, 0.0)) as db:
+            row = db.execute("SELECT value FROM meta WHERE key = 'checked_at'").fetchone()
+            return 0.0 if row is None else float(row[0])
     except (sqlite3.Error, ValueError):
         return 0.0
-
-
-def _meta(db: sqlite3.Connection, key: str) -> str | None:
-    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-    return None if row is None else str(row[0])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 
-from lightlyfs import places
+from lightlyfs import database, places
+from lightlyfs.content.files import shed
+from lightlyfs.errors import SettingsError
 from lightlyfs.settings import Settings
 from lightlyfs.wiring.connections import Connections
 from lightlyfs.wiring.index import import_index
@@ -12,30 +15,50 @@ from lightlyfs.wiring.parts import Parts
 
 log = logging.getLogger(__name__)
 
+# the logs of five databases, and what they are told while a mount starts
+_FREE_BYTES = 16 << 20
 
-def open_spool(settings: Settings, dataset_id: str) -> places.SpoolPlace:
-    """The directory for what a mount owes, with what earlier ones left, locked."""
-    state = places.state_root(settings.cache_dir)
-    places.remember_state_root(state)
-    return places.SpoolPlace(places.server_directory(state, settings.server), dataset_id)
+
+def open_spool(settings: Settings, dataset_id: str) -> places.SpoolPlace | None:
+    """The directory for what a mount owes, with what earlier ones left, locked.
+
+    None for a read-only mount, and where the disk takes nothing, which is logged.
+    """
+    if settings.read_only:
+        return None
+    place = None
+    try:
+        state = places.state_root(settings.cache_dir)
+        places.remember_state_root(state)
+        place = places.SpoolPlace(places.server_directory(state, settings.server), dataset_id)
+        database.see_writable(place.path / "journal.db")
+    except (OSError, sqlite3.OperationalError, SettingsError) as error:
+        if place is not None:
+            place.close()
+        if isinstance(error, SettingsError) and not places.is_passing(error.__cause__):
+            raise
+        log.warning("this mount is read-only, for what is written cannot be kept: %s", error)
+        return None
+    return place
 
 
 def open_place(settings: Settings, dataset_id: str) -> places.DatasetPlace:
     """The directory of a dataset on this machine; a private one with `--no-cache`.
 
-    With an index it begins with that, unless another process uses it, for then its names count. StartError
-    where it is not one of this dataset.
+    On a full disk the cache shrinks first, for databases need some room. With an index it begins with that,
+    unless another process uses it, for then its names count. StartError where it is not one of this dataset.
     """
     if where := places.elsewhere(settings.cache_dir):
         log.warning("%s", where)
-    root = places.server_directory(places.cache_root(settings.cache_dir), settings.server)
+    root = places.server_cache(settings.cache_dir, settings.server)
     place = places.DatasetPlace(root, dataset_id, temporary=settings.no_cache)
-    if settings.index is not None:
-        try:
+    try:
+        shed(place.path / "blocks", _FREE_BYTES)
+        if settings.index is not None:
             import_index(settings.index, place, settings.tag, dataset_id)
-        except BaseException:
-            place.close()
-            raise
+    except BaseException:
+        place.close()
+        raise
     return place
 
 

@@ -32,7 +32,7 @@ from lightlyfs.content.identity import NO_OBJECT
 from lightlyfs.content.once import FetchOnce
 from lightlyfs.content.prefetcher import PrefetchStats
 from lightlyfs.content.reader import Reader
-from lightlyfs.errors import NoSuchFile, TooManyWaiting
+from lightlyfs.errors import NoSuchFile, StartError, TooManyWaiting
 from lightlyfs.fs.cached_files import CachedFiles, HandOutParts
 from lightlyfs.fs.crawlers import CrawlBudget
 from lightlyfs.fs.filesystem import Filesystem
@@ -97,9 +97,7 @@ class Parts:
         self._metadata_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-metadata")
         self._page_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-pages")
         self._content_pool = ThreadPoolExecutor(settings.jobs, "lightlyfs-content")
-        with opening(place):
-            self.catalog = self._make_catalog()
-            self.cache = self._make_cache(kernel)
+        self._open_stores(kernel)
         self._urls = UrlParts(
             settings,
             connections,
@@ -248,6 +246,24 @@ class Parts:
     def _own_patience(self) -> Patience:
         """The waiting rules of calls that no callback of the kernel makes."""
         return Patience(clock=time.monotonic, interrupted=lambda: False, closing=self.closing)
+
+    def _open_stores(self, kernel: Kernel) -> None:
+        """Open catalogue and cache, in another place where the disk does not let us."""
+        try:
+            self._try_stores(kernel)
+        except StartError as error:
+            log.warning("%s; this mount keeps a cache of its own", error)
+            self.place.leave(str(error))
+            self._try_stores(kernel)
+
+    def _try_stores(self, kernel: Kernel) -> None:
+        with opening(self.place):
+            self.catalog = self._make_catalog()
+            try:
+                self.cache = self._make_cache(kernel)
+            except BaseException:
+                self.catalog.close()
+                raise
 
     def _make_catalog(self) -> Catalog:
         settings = self.settings

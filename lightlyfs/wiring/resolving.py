@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import tempfile
@@ -30,6 +31,8 @@ from lightlyfs.errors import (
 from lightlyfs.settings import Secrets, Settings
 from lightlyfs.wiring.connections import quick_policy
 
+log = logging.getLogger(__name__)
+
 _ID = re.compile(r"[a-f0-9]{24}")
 # with a stored catalogue the network need not answer first
 _STORED_WAIT_S = 0.5
@@ -50,7 +53,7 @@ def find_dataset(
 
     `say` is called with one line where an earlier mount's answer has to do.
     """
-    root = places.server_directory(places.cache_root(settings.cache_dir), settings.server)
+    root = places.server_cache(settings.cache_dir, settings.server)
     names = _Names(root / "names.json", secrets)
     stored = names.id_of(wanted)
     has_catalogue = (
@@ -150,6 +153,12 @@ class _Names:
         if self.id_of(wanted) == dataset_id:
             return
         self._known[f"{self._fingerprint}/{wanted}"] = dataset_id
+        try:
+            self._write()
+        except OSError as error:
+            log.warning("the name of the dataset cannot be remembered: %s", error)
+
+    def _write(self) -> None:
         # under a name of its own, for other processes may remember theirs now; made with mode 0600
         descriptor, temporary = tempfile.mkstemp(prefix=f"{self._path.name}.", dir=self._path.parent)
         try:

@@ -23,18 +23,15 @@ def listing_turn(
 
 @contextmanager
 def opening(place: DatasetPlace) -> Iterator[None]:
-    """Open files of a place in the block; StartError where one is damaged that may not be made anew.
+    """Open files of a place in the block; StartError where that cannot be.
 
     Processes take turns: two may both find no catalogue of a tag, and make one.
     """
     try:
         with place.locks.name(OPENING, OPENING_PATIENCE_S):
             yield
-    except sqlite3.DatabaseError as error:
-        raise StartError(
-            f"the cache in {place.path} cannot be used: {error}; end the other processes that use it, or "
-            "choose another with --cache-dir"
-        ) from error
+    except (OSError, sqlite3.Error) as error:
+        raise StartError(f"the cache in {place.path} cannot be used: {error}") from error
 
 
 @contextmanager

@@ -92,7 +92,7 @@ class Uploads:
         self.policy = WritePolicy(rules, needs.settings.allow_overwrite, needs.settings.write_back)
         self._renewing = threading.Lock()
         self.spool = Spool(place.path / "files", on_deleted=self._renew)
-        self.journal = Journal(place.path / "journal.db", on_deleted=self._renew)
+        self.journal = Journal(place.path / "journal.db", on_deleted=self._renew, rescue=True)
         self.local = LocalFiles(self.spool, self.journal, name_of=sample_name, counts=rules.counts)
         self.times = SetTimes(self.journal)
         self.namespace = Namespace(needs.catalog, self.local, self.times, needs.kernel.forget)
@@ -358,7 +358,8 @@ def _take_over(source: Path, place: places.SpoolPlace) -> None:
     """
     if not (source / "journal.db").exists():
         return
-    journal, mine = Journal(source / "journal.db"), Journal(place.path / "journal.db")
+    journal = Journal(source / "journal.db", rescue=True)
+    mine = Journal(place.path / "journal.db", rescue=True)
     theirs, ours = Spool(source / "files"), Spool(place.path / "files")
     try:
         records = journal.records()

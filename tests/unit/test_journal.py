@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sqlite3
+import zlib
 from pathlib import Path
 
 import pytest
@@ -31,7 +33,9 @@ class Bench:
         self.spool = Spool(directory / "files")
 
     def put(self, record: Record, *staged: tuple[int, bytes]) -> None:
-        self.journal.put(record)
+        """Put a record, whose size is that of its staged bytes."""
+        sizes = {generation: len(data) for generation, data in staged}
+        self.journal.put(record.changed(size=sizes.get(record.generation, record.size)))
         for generation, data in staged:
             self.spool.path(record.key, generation).write_bytes(data)
 
@@ -196,6 +200,16 @@ def test_a_file_that_is_no_journal_is_named_and_left_alone(tmp_path: Path) -> No
     assert path.read_bytes() == b"not a database" * 1000
 
 
+def test_a_journal_whose_definitions_are_no_text_is_rescued_from(bench: Bench) -> None:
+    bench.put(record(), (0, b"one"))
+    bench.journal.close()
+    bench.path.write_bytes(bench.path.read_bytes().replace(b"CREATE TABLE", b"CREATE T\xe8BLE"))
+
+    bench.journal = Journal(bench.path, rescue=True)
+
+    assert bench.load() == {f"recovered-{KEY[:8]}": State.INTERRUPTED}
+
+
 def test_a_damaged_journal_is_named(bench: Bench) -> None:
     for number in range(200):
         bench.put(record(f"{number}.jpg", key=f"{number:032x}"))
@@ -285,3 +299,52 @@ def test_a_numbered_name_keeps_its_extension_and_its_length() -> None:
     second = next(names)
     assert second.endswith("~2.jpeg")
     assert len(second.encode()) <= 2 + 255
+
+
+def test_what_can_be_read_of_a_damaged_journal_is_rescued(tmp_path: Path) -> None:
+    """The records before and behind the damage; the journal itself is kept."""
+    path, written = tmp_path / "journal.db", {f"{number:032x}": f"{number}.jpg" for number in range(400)}
+    journal = Journal(path)
+    journal.put(*(record(name, key=key) for key, name in written.items()))
+    journal.close()
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(size // 2)
+        file.write(b"damage" * 1000)
+    damaged = path.read_bytes()
+
+    rescued = Journal(path, rescue=True)
+
+    found = {one.key: one.path for one in rescued.records()}
+    assert 100 < len(found) < 400
+    assert found.items() <= written.items()
+    assert (tmp_path / "journal.db.damaged").read_bytes() == damaged
+    rescued.close()
+
+
+def test_a_record_that_somebody_changed_is_not_believed(bench: Bench) -> None:
+    """Nobody can delete a sample that got a wrong name; the bytes are shown for a person to look at."""
+    bench.put(record(), (0, b"one"))
+    bench.put(record("y.jpg", key=OTHER), (0, b"two"))
+    bench.journal.close()
+    with sqlite3.connect(bench.path) as db:
+        db.execute("UPDATE file SET name = ? WHERE key = ?", (b"z.jpg", OTHER))
+    db.close()
+
+    with pytest.raises(StartError, match="not as they were written"):
+        Journal(bench.path)
+    bench.journal = Journal(bench.path, rescue=True)
+
+    assert bench.load() == {"x.jpg": State.PENDING, f"recovered-{OTHER[:8]}": State.INTERRUPTED}
+
+
+@pytest.mark.parametrize("damaged", [b"promised, and mor", b"promised, and mOre", b""])
+def test_bytes_that_are_not_those_that_were_promised_go_to_nobody(bench: Bench, damaged: bytes) -> None:
+    promised = b"promised, and more"
+    bench.put(record(checksum=zlib.crc32(promised)), (0, promised))
+    bench.spool.path(KEY, 0).write_bytes(damaged)
+
+    assert bench.load() == {"x.jpg": State.FAILED}
+    (left,) = bench.journal.records()
+    assert (left.error, left.broken) == ("its staged bytes are damaged", errno.ENODATA)
+    assert [path.read_bytes() for path in bench.path.parent.glob("files/*")] == [damaged]

@@ -161,6 +161,7 @@ def test_errno_is_chosen_in_one_module() -> None:
         "localserver/objects.py",
         "cached.py",
         "database.py",
+        "places.py",
         "staging/files.py",
         "staging/recovery.py",
         "staging/journal.py",

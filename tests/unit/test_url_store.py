@@ -150,7 +150,8 @@ def test_a_file_damaged_under_way_is_made_anew_and_nobody_notices(bench: Bench) 
 
 
 def test_a_place_that_takes_no_file_is_bypassed(bench: Bench) -> None:
-    bench.path.mkdir()
+    bench.path.write_bytes(b"a file in place of the directory")
+    bench.path /= "urls.db"
     store = bench.store()
 
     assert bench.urls(store).get("a")

@@ -1,0 +1,120 @@
+"""Databases of ours: put aside where SQLite says that they are damaged, and left alone for all else."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lightlyfs import database
+from lightlyfs.catalog.store import CatalogStore
+from lightlyfs.content.index import BlockIndex
+from lightlyfs.content.pictures import PictureStore
+from lightlyfs.content.url_store import UrlStore
+from lightlyfs.errors import StartError
+from lightlyfs.staging.journal import Journal
+
+Opened = Callable[[Path], object]
+
+CACHES: dict[str, Opened] = {
+    "catalogue": CatalogStore,
+    "index": BlockIndex,
+    "thumbnails": PictureStore,
+    "urls": lambda path: UrlStore(path, "me", wall_clock=lambda: 0.0, later=lambda job: job()),
+}
+# what passes: the file is as good as it was
+PASSING = {
+    "full": sqlite3.SQLITE_FULL,
+    "read-only": sqlite3.SQLITE_READONLY,
+    "not permitted": sqlite3.SQLITE_CANTOPEN,
+    "locked": sqlite3.SQLITE_BUSY,
+    "I/O error": sqlite3.SQLITE_IOERR,
+}
+ODD_NAMES = ["a#b.db", "a?mode=ro.db", "a%20b.db", "a b.db", "a\nb.db", "file:x.db", "ä\udcff.db"]
+
+
+def make(opened: Opened, path: Path) -> bytes:
+    """A database that was used and closed; what is in its file."""
+    opened(path).close()  # type: ignore[attr-defined]
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("opened", [*CACHES.values(), Journal], ids=[*CACHES, "journal"])
+@pytest.mark.parametrize("code", PASSING.values(), ids=list(PASSING))
+def test_what_passes_deletes_nothing(
+    opened: Opened, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = make(opened, tmp_path / "x.db")
+
+    def fail(*_: object, **__: object) -> sqlite3.Connection:
+        error = sqlite3.OperationalError("as SQLite says it")
+        error.sqlite_errorcode = code
+        raise error
+
+    monkeypatch.setattr(database, "open_file", fail)
+    try:
+        opened(tmp_path / "x.db")
+    except (sqlite3.OperationalError, StartError) as error:
+        assert "as SQLite says it" in str(error)  # noqa: PT017 - the stores that bypass themselves raise none
+
+    assert (tmp_path / "x.db").read_bytes() == before
+    assert list(tmp_path.glob("*.damaged*")) == []
+
+
+@pytest.mark.parametrize("opened", CACHES.values(), ids=list(CACHES))
+def test_a_lock_of_another_process_deletes_nothing(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_S", 0.01)
+    monkeypatch.setattr("lightlyfs.catalog.store._WRITE_TIMEOUT_S", 0.01)
+    path = tmp_path / "x.db"
+    before = make(opened, path)
+    other = sqlite3.connect(path)
+    other.execute("PRAGMA journal_mode = DELETE")
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        opened(path)
+    except sqlite3.OperationalError as error:
+        assert "locked" in str(error)  # noqa: PT017 - as above
+    other.close()
+
+    assert list(tmp_path.glob("*.damaged*")) == []
+    assert path.stat().st_size == len(before)
+
+
+@pytest.mark.parametrize("opened", CACHES.values(), ids=list(CACHES))
+@pytest.mark.parametrize("damage", ["no database", "other tables", "no text", "a directory"])
+def test_a_damaged_cache_is_kept_beside_the_one_that_is_begun(
+    opened: Opened, damage: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.db"
+    if damage == "no database":
+        path.write_bytes(b"this is no database" * 1000)
+    elif damage == "no text":
+        path.write_bytes(make(opened, path).replace(b"CREATE TABLE", b"CREATE T\xe8BLE"))
+    elif damage == "a directory":
+        path.mkdir()
+        (path / "x").write_bytes(b"x")
+    else:
+        db = sqlite3.connect(path)
+        db.execute("CREATE VIEW sample AS SELECT 1")
+        db.close()
+    opened(path).close()  # type: ignore[attr-defined]
+
+    assert path.read_bytes()[:6] == b"SQLite"
+    assert [one.name for one in tmp_path.glob("*.damaged")] == ["x.db.damaged"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_name_means_its_file_and_no_option(name: str, tmp_path: Path) -> None:
+    database.connect(tmp_path / name).close()
+    (tmp_path / name).chmod(0o600)
+    db = database.open_file(tmp_path / name, 0.0, "mode=ro")
+    db.execute("SELECT * FROM sqlite_master").fetchall()
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        db.execute("CREATE TABLE x (y)")
+    db.close()
+
+    assert {one.name.removesuffix("-wal").removesuffix("-shm") for one in tmp_path.iterdir()} == {name}
