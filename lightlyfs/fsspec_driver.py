@@ -24,7 +24,7 @@ from fsspec.utils import isfilelike, tokenize
 
 from lightlyfs import wiring
 from lightlyfs.content.ranges import BLOCK_BYTES
-from lightlyfs.errors import BadName, NotFound, ReadOnly, SizeUnknown, StartError
+from lightlyfs.errors import BadName, NotADirectory, NotFound, ReadOnly, SizeUnknown, StartError
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr
 from lightlyfs.fs.changes import sample_name
 from lightlyfs.fs.filesystem import Filesystem
@@ -88,12 +88,11 @@ class LightlyFileSystem(AskingFileSystem):
 
     def _listed(self, files: Filesystem, path: str, inside: str) -> list[dict[str, Any]]:
         try:
-            attr = files.getattr(inside)
-            entries = files.list_directory(inside).entries if attr.is_directory else None
+            entries = files.list_directory(inside).entries
+        except NotADirectory:
+            return [self._described(path, files.getattr(inside))]
         except NotFound as error:  # of the dataset: that says nothing of the path
             raise StartError(str(error)) from error
-        if entries is None:
-            return [self._described(path, attr)]
         return [self._described(f"{path}/{name}", one) for name, one in entries]
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:

@@ -17,38 +17,53 @@ _MAX_PROBLEMS = 1_000
 
 
 class Problem(NamedTuple):
-    """A record that was not taken as it is."""
+    """A sample that was not taken as it is, or cannot be read."""
 
     name: str
     reason: str
 
 
 class Problems:
-    """What was odd in the records of a dataset, each named once; any thread may call."""
+    """What is odd in the records of a dataset, and which images cannot be read; any thread may call."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # guarded by _lock
-        self._found: dict[str, str] = {}
+        # guarded by _lock: by name, of the record and of the image
+        self._records: dict[str, str] = {}
+        self._images: dict[str, str] = {}
         self._more: set[int] = set()
 
     def note(self, name: str, reason: str) -> None:
-        """Remember that a record was odd."""
+        """Remember that a record is odd."""
         with self._lock:
-            if name in self._found or len(self._found) < _MAX_PROBLEMS:
-                self._found[name] = reason
-            elif len(self._more) < 1_000_000:
-                self._more.add(hash(name))
+            self._note_locked(self._records, name, reason)
+
+    def note_unreadable(self, name: str, reason: str) -> None:
+        """Remember that an image cannot be read."""
+        with self._lock:
+            self._note_locked(self._images, name, reason)
+
+    def note_read(self, name: str) -> None:
+        """Forget that an image cannot be read."""
+        with self._lock:
+            self._images.pop(name, None)
+
+    def _note_locked(self, found: dict[str, str], name: str, reason: str) -> None:
+        if name in found or len(self._records) + len(self._images) < _MAX_PROBLEMS:
+            found[name] = reason
+        elif len(self._more) < 1_000_000:
+            self._more.add(hash(name))
 
     def count(self) -> int:
-        """Return how many records were odd."""
+        """Return how many there are."""
         with self._lock:
-            return len(self._found) + len(self._more)
+            return len(self._records) + len(self._images) + len(self._more)
 
     def all(self) -> list[Problem]:
         """Return the first of them."""
         with self._lock:
-            return [Problem(name, reason) for name, reason in self._found.items()]
+            found = [*self._records.items(), *self._images.items()]
+        return [Problem(name, reason) for name, reason in found]
 
 
 def plausible_size(size: int | None) -> int | None:

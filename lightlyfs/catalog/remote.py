@@ -201,7 +201,11 @@ class ApiRemote:
             self.problems.note(name, f"its time cannot be: {modified if modified is not None else created}")
         created_s = plausible_seconds(created) or 0
         modified_s = plausible_seconds(modified) or created_s or self._fallback_time_s
-        return make_row(sample.id, name, plausible_size(size), modified_s, created_s)
+        row = make_row(sample.id, name, plausible_size(size), modified_s, created_s)
+        if row.file_name_raw is not None:
+            shown = f"{row.directory}/{row.wanted}" if row.directory else row.wanted
+            self.problems.note(name[:_NAMED], f"no path can be spelled so; it is shown as {shown[:_NAMED]}")
+        return row
 
     def _row_of_sample(self, sample: Sample) -> Row:
         size = sample.meta_data.size_in_bytes if sample.meta_data else None
@@ -210,6 +214,7 @@ class ApiRemote:
         )
 
 
+_NAMED = 300  # characters of a name that a problem shows
 _NO_ROW = Row(b"", "", "", None, None, 0, 0)
 
 

@@ -100,7 +100,7 @@ def _unmount_unasked(mountpoint: Path, *, lazy: bool) -> None:
 @click.command()
 @_mountpoint
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
-@click.option("--problems", is_flag=True, help="Odd records of the dataset, one a line.")
+@click.option("--problems", is_flag=True, help="Odd records, and images that cannot be read, one a line.")
 def status(mountpoint: Path, as_json: bool, problems: bool) -> None:
     """Show how fresh the names are, what is cached, and what was asked of the API."""
     answer = _ask(mounts.resolve_mountpoint(mountpoint), "status")
@@ -252,7 +252,7 @@ def _status_text(answer: dict[str, Any]) -> str:
         "dataset": f"{answer['dataset']['name']} ({answer['dataset']['id']}) at {answer['server']}"
         + ("" if answer["tag"] is None else f", tag {answer['tag']}"),
         "names": f"{samples:,} samples in {directories:,} directories, {_freshness(names)}"
-        + (f"; {names['problems']:,} odd records (--problems)" if names["problems"] else ""),
+        + (f"; {names['problems']:,} odd or unreadable (--problems)" if names["problems"] else ""),
         "sizes": f"{size_text(names['bytes'])} in all; {unverified:,} files not yet confirmed by storage",
         "reads": f"{cache['hits']:,} from the cache, {size_text(content['fetched_bytes'])} fetched, "
         f"{content['under_way']} under way, {content['failures']} failed",

@@ -105,6 +105,8 @@ class Namespace:
 
     def list_directory(self, path: str, turn: Turn) -> Listing:
         """Everything in a directory, in byte order; waits for the first listing to be complete."""
+        # a sample with the name of the directory would be found earlier
+        self.catalog.wait_until_listed(turn)
         node = self.lookup(path, turn)
         if not isinstance(node, DirectoryEntry):
             raise NotADirectory(f"a file, not a directory: {path}")

@@ -11,11 +11,23 @@ from typing import Any, NamedTuple
 
 from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.entries import SampleEntry
+from lightlyfs.catalog.plausible import Problems
 from lightlyfs.content.identity import NO_OBJECT, ContentId
 from lightlyfs.content.prefetcher import Prefetcher
 from lightlyfs.content.ranges import SMALL_FILE_BYTES
 from lightlyfs.content.reader import PROBE_BYTES, Reader
-from lightlyfs.errors import ContentChanged, NoContent, RequestError, Retryable, SizeUnknown
+from lightlyfs.errors import (
+    Cancelled,
+    ContentChanged,
+    NoContent,
+    RequestError,
+    Retryable,
+    SizeUnknown,
+    Throttled,
+    TimedOut,
+    Unauthorized,
+    Unreachable,
+)
 from lightlyfs.fs.attributes import Attr
 from lightlyfs.fs.handles import ReadHandle
 from lightlyfs.fs.patience import Turn
@@ -54,6 +66,7 @@ class Samples:
         catalog: Catalog,
         reader: Reader,
         *,
+        problems: Problems,
         caller_name: Callable[[], str],
         forget: Callable[[tuple[str, ...] | None], bool],
         max_prefetches: int,
@@ -62,6 +75,9 @@ class Samples:
     ) -> None:
         self._catalog = catalog
         self._reader = reader
+        self._problems = problems
+        # those of which `problems` says that they cannot be read; single operations on it are atomic
+        self._unreadable: dict[str, str] = {}
         self._caller_name = caller_name
         self._forget = forget
         self._before_fetch = before_fetch
@@ -125,7 +141,7 @@ class Samples:
         if handle.outdated:
             raise ContentChanged(f"the stored object changed since it was opened: {handle.path}")
         if offset or handle.followed:
-            return self._reader.read(content, offset, size, turn.result)
+            return self.read_content(content, offset, size, turn)
         handle.followed = True
         return self.begin_to_read(handle.path, content, size, turn)
 
@@ -165,6 +181,9 @@ class Samples:
         To be called before anyone is told of the content, so that who opens it then finds no older pages.
         """
         ino = sample_ino(bytes.fromhex(content.sample_id))
+        unreadable = self._unreadable.pop(content.sample_id, None)
+        if unreadable is not None:
+            self._problems.note_read(unreadable)
         self._let_finish(ino, content)
         outdated: list[int] = []
         trusted = not self._catalog.hints_are_wrong
@@ -213,12 +232,23 @@ class Samples:
             self._before_fetch(content.size)
         if self.prefetcher.expects(path):
             self.prefetcher.opened(path)
-            return self._reader.read(content, 0, size, turn.result)
-        return self._reader.read(content, 0, size, turn.result, lambda: self.prefetcher.opened(path))
+            return self.read_content(content, 0, size, turn)
+        return self.read_content(content, 0, size, turn, lambda: self.prefetcher.opened(path))
 
-    def read_content(self, content: ContentId, offset: int, size: int, turn: Turn) -> bytes:
+    def read_content(
+        self,
+        content: ContentId,
+        offset: int,
+        size: int,
+        turn: Turn,
+        on_miss: Callable[[], None] = lambda: None,
+    ) -> bytes:
         """Bytes of a content, short only at its end; ContentChanged once storage has another version."""
-        return self._reader.read(content, offset, size, turn.result)
+        try:
+            return self._reader.read(content, offset, size, turn.result, on_miss)
+        except RequestError as error:
+            self._note_unreadable(content.sample_id, error)
+            raise
 
     def identify(self, entry: SampleEntry, turn: Turn) -> ContentId:
         """Which content a sample has; asks storage unless that is verified."""
@@ -229,7 +259,7 @@ class Samples:
     def read_entry(self, entry: SampleEntry, offset: int, size: int, turn: Turn) -> bytes:
         """Bytes of a sample that is not open."""
         content = content_of(entry) if entry.verified else self._identify(entry, turn)
-        return b"" if not content.has_object else self._reader.read(content, offset, size, turn.result)
+        return b"" if not content.has_object else self.read_content(content, offset, size, turn)
 
     def ask(self, entry: SampleEntry) -> Future[ContentId]:
         """Ask storage which content a sample has, and for its first bytes, as `Reader.identify` does.
@@ -318,7 +348,20 @@ class Samples:
         future = self.ask(entry)
         if then is not None:
             then()
-        return turn.result(future)
+        try:
+            return turn.result(future)
+        except RequestError as error:
+            self._note_unreadable(entry.sample_id, error)
+            raise
+
+    def _note_unreadable(self, sample_id: str, error: RequestError) -> None:
+        """Have `status` name a file that cannot be read, unless the network or the server is the cause."""
+        if isinstance(error, Cancelled | Unreachable | TimedOut | Throttled | Unauthorized):
+            return
+        found = self._catalog.by_id(sample_id)
+        if found is not None:
+            self._unreadable[sample_id] = found[0]
+            self._problems.note_unreadable(found[0], f"it cannot be read: {error}")
 
     def _prefetch(self, entry: SampleEntry) -> Future[Any] | None:
         """Begin to fetch a small file that is likely to be read next."""
@@ -361,6 +404,9 @@ class Samples:
     def _opened(
         self, path: str, entry: SampleEntry, content: ContentId, *, followed: bool = False
     ) -> OpenedSample:
+        if not content.has_object and entry.size_hint:
+            self._unreadable[content.sample_id] = path
+            self._problems.note_unreadable(path, "storage has no image of it")
         _need_object(content, path)
         key = hash(content)  # the strings of a hundred thousand take 30 MB
         handle = ReadHandle(path, entry, content, followed=followed, used_at=time.monotonic())

@@ -116,6 +116,7 @@ class Parts:
         self._samples = Samples(
             self.catalog,
             self.reader,
+            problems=self.problems,
             caller_name=kernel.caller_name,
             forget=kernel.forget,
             max_prefetches=max_prefetches,

@@ -185,15 +185,22 @@ def test_ten_thousand_good_samples_are_all_right_beside_everything_bad(
             if "/good/" not in path and "/url/" not in path:
                 with open(path, "rb") as file:
                     assert file.read() in (b"odd name", b"odd record", b"doubled")
-        read_bad(mountpoint / "url", set() if thorough else WAITED_OUT)
+        failed = read_bad(mountpoint / "url", set() if thorough else WAITED_OUT)
         problems = tree.run("status", str(mountpoint), "--problems").stdout
         assert {name for name in odd if name in problems} == odd
+        unread = {f"url/{name}.jpg" for name in failed}
+        assert {name for name in unread if name in problems} == unread
+        escaped = [name for name in ("../../etc/passwd", "x" * 100) if name in problems]
+        assert escaped == ["../../etc/passwd", "x" * 100]
         assert problems.replace("\n", "").isprintable()
         assert len([line for line in problems.splitlines() if line.startswith("a record")]) >= 3
 
 
-def read_bad(folder: Path, but: set[str]) -> None:
-    """Each costs an error, or the bytes it has, and no more than what one call may take; all at once."""
+def read_bad(folder: Path, but: set[str]) -> set[str]:
+    """Each costs an error, or the bytes it has, and no more than what one call may take; all at once.
+
+    Returns which could not be read.
+    """
     failed: dict[str, float] = {}
 
     def read(path: Path) -> None:
@@ -214,6 +221,7 @@ def read_bad(folder: Path, but: set[str]) -> None:
         assert not reader.is_alive()
     assert {*URLS, "gone", "broken", "page", "around"} - but <= failed.keys()
     assert max(failed.values()) < 70
+    return set(failed)
 
 
 PROGRAM = """

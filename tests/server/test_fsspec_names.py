@@ -12,7 +12,7 @@ import pytest
 from trees import use_here
 
 from lightlyfs import fsspec_parts
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.localserver import Latency, LocalServer, ServerOptions
 
 ODD = [
     "a[1].jpg",
@@ -120,3 +120,22 @@ def test_a_cache_of_files_sees_that_a_sample_changed(fs: Any, tmp_path: Path) ->
     writing.pipe("odd/changing.jpg", b"second, and longer")
     parts.refresh()
     assert over.cat("odd/changing.jpg") == b"second, and longer"
+
+
+def test_a_folder_is_listed_though_a_sample_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first listing is complete the API is asked for one name, and finds the sample."""
+    for name in ("good/1.jpg", "good/2.jpg", *(f"other/{number}.jpg" for number in range(20))):
+        path = tmp_path / "served" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    with LocalServer(ServerOptions(source=tmp_path / "served", dataset_name="twice")) as server:
+        server.add_sample("good", b"the sample")
+        server.faults.add(Latency(target="list", delay_s=0.3), Latency(target="partial", delay_s=0.3))
+        use_here(server, tmp_path / "home", monkeypatch)
+        fs = fsspec.filesystem("lightly", skip_instance_cache=True, page_size=5)
+        try:
+            assert fs.ls("twice/good", detail=False) == ["twice/good/1.jpg", "twice/good/2.jpg"]
+        finally:
+            fsspec_parts.close_all()
