@@ -49,6 +49,9 @@ fuzz: $(STAMP) ## ten minutes of odd and damaged data for every decoder
 soak: $(STAMP) test-tools ## twenty minutes of everything at once over a server and a network that fail
 	LIGHTLYFS_SOAK_S=1200 $(BIN)/pytest -q -s tests/mount/test_mixed_load.py
 
+house: $(STAMP) ## how far each kind of call travels through the code
+	PYTHONPATH=tests $(BIN)/python tests/house.py
+
 ecosystem: $(ECOSYSTEM_STAMP) ## try Dask, Ray, Hugging Face datasets and others; installs them
 	@sh tests/install-fuse.sh
 	$(BIN)/pytest -q -m ecosystem tests/ecosystem
