@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightlyfs.api.client import LightlyClient
-    from lightlyfs.cached import open_cached
-    from lightlyfs.library import Mounted, mount
+    from lightlyfs.library import Mounted, mount, open_cached
 
 __all__ = ["LightlyClient", "Mounted", "mount", "open_cached"]
 
@@ -24,7 +23,7 @@ _HOMES = {
     "LightlyClient": "lightlyfs.api.client",
     "Mounted": "lightlyfs.library",
     "mount": "lightlyfs.library",
-    "open_cached": "lightlyfs.cached",
+    "open_cached": "lightlyfs.library",
 }
 
 

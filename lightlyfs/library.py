@@ -6,16 +6,18 @@ itself for ever.
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
-from lightlyfs.control import ask
+from lightlyfs.control import Channel, ask, dial
 from lightlyfs.errors import SettingsError, StartError
-from lightlyfs.places import socket_of
+from lightlyfs.places import mount_above, socket_of
 from lightlyfs.settings import BY_NAME
 
 
@@ -95,3 +97,115 @@ def _run(*words: str) -> None:
         return
     text = done.stderr.strip().removeprefix("lightlyfs: ")
     raise (SettingsError if done.returncode == 2 else StartError)(text)
+
+
+# `lightlyfs.open_cached(path)`: a sample's cached file itself, past the kernel's way through the mount.
+
+# a file that has to be fetched may take long; the mount ends its waits by itself, after a minute without
+# a block
+_ANSWER_WAIT_S = 120.0
+# directories of which it is remembered in which mount they are
+_MAX_KNOWN = 10_000
+
+
+def open_cached(path: str | bytes | os.PathLike[str]) -> BinaryIO:
+    """Open the cached file of a sample for reading, as a binary file; `path` is that of the file in a mount.
+
+    It is fetched first where it is not in the cache, and every block is compared with its checksum once a
+    mount. What is read is one version of the sample from the first byte to the last, whatever happens to
+    the sample, the cache or the mount meanwhile; the disk space of a file that leaves the cache is free
+    once it is closed. The offset is the caller's own. A file that the cache cannot keep, or that is on its
+    way to the server, is opened through the mount instead.
+
+    Raises the OSError that `open` and `read` on the mount would, and ValueError where the path is in no
+    mount of this user. Any thread may call, also in a forked process.
+    """
+    name = os.fsdecode(path)
+    mountpoint = _mountpoint_of(name)
+    answer = _ask(mountpoint, os.path.abspath(name))
+    if isinstance(answer, int):
+        return open(name, "rb", opener=lambda _path, _flags: answer)
+    number = answer.get("errno")
+    if number is None or number == errno.ENOENT:
+        # through the mount: it has the file, or the error that belongs to the path
+        return open(name, "rb")
+    raise OSError(number, str(answer["error"]), name)
+
+
+class _Connections(threading.local):
+    """The calling thread's connections by mountpoint, and the process that made them."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._channels: dict[Path, Channel] = {}
+
+    def get(self, mountpoint: Path) -> tuple[Channel | None, bool]:
+        """The connection to a mount, and whether it is one that was used before; None where none can be."""
+        if self._process != os.getpid():
+            # they belong to the process this one was forked from: two must not talk on one
+            self._process = os.getpid()
+            for inherited in list(self._channels):
+                self.drop(inherited)
+        channel = self._channels.get(mountpoint)
+        if channel is not None:
+            return channel, True
+        channel = dial(socket_of(mountpoint), timeout_s=_ANSWER_WAIT_S)
+        if channel is not None:
+            self._channels[mountpoint] = channel
+        return channel, False
+
+    def drop(self, mountpoint: Path) -> None:
+        """Hang up on a mount."""
+        channel = self._channels.pop(mountpoint, None)
+        if channel is not None:
+            channel.close()
+
+
+_connections = _Connections()
+# single operations on it are atomic
+_known: dict[str, Path] = {}
+
+
+def _ask(mountpoint: Path, path: str) -> int | dict[str, Any]:
+    """The descriptor, or the answer that there is none."""
+    message = {"command": "open_cached", "path": _within(mountpoint, path)}
+    while True:
+        channel, used = _connections.get(mountpoint)
+        if channel is None:
+            _known.clear()
+            raise OSError(errno.ENOTCONN, "the mount does not answer", path)
+        try:
+            channel.send(message)
+            answer = channel.receive()
+        except TimeoutError:
+            _connections.drop(mountpoint)
+            raise OSError(errno.ETIMEDOUT, "the mount does not answer", path) from None
+        except OSError:
+            answer = None
+        if answer is not None:
+            descriptor = channel.take_descriptor()
+            return answer if descriptor is None else descriptor
+        # a mount hangs up on who was silent for a minute; a new connection tells whether it is still there
+        _connections.drop(mountpoint)
+        if not used:
+            return {}
+
+
+def _within(mountpoint: Path, path: str) -> str:
+    root = str(mountpoint)
+    if not path.startswith(root + os.sep):
+        path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    return os.path.relpath(path, root)
+
+
+def _mountpoint_of(name: str) -> Path:
+    directory = os.path.dirname(os.path.abspath(name))
+    found = _known.get(directory)
+    if found is None:
+        found = mount_above(Path(directory)) or mount_above(Path(os.path.realpath(directory)))
+        if found is None:
+            raise ValueError(f"{name} is not in a dataset that you have mounted")
+        if len(_known) >= _MAX_KNOWN:
+            _known.clear()
+        _known[directory] = found
+    return found

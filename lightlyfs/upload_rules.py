@@ -179,3 +179,18 @@ def numbered(path: str) -> Iterator[str]:
         # a part of a path has at most 255 bytes
         room = max(0, 255 - len(ending.encode()))
         yield f"{directory}{slash}{stem.encode()[:room].decode(errors='ignore')}{ending}"
+
+
+# What a mount lets programs do.
+
+# an image whose name looks temporary is uploaded this long after its close
+TEMPORARY_DELAY_S = 2.0
+
+
+@dataclass(frozen=True)
+class WritePolicy:
+    """What becomes a sample, whether images of samples may be replaced, and when `close` returns."""
+
+    rules: UploadRules
+    allow_overwrite: bool = False
+    write_back: bool = False

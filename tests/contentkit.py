@@ -12,14 +12,14 @@ from typing import Any
 
 from lightlyfs.api.contract import BodyMemory, BodySink, Request, Response
 from lightlyfs.api.retry import Retrier
-from lightlyfs.content.budget import CacheConfig
-from lightlyfs.content.cache import BlockCache
-from lightlyfs.content.fetcher import FetchConfig, Fetcher
-from lightlyfs.content.identity import ContentId
-from lightlyfs.content.once import FetchOnce
-from lightlyfs.content.reader import Reader
-from lightlyfs.content.urls import ReadUrls
+from lightlyfs.blocks import ContentId
+from lightlyfs.cache.block_cache import BlockCache
+from lightlyfs.cache.budget import CacheConfig
+from lightlyfs.cache.fetch_once import FetchOnce
 from lightlyfs.errors import ShortBody
+from lightlyfs.fetch.fetcher import FetchConfig, Fetcher
+from lightlyfs.fetch.reader import Reader
+from lightlyfs.fetch.urls import ReadUrls
 from lightlyfs.locks import SharedLocks
 
 MIB = 1 << 20

@@ -93,8 +93,8 @@ def trips(directory: Path) -> Iterator[tuple[Counter, dict[str, Callable[[int], 
     """The trips over a dataset of its own; each takes how often it was made before."""
     from trees import environment, in_process
 
-    from lightlyfs import fsspec_parts
-    from lightlyfs.fsspec_driver import LightlyFileSystem
+    from lightlyfs.fsspec import parts as fsspec_parts
+    from lightlyfs.fsspec.driver import LightlyFileSystem
     from lightlyfs.localserver import LocalServer, ServerOptions
 
     (directory / "images").mkdir()

@@ -18,11 +18,12 @@ from typing import Any, Protocol
 
 import pytest
 
-from lightlyfs import wiring
+from lightlyfs import app as wiring
+from lightlyfs.errno_table import errno_of
 from lightlyfs.errors import StartError
 from lightlyfs.fs.attributes import Attr
-from lightlyfs.kernel import binding, mounts
-from lightlyfs.kernel.errno_table import errno_of
+from lightlyfs.kernel import binding
+from lightlyfs.kernel import mountpoints as mounts
 from lightlyfs.localserver import LocalServer
 from lightlyfs.settings import read_secrets, resolve
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lightlyfs.catalog.staging import Row
+from lightlyfs.catalog.listing_writer import Row
 from lightlyfs.inodes import sample_ino
 
 

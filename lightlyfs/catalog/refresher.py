@@ -19,12 +19,11 @@ from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple, TypeVar
 
-from lightlyfs.catalog.listing import Pager
+from lightlyfs.catalog.listing import Pager, Verifier
+from lightlyfs.catalog.listing_writer import Changes, ListingWriter, Row
 from lightlyfs.catalog.remote import DatasetState, Remote, is_settled
-from lightlyfs.catalog.staging import Changes, ListingWriter, Row
 from lightlyfs.catalog.store import INDEX_OF, CatalogStore
 from lightlyfs.catalog.timing import FreshnessConfig, Timing
-from lightlyfs.catalog.verifying import Verifier
 from lightlyfs.errors import Cancelled, Forbidden, LightlyFsError, NotFound, Unauthorized
 
 log = logging.getLogger(__name__)

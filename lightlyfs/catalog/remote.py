@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from concurrent.futures import Executor, Future
+from contextlib import suppress
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from cachetools import TTLCache
 
 from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.models import ListedSample, Sample, is_oid
 from lightlyfs.api.retry import RetryPolicy
-from lightlyfs.catalog.plausible import Problems, is_plausible_time, plausible_seconds, plausible_size
-from lightlyfs.catalog.staging import Row, make_row
+from lightlyfs.catalog.listing_writer import Row, make_row
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tags import ID_BYTES, TagRecord
 from lightlyfs.errors import Cancelled, MalformedAnswer, RequestError, Retryable, TooLarge
@@ -237,3 +241,147 @@ def stored_dataset(store: CatalogStore) -> DatasetState | None:
     """The dataset's record as of the last listing, or None."""
     text = store.get_meta("dataset")
     return None if text is None else DatasetState(*json.loads(text))
+
+
+# Whole samples, asked for one at a time and kept for the TTL: what the listing is too short to hold.
+
+MAX_DETAILS = 10_000
+# with a TTL of zero the several attributes of one `getfattr -d` still come of one request
+_MIN_TTL_S = 1.0
+
+
+class Details(Generic[T]):
+    """What `request(sample_id)` gives, by id; ten threads that miss one cause one request."""
+
+    def __init__(
+        self, request: Callable[[str], T], executor: Executor, *, ttl_s: float, clock: Callable[[], float]
+    ) -> None:
+        self._request = request
+        self._executor = executor
+        self._lock = threading.RLock()  # a future that is done already calls back at once
+        # guarded by _lock
+        self._samples: TTLCache[str, Future[T]] = TTLCache(MAX_DETAILS, max(ttl_s, _MIN_TTL_S), timer=clock)
+
+    def get(self, sample_id: str) -> Future[T]:
+        """The sample, now or soon; the future raises what the API raised."""
+        with self._lock:
+            future = self._kept_locked(sample_id)
+            if future is None:
+                future = self._samples[sample_id] = self._ask(sample_id)
+                future.add_done_callback(lambda done: self._forget_failure(sample_id, done))
+        return future
+
+    def forget(self, sample_id: str) -> None:
+        """Ask again for one sample."""
+        with self._lock:
+            self._drop_locked(sample_id)
+
+    def forget_all(self) -> None:
+        """Ask again for whatever is asked for next."""
+        with self._lock:
+            self._samples.clear()
+
+    def _ask(self, sample_id: str) -> Future[T]:
+        try:
+            return self._executor.submit(self._request, sample_id)
+        except RuntimeError:
+            refused: Future[T] = Future()
+            refused.set_exception(Cancelled("the mount is being taken down", request_sent=False))
+            return refused
+
+    def _kept_locked(self, sample_id: str) -> Future[T] | None:
+        try:
+            # not `get`, which looks at the clock twice and fails where the time ends in between
+            return self._samples[sample_id]
+        except KeyError:
+            return None
+
+    def _forget_failure(self, sample_id: str, done: Future[T]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            with self._lock:
+                if self._kept_locked(sample_id) is done:
+                    self._drop_locked(sample_id)
+
+    def _drop_locked(self, sample_id: str) -> None:
+        with suppress(KeyError):  # its time may be over
+            del self._samples[sample_id]
+
+
+# Records as they may be: what cannot be is unknown or clamped, and what is no record is named.
+
+MAX_BYTES = 1 << 53  # 9 petabytes; JSON has no larger whole numbers
+# whole seconds that a time in nanoseconds can hold: the years 1678 to 2261
+MIN_SECONDS, MAX_SECONDS = -9_223_372_036, 9_223_372_036
+# numbers in between are times of our age (1973 to 2128) in seconds, sent in place of milliseconds
+_FIRST_SECONDS, _LAST_SECONDS = 100_000_000, 5_000_000_000
+_MAX_PROBLEMS = 1_000
+
+
+class Problem(NamedTuple):
+    """A sample that was not taken as it is, or cannot be read."""
+
+    name: str
+    reason: str
+
+
+class Problems:
+    """What is odd in the records of a dataset, and which images cannot be read; any thread may call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # guarded by _lock: by name, of the record and of the image
+        self._records: dict[str, str] = {}
+        self._images: dict[str, str] = {}
+        self._more: set[int] = set()
+
+    def note(self, name: str, reason: str) -> None:
+        """Remember that a record is odd."""
+        with self._lock:
+            self._note_locked(self._records, name, reason)
+
+    def note_unreadable(self, name: str, reason: str) -> None:
+        """Remember that an image cannot be read."""
+        with self._lock:
+            self._note_locked(self._images, name, reason)
+
+    def note_read(self, name: str) -> None:
+        """Forget that an image cannot be read."""
+        with self._lock:
+            self._images.pop(name, None)
+
+    def _note_locked(self, found: dict[str, str], name: str, reason: str) -> None:
+        if name in found or len(self._records) + len(self._images) < _MAX_PROBLEMS:
+            found[name] = reason
+        elif len(self._more) < 1_000_000:
+            self._more.add(hash(name))
+
+    def count(self) -> int:
+        """Return how many there are."""
+        with self._lock:
+            return len(self._records) + len(self._images) + len(self._more)
+
+    def all(self) -> list[Problem]:
+        """Return the first of them."""
+        with self._lock:
+            found = [*self._records.items(), *self._images.items()]
+        return [Problem(name, reason) for name, reason in found]
+
+
+def plausible_size(size: int | None) -> int | None:
+    """Return a size in bytes, None for one that no file has."""
+    return size if size is not None and 0 <= size <= MAX_BYTES else None
+
+
+def plausible_seconds(milliseconds: int | None) -> int | None:
+    """Return a time of the API in whole seconds, within what a file system shows; None for none."""
+    if milliseconds is None:
+        return None
+    if _FIRST_SECONDS <= milliseconds < _LAST_SECONDS:
+        return milliseconds
+    return max(MIN_SECONDS, min(MAX_SECONDS, milliseconds // 1000))
+
+
+def is_plausible_time(milliseconds: int | None) -> bool:
+    """Whether a time of the API is one in milliseconds, as it should be."""
+    seconds = plausible_seconds(milliseconds)
+    return milliseconds is None or (seconds == milliseconds // 1000 and milliseconds >= 0)

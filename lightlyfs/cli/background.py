@@ -11,8 +11,8 @@ import os
 import sys
 from pathlib import Path
 
+from lightlyfs.cli.output import tell
 from lightlyfs.cli.serving import serve_mount
-from lightlyfs.cli.speech import tell
 from lightlyfs.errors import LightlyFsError, SettingsError
 from lightlyfs.kernel import binding
 from lightlyfs.settings import SECRET_VARIABLES, read_secrets, resolve

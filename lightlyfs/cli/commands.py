@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 
-from lightlyfs.cli.sizes import size_text
+from lightlyfs.cli.output import size_text
 from lightlyfs.control import NoAnswer, ask, process_state, request
 from lightlyfs.errors import StartError
-from lightlyfs.kernel import mounts
+from lightlyfs.kernel import mountpoints as mounts
 from lightlyfs.mountinfo import MOUNT_TYPE, mount_at, other_places, our_mounts
 from lightlyfs.places import socket_of
 from lightlyfs.visible import visible
@@ -78,7 +78,7 @@ def umount(mountpoint: Path, lazy: bool) -> None:
 
 def _unmount_unasked(mountpoint: Path, *, lazy: bool) -> None:
     """End a mount that cannot be asked what it owes: its process is gone, or nothing leads to it."""
-    from lightlyfs.wiring import owed_files  # what a mount is made of, needed here alone
+    from lightlyfs.app import owed_files
 
     _need_mount(mountpoint)
     before = {owed.spool for owed in owed_files(None) if owed.in_use}

@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 import click
 
-from lightlyfs import places, wiring
+from lightlyfs import app as wiring
+from lightlyfs import places
 from lightlyfs.api.certificates import trust_of
+from lightlyfs.app.resolving import cause_of
 from lightlyfs.errors import LightlyFsError, NotFound, Retryable, Unauthorized
 from lightlyfs.kernel import binding
 from lightlyfs.settings import read_secrets, resolve
-from lightlyfs.wiring.resolving import cause_of
 
 
 @click.command()

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 
-from lightlyfs import places, wiring
+from lightlyfs import app as wiring
+from lightlyfs import places
+from lightlyfs.app.resolving import find_dataset
 from lightlyfs.cli.options import merge, setting_options, split_fstab_options
-from lightlyfs.cli.sizes import size_text
-from lightlyfs.cli.speech import tell
+from lightlyfs.cli.output import size_text, tell
 from lightlyfs.settings import exposure_of, read_secrets, resolve
-from lightlyfs.wiring.resolving import find_dataset
 
 
 @click.group()

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from lightlyfs.api.redaction import redact
+from lightlyfs.app.builders import LOG_FORMAT
 from lightlyfs.visible import LineFormatter, visible
-from lightlyfs.wiring.views import LOG_FORMAT
 
 _LOG_BYTES = 10 << 20
 

@@ -18,9 +18,10 @@ import click
 
 from lightlyfs.cli import READY_VARIABLE
 from lightlyfs.cli.options import merge, setting_options, split_fstab_options
-from lightlyfs.cli.speech import tell
+from lightlyfs.cli.output import tell
 from lightlyfs.errors import StartError
-from lightlyfs.kernel import binding, mounts
+from lightlyfs.kernel import binding
+from lightlyfs.kernel import mountpoints as mounts
 from lightlyfs.settings import exposure_of, read_secrets, resolve
 
 

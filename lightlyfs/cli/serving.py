@@ -13,22 +13,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightlyfs import wiring
-from lightlyfs.cli import READY_VARIABLE, systemd
-from lightlyfs.cli.listing import wait_for_listing
+from lightlyfs import app as wiring
+from lightlyfs.app.resolving import find_dataset
+from lightlyfs.cli import READY_VARIABLE
+from lightlyfs.cli import services as systemd
 from lightlyfs.cli.logs import file_handler, formatter
+from lightlyfs.cli.output import tell, wait_for_listing
 from lightlyfs.cli.sessions import sessions_of
-from lightlyfs.cli.speech import tell
 from lightlyfs.control import ControlServer
 from lightlyfs.errors import LightlyFsError
 from lightlyfs.fs.attributes import Ownership
-from lightlyfs.kernel import mounts
+from lightlyfs.kernel import mountpoints as mounts
 from lightlyfs.kernel.binding import READ_AHEAD_BYTES, Library, MountOptions
-from lightlyfs.kernel.mount import Mount, block_signals, share_arenas, trim_memory
+from lightlyfs.kernel.runner import Mount, block_signals, share_arenas, trim_memory
 from lightlyfs.mountinfo import mount_at
 from lightlyfs.places import SpoolPlace, elsewhere, lasting_name, socket_path
 from lightlyfs.settings import Secrets, Settings
-from lightlyfs.wiring.resolving import find_dataset
 
 log = logging.getLogger("lightlyfs")
 

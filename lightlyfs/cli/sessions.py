@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from lightlyfs.app import Parts
 from lightlyfs.control import Channel, Session, failure
+from lightlyfs.errno_table import errno_of
 from lightlyfs.errors import LightlyFsError
 from lightlyfs.fs.cached_files import CachedFiles
 from lightlyfs.fs.warming import Failure, Warming
-from lightlyfs.kernel.errno_table import errno_of
-from lightlyfs.wiring import Parts
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 import click
 
 from lightlyfs.cli.commands import need_answer
+from lightlyfs.cli.output import size_text
 from lightlyfs.cli.progress import byte_progress_bar
-from lightlyfs.cli.sizes import size_text
 from lightlyfs.control import Channel, dial
 from lightlyfs.errors import StartError
 from lightlyfs.mountinfo import without_links

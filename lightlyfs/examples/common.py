@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lightlyfs.errors import LightlyFsError
-from lightlyfs.fsspec_parts import close_all
+from lightlyfs.fsspec.parts import close_all
 
 _EXPORTED = 4  # lines of `lightlyfs serve`, each of which sets a variable
 _PICTURE = (128, 96)

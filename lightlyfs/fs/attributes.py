@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry
-from lightlyfs.staging.files import LocalFile
+from lightlyfs.staging.local_files import LocalFile
 
 UNKNOWN_SIZE = -1
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from lightlyfs.blocks import ContentId, Span, block_count
+from lightlyfs.cache.block_cache import BlockCache
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry
-from lightlyfs.content.cache import BlockCache
-from lightlyfs.content.identity import ContentId
-from lightlyfs.content.ranges import Span, block_count
-from lightlyfs.content.reader import Reader
-from lightlyfs.content.transfers import NotBrought
 from lightlyfs.errors import ContentChanged, IsADirectory, NoContent
+from lightlyfs.fetch.reader import Reader
+from lightlyfs.fetch.transfers import NotBrought
 from lightlyfs.fs.namespace import Namespace
 from lightlyfs.fs.patience import Patience, Turn
 from lightlyfs.fs.samples import Samples

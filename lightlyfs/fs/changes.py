@@ -11,7 +11,7 @@ import logging
 from typing import Any, Protocol
 
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry, true_name
-from lightlyfs.catalog.tree import join_name
+from lightlyfs.catalog.names import join_name
 from lightlyfs.errors import (
     AttributeTooLarge,
     BadName,
@@ -29,12 +29,12 @@ from lightlyfs.errors import (
 )
 from lightlyfs.fs.completion import Completion
 from lightlyfs.fs.namespace import Namespace, Node
+from lightlyfs.fs.overlay import HIDDEN_PREFIX
 from lightlyfs.fs.patience import Turn
-from lightlyfs.fs.removed import HIDDEN_PREFIX
 from lightlyfs.fs.writer import Writer
 from lightlyfs.fs.xattrs import PREFIX, SHOWN
 from lightlyfs.staging.edits import SampleEdits
-from lightlyfs.staging.files import LocalFile, LocalFiles
+from lightlyfs.staging.local_files import LocalFile, LocalFiles
 from lightlyfs.staging.record import State
 from lightlyfs.upload_rules import is_trash
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry
+from lightlyfs.desktop.prefill import ThumbnailPrefill
+from lightlyfs.desktop.programs import is_file_manager
 from lightlyfs.errors import (
     BadHandle,
     FileExists,
@@ -31,17 +33,15 @@ from lightlyfs.fs.changes import TreeChanges, refuse_trash
 from lightlyfs.fs.completion import Completion
 from lightlyfs.fs.handles import HandleTable, ReadHandle, ViewHandle, WriteHandle
 from lightlyfs.fs.namespace import Listing, Namespace, Node
+from lightlyfs.fs.overlay import HIDDEN_PREFIX
 from lightlyfs.fs.path_reads import PathReads
 from lightlyfs.fs.patience import Patience, Turn
-from lightlyfs.fs.probes import is_file_manager
-from lightlyfs.fs.removed import HIDDEN_PREFIX
 from lightlyfs.fs.samples import Samples
-from lightlyfs.fs.thumbnails import ThumbnailPrefill
 from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.views import Views, is_view
 from lightlyfs.fs.writer import Writer
 from lightlyfs.fs.xattrs import ExtendedAttributes
-from lightlyfs.staging.files import LocalFile
+from lightlyfs.staging.local_files import LocalFile
 
 # shown as free; tools refuse to copy to a full disk, and what the account allows is not known
 _FREE_BYTES = 1 << 50

@@ -7,10 +7,10 @@ import threading
 from dataclasses import dataclass
 from typing import Protocol
 
+from lightlyfs.blocks import ContentId
 from lightlyfs.catalog.entries import SampleEntry
-from lightlyfs.content.identity import ContentId
 from lightlyfs.errors import BadHandle, TooLarge
-from lightlyfs.staging.files import LocalFile
+from lightlyfs.staging.local_files import LocalFile
 
 # written into a file of the unlisted folder; longer lists of paths are for `lightlyfs warm --files`
 MAX_WRITTEN_BYTES = 16 << 20

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry
+from lightlyfs.catalog.sample_catalog import Catalog
+from lightlyfs.desktop.programs import is_probe
 from lightlyfs.errors import NoSuchFile, NotADirectory
 from lightlyfs.fs.attributes import Attr, Exact, attr_of_directory, attr_of_local, attr_of_sample
-from lightlyfs.fs.overlay import RenamedSamples
+from lightlyfs.fs.overlay import HIDDEN_PREFIX, Removed, RenamedSamples
 from lightlyfs.fs.patience import Turn
-from lightlyfs.fs.probes import is_probe
-from lightlyfs.fs.removed import HIDDEN_PREFIX, Removed
 from lightlyfs.fs.times import SetTimes
 from lightlyfs.inodes import directory_ino, sample_ino
-from lightlyfs.staging.files import LocalFile, LocalFiles
+from lightlyfs.staging.local_files import LocalFile, LocalFiles
 from lightlyfs.staging.record import Record
 from lightlyfs.upload_rules import REPLACED_FOLDER
 

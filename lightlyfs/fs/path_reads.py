@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+from lightlyfs.blocks import NO_OBJECT, ContentId
 from lightlyfs.catalog.entries import SampleEntry
-from lightlyfs.content.identity import NO_OBJECT, ContentId
 from lightlyfs.errors import ContentChanged, IsADirectory, NoContent, RequestError, SizeUnknown
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr, attr_of_sample
 from lightlyfs.fs.namespace import Namespace

@@ -9,13 +9,11 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, NamedTuple
 
-from lightlyfs.catalog.catalog import Catalog
+from lightlyfs.blocks import NO_OBJECT, SMALL_FILE_BYTES, ContentId
 from lightlyfs.catalog.entries import SampleEntry
-from lightlyfs.catalog.plausible import Problems
-from lightlyfs.content.identity import NO_OBJECT, ContentId
-from lightlyfs.content.prefetcher import Prefetcher
-from lightlyfs.content.ranges import SMALL_FILE_BYTES
-from lightlyfs.content.reader import PROBE_BYTES, Reader
+from lightlyfs.catalog.remote import Problems
+from lightlyfs.catalog.sample_catalog import Catalog
+from lightlyfs.desktop.programs import opens_without_reading
 from lightlyfs.errors import (
     Cancelled,
     ContentChanged,
@@ -28,10 +26,11 @@ from lightlyfs.errors import (
     Unauthorized,
     Unreachable,
 )
+from lightlyfs.fetch.prefetcher import Prefetcher
+from lightlyfs.fetch.reader import PROBE_BYTES, Reader
 from lightlyfs.fs.attributes import Attr
 from lightlyfs.fs.handles import ReadHandle
 from lightlyfs.fs.patience import Turn
-from lightlyfs.fs.probes import opens_without_reading
 from lightlyfs.inodes import sample_ino
 
 # sizes of neighbours that are found along with one that was asked for

@@ -9,7 +9,7 @@ from lightlyfs.catalog.entries import SampleEntry, true_name
 from lightlyfs.errors import NoContent, NotPermitted
 from lightlyfs.fs.handles import WriteHandle
 from lightlyfs.fs.patience import Patience, Turn
-from lightlyfs.staging.files import LocalFile, LocalFiles
+from lightlyfs.staging.local_files import LocalFile, LocalFiles
 from lightlyfs.staging.spool import StagedFile
 
 _COPY_BYTES = 4 << 20

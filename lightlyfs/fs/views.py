@@ -24,8 +24,8 @@ from dataclasses import dataclass
 
 from cachetools import TTLCache
 
-from lightlyfs.catalog.catalog import Catalog
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry
+from lightlyfs.catalog.sample_catalog import Catalog
 from lightlyfs.catalog.tags import TagRecord
 from lightlyfs.errors import (
     InvalidArgument,

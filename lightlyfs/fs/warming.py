@@ -18,13 +18,12 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import NamedTuple, TypeVar
 
+from lightlyfs.blocks import SMALL_FILE_BYTES, ContentId, Span, block_count
+from lightlyfs.cache.block_cache import BlockCache
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry
-from lightlyfs.content.cache import BlockCache
-from lightlyfs.content.identity import ContentId
-from lightlyfs.content.ranges import SMALL_FILE_BYTES, Span, block_count
-from lightlyfs.content.reader import Reader
-from lightlyfs.content.transfers import NotBrought
 from lightlyfs.errors import Cancelled, LightlyFsError, NoContent
+from lightlyfs.fetch.reader import Reader
+from lightlyfs.fetch.transfers import NotBrought
 from lightlyfs.fs.namespace import Namespace
 from lightlyfs.fs.patience import Patience
 from lightlyfs.fs.samples import known_content

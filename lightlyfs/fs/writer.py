@@ -20,15 +20,13 @@ from lightlyfs.catalog.entries import SampleEntry, true_name
 from lightlyfs.errors import BadHandle, LightlyFsError, NoSuchFile, NotPermitted
 from lightlyfs.fs.handles import Watch, WriteHandle
 from lightlyfs.fs.namespace import Node, entry_of_uploaded
-from lightlyfs.fs.patience import Patience
-from lightlyfs.fs.policy import TEMPORARY_DELAY_S, WritePolicy
+from lightlyfs.fs.patience import Patience, UploadWaits
 from lightlyfs.fs.takeover import ReadSample, Takeover
 from lightlyfs.fs.times import SetTimes
-from lightlyfs.fs.waits import UploadWaits
-from lightlyfs.staging.files import LocalFile, LocalFiles, Ticket
+from lightlyfs.staging.local_files import LocalFile, LocalFiles, Ticket
 from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.uploader import Uploader
-from lightlyfs.upload_rules import is_scratch, looks_temporary
+from lightlyfs.upload_rules import TEMPORARY_DELAY_S, WritePolicy, is_scratch, looks_temporary
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry, true_name
 from lightlyfs.errors import NoAttribute, NotFound, UnknownNamespace
 from lightlyfs.fs.namespace import Node
 from lightlyfs.fs.patience import Turn
-from lightlyfs.staging.files import LocalFile
+from lightlyfs.staging.local_files import LocalFile
 from lightlyfs.staging.record import Record, State
 
 PREFIX = "user.lightly."

@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+from lightlyfs.errno_table import errno_of
 from lightlyfs.errors import LightlyFsError
 from lightlyfs.fs.attributes import Attr, Ownership
 from lightlyfs.fs.filesystem import Filesystem, Opened
 from lightlyfs.kernel.binding import KEEP_TIME
-from lightlyfs.kernel.errno_table import errno_of
 from lightlyfs.kernel.packing import PackedListing, Packer, links_of, mode_of, times_of
 
 log = logging.getLogger(__name__)

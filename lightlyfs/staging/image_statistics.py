@@ -7,13 +7,14 @@ floating point is needed for them. Images that are not 3-channel are converted t
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from operator import mul
 from typing import Any
 
-from PIL import Image, ImageFilter
+from PIL import Image, ImageChops, ImageFilter, ImageMath
 
 _LEVELS = range(256)
 _SQUARES = [level * level for level in _LEVELS]
@@ -147,3 +148,173 @@ def _edges_of(grey: Image.Image) -> Moments:
         edges = edges_in(strip.padded_rows_of(grey).convert("I"))
         parts.append(moments_in(strip.without_padding(edges).convert("L")))
     return added(parts)
+
+
+# Statistics and a small picture of images of more than 8 bits; Pillow has grey ones only.
+
+_MODES_OF_16_BITS = {"I;16", "I;16L", "I;16B", "I;16N"}
+_TOP_OF_16_BITS = 65_535
+# levels of what is not 16-bit: as many as Pillow's floats round to without a bias
+_TOP_OF_SCALED = (1 << 22) - 1
+_SAMPLE_FORMAT_TAG = 339
+_UNSIGNED = 1
+_SAMPLED_PIXELS = 1 << 16
+_DARKEST, _BRIGHTEST = 0.005, 0.995
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether the image is one for this module."""
+    return image.mode in ("I", "F") or image.mode in _MODES_OF_16_BITS
+
+
+def statistics_and_small(image: Image.Image, pixels: int) -> tuple[dict[str, Any], Image.Image]:
+    """The statistics of a deep image, and a picture of 8 bits with that many pixels on the longest side."""
+    scale = _scale_of(image)
+    small = _Small(image.size, pixels)
+    everything, edges = [], []
+    for strip in strips_of(image.size, small.rows):
+        padded = scale.levels_of(strip.padded_rows_of(image))
+        # not clipped by the filter, and by the way to 16 bits and back
+        laplacian = edges_in(scale.of_16_bits(padded)).convert("I;16").convert("I")
+        edges.append(_moments(strip.without_padding(laplacian)))
+        levels = strip.without_padding(padded)
+        everything.append(_moments(levels))
+        small.add(levels, strip.top)
+    # 8-bit levels, as those of any other image
+    sharpness = added(edges).std * 255 / _TOP_OF_16_BITS
+    return described([added(everything)] * 3, sharpness, scale.step, scale.origin), small.picture(scale)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """How the values of an image become levels, integers from 0; level n stands for `origin + n * step`."""
+
+    origin: float
+    step: float
+    slope: float | None = None  # of values to levels; None where values are levels
+    least: float = 0.0
+    wraps: bool = False  # above the largest signed integer, to negative ones
+
+    def levels_of(self, part: Image.Image) -> Image.Image:
+        """The levels of a part of the image."""
+        if self.slope is None:
+            return part.convert("I")
+        values: Image.Image = part.convert("F")
+        if self.wraps:
+            values = ImageMath.lambda_eval(lambda a: a["v"] + a["float"](a["v"] < 0) * 2.0**32, v=values)
+        slope, start = self.slope, -self.least * self.slope
+        values = values.point(lambda value: value * slope + start)
+        # in this order NaN, which is not greater than anything, becomes 0
+        values = ImageMath.lambda_eval(lambda a: a["min"](a["max"](a["v"], 0.0), _TOP_OF_SCALED), v=values)
+        return values.point(lambda value: value * 1 + 0.5).convert("I")
+
+    def of_16_bits(self, levels: Image.Image) -> Image.Image:
+        """Levels such that 65535 stands for 1."""
+        if self.slope is None:
+            return levels
+        slope, start = self.step * _TOP_OF_16_BITS, self.origin * _TOP_OF_16_BITS + 0.5
+        return levels.point(lambda level: level * slope + start)
+
+
+def _scale_of(image: Image.Image) -> _Scale:
+    if image.mode in _MODES_OF_16_BITS:
+        return _Scale(0.0, 1 / _TOP_OF_16_BITS)
+    least, greatest = _extrema(image)
+    if image.mode == "F":
+        start, end = (0.0, 1.0) if least >= 0 and greatest <= 1 else (least, greatest)
+        return _scaled(least, greatest, start, end)
+    if least >= 0 and greatest <= _TOP_OF_16_BITS:
+        return _Scale(0.0, 1 / _TOP_OF_16_BITS)
+    if getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT_TAG, 0) in (_UNSIGNED, (_UNSIGNED,)):
+        end = 2.0**32 - 1
+        return _scaled(0.0, end, 0.0, end, wraps=True) if least < 0 else _scaled(least, greatest, 0.0, end)
+    if least >= 0:
+        return _scaled(least, greatest, 0.0, 2.0**31 - 1)
+    bits = 16 if least >= -(2**15) and greatest < 2**15 else 32
+    return _scaled(least, greatest, -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
+
+
+def _scaled(least: float, greatest: float, start: float, end: float, *, wraps: bool = False) -> _Scale:
+    """The scale of values from `least` to `greatest` of which `start` stands for 0 and `end` for 1."""
+    if start == end:
+        return _Scale(0.0, 0.0, 0.0)
+    origin = (least - start) / (end - start)
+    if least == greatest:
+        return _Scale(origin, 0.0, 0.0)
+    width = greatest - least
+    return _Scale(origin, width / (end - start) / _TOP_OF_SCALED, _TOP_OF_SCALED / width, least, wraps)
+
+
+def _extrema(image: Image.Image) -> tuple[float, float]:
+    """The least and the greatest finite value; 0 and 0 where there is none."""
+    least, greatest = image.getextrema()
+    assert isinstance(least, int | float)
+    assert isinstance(greatest, int | float)
+    if math.isfinite(least) and math.isfinite(greatest):
+        return least, greatest
+    ends = [end for part in _finite_values(image) if part for end in (min(part), max(part))]
+    return (min(ends), max(ends)) if ends else (0.0, 0.0)
+
+
+def _finite_values(image: Image.Image) -> Iterator[list[float]]:
+    for strip in strips_of(image.size):
+        part = image.crop((0, strip.top, image.width, strip.bottom))
+        yield [value for value in memoryview(part.tobytes()).cast("f") if math.isfinite(value)]
+
+
+def _moments(levels: Image.Image) -> Moments:
+    """The moments of levels below 2**24, exactly, from the histograms of their bytes.
+
+    A product of two bytes is half of what their squares exceed the square of their difference by.
+    """
+    packed = Image.frombuffer("RGBA", levels.size, levels.tobytes(), "raw", "RGBA", 0, 1)
+    planes = packed.split()[:: 1 if sys.byteorder == "little" else -1]
+    weighed = [(256**n, plane) for n, plane in enumerate(planes) if plane.getbbox()]
+    total = squares = 0
+    seen: list[tuple[int, Image.Image, Moments]] = []
+    for weight, plane in weighed:
+        found = moments_in(plane)
+        total += weight * found.total
+        squares += weight**2 * found.squares
+        for other_weight, other_plane, other in seen:
+            apart = moments_in(ImageChops.difference(plane, other_plane))
+            squares += weight * other_weight * (found.squares + other.squares - apart.squares)
+        seen.append((weight, plane, found))
+    return Moments(levels.width * levels.height, total, squares)
+
+
+class _Small:
+    """A small picture of an image that comes in strips of `rows` rows or a multiple of them."""
+
+    def __init__(self, size: tuple[int, int], pixels: int) -> None:
+        width, height = size
+        longest = max(pixels, width, height)
+        self._size = (max(1, round(width * pixels / longest)), max(1, round(height * pixels / longest)))
+        # what is left is twice as large, as much as a good filter needs
+        self._columns, self.rows = max(1, width // (2 * pixels)), max(1, height // (2 * pixels))
+        self._box = (0.0, 0.0, width / self._columns, height / self.rows)
+        self._reduced = Image.new("I", (math.ceil(self._box[2]), math.ceil(self._box[3])))
+        # with no divisor that a row has, it takes pixels of all columns
+        self._stride = max(1, width * height // _SAMPLED_PIXELS)
+        while math.gcd(self._stride, width) > 1:
+            self._stride += 1
+        self._sample: list[int] = []
+
+    def add(self, levels: Image.Image, top: int) -> None:
+        """Take a strip that begins at that row."""
+        self._reduced.paste(levels.reduce((self._columns, self.rows)), (0, top // self.rows))
+        self._sample += memoryview(levels.tobytes()).cast("i")[:: self._stride].tolist()
+
+    def picture(self, scale: _Scale) -> Image.Image:
+        """The picture, of 8 bits; one of a single level is as bright as that."""
+        self._sample.sort()
+        last = len(self._sample) - 1
+        black, white = self._sample[int(_DARKEST * last)], self._sample[math.ceil(_BRIGHTEST * last)]
+        if black == white:
+            black, white = self._sample[0], self._sample[-1]
+        if black == white:
+            return Image.new("L", self._size, round(255 * min(1.0, scale.origin + black * scale.step)))
+        small = self._reduced.resize(self._size, Image.Resampling.LANCZOS, box=self._box)
+        slope = 255 / (white - black)
+        start = 0.5 - black * slope
+        return small.point(lambda level: level * slope + start).convert("L")

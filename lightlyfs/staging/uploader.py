@@ -28,10 +28,10 @@ from lightlyfs.errors import (
     Unauthorized,
     Unreachable,
 )
-from lightlyfs.staging.files import LocalFile, LocalFiles, Ticket
+from lightlyfs.staging.local_files import LocalFile, LocalFiles, Ticket
 from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.recovery import GONE
-from lightlyfs.staging.steps import Steps
+from lightlyfs.staging.upload_steps import Steps
 
 log = logging.getLogger(__name__)
 

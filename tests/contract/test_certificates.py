@@ -12,7 +12,7 @@ import pytest
 from authority import Authority
 from raw_server import RawServer, answering
 
-from lightlyfs import wiring
+from lightlyfs import app as wiring
 from lightlyfs.api import certificates
 from lightlyfs.api.certificates import trust_of
 from lightlyfs.errors import SettingsError, TlsFailed

@@ -12,13 +12,12 @@ import pytest
 from contentkit import MIB, NOISE, Content, Storage, recorded_bytes, sample_id, whole
 
 from lightlyfs.api.contract import Request, Response
-from lightlyfs.content.budget import CacheConfig
-from lightlyfs.content.cache import BlockCache
-from lightlyfs.content.identity import ContentId
-from lightlyfs.content.ranges import Span
-from lightlyfs.content.transfers import NotBrought
-from lightlyfs.content.urls import ReadUrls
+from lightlyfs.blocks import ContentId, Span
+from lightlyfs.cache.block_cache import BlockCache
+from lightlyfs.cache.budget import CacheConfig
 from lightlyfs.errors import Cancelled
+from lightlyfs.fetch.transfers import NotBrought
+from lightlyfs.fetch.urls import ReadUrls
 
 T = TypeVar("T")
 A = sample_id(1)

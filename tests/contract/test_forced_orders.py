@@ -15,12 +15,13 @@ import pytest
 from catalogkit import FakeRemote, Impatient, Record, World
 from contentkit import sample_id
 
-from lightlyfs import control, fsspec_parts
-from lightlyfs.catalog import recent
-from lightlyfs.content.prefetcher import Prefetcher
-from lightlyfs.staging import files as staged
-from lightlyfs.staging.files import LocalFiles
+from lightlyfs import control
+from lightlyfs.catalog import lookup_cache as recent
+from lightlyfs.fetch.prefetcher import Prefetcher
+from lightlyfs.fsspec import parts as fsspec_parts
+from lightlyfs.staging import local_files as staged
 from lightlyfs.staging.journal import Journal
+from lightlyfs.staging.local_files import LocalFiles
 from lightlyfs.staging.spool import Spool
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from trees import environment, wait_until
 
-from lightlyfs import fsspec_parts
 from lightlyfs.examples.common import Place, make_pictures
+from lightlyfs.fsspec import parts as fsspec_parts
 from lightlyfs.localserver import LocalServer, ServerOptions
 
 PICTURES = 64

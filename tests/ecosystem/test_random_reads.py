@@ -12,9 +12,9 @@ import fsspec
 import pytest
 from trees import MountedTree, mounted
 
-from lightlyfs import fsspec_parts
 from lightlyfs.examples.common import make_pictures
 from lightlyfs.examples.ray_stats import arrow_filesystem
+from lightlyfs.fsspec import parts as fsspec_parts
 from lightlyfs.localserver import LocalServer, ServerOptions
 
 pytestmark = [pytest.mark.ecosystem, pytest.mark.fuse]

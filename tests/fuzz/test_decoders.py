@@ -21,19 +21,18 @@ from lightlyfs import control, errors
 from lightlyfs.api import models
 from lightlyfs.api.contract import BodyMemory, BodySink, Request, Response, StopTransfer, wire_url
 from lightlyfs.api.status import raise_for_status, retry_after_s
+from lightlyfs.app.exported_index import _checked_copy
+from lightlyfs.blocks import ContentId, Span, parse_content_range
 from lightlyfs.catalog.remote import ApiRemote
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tags import members_of
 from lightlyfs.cli.warm import listed_names
-from lightlyfs.content.identity import ContentId
-from lightlyfs.content.ranges import Span, parse_content_range
-from lightlyfs.content.sink import BlockSink, RangeUnusable
-from lightlyfs.content.urls import expiry_of
 from lightlyfs.errors import MalformedAnswer, StartError
+from lightlyfs.fetch.answers import BlockSink, RangeUnusable
+from lightlyfs.fetch.urls import expiry_of
 from lightlyfs.fs.changes import _json_object
 from lightlyfs.staging.journal import Journal
 from lightlyfs.staging.record import FIELDS
-from lightlyfs.wiring.index import _checked_copy
 
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")  # of large examples
 

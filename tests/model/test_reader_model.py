@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lightlyfs.content.identity import ContentId
+from lightlyfs.blocks import ContentId
 from lightlyfs.errors import ContentChanged, LightlyFsError, NotFound
 
 SAMPLES = [sample_id(n) for n in range(3)]

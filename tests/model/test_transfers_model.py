@@ -10,7 +10,7 @@ from contentkit import MIB, NOISE, Answer, Content, Style, sample_id
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lightlyfs.content.identity import ContentId
+from lightlyfs.blocks import ContentId
 from lightlyfs.errors import Cancelled, LightlyFsError, TimedOut, Unreachable
 
 A = sample_id(1)

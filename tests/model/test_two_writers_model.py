@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from trees import InProcessTree, in_process
 
-from lightlyfs import wiring
+from lightlyfs import app as wiring
 from lightlyfs.api.models import SampleUpdate
 from lightlyfs.localserver import LocalServer, ServerOptions
 from lightlyfs.settings import Secrets, resolve

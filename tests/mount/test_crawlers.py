@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from trees import MountedTree, mounted
 
-from lightlyfs.fs.crawlers import BUDGET_BYTES
+from lightlyfs.desktop.programs import BUDGET_BYTES
 from lightlyfs.localserver import LocalServer
 
 pytestmark = pytest.mark.fuse

@@ -18,7 +18,7 @@ from test_shared_mounts import truth
 from test_swept import contents, is_readable, listed
 from trees import MountedTree, mounted, wait_until
 
-from lightlyfs.kernel import mounts
+from lightlyfs.kernel import mountpoints as mounts
 from lightlyfs.localserver import LocalServer, Status
 
 pytestmark = pytest.mark.fuse

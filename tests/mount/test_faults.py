@@ -14,7 +14,8 @@ from trees import InProcessTree, MountedTree, Tree, in_process, mounted, refused
 from lightlyfs.api import retry
 from lightlyfs.api.contract import Timeouts
 from lightlyfs.api.retry import RetryPolicy
-from lightlyfs.content.fetcher import FetchConfig
+from lightlyfs.app import dataset as parts
+from lightlyfs.fetch.fetcher import FetchConfig
 from lightlyfs.localserver import (
     BrokenJson,
     Chunked,
@@ -31,7 +32,6 @@ from lightlyfs.localserver import (
     WrongContentRange,
 )
 from lightlyfs.localserver.fault_kinds import Fault
-from lightlyfs.wiring import parts
 
 # fetched whole, one byte over a block, and in ranges
 SIZES = {"small.jpg": 50_000, "block.png": (1 << 20) + 1, "ranges.bin": 6_500_000}

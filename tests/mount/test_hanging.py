@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from trees import MountedTree, mounted
 
-from lightlyfs.kernel import mounts
+from lightlyfs.kernel import mountpoints as mounts
 from lightlyfs.localserver import LocalServer, Status
 
 pytestmark = pytest.mark.fuse

@@ -27,7 +27,7 @@ from trees import (
     wait_until,
 )
 
-from lightlyfs.kernel import mounts
+from lightlyfs.kernel import mountpoints as mounts
 from lightlyfs.localserver import Latency, LocalServer, ServerOptions, Stall
 from lightlyfs.localserver.fault_kinds import Fault
 

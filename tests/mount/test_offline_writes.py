@@ -29,7 +29,7 @@ from trees import (
 from lightlyfs.api import retry
 from lightlyfs.api.retry import RetryPolicy
 from lightlyfs.localserver import DropReply
-from lightlyfs.staging.steps import UploadConfig
+from lightlyfs.staging.upload_steps import UploadConfig
 
 AT_ONCE_S = 2.0
 SECONDS = 10.0
@@ -51,9 +51,7 @@ def server(tmp_path: Path) -> Iterator[RestartableServer]:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the mounts of this process try an upload twice only before they say that it failed."""
     monkeypatch.setattr(retry, "RetryPolicy", lambda: HASTY)
-    monkeypatch.setattr(
-        "lightlyfs.wiring.uploads.UploadConfig", functools.partial(UploadConfig, policy=HASTY)
-    )
+    monkeypatch.setattr("lightlyfs.app.uploading.UploadConfig", functools.partial(UploadConfig, policy=HASTY))
 
 
 def stats(tree: InProcessTree) -> tuple[int, int, int, str]:

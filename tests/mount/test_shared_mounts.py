@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from trees import MountedTree, environment, need_fuse, reads_by_path, start_mount, wait_until
 
-from lightlyfs.kernel import mounts
+from lightlyfs.kernel import mountpoints as mounts
 from lightlyfs.localserver import LocalServer
 
 pytestmark = pytest.mark.fuse

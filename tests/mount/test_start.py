@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from trees import environment, lightlyfs, need_fuse
 
-from lightlyfs.kernel import mounts
+from lightlyfs.kernel import mountpoints as mounts
 from lightlyfs.localserver import Html, LocalServer
 
 pytestmark = pytest.mark.fuse

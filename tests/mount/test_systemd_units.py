@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from trees import environment, lightlyfs, need_fuse, wait_until
 
-from lightlyfs.kernel import mounts
+from lightlyfs.kernel import mountpoints as mounts
 from lightlyfs.localserver import LocalServer
 
 pytestmark = pytest.mark.fuse

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from trees import MountedTree, environment, lightlyfs, need_fuse, start_mount, wait_until
 
-from lightlyfs.kernel import mounts
+from lightlyfs.kernel import mountpoints as mounts
 from lightlyfs.localserver import DropReply, LocalServer, ServerOptions
 
 pytestmark = pytest.mark.fuse

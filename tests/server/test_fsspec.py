@@ -42,7 +42,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalSer
 
 @pytest.fixture
 def fs(server: LocalServer, tmp_path: Path) -> Iterator[Any]:
-    from lightlyfs import fsspec_parts
+    from lightlyfs.fsspec import parts as fsspec_parts
 
     cache_dir = str(tmp_path / "cache")
     yield fsspec.filesystem("lightly", cache_dir=cache_dir, upload="all", skip_instance_cache=True)

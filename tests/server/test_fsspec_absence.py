@@ -10,7 +10,7 @@ import fsspec
 import pytest
 from trees import free_port, use_here
 
-from lightlyfs import fsspec_parts
+from lightlyfs.fsspec import parts as fsspec_parts
 from lightlyfs.localserver import LocalServer, ServerOptions
 
 Call = Callable[[Any, str, Path], object]
@@ -79,7 +79,7 @@ def test_nothing_looks_empty_where_it_cannot_start(
         monkeypatch.setenv("LIGHTLY_TOKEN", "another")
     elif cause == "no server":
         monkeypatch.setenv("LIGHTLY_SERVER_LOCATION", f"http://127.0.0.1:{free_port()}")
-        monkeypatch.setattr("lightlyfs.wiring.resolving.quick_policy", _once)
+        monkeypatch.setattr("lightlyfs.app.resolving.quick_policy", _once)
     elif cause == "cache of another":
         # what an earlier mount owes is in it, so that no directory beside that is used
         (tmp_path / "open/host/dataset/uploads").mkdir(parents=True)

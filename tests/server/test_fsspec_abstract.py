@@ -17,7 +17,8 @@ import fsspec.tests.abstract as suite
 import pytest
 from trees import environment
 
-from lightlyfs import fsspec_driver, fsspec_parts
+from lightlyfs.fsspec import driver as fsspec_driver
+from lightlyfs.fsspec import parts as fsspec_parts
 from lightlyfs.localserver import LocalServer, ServerOptions
 
 _numbers = itertools.count()

@@ -20,8 +20,9 @@ import fsspec
 import pytest
 from trees import use_here
 
-from lightlyfs import database, fsspec_parts
+from lightlyfs import database
 from lightlyfs.forks import FORK_GATE
+from lightlyfs.fsspec import parts as fsspec_parts
 from lightlyfs.localserver import LocalServer, ServerOptions
 
 GUEST = Path(__file__).parents[1] / "guest.py"

@@ -11,7 +11,7 @@ import fsspec
 import pytest
 from trees import use_here
 
-from lightlyfs import fsspec_parts
+from lightlyfs.fsspec import parts as fsspec_parts
 from lightlyfs.localserver import Latency, LocalServer, ServerOptions
 
 ODD = [

@@ -16,7 +16,7 @@ import pytest
 from late import WorkLater
 from trees import use_here, wait_until
 
-from lightlyfs import fsspec_parts
+from lightlyfs.fsspec import parts as fsspec_parts
 from lightlyfs.localserver import DropReply, LocalServer, ServerOptions
 
 SCRIPT = """

@@ -12,7 +12,7 @@ import pytest
 from freezing_proxy import FreezingProxy
 from trees import free_port, use_here
 
-from lightlyfs import fsspec_parts
+from lightlyfs.fsspec import parts as fsspec_parts
 from lightlyfs.localserver import LocalServer, ServerOptions
 
 FILES = {f"{number:02}.bin": os.urandom(50_000) for number in range(64)}

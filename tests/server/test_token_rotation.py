@@ -13,9 +13,9 @@ import fsspec
 import pytest
 from trees import use_here, wait_until
 
-from lightlyfs import fsspec_parts
+from lightlyfs.app.connections import TokenFile
+from lightlyfs.fsspec import parts as fsspec_parts
 from lightlyfs.localserver import LocalServer, ServerOptions, access
-from lightlyfs.wiring.tokens import TokenFile
 
 FILES = {f"{number}.jpg": os.urandom(500) for number in range(60)}
 valid: set[str] = set()

@@ -12,9 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lightlyfs.catalog.entries import DirectoryEntry, Facts, SampleEntry
-from lightlyfs.catalog.staging import Changes, make_row
+from lightlyfs.catalog.listing_writer import Changes, make_row
+from lightlyfs.catalog.names import split_name, split_path
 from lightlyfs.catalog.store import CatalogStore
-from lightlyfs.catalog.tree import split_name, split_path
 from lightlyfs.inodes import ROOT_INO, directory_ino, directory_inos
 
 HOSTILE = st.lists(

@@ -11,8 +11,8 @@ import pytest
 
 from lightlyfs.catalog.census import Census
 from lightlyfs.catalog.entries import DirectoryEntry, Facts
-from lightlyfs.catalog.recent import RecentLookups
-from lightlyfs.catalog.staging import make_row
+from lightlyfs.catalog.listing_writer import make_row
+from lightlyfs.catalog.lookup_cache import RecentLookups
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.inodes import sample_ino
 

@@ -12,12 +12,10 @@ from typing import Any
 import pytest
 from contentkit import MIB, NOISE, recorded_bytes, sample_id
 
-from lightlyfs.content.budget import CacheConfig, default_budget
-from lightlyfs.content.cache import BlockCache
-from lightlyfs.content.files import CachedFile
-from lightlyfs.content.identity import ContentId
-from lightlyfs.content.overflow import Overflow
-from lightlyfs.content.ranges import BLOCK_BYTES, Span, block_count
+from lightlyfs.blocks import BLOCK_BYTES, ContentId, Span, block_count
+from lightlyfs.cache.block_cache import BlockCache, Overflow
+from lightlyfs.cache.block_files import CachedFile
+from lightlyfs.cache.budget import CacheConfig, default_budget
 
 SMALL = ContentId(sample_id(1), "ev1", 100_000)
 LARGE = ContentId(sample_id(2), "ev1", 3 * MIB + 5)

@@ -9,9 +9,9 @@ import contentkit
 import pytest
 from contentkit import NOISE, Answer, Content, Style, sample_id
 
-from lightlyfs.content.doubt import Doubt, Known
-from lightlyfs.content.identity import NO_OBJECT, ContentId
+from lightlyfs.blocks import NO_OBJECT, ContentId
 from lightlyfs.errors import ContentChanged
+from lightlyfs.fetch.answers import Doubt, Known
 
 A = sample_id(1)
 SIZE = 100_000

@@ -11,10 +11,9 @@ import contentkit
 import pytest
 from contentkit import MIB, NOISE, STYLES, Answer, Content, sample_id
 
-from lightlyfs.content.identity import ContentId
-from lightlyfs.content.ranges import Span
-from lightlyfs.content.reader import PROBE_BYTES
+from lightlyfs.blocks import ContentId, Span
 from lightlyfs.errors import Cancelled, ContentChanged, NoContent, NotFound, ServerFault, Unreachable
+from lightlyfs.fetch.reader import PROBE_BYTES
 
 A = sample_id(1)
 SIZES = [0, 1, 100_000, MIB, 4 * MIB + 1]

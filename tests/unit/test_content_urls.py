@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lightlyfs.content.urls import EXPIRY_MARGIN_S, UNKNOWN_LIFETIME_S, ReadUrls, expiry_of
 from lightlyfs.errors import Unreachable
+from lightlyfs.fetch.urls import EXPIRY_MARGIN_S, UNKNOWN_LIFETIME_S, ReadUrls, expiry_of
 
 DAY = 1_700_006_400  # 2023-11-15T00:00:00Z
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from lightlyfs import database
+from lightlyfs.cache.block_index import BlockIndex
 from lightlyfs.catalog.store import CatalogStore
-from lightlyfs.content.index import BlockIndex
-from lightlyfs.content.pictures import PictureStore
-from lightlyfs.content.url_store import UrlStore
+from lightlyfs.desktop.thumbnails import PictureStore
 from lightlyfs.errors import StartError
+from lightlyfs.fetch.url_store import UrlStore
 from lightlyfs.staging.journal import Journal
 
 Opened = Callable[[Path], object]

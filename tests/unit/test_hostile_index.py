@@ -12,8 +12,8 @@ import pytest
 from catalogkit import FakeRemote, Record, World
 from contentkit import sample_id
 
+from lightlyfs.app.exported_index import export_index, import_for_later
 from lightlyfs.errors import StartError
-from lightlyfs.wiring.index import export_index, import_for_later
 
 DATASET = "d" * 24
 NAMES = [

@@ -807,7 +807,7 @@ def test_the_process_that_asks_does_not_load_pillow() -> None:
 
 def test_the_process_that_answers_loads_nothing_of_the_mount() -> None:
     code = (
-        "import sys, lightlyfs.staging.facts_process, lightlyfs.staging.image_decoding\n"
+        "import sys, lightlyfs.staging.facts_process, lightlyfs.staging.image_facts\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
 

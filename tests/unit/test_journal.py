@@ -12,8 +12,8 @@ import pytest
 
 import lightlyfs
 from lightlyfs.errors import StartError
-from lightlyfs.staging.files import LocalFiles
 from lightlyfs.staging.journal import Journal, Leftover, LocalDirectory
+from lightlyfs.staging.local_files import LocalFiles
 from lightlyfs.staging.record import TRANSITIONS, Record, State
 from lightlyfs.staging.recovery import recovered
 from lightlyfs.staging.spool import Spool

@@ -12,7 +12,7 @@ from contentkit import sample_id
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightlyfs.catalog.tree import MAX_COMPONENT_BYTES, join_name, split_name, split_path
+from lightlyfs.catalog.names import MAX_COMPONENT_BYTES, join_name, split_name, split_path
 
 PATH_MAX = 4096
 DEEP = {

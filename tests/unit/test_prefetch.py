@@ -9,8 +9,8 @@ from concurrent.futures import Future
 
 import pytest
 
-from lightlyfs.content.prefetcher import Prefetcher
 from lightlyfs.errors import Throttled
+from lightlyfs.fetch.prefetcher import Prefetcher
 
 FILES = [f"d/{number:04d}.jpg" for number in range(500)]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lightlyfs.content.prefetch import MAX_WINDOW_BLOCKS, ReadAhead
-from lightlyfs.content.ranges import BLOCK_BYTES, Span
+from lightlyfs.ahead.within_file import MAX_WINDOW_BLOCKS, ReadAhead
+from lightlyfs.blocks import BLOCK_BYTES, Span
 
 LARGE = 200 * BLOCK_BYTES
 

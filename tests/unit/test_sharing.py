@@ -17,16 +17,15 @@ from catalogkit import FakeRemote, Record, World
 from contentkit import MIB, NOISE, Clock, Content, Storage, recorded_bytes, sample_id
 
 from lightlyfs import database, locks
+from lightlyfs.blocks import BLOCK_BYTES, ContentId, Span, block_count
+from lightlyfs.cache.block_cache import BlockCache
+from lightlyfs.cache.block_index import BlockIndex
+from lightlyfs.cache.budget import CacheConfig
 from lightlyfs.catalog import store
 from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.catalog.store import CatalogStore
-from lightlyfs.content.budget import CacheConfig
-from lightlyfs.content.cache import BlockCache
-from lightlyfs.content.identity import ContentId
-from lightlyfs.content.index import BlockIndex
-from lightlyfs.content.ranges import BLOCK_BYTES, Span, block_count
-from lightlyfs.content.url_store import UrlStore
-from lightlyfs.content.urls import ReadUrls
+from lightlyfs.fetch.url_store import UrlStore
+from lightlyfs.fetch.urls import ReadUrls
 from lightlyfs.locks import SharedLocks
 from lightlyfs.places import DatasetPlace
 

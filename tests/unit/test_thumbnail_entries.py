@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lightlyfs.content.pictures import PictureStore
-from lightlyfs.fs.thumbnails import entry_names, entry_of, mtime_of, thumbnail_cache
+from lightlyfs.desktop.prefill import entry_names, entry_of, mtime_of, thumbnail_cache
+from lightlyfs.desktop.thumbnails import PictureStore
 
 
 def png(side: int) -> bytes:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lightlyfs.catalog.tree import join_name, resolve_clashes, split_name
+from lightlyfs.catalog.names import join_name, resolve_clashes, split_name
 
 PIECES = st.one_of(
     st.sampled_from(

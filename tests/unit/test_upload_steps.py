@@ -36,7 +36,7 @@ from lightlyfs.errors import (
 from lightlyfs.staging.image_facts import ImageFacts
 from lightlyfs.staging.journal import Leftover
 from lightlyfs.staging.record import Record, State
-from lightlyfs.staging.steps import BLANK_THUMBNAIL, MARK, Steps, UploadConfig, put_headers
+from lightlyfs.staging.upload_steps import BLANK_THUMBNAIL, MARK, Steps, UploadConfig, put_headers
 
 SAMPLE = "a" * 24
 IMAGE = ImageFacts({"sizeInBytes": 5, "shape": [1, 1, 3]}, {"Make": "x"}, b"thumb")

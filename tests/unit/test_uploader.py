@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from lightlyfs.errors import Cancelled, FileExists, TooLarge, Unauthorized, Unreachable
-from lightlyfs.staging.files import LocalFiles, Ticket
 from lightlyfs.staging.journal import Journal
+from lightlyfs.staging.local_files import LocalFiles, Ticket
 from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.spool import Spool
-from lightlyfs.staging.steps import Moving, Note
+from lightlyfs.staging.upload_steps import Moving, Note
 from lightlyfs.staging.uploader import Uploader
 
 WAIT_S = 5

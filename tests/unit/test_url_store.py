@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lightlyfs.content.url_store import URL_SHARE, UrlStore
-from lightlyfs.content.urls import ReadUrls
+from lightlyfs.fetch.url_store import URL_SHARE, UrlStore
+from lightlyfs.fetch.urls import ReadUrls
 
 NOW = 1_700_000_000.0
 

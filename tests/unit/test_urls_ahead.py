@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from lightlyfs.content.epochs import IDLE_S, EpochTable, Pace
-from lightlyfs.content.prefetcher import Prefetcher
-from lightlyfs.content.urls import ReadUrls, _AskedOnce
-from lightlyfs.content.urls_ahead import UrlsAhead
+from lightlyfs.ahead.epochs import IDLE_S, EpochTable, Pace
 from lightlyfs.errors import Forbidden, LightlyFsError, Throttled
+from lightlyfs.fetch.prefetcher import Prefetcher
+from lightlyfs.fetch.urls import ReadUrls, _AskedOnce
+from lightlyfs.fetch.urls_ahead import UrlsAhead
 
 FILES = [f"d/{number:04d}.jpg" for number in range(1000)]
 

@@ -1,0 +1,259 @@
+"""Who reads the files of a directory in order, and which come next. Pure policy, keyed by paths.
+
+A sequence is one reader going through a directory: forward, or with others through the same files (as the
+workers of a data loader do). It is recognised when files are opened that were expected next; only from then
+on is anything worth fetching ahead. A shuffled reader is never expected, so nothing is fetched for it. One
+that takes every k-th file, or goes backward, is found by `steps`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from collections.abc import Sequence as Entries
+from itertools import islice
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+# files opened in order before the next ones are fetched: one expected file may be chance
+STREAK_TO_START = 2
+FIRST_WINDOW = 4
+MAX_WINDOW = 32
+# a reader that was not recognised yet is expected at the next two files only, and few such are remembered,
+# so that a shuffled reader hardly ever meets an expectation; a recognised one may leap, for workers share it
+_GUESSED_AHEAD = 2
+_FOLLOWED_AHEAD = 16
+_MAX_GUESSES = 16
+# after so many unexpected opens only some of them are taken for the begin of an order; in a shuffled
+# directory of 500 files one open in twenty is expected by chance
+_MANY_STRANGERS = 128
+_STRANGERS_PER_EXPECTED = 8
+_GUESS_EVERY = 4
+# readers that are followed at once, over all directories; a data loader has some ten workers
+MAX_SEQUENCES = 64
+# files that were passed over and may still come, when several workers go through one directory
+_MAX_PASSED = 16
+# equal leaps over files after which those are no longer counted on; with others on the way they differ
+_LEAPS_TO_STEP = 8
+# opens of other files after which a reader that did not come back is no longer followed
+_MAX_PAUSE = 32
+
+
+class FileSequence(Generic[T]):
+    """One reader's way through a directory: the files that are expected of it, in order.
+
+    It takes every `step`-th file, backward where that is negative.
+    """
+
+    def __init__(self) -> None:
+        self.step = 1
+        self.leaps: list[int] = []  # how far it went with each of the last opens
+        self.upcoming: deque[tuple[str, T]] = deque()
+        self.passed: deque[str] = deque()
+        self.streak = 0
+        self.window = 0
+        self.started = 0  # how many of the upcoming are being fetched, or have been
+        self.exhausted = False
+        self.seen_at = 0  # counted in opens, of any file
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether this is a reader in order, and not a guess."""
+        return self.streak >= STREAK_TO_START
+
+    @property
+    def leap(self) -> int:
+        """How many files it goes on each time, where nobody opens those between; else 1."""
+        steady = len(self.leaps) == _LEAPS_TO_STEP and len(set(self.leaps)) == 1
+        return self.leaps[0] if steady else 1
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether the names that come after the last upcoming one should be looked up."""
+        wanted = max(self.window, _FOLLOWED_AHEAD) if self.is_followed else _GUESSED_AHEAD
+        return not self.exhausted and len(self.upcoming) < wanted
+
+    @property
+    def next(self) -> T | None:
+        """The next file to fetch within the window; None where there is none."""
+        if not self.is_followed or self.started >= min(self.window, len(self.upcoming)):
+            return None
+        return self.upcoming[self.started][1]
+
+
+class SequenceTable(Generic[T]):
+    """All sequences, and who expects which path; used under the caller's lock."""
+
+    def __init__(self) -> None:
+        self._expected: dict[str, FileSequence[T]] = {}
+        # by identity, the latest last
+        self._guesses: OrderedDict[int, FileSequence[T]] = OrderedDict()
+        self._followed: OrderedDict[int, FileSequence[T]] = OrderedDict()
+        self._opens = 0
+        self._strangers = 0  # unexpected opens of late, fewer with each expected one
+
+    @property
+    def is_guessing(self) -> bool:
+        """Whether it should be looked up what comes behind the file just opened that nobody expected.
+
+        Each such look-up costs a cold open a twentieth of its time; an epoch in no order needs few.
+        """
+        return self._strangers < _MANY_STRANGERS or self._opens % _GUESS_EVERY == 0
+
+    def expects(self, path: str) -> bool:
+        """Whether a reader is expected to open this path."""
+        return path in self._expected
+
+    def __len__(self) -> int:
+        return len(self._guesses) + len(self._followed)
+
+    @property
+    def followed(self) -> int:
+        """How many readers in order there are."""
+        return len(self._followed)
+
+    def opened(self, path: str) -> FileSequence[T]:
+        """A file was opened: the sequence that expected it, one file further, or a new one."""
+        self._opens += 1
+        sequence = self._expected.pop(path, None)
+        if sequence is not None and self._opens - sequence.seen_at > _MAX_PAUSE:
+            self._forget(sequence)
+            sequence = None
+        if sequence is None:
+            self._strangers = min(self._strangers + 1, 2 * _MANY_STRANGERS)
+            sequence = FileSequence()
+        else:
+            self._strangers = max(0, self._strangers - _STRANGERS_PER_EXPECTED)
+            self._advance(sequence, path)
+            sequence.streak += 1
+            if sequence.is_followed:
+                sequence.window = min(MAX_WINDOW, max(FIRST_WINDOW, sequence.window * 2))
+        sequence.seen_at = self._opens
+        self._keep(sequence)
+        self._expect(sequence)
+        return sequence
+
+    def follow(self, step: int) -> FileSequence[T]:
+        """A reader turned out to take this step: a sequence that goes on from the file it has just opened."""
+        sequence: FileSequence[T] = FileSequence()
+        sequence.step, sequence.seen_at = step, self._opens
+        sequence.streak, sequence.window = STREAK_TO_START, FIRST_WINDOW
+        self._keep(sequence)
+        return sequence
+
+    def guess(self) -> FileSequence[T]:
+        """A sequence that begins with the file just opened."""
+        sequence: FileSequence[T] = FileSequence()
+        sequence.seen_at = self._opens
+        self._keep(sequence)
+        return sequence
+
+    def drop(self, sequence: FileSequence[T]) -> None:
+        """Follow a reader no longer."""
+        self._forget(sequence)
+
+    def extend(self, sequence: FileSequence[T], entries: Entries[tuple[str, T]]) -> None:
+        """These come after the upcoming ones; none means that the directory ends."""
+        sequence.exhausted = not entries
+        sequence.upcoming.extend(entries)
+        self._expect(sequence)
+
+    def _keep(self, sequence: FileSequence[T]) -> None:
+        """Remember a sequence as the latest, and let go of the oldest ones."""
+        for table in (self._guesses, self._followed):
+            table.pop(id(sequence), None)
+        table, most = (
+            (self._followed, MAX_SEQUENCES) if sequence.is_followed else (self._guesses, _MAX_GUESSES)
+        )
+        table[id(sequence)] = sequence
+        while len(table) > most:
+            self._forget(table.popitem(last=False)[1])
+
+    def _expect(self, sequence: FileSequence[T]) -> None:
+        ahead = _FOLLOWED_AHEAD if sequence.is_followed else _GUESSED_AHEAD
+        for path, _ in islice(sequence.upcoming, ahead):
+            self._expected.setdefault(path, sequence)
+
+    def _advance(self, sequence: FileSequence[T], path: str) -> None:
+        if all(path != upcoming for upcoming, _ in sequence.upcoming):
+            sequence.leaps.clear()
+            return  # it was passed over before, by another worker
+        leap = 0
+        while sequence.upcoming:
+            passed, _ = sequence.upcoming.popleft()
+            leap += 1
+            sequence.started = max(0, sequence.started - 1)
+            if passed == path:
+                break
+            sequence.passed.append(passed)
+        sequence.leaps = [*sequence.leaps[1 - _LEAPS_TO_STEP :], leap]
+        while len(sequence.passed) > _MAX_PASSED:
+            self._drop(sequence, sequence.passed.popleft())
+
+    def _forget(self, sequence: FileSequence[T]) -> None:
+        for table in (self._guesses, self._followed):
+            table.pop(id(sequence), None)
+        for path in (*sequence.passed, *(path for path, _ in sequence.upcoming)):
+            self._drop(sequence, path)
+
+    def _drop(self, sequence: FileSequence[T], path: str) -> None:
+        if self._expected.get(path) is sequence:
+            del self._expected[path]
+
+
+# Which step a reader takes through a directory: every k-th file, or backward. Pure policy, keyed by paths.
+
+# the distances that are found: as many machines, or workers, may share a data set in turn
+MAX_STEP = 32
+# equal distances after which a step is believed
+_EQUAL_STEPS = 3
+# opens that are remembered: readers of one directory take turns
+_MAX_RECENT = 16
+# opens in no order after which they are looked at no longer, and after how many more they are again
+_PATIENCE = 128
+_PAUSE = 1024
+
+
+class _Open:
+    """A file that was opened, the distances to those behind it, and how often each step led here."""
+
+    def __init__(self, path: str, behind: Iterable[str]) -> None:
+        self.path = path
+        self.distances = {name: distance for distance, name in enumerate(behind, 1)}
+        self.times: dict[int, int] = {}
+
+
+class StepFinder:
+    """Looks at opens that nobody expected; used under the caller's lock."""
+
+    def __init__(self) -> None:
+        self._recent: deque[_Open] = deque(maxlen=_MAX_RECENT)
+        self._fruitless = 0
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether the next open should be told with the `MAX_STEP` names behind it."""
+        return self._fruitless < _PATIENCE
+
+    def opened(self, path: str, behind: Iterable[str]) -> int | None:
+        """The step that this open continues, negative when it goes backward; None where there is none."""
+        self._fruitless += 1
+        if not self.is_looking:
+            self._recent.clear()
+            if self._fruitless >= _PATIENCE + _PAUSE:
+                self._fruitless = 0
+            return None
+        mine = _Open(path, behind)
+        found = None
+        for other in self._recent:
+            step = other.distances.get(path) or -mine.distances.get(other.path, 0)
+            if not step:
+                continue
+            mine.times[step] = max(mine.times.get(step, 0), other.times.get(step, 0) + 1)
+            if mine.times[step] >= _EQUAL_STEPS:
+                found = step
+        self._recent.append(mine)
+        if found is not None:
+            self._fruitless = 0
+        return found

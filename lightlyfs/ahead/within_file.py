@@ -1,0 +1,63 @@
+"""How far to read ahead inside one large file. Pure policy; the next files are `sequence`'s business."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cachetools import LRUCache
+
+from lightlyfs.blocks import SMALL_FILE_BYTES, Span, block_count
+
+# one block first, so that a sniffer of a large file costs one; doubled with each read that goes on. 64 MiB
+# keep eight requests of 8 MiB under way: storage gives a connection some 100 MB/s, and round trips are hidden
+MAX_WINDOW_BLOCKS = 64
+_REQUESTS_IN_WINDOW = 8
+# reads of one reader reach us a little out of order: the kernel sends several at once
+_REORDERED_BLOCKS = 4
+# files whose readers' positions are remembered
+_MAX_STREAMS = 1_000
+
+
+class _Stream(NamedTuple):
+    """A reader's way through a content, in blocks."""
+
+    expected: int = 0  # where its next read should start
+    window: int = 0  # how far ahead of it to be
+    ahead: int = 0  # the first block that was not asked for yet
+
+
+class ReadAhead:
+    """Per content, how far ahead of its reader to fetch; used under the caller's lock."""
+
+    def __init__(self) -> None:
+        self._streams: LRUCache[str, _Stream] = LRUCache(_MAX_STREAMS)
+
+    def after(self, key: str, span: Span, size: int, most_blocks: int = MAX_WINDOW_BLOCKS) -> Span | None:
+        """The blocks worth having once `span` was read, at most so many ahead of it, or None.
+
+        Nothing for small files, which come whole, and nothing after a jump. Once the window is wide the
+        blocks come in runs of a quarter of it, each worth a request of its own.
+        """
+        if size <= SMALL_FILE_BYTES:
+            return None
+        stream = self._moved(self._streams.get(key) or _Stream(), span)
+        step = max(1, min(stream.window, most_blocks) // _REQUESTS_IN_WINDOW)
+        end = min(stream.expected + min(stream.window, most_blocks), block_count(size))
+        runs = (end - stream.ahead) // step
+        if end == block_count(size) and end > stream.ahead:
+            runs += 1  # the end of the file is a run, however short
+        first, stop = stream.ahead, min(stream.ahead + runs * step, end)
+        self._streams[key] = stream._replace(ahead=max(first, stop))
+        return Span(first, stop - 1) if stop > first else None
+
+    @staticmethod
+    def _moved(stream: _Stream, span: Span) -> _Stream:
+        """The stream after a read: further on, or at its beginning again after a jump."""
+        slack = _REORDERED_BLOCKS if stream.window >= _REORDERED_BLOCKS else 0
+        if not stream.expected - max(1, slack) <= span.first <= stream.expected + slack:
+            return _Stream(span.last + 1, 0, span.last + 1)
+        window = stream.window
+        if span.last >= stream.expected:
+            window = min(MAX_WINDOW_BLOCKS, max(1, window * 2))
+        expected = max(stream.expected, span.last + 1)
+        return _Stream(expected, window, max(stream.ahead, expected))

@@ -1,0 +1,31 @@
+"""The composition root: settings in, running parts out; the order of start and stop.
+
+Nothing else builds parts. A mount of the demo, of a test and of a user differ in their settings only.
+"""
+
+from lightlyfs.app.connections import Connections, RequestCounter, connect, quick_policy
+from lightlyfs.app.dataset import Parts
+from lightlyfs.app.exported_index import export_index, import_for_later
+from lightlyfs.app.kernel_interface import fit_descriptors
+from lightlyfs.app.metrics import serve_metrics, status_of
+from lightlyfs.app.opening import list_once, open_place, open_spool
+from lightlyfs.app.owed import OwedFile, discard_owed, owed_files
+
+__all__ = [
+    "Connections",
+    "OwedFile",
+    "Parts",
+    "RequestCounter",
+    "connect",
+    "discard_owed",
+    "export_index",
+    "fit_descriptors",
+    "import_for_later",
+    "list_once",
+    "open_place",
+    "open_spool",
+    "owed_files",
+    "quick_policy",
+    "serve_metrics",
+    "status_of",
+]

@@ -1,0 +1,253 @@
+"""Small pictures for file managers: where they come from, and who gets them unasked."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from lightlyfs.api.client import LightlyClient
+from lightlyfs.api.contract import Transport
+from lightlyfs.api.retry import NO_RETRIES, RetryPolicy
+from lightlyfs.app.connections import URL_THREADS, Connections
+from lightlyfs.blocks import ContentId
+from lightlyfs.cache.block_cache import BlockCache
+from lightlyfs.catalog.entries import SampleEntry
+from lightlyfs.catalog.sample_catalog import Catalog
+from lightlyfs.desktop.prefill import WORKERS, ThumbnailPrefill, thumbnail_cache
+from lightlyfs.desktop.thumbnails import PictureStore, Thumbnails
+from lightlyfs.errors import NotFound
+from lightlyfs.fetch.reader import Reader
+from lightlyfs.fetch.url_store import UrlStore
+from lightlyfs.fetch.urls import ReadUrls
+from lightlyfs.fetch.urls_ahead import UrlsAhead
+from lightlyfs.fs.patience import Patience
+from lightlyfs.fs.samples import content_of
+from lightlyfs.fs.times import SetTimes
+from lightlyfs.fs.views import Views
+from lightlyfs.places import DatasetPlace
+from lightlyfs.settings import Settings
+from lightlyfs.staging.facts_process import FactsPool
+from lightlyfs.visible import LineFormatter
+
+# samples looked up at once
+_PAGE = 128
+# an original that is decoded for its picture is held in memory whole
+_MAX_ORIGINAL_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class DesktopNeeds:
+    """What the pictures of one mount are made with; `mode` is that of the setting `thumbnails`."""
+
+    mode: str
+    client: LightlyClient
+    dataset_id: str
+    transport: Transport
+    catalog: Catalog
+    reader: Reader
+    patience: Patience
+    place: DatasetPlace
+    mountpoint: Path | None
+    owner: int
+    pictures: FactsPool
+    closing: threading.Event
+
+
+class Desktop:
+    """The thumbnails of one mount; `close` once."""
+
+    def __init__(self, needs: DesktopNeeds, environ: Mapping[str, str] = os.environ) -> None:
+        self._needs = needs
+        self._store = PictureStore(
+            needs.place.path / "thumbnails.db",
+            alone=needs.place.alone,
+            make_directory=needs.place.locks.renew,
+        )
+        self._pool = ThreadPoolExecutor(WORKERS, "lightlyfs-thumbnails")
+        self.thumbnails = Thumbnails(
+            self._resolve,
+            needs.transport,
+            self._pool,
+            to_png=needs.pictures.png_of,
+            original=self._cached_original,
+            store=self._store,
+        )
+        self._environ = environ
+
+    def make_prefill(self, times: SetTimes) -> ThumbnailPrefill | None:
+        """What fills the desktop's cache; None where nobody's is to be filled."""
+        needs = self._needs
+        if needs.mode != "prefill" or needs.mountpoint is None or needs.owner != os.getuid():
+            return None
+        try:
+            home = Path.home()
+        except RuntimeError:
+            return None  # a user without a home has no desktop
+        cache = thumbnail_cache(self._environ.get("XDG_CACHE_HOME"), home)
+        if cache is None:
+            return None
+
+        def samples(directory: str, after: str) -> list[tuple[str, SampleEntry]]:
+            path = f"{directory}/{after}" if directory else after
+            found = needs.catalog.samples_after(path, _PAGE)
+            return [(path, times.apply(entry)) for path, entry in found]
+
+        # a link to the mountpoint makes another URI of each file
+        mountpoints = dict.fromkeys((str(needs.mountpoint), os.path.realpath(needs.mountpoint)))
+        return ThumbnailPrefill(
+            cache,
+            tuple(mountpoints),
+            samples,
+            self._picture,
+            self._pool,
+            needs.closing.is_set,
+            time.monotonic,
+        )
+
+    def close(self) -> None:
+        """Let go of the store; pictures under way are dropped."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._store.close()
+
+    def _resolve(self, sample_id: str) -> str:
+        if self._needs.mode == "off":
+            raise NotFound("thumbnails are off")
+        return self._needs.client.get_sample_read_url(self._needs.dataset_id, sample_id, "thumbnail")
+
+    def _picture(self, entry: SampleEntry) -> bytes:
+        return self.thumbnails.get(entry.sample_id, str(entry.mtime))
+
+    def _cached_original(self, sample_id: str) -> bytes | None:
+        found = self._needs.catalog.by_id(sample_id)
+        if self._needs.mode == "off" or found is None or not found[1].verified:
+            return None
+        content = content_of(found[1])
+        if not 0 < content.size <= _MAX_ORIGINAL_BYTES or not self._needs.reader.holds(content):
+            return None
+        return self._needs.reader.read(content, 0, content.size, self._needs.patience.turn().result)
+
+
+# What the unlisted folder `.lightlyfs/` shows, from the parts of a mount.
+
+# lines for people, here and in the log file
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+_LOG_LINES = 2_000
+# how long the kernel may go on with what it was shown
+_HOLDS_S = 1.0
+
+
+class RecentLog(logging.Handler):
+    """The last lines of the log, in memory; as many as a person reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(LineFormatter(LOG_FORMAT))
+        self._lines: deque[str] = deque(maxlen=_LOG_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line."""
+        self._lines.append(self.format(record))
+
+    def text(self) -> bytes:
+        """All of them."""
+        return "".join(line + "\n" for line in self._lines.copy()).encode("utf-8", "backslashreplace")
+
+
+class ViewForgetter:
+    """Has the kernel forget, each second, what it was shown of the folder; `start` and `close` once."""
+
+    def __init__(
+        self,
+        views: Views,
+        forget: Callable[[tuple[str, ...] | None], bool],
+        closing: threading.Event,
+    ) -> None:
+        self._views = views
+        self._forget = forget
+        self._closing = closing
+        self._thread = threading.Thread(target=self._run, name="lightlyfs-views", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End; the event of closing is set."""
+        self._views.shown.set()
+
+    def _run(self) -> None:
+        while self._views.shown.wait() and not self._closing.wait(_HOLDS_S):
+            for path in self._views.take_shown():
+                # one by one, for several at once would drop every name the kernel knows
+                self._forget((path,))
+            if self._closing.is_set():
+                return  # `take_shown` may have cleared what `close` set
+
+
+# The part of the composition root that sees to read URLs: asked for, kept on disk, got ahead.
+
+
+class UrlParts:
+    """The read URLs of one dataset; `close` once, after those who use them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        connections: Connections,
+        dataset_id: str,
+        place: DatasetPlace,
+        catalog: Catalog,
+        cache: BlockCache,
+        *,
+        later: Callable[[Callable[[], None]], object],
+        closing: Callable[[], bool],
+    ) -> None:
+        self._redirect = settings.read_mode == "redirect"
+        self._client = connections.client
+        self._dataset_id = dataset_id
+        self._catalog = catalog
+        self._cache = cache
+        self._pool = ThreadPoolExecutor(URL_THREADS, "lightlyfs-urls")
+        self.store = UrlStore(
+            place.path / "urls.db",
+            connections.fingerprint,
+            wall_clock=time.time,
+            later=later,
+            locks=place.locks,
+        )
+        self.urls = ReadUrls(self.resolve, wall_clock=time.time, store=self.store, locks=place.locks)
+        self.ahead: UrlsAhead[SampleEntry] = UrlsAhead(
+            catalog.samples_after,
+            self._get_ahead,
+            lambda: 0 if closing() else self.urls.room,
+            self._pool,
+            clock=time.monotonic,
+            max_under_way=URL_THREADS,
+        )
+
+    def resolve(self, sample_id: str, policy: RetryPolicy | None = None) -> str:
+        """Ask the API for the read URL of a sample."""
+        if self._redirect:
+            return self._client.get_sample_redirect_url(self._dataset_id, sample_id, policy=policy)
+        return self._client.get_sample_read_url(self._dataset_id, sample_id, policy=policy)
+
+    def close(self) -> None:
+        """Ask no more, and write down what is known."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.store.close()
+
+    def _get_ahead(self, entry: SampleEntry) -> bool:
+        entry = self._catalog.with_facts(entry)
+        if entry.size is not None and entry.etag is not None:
+            content = ContentId(entry.sample_id, entry.etag, entry.size)
+            if not content.has_object or self._cache.has_whole(content):
+                return False
+        return self.urls.get_ahead(entry.sample_id, partial(self.resolve, policy=NO_RETRIES))

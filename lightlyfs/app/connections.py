@@ -1,0 +1,311 @@
+"""The way to the API and to storage: client, transports, credentials."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from lightlyfs.api.addresses import AddressGuard
+from lightlyfs.api.calls import Credentials, TokenSource
+from lightlyfs.api.certificates import trust_of
+from lightlyfs.api.client import LightlyClient
+from lightlyfs.api.contract import Request, Response, Transport, TransportConfig
+from lightlyfs.api.network import Network
+from lightlyfs.api.proxies import Proxies
+from lightlyfs.api.retry import RetryPolicy
+from lightlyfs.errors import RequestError, SettingsError, Unauthorized
+from lightlyfs.settings import Secrets, Settings, read_token
+
+# requests of the catalogue: pages, single samples, checks; apart from content, so that neither waits for
+# the other
+METADATA_THREADS = 16
+# requests for read URLs that nobody waits for yet: 16 of 20 ms are 800 a second, what 2 cores can do
+URL_THREADS = 16
+# what a program's guest keeps of idle connections to the API; of those to storage it keeps one a download
+_IDLE_OF_GUEST = 16
+
+
+class Connections(NamedTuple):
+    """The API client, and the transports to storage: one for reading, one for uploads.
+
+    `fingerprint` stands for the credential that read URLs are got with; `token_file` is where the token
+    comes from, if that is a file.
+    """
+
+    client: LightlyClient
+    storage: Transport
+    uploads: Transport
+    fingerprint: str
+    token_file: TokenFile | None = None
+
+
+def connect(
+    settings: Settings,
+    secrets: Secrets,
+    environ: Mapping[str, str],
+    on_request: RequestCounter | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    *,
+    keep_few: bool = False,
+    token: Callable[[], str] | None = None,
+) -> Connections:
+    """Make the client and its transports; no request is sent yet.
+
+    With `keep_few` idle connections are closed rather than kept for the next burst of requests. `token` gives
+    the token to send, in place of that of `secrets`.
+    """
+    config = TransportConfig(
+        connections=settings.jobs + METADATA_THREADS + URL_THREADS,
+        ca_bundle=trust_of(environ, settings.ca_certs).bundle,
+        proxies=Proxies.from_environ(environ),
+        network=Network(),
+    )
+    guard = AddressGuard(settings.server, settings.allow_private_storage)
+    guarded = replace(config, guard=guard)
+    requests = _OnFirstUse(lambda: _requests_transport(guarded))
+    # one for each end: a handle that has just talked to the API has no warm connection to storage
+    to_api = _hot_transport(replace(config, idle=_IDLE_OF_GUEST) if keep_few else config) or requests
+    to_storage: Transport = (
+        _hot_transport(replace(guarded, idle=settings.jobs) if keep_few else guarded) or requests
+    )
+    token_file = None
+    if token is None and settings.token_file is not None and secrets.token is not None:
+        token_file = TokenFile(settings.token_file, secrets.token)
+    client = LightlyClient(
+        settings.server,
+        _credentials(secrets, token_file or (secrets.token if token is None else asked(token))),
+        requests,
+        hot_transport=to_api,
+        on_request=on_request,
+        cancelled=cancelled,
+    )
+    uploads: Transport = requests
+    if on_request is not None:
+        to_storage, uploads = CountedTransport(to_storage, on_request), CountedTransport(requests, on_request)
+    return Connections(client, to_storage, uploads, secrets.fingerprint(settings.read_mode), token_file)
+
+
+class _OnFirstUse:
+    """A transport that is made when the first request is sent: a worker that only reads needs none of it."""
+
+    def __init__(self, make: Callable[[], Transport]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        # guarded by _lock
+        self._made: Transport | None = None
+        self._closed = False
+
+    def send(self, request: Request) -> Response:
+        """Send a request; the contract is `contract.Transport.send`."""
+        if self._made is None:
+            with self._lock:
+                if self._made is None:
+                    self._made = self._make()
+                    if self._closed:
+                        self._made.close()
+        return self._made.send(request)
+
+    def close(self) -> None:
+        """End transfers under way; idempotent."""
+        with self._lock:
+            self._closed = True
+            if self._made is not None:
+                self._made.close()
+
+
+def _requests_transport(config: TransportConfig) -> Transport:
+    from lightlyfs.api.over_requests import RequestsTransport
+
+    return RequestsTransport(config)
+
+
+def _hot_transport(config: TransportConfig) -> Transport | None:
+    """pycurl, or None where no wheel of it exists and the requests form has to do."""
+    try:
+        from lightlyfs.api.curl import CurlTransport
+    except ImportError:
+        return None
+    return CurlTransport(config)
+
+
+def _credentials(secrets: Secrets, token: str | TokenSource | None) -> Credentials:
+    """What requests bear."""
+    return Credentials(token=token, bearer=secrets.bearer, public_token=secrets.public_token)
+
+
+def quick_policy() -> RetryPolicy:
+    """For the checks at start: somebody waits, and the answer to a failure is to try again."""
+    return RetryPolicy(attempts=3, budget_s=10.0, doubt_s=0.0)
+
+
+# Counting requests, to the API and to storage, and how long they take: for `status` and for metrics.
+
+_STORAGE = "storage_"
+# from a cached answer near by to a call that has run out of patience
+LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+class Latencies(NamedTuple):
+    """How long requests of one operation took: how many at most as long as each of LATENCY_BUCKETS_S, and
+    the sum in seconds.
+    """
+
+    buckets: tuple[int, ...]
+    sum_s: float
+
+
+class RequestCounter:
+    """Counts requests by operation and outcome, and how long they took; any thread may call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # guarded by _lock
+        self._outcomes: dict[tuple[str, str], int] = {}
+        self._buckets: dict[str, list[int]] = {}
+        self._sums_s: dict[str, float] = {}
+
+    def __call__(self, method: str, operation: str, seconds: float, outcome: str) -> None:
+        bucket = bisect.bisect_left(LATENCY_BUCKETS_S, seconds)
+        with self._lock:
+            key = (operation, outcome)
+            self._outcomes[key] = self._outcomes.get(key, 0) + 1
+            self._buckets.setdefault(operation, [0] * (len(LATENCY_BUCKETS_S) + 1))[bucket] += 1
+            self._sums_s[operation] = self._sums_s.get(operation, 0.0) + seconds
+
+    def counts(self) -> dict[str, int]:
+        """Requests so far by operation, those to storage left out."""
+        found: dict[str, int] = {}
+        for (operation, _), count in self.outcomes().items():
+            if not operation.startswith(_STORAGE):
+                found[operation] = found.get(operation, 0) + count
+        return dict(sorted(found.items()))
+
+    def outcomes(self) -> dict[tuple[str, str], int]:
+        """Requests so far by operation and outcome: a status, or the name of the error."""
+        with self._lock:
+            return dict(self._outcomes)
+
+    def latencies(self) -> dict[str, Latencies]:
+        """How long the requests of each operation took."""
+        with self._lock:
+            return {
+                operation: Latencies(tuple(itertools.accumulate(buckets)), self._sums_s[operation])
+                for operation, buckets in self._buckets.items()
+            }
+
+
+class CountedTransport:
+    """A transport to storage whose requests are counted."""
+
+    def __init__(self, transport: Transport, counter: RequestCounter) -> None:
+        self._transport = transport
+        self._counter = counter
+
+    def send(self, request: Request) -> Response:
+        """As the transport's own."""
+        started = time.monotonic()
+        outcome = "failed"
+        try:
+            answer = self._transport.send(request)
+            outcome = str(answer.status)
+        except RequestError as error:
+            outcome = type(error).__name__
+            raise
+        else:
+            return answer
+        finally:
+            operation = _STORAGE + request.method.lower()
+            self._counter(request.method, operation, time.monotonic() - started, outcome)
+
+    def close(self) -> None:
+        """As the transport's own."""
+        self._transport.close()
+
+
+# The API token in a file, as it is now: tokens are rotated while programs run.
+
+log = logging.getLogger(__name__)
+
+_Stamp = tuple[int, int, int]
+
+
+class TokenFile:
+    """The token in a file; any thread may call. A `TokenSource` of the client.
+
+    The file is looked at for each request, which costs two microseconds, and read when it is another one.
+    While it cannot be read, or is empty, the last token counts. `on_change` is called after a change.
+    """
+
+    def __init__(self, path: Path, token: str) -> None:
+        self._path = path
+        self._token = token
+        self._lock = threading.Lock()
+        # guarded by _lock; nothing read yet, for the file may have changed since `token` was read from it
+        self._stamp: _Stamp | None = None
+        self.on_change: Callable[[], object] = lambda: None
+
+    def __call__(self, refused: str | None = None) -> str:
+        """The token to send. One that was `refused` is read again although the file looks the same."""
+        self.look(refused is not None)
+        return self._token
+
+    def look(self, closely: bool = False) -> bool:
+        """Read the file if it changed, or is to be looked at closely; whether the token is another one."""
+        before = self._token
+        with self._lock:
+            stamp = self._stamp_now()
+            if (stamp != self._stamp or closely) and not self._read_locked(stamp):
+                return False
+        return self._tell_change(before)
+
+    def reload(self) -> bool:
+        """Read the file because a person says so; False where that fails."""
+        before = self._token
+        with self._lock:
+            done = self._read_locked(self._stamp_now())
+        if done and not self._tell_change(before):
+            log.info("the token was read again from %s: it is the same", self._path)
+        return done
+
+    def _read_locked(self, stamp: _Stamp | None) -> bool:
+        self._stamp = stamp
+        try:
+            self._token = read_token(self._path)
+        except SettingsError as error:
+            log.error("%s; the old token stays in use", error)
+            return False
+        return True
+
+    def _tell_change(self, before: str) -> bool:
+        if self._token == before:
+            return False
+        log.info("the token was read again from %s", self._path)
+        self.on_change()
+        return True
+
+    def _stamp_now(self) -> _Stamp | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def asked(token: Callable[[], str]) -> Callable[[str | None], str]:
+    """A `TokenSource` of a program's own function; what that raises is a missing token."""
+
+    def ask(_refused: str | None) -> str:
+        try:
+            return token()
+        except Exception as error:
+            text = f"the function that gives the token failed: {error!r}"
+            raise Unauthorized(text, request_sent=False) from error
+
+    return ask

@@ -1,0 +1,444 @@
+"""The running parts of one dataset, and the order in which they start and stop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from lightlyfs import places
+from lightlyfs.api.models import Sample
+from lightlyfs.api.retry import Retrier
+from lightlyfs.app.builders import Desktop, DesktopNeeds, RecentLog, UrlParts, ViewForgetter
+from lightlyfs.app.connections import METADATA_THREADS, Connections, RequestCounter
+from lightlyfs.app.kernel_interface import Kernel, NoKernel, open_files_limit
+from lightlyfs.app.metrics import status_of
+from lightlyfs.app.sharing import listing_turn, opening, renewing
+from lightlyfs.app.uploading import UploadNeeds, Uploads
+from lightlyfs.blocks import NO_OBJECT
+from lightlyfs.cache.block_cache import BlockCache
+from lightlyfs.cache.budget import CacheConfig, bytes_beside, default_budget
+from lightlyfs.cache.fetch_once import FetchOnce
+from lightlyfs.catalog.census import Census
+from lightlyfs.catalog.listing_writer import Changes
+from lightlyfs.catalog.refresher import Refresher
+from lightlyfs.catalog.remote import ApiRemote, Details, Remote
+from lightlyfs.catalog.sample_catalog import Catalog
+from lightlyfs.catalog.store import CatalogStore
+from lightlyfs.catalog.tags import TaggedRemote, Tags
+from lightlyfs.catalog.timing import FreshnessConfig
+from lightlyfs.desktop.programs import CrawlBudget
+from lightlyfs.errors import NoSuchFile, StartError, TooManyWaiting
+from lightlyfs.fetch.fetcher import FetchConfig, Fetcher
+from lightlyfs.fetch.prefetcher import PrefetchStats
+from lightlyfs.fetch.reader import Reader
+from lightlyfs.fs.cached_files import CachedFiles, HandOutParts
+from lightlyfs.fs.filesystem import Filesystem
+from lightlyfs.fs.namespace import Namespace
+from lightlyfs.fs.path_reads import PathReads
+from lightlyfs.fs.patience import Patience
+from lightlyfs.fs.samples import Samples
+from lightlyfs.fs.times import SetTimes
+from lightlyfs.fs.views import Views, ViewSources
+from lightlyfs.fs.warming import Warming, WarmingParts
+from lightlyfs.fs.xattrs import ExtendedAttributes
+from lightlyfs.settings import Settings
+from lightlyfs.staging.facts_process import FactsPool
+from lightlyfs.watching import DirectoryWatch
+
+log = logging.getLogger(__name__)
+
+# documents are for people, who look at a few
+_DOCUMENT_TTL_S = 60.0
+# lists of paths written into `.lightlyfs/prefetch` that are worked on at once, each by `jobs` threads
+_MAX_FETCHING = 4
+
+
+class Parts:
+    """The running parts of one dataset; `start` before use, `close` once.
+
+    Once they are made other processes may use the place.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        connections: Connections,
+        dataset_id: str,
+        place: places.DatasetPlace,
+        *,
+        kernel: Kernel | None = None,
+        requests: RequestCounter | None = None,
+        closing: threading.Event | None = None,
+        spool_place: places.SpoolPlace | None = None,
+        mountpoint: Path | None = None,
+    ) -> None:
+        """`spool_place` is where a mount that may be written to keeps what it owes; else None."""
+        kernel = kernel or NoKernel()
+        self.settings = settings
+        self.dataset_id = dataset_id
+        self.place = place
+        self.requests = requests or RequestCounter()
+        self.closing = closing or threading.Event()
+        self._client = connections.client
+        self._storage = connections.storage
+        self._connections = connections
+        self._metadata_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-metadata")
+        self._page_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-pages")
+        self._content_pool = ThreadPoolExecutor(settings.jobs, "lightlyfs-content")
+        self._open_stores(kernel)
+        self._urls = UrlParts(
+            settings,
+            connections,
+            dataset_id,
+            place,
+            self.catalog,
+            self.cache,
+            later=self._metadata_pool.submit,
+            closing=self.closing.is_set,
+        )
+        self.reader = self._make_reader()
+        self.uploads: Uploads | None = None
+        self._patience = Patience(clock=time.monotonic, interrupted=kernel.interrupted, closing=self.closing)
+        # a quarter of the downloads is left to readers who wait
+        max_prefetches = self.settings.jobs * 3 // 4
+        self._samples = Samples(
+            self.catalog,
+            self.reader,
+            problems=self.problems,
+            caller_name=kernel.caller_name,
+            forget=kernel.forget,
+            max_prefetches=max_prefetches,
+            on_opened=self._urls.ahead.opened,
+            before_fetch=CrawlBudget(kernel.caller_name, time.monotonic).spend,
+        )
+        self.recent_log = RecentLog()
+        self._fetching: list[Warming] = []
+        self._mountpoint = mountpoint
+        self.desktop = self._make_desktop(mountpoint)
+        self.filesystem = self._make_filesystem(kernel, spool_place)
+        self._watch = DirectoryWatch(place.path, self._hear_others)
+        place.share()
+
+    def start(self) -> None:
+        """Start the threads of the parts, and the first listing where there is none stored."""
+        if self._connections.token_file is not None:
+            self._connections.token_file.on_change = self._go_on
+        self.catalog.start()
+        self._once.start()
+        if self._forgets_views is not None:
+            self._forgets_views.start()
+        self._watch.start()
+        if self.uploads is not None:
+            self.uploads.start()
+        if not self.catalog.refresher.complete:
+            self.catalog.refresher.start_listing()
+
+    def drain(self) -> None:
+        """Wait for the uploads under way, as long as they move; what is left stays in the journal."""
+        if self.uploads is not None:
+            self.uploads.drain()
+
+    def stop_waiting(self) -> None:
+        """End every wait of a callback, and every transfer, soon."""
+        self.closing.set()
+
+    def close(self) -> None:
+        """Stop the parts in the order in which nobody calls a closed one."""
+        self.closing.set()
+        if self.uploads is not None:
+            self.uploads.close()
+        for pool in (self._content_pool, self._metadata_pool, self._page_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._watch.close()
+        if self._forgets_views is not None:
+            self._forgets_views.close()
+        self._urls.close()
+        self.desktop.close()
+        self._pictures.close()
+        self._once.close()
+        self.catalog.close()
+        self.cache.close()
+        self.place.close()
+
+    def leave_locks(self) -> None:
+        """Let go of the locks in a forked child: they are the parent's, and end with it alone."""
+        self.place.locks.close()
+        if self.uploads is not None:
+            self.uploads.leave_locks()
+
+    def prefetch_stats(self) -> PrefetchStats:
+        """What was fetched before it was asked for."""
+        return self._samples.prefetcher.stats()
+
+    def url_stats(self) -> dict[str, int]:
+        """Read URLs on disk, and those that were got before they were asked for."""
+        ahead = self._urls.ahead.stats()
+        return {"stored": len(self._urls.store), "store_errors": self._urls.store.errors, **ahead._asdict()}
+
+    def warming(self, names: Iterable[str], jobs: int | None, tag: str | None) -> Warming:
+        """Files and directories, or what a tag holds of them, on their way into the cache.
+
+        With `jobs` downloads, but no more than the mount has.
+        """
+        found = None if tag is None else self._tags.find(tag)
+        if tag is not None and found is None:
+            raise NoSuchFile(f"the dataset has no tag {tag!r}")
+        only = None if found is None else self._tags.members(found)
+        # a quarter of the downloads is left to readers who wait, unless all are asked for
+        jobs = max(1, min(jobs or self.settings.jobs * 3 // 4, self.settings.jobs))
+        parts = WarmingParts(
+            self._namespace,
+            self.reader,
+            self.cache,
+            self._samples.ask,
+            self._own_patience(),
+            self.closing.is_set,
+        )
+        return Warming(parts, names, jobs, only)
+
+    def cached_files(self) -> CachedFiles:
+        """The cached files of samples, for programs that read them by themselves."""
+        return CachedFiles(
+            HandOutParts(self._namespace, self._samples, self.reader, self.cache, self._own_patience())
+        )
+
+    def _go_on(self) -> None:
+        """There is another token: what the old one was refused is tried again."""
+        self.catalog.refresher.resume()
+        if self.uploads is not None:
+            self.uploads.uploader.retry_all()
+
+    def _has_new_token(self) -> bool:
+        return self._connections.token_file is not None and self._connections.token_file.look()
+
+    def reload_token(self) -> bool:
+        """Read the token file again, and try again what was refused; False where there is none to be had."""
+        if self._connections.token_file is None or not self._connections.token_file.reload():
+            return False
+        self._go_on()
+        return True
+
+    def refresh(self) -> Changes:
+        """Ask the API for everything now, and have the kernel forget what it knows.
+
+        The token file is read again: who renewed a token may call this next.
+        """
+        self.reload_token()
+        self._forget_details()
+        if self.uploads is not None:
+            self.uploads.uploader.retry_all()
+            self.uploads.completion.outdate()
+        changes = self.catalog.refresh()
+        self.filesystem.note_changes(None)
+        return changes
+
+    def _own_patience(self) -> Patience:
+        """The waiting rules of calls that no callback of the kernel makes."""
+        return Patience(clock=time.monotonic, interrupted=lambda: False, closing=self.closing)
+
+    def _open_stores(self, kernel: Kernel) -> None:
+        """Open catalogue and cache, in another place where the disk does not let us."""
+        try:
+            self._try_stores(kernel)
+        except StartError as error:
+            log.warning("%s; this mount keeps a cache of its own", error)
+            self.place.leave(str(error))
+            self._try_stores(kernel)
+
+    def _try_stores(self, kernel: Kernel) -> None:
+        with opening(self.place):
+            self.catalog = self._make_catalog()
+            try:
+                self.cache = self._make_cache(kernel)
+            except BaseException:
+                self.catalog.close()
+                raise
+
+    def _make_catalog(self) -> Catalog:
+        settings = self.settings
+        freshness = FreshnessConfig(settings.metadata_ttl_s, settings.page_size)
+        name = places.catalogue_name(settings.tag)
+        store = CatalogStore(
+            self.place.path / name, alone=self.place.alone, opening=partial(renewing, self.place)
+        )
+        api = ApiRemote(self._client, self.dataset_id)
+        self.problems = api.problems
+        self._tags = Tags(api, ttl_s=settings.metadata_ttl_s, clock=time.monotonic)
+        remote: Remote = api if settings.tag is None else TaggedRemote(api, self._tags, settings.tag)
+        refresher = Refresher(
+            store,
+            remote,
+            freshness,
+            executor=self._metadata_pool,
+            page_executor=self._page_pool,
+            clock=time.monotonic,
+            wall_clock=time.time,
+            on_changes=self._on_changes,
+            sleep=self._pause,
+            outage=self._client.outage,
+            turn=listing_turn(self.place, name, self.closing.is_set),
+            has_new_token=self._has_new_token,
+        )
+        self._details: Details[Sample] = Details(
+            remote.sample, self._metadata_pool, ttl_s=settings.metadata_ttl_s, clock=time.monotonic
+        )
+        self._documents: Details[bytes] = Details(
+            lambda sample_id: self._client.get_sample_document(self.dataset_id, sample_id),
+            self._metadata_pool,
+            ttl_s=min(settings.metadata_ttl_s, _DOCUMENT_TTL_S),
+            clock=time.monotonic,
+        )
+        return Catalog(store, remote, refresher, freshness, Census(store, NO_OBJECT), clock=time.monotonic)
+
+    def _make_cache(self, kernel: Kernel) -> BlockCache:
+        path = self.place.path
+        config = CacheConfig(self._budget(), max_open_files=open_files_limit(kernel))
+        return BlockCache(path, config, locks=self.place.locks, beside=partial(bytes_beside, path))
+
+    def _make_reader(self) -> Reader:
+        # what reads and uploads find out about the storage is common to them
+        self._storage_retrier = Retrier(
+            clock=time.monotonic, sleep=self._pause, random=random.random, cancelled=self.closing.is_set
+        )
+        fetcher = Fetcher(
+            self._urls.urls,
+            self._storage,
+            FetchConfig(),
+            self._storage_retrier,
+            cancelled=self.closing.is_set,
+        )
+        self._once = FetchOnce(
+            self.cache,
+            self.place.locks,
+            publish_facts=self.catalog.publish_facts,
+            cancelled=self.closing.is_set,
+        )
+        return Reader(
+            self.cache,
+            fetcher,
+            self._content_pool,
+            lambda content, certain: self._samples.storage_reported(content, certain),
+            self._once,
+        )
+
+    def _make_desktop(self, mountpoint: Path | None) -> Desktop:
+        self._pictures = FactsPool()
+        needs = DesktopNeeds(
+            mode=self.settings.thumbnails,
+            client=self._client,
+            dataset_id=self.dataset_id,
+            transport=self._storage,
+            catalog=self.catalog,
+            reader=self.reader,
+            patience=self._patience,
+            place=self.place,
+            mountpoint=mountpoint,
+            owner=self.settings.uid,
+            pictures=self._pictures,
+            closing=self.closing,
+        )
+        return Desktop(needs)
+
+    def _fetch(self, paths: list[str]) -> None:
+        """Fetch files behind; what comes of it, the cache shows."""
+        self._fetching = [one for one in self._fetching if not one.wait(0).ended]
+        if len(self._fetching) >= _MAX_FETCHING:
+            raise TooManyWaiting(f"{_MAX_FETCHING} lists of files are being fetched already")
+        # an absolute path comes without its first slash
+        above = f"{self._mountpoint}/".lstrip("/")
+        self._fetching.append(self.warming([path.removeprefix(above) for path in paths], None, None))
+        self._fetching[-1].start()
+
+    def _make_views(self, namespace: Namespace, kernel: Kernel) -> Views:
+        sources = ViewSources(
+            status=lambda: json.dumps(status_of(self), indent=1).encode() + b"\n",
+            log=self.recent_log.text,
+            document=self._documents.get,
+            thumbnail=self.desktop.thumbnails.png,
+            tags=lambda: self._metadata_pool.submit(self._tags.all),
+            members=lambda tag: self._metadata_pool.submit(self._tags.members, tag),
+            fetch=self._fetch,
+        )
+        views = Views(namespace, self.catalog, sources)
+        self._forgets_views = (
+            ViewForgetter(views, kernel.forget, self.closing) if kernel.forgets_at_once else None
+        )
+        return views
+
+    def _make_filesystem(self, kernel: Kernel, spool_place: places.SpoolPlace | None) -> Filesystem:
+        if spool_place is not None:
+            self.uploads = Uploads(self._upload_needs(kernel), spool_place)
+        times = self.uploads.times if self.uploads else SetTimes(None)
+        namespace = self.uploads.namespace if self.uploads else Namespace(self.catalog, None, times)
+        self._namespace = namespace
+        if not isinstance(kernel, NoKernel):
+            namespace.held_sizes = self._samples.held_sizes
+        by_path = None
+        if self.uploads is None and kernel.forgets_at_once:
+            by_path = PathReads(
+                namespace, self._samples, settled=lambda: self.catalog.settled, forget=kernel.forget
+            )
+        return Filesystem(
+            namespace,
+            self._samples,
+            ExtendedAttributes(self._details.get, self.desktop.thumbnails.png, self._details.forget),
+            times,
+            self._patience,
+            forget=kernel.forget,
+            writing=self.uploads.write_parts() if self.uploads else None,
+            by_path=by_path,
+            views=self._make_views(namespace, kernel),
+            prefill=self.desktop.make_prefill(times),
+            caller_name=kernel.caller_name,
+            caller_process=kernel.caller_process,
+        )
+
+    def _upload_needs(self, kernel: Kernel) -> UploadNeeds:
+        return UploadNeeds(
+            settings=self.settings,
+            client=self._client,
+            dataset_id=self.dataset_id,
+            transport=self._connections.uploads,
+            catalog=self.catalog,
+            reader=self.reader,
+            cache=self.cache,
+            samples=self._samples,
+            executor=self._metadata_pool,
+            patience=self._patience,
+            closing=self.closing,
+            kernel=kernel,
+            resolve=self._urls.resolve,
+            storage=self._storage,
+            storage_retrier=self._storage_retrier,
+            pictures=self._pictures,
+            has_new_token=self._has_new_token,
+        )
+
+    def _pause(self, seconds: float) -> None:
+        self.closing.wait(seconds)
+
+    def _budget(self) -> int:
+        chosen = self.settings.cache_size_bytes
+        return default_budget(self.place.path) if chosen is None else chosen
+
+    def _forget_details(self) -> None:
+        self._details.forget_all()
+        self._documents.forget_all()
+        self._tags.forget_all()
+
+    def _hear_others(self) -> None:
+        """Something in the directory of the dataset was written, perhaps by another process."""
+        self.catalog.wake()
+        self._once.keep_up_soon()
+
+    def _on_changes(self, changes: Changes) -> None:
+        self.catalog.note_changes()
+        self._forget_details()
+        self.filesystem.note_changes(changes.paths)

@@ -1,0 +1,170 @@
+"""Which dataset is meant: by id or by name, from the API or, without a network, from an earlier mount."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightlyfs import places
+from lightlyfs.api.client import LightlyClient
+from lightlyfs.api.models import Dataset
+from lightlyfs.api.retry import RetryPolicy
+from lightlyfs.app.connections import quick_policy
+from lightlyfs.errors import (
+    Forbidden,
+    LightlyFsError,
+    MalformedAnswer,
+    NotFound,
+    Refused,
+    RequestError,
+    Retryable,
+    StartError,
+    TlsFailed,
+    Unauthorized,
+)
+from lightlyfs.settings import Secrets, Settings
+
+log = logging.getLogger(__name__)
+
+_ID = re.compile(r"[a-f0-9]{24}")
+# with a stored catalogue the network need not answer first
+_STORED_WAIT_S = 0.5
+
+
+@dataclass(frozen=True)
+class FoundDataset:
+    """The dataset to mount."""
+
+    id: str
+    name: str
+
+
+def find_dataset(
+    client: LightlyClient, settings: Settings, secrets: Secrets, wanted: str, say: Callable[[str], object]
+) -> FoundDataset:
+    """The dataset of this id or name; StartError says in one line why there is none.
+
+    `say` is called with one line where an earlier mount's answer has to do.
+    """
+    root = places.server_cache(settings.cache_dir, settings.server)
+    names = _Names(root / "names.json", secrets)
+    stored = names.id_of(wanted)
+    has_catalogue = (
+        stored is not None
+        and (root / stored / places.catalogue_name(settings.tag)).exists()
+        and not settings.no_cache
+    )
+    policy = (
+        RetryPolicy(attempts=1, budget_s=_STORED_WAIT_S, doubt_s=0.0) if has_catalogue else quick_policy()
+    )
+    try:
+        found = _ask(client, wanted, policy)
+    except LightlyFsError as error:
+        if has_catalogue and isinstance(error, Retryable):
+            say(f"{_reason(error, settings)}; the names of an earlier mount are shown")
+            assert stored is not None
+            return FoundDataset(stored, wanted)
+        raise StartError(_start_text(error, settings, wanted)) from error
+    names.remember(wanted, found.id)
+    return found
+
+
+def _ask(client: LightlyClient, wanted: str, policy: RetryPolicy) -> FoundDataset:
+    by_id = _ID.fullmatch(wanted) is not None
+    if by_id:
+        try:
+            return _found(client.get_dataset(wanted, policy=policy))
+        except NotFound as error:
+            if error.status != 404:
+                raise
+    found = client.find_datasets(wanted, policy=policy)
+    if len(found) > 1:
+        ids = ", ".join(dataset.id for dataset in found)
+        raise StartError(f"{len(found)} datasets are called {wanted!r}; mount one by its id: {ids}")
+    if not found:
+        kind = "id or name" if by_id else "name"
+        raise StartError(f"no dataset of {kind} {wanted!r} can be seen with this token")
+    return _found(found[0])
+
+
+def _found(dataset: Dataset) -> FoundDataset:
+    return FoundDataset(dataset.id, dataset.name or dataset.id)
+
+
+def _reason(error: LightlyFsError, settings: Settings) -> str:
+    return f"{settings.server} cannot be reached ({cause_of(error)})"
+
+
+def cause_of(error: LightlyFsError) -> str:
+    """What went wrong, without the request that the text begins with."""
+    text = str(error)
+    request, colon, cause = text.partition(": ")
+    return cause if colon and request.startswith(("GET ", "POST ", "PUT ")) else text
+
+
+def _start_text(error: LightlyFsError, settings: Settings, wanted: str) -> str:
+    if isinstance(error, StartError):
+        return str(error)
+    if isinstance(error, Unauthorized):
+        return f"{settings.server} does not accept the token; check LIGHTLY_TOKEN (or --token-file)"
+    if isinstance(error, Forbidden):
+        return f"the token may not read dataset {wanted!r}; ask its owner to share it, or use another token"
+    if isinstance(error, TlsFailed):
+        cause = cause_of(error)
+        if "wrong version number" in cause:
+            return f"{settings.server} does not speak TLS; if that is right, use http:// instead"
+        return f"the certificate of {settings.server} is not trusted: {cause}"
+    answered = isinstance(error, RequestError) and error.status == 200
+    if answered or isinstance(error, (MalformedAnswer, NotFound, Refused)):
+        cause = cause_of(error)
+        return (
+            f"{settings.server} does not answer like the Lightly API ({cause}); check LIGHTLY_SERVER_LOCATION"
+        )
+    if isinstance(error, Retryable):
+        return (
+            f"{_reason(error, settings)}; check the network, the proxy variables and LIGHTLY_SERVER_LOCATION"
+        )
+    return str(error)
+
+
+class _Names:
+    """Names of datasets met before; each counts only for the token it was found with."""
+
+    def __init__(self, path: Path, secrets: Secrets) -> None:
+        self._path = path
+        self._fingerprint = secrets.fingerprint("names")
+        self._known: dict[str, str] = {}
+        with suppress(OSError, ValueError, RecursionError):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            self._known = found if isinstance(found, dict) else {}
+
+    def id_of(self, wanted: str) -> str | None:
+        found = self._known.get(f"{self._fingerprint}/{wanted}")
+        return found if isinstance(found, str) and _ID.fullmatch(found) else None
+
+    def remember(self, wanted: str, dataset_id: str) -> None:
+        if self.id_of(wanted) == dataset_id:
+            return
+        self._known[f"{self._fingerprint}/{wanted}"] = dataset_id
+        try:
+            self._write()
+        except OSError as error:
+            log.warning("the name of the dataset cannot be remembered: %s", error)
+
+    def _write(self) -> None:
+        # under a name of its own, for other processes may remember theirs now; made with mode 0600
+        descriptor, temporary = tempfile.mkstemp(prefix=f"{self._path.name}.", dir=self._path.parent)
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                json.dump(self._known, file)
+            os.replace(temporary, self._path)
+        except OSError:
+            os.unlink(temporary)
+            raise

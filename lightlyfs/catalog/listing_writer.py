@@ -1,0 +1,357 @@
+"""One complete listing on its way into the catalogue: staged, named, compared, swapped in.
+
+Works in temporary tables of one connection, so a million samples need no memory: rows are appended as
+they come and sorted once at the end. Touches only the rows of the catalogue that differ, so that an
+unchanged dataset costs no writes and keeps its verified sizes.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from lightlyfs import database
+from lightlyfs.catalog import names as naming
+from lightlyfs.catalog import totals
+from lightlyfs.catalog.names import split_path
+from lightlyfs.forks import FORK_GATE
+from lightlyfs.inodes import ROOT_INO, directory_ino, directory_inos, sample_ino
+
+# more changed paths than this are reported as "everything": telling the kernel one by one costs more
+MAX_REPORTED_PATHS = 10_000
+# directories remembered as staged; for others the table is asked, or they are written once more
+_MAX_KNOWN = 200_000
+# paths whose inode number is remembered; they are long strings where datasets are deep
+_MAX_KNOWN_PATHS = 2_000
+
+_TABLES = """
+CREATE TEMP TABLE staged (
+    ino INTEGER NOT NULL, id BLOB NOT NULL, dir INTEGER NOT NULL, wanted TEXT NOT NULL,
+    name TEXT,  -- where it differs from what the sample wanted
+    file_name BLOB, hint INTEGER, mtime INTEGER NOT NULL, created INTEGER NOT NULL);
+CREATE TEMP TABLE staged_dir (
+    ino INTEGER PRIMARY KEY, parent INTEGER NOT NULL, name TEXT NOT NULL, mtime INTEGER NOT NULL,
+    depth INTEGER NOT NULL);
+CREATE TEMP TABLE changed (ino INTEGER PRIMARY KEY);
+CREATE TEMP TABLE gone (ino INTEGER PRIMARY KEY);
+"""
+_STAGE_DIRECTORY = """
+INSERT INTO temp.staged_dir VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (ino) DO UPDATE SET mtime = max(mtime, excluded.mtime)
+"""
+# a sample handed over twice counts as it was the last time
+_FORGET_OLDER = """
+DELETE FROM temp.staged WHERE ino IN (SELECT ino FROM temp.staged GROUP BY ino HAVING count(*) > 1)
+AND rowid < (SELECT max(s.rowid) FROM temp.staged s WHERE s.ino = staged.ino)
+"""
+_FORGET_EMPTY = """
+DELETE FROM temp.staged_dir WHERE depth = ? AND ino NOT IN (SELECT dir FROM temp.staged)
+AND ino NOT IN (SELECT parent FROM temp.staged_dir)
+"""
+_RAISE_PARENTS = """
+UPDATE temp.staged_dir SET mtime = max(mtime, below.newest)
+FROM (SELECT parent, max(mtime) AS newest FROM temp.staged_dir WHERE depth = ? GROUP BY parent) AS below
+WHERE staged_dir.ino = below.parent
+"""
+_CHANGED = """
+INSERT INTO temp.changed
+SELECT n.ino FROM temp.staged n
+LEFT JOIN main.sample o ON o.dir = n.dir AND o.name = coalesce(n.name, n.wanted)
+WHERE o.ino IS NOT n.ino OR o.mtime != n.mtime OR o.hint IS NOT n.hint OR o.file_name IS NOT n.file_name
+"""
+_GONE = """
+INSERT INTO temp.gone
+SELECT o.ino FROM main.sample o WHERE NOT EXISTS (SELECT 1 FROM temp.staged n WHERE n.ino = o.ino)
+"""
+_ALL = """
+INSERT INTO main.sample
+SELECT dir, coalesce(name, wanted), ino, id, file_name, hint, mtime, created, NULL, NULL, 0
+FROM temp.staged ORDER BY dir, wanted
+"""
+# what storage reported still holds where neither time nor size hint moved, as after a rename; the size
+# stays the better guess as long as the hint is what it was
+_FRESH = """
+CREATE TEMP TABLE fresh AS
+SELECT n.dir, coalesce(n.name, n.wanted) AS name, n.ino, n.id, n.file_name, n.hint, n.mtime, n.created,
+       CASE WHEN o.hint IS n.hint THEN o.size END AS size, o.etag,
+       CASE WHEN o.mtime = n.mtime AND o.hint IS n.hint THEN o.verified ELSE 0 END AS verified
+FROM temp.changed c CROSS JOIN temp.staged n ON n.ino = c.ino LEFT JOIN main.sample o ON o.ino = n.ino
+"""
+_TOUCHED = "(SELECT ino FROM temp.changed UNION ALL SELECT ino FROM temp.gone)"
+_DIRECTORIES = """
+INSERT OR REPLACE INTO main.directory
+SELECT n.ino, n.parent, n.name, n.mtime FROM temp.staged_dir n LEFT JOIN main.directory o ON o.ino = n.ino
+WHERE o.ino IS NULL OR o.mtime != n.mtime OR o.parent != n.parent OR o.name != n.name
+"""
+SAMPLE_BY_INO = "CREATE UNIQUE INDEX main.sample_by_ino ON sample (ino)"
+
+
+# counted in the catalogue, so that processes sharing it notice each other's: changes after which anything may
+# be another, and those of sizes that directories show
+CHANGES = "changes"
+RESIZED = "resized"
+
+
+class Row(NamedTuple):
+    """A sample as the API lists it, its name already split into a path."""
+
+    id: bytes
+    directory: str
+    wanted: str
+    file_name_raw: bytes | None
+    hint: int | None
+    mtime: int
+    created: int
+
+
+class Changes(NamedTuple):
+    """What a new listing changed; `paths` is None where everything may have changed."""
+
+    added: int
+    changed: int
+    gone: int
+    paths: tuple[str, ...] | None
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.changed or self.gone)
+
+
+def make_row(sample_id: str, file_name: str, hint: int | None, mtime: int, created: int) -> Row:
+    """Split a sample's name into its path; `hint` is in bytes, the times in whole seconds."""
+    directory, wanted = split_path(file_name)
+    spelled = f"{directory}/{wanted}" if directory else wanted
+    raw = None if spelled == file_name else file_name.encode("utf-8", "surrogatepass")
+    return Row(bytes.fromhex(sample_id), directory, wanted, raw, hint, mtime, created)
+
+
+class Staging:
+    """The temporary tables of one listing, on a connection of their own."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._known: set[int] = set()
+        self._inos: dict[str, int] = {}
+        self._max_depth = 0
+        self._is_sorted = False
+        self._compared_with = 0
+        # the number of this change of the catalogue, where it was one
+        self.counted: int | None = None
+
+    def create(self) -> None:
+        """Make the empty tables."""
+        self._db.executescript(_TABLES)
+        self._db.execute(_STAGE_DIRECTORY, (ROOT_INO, ROOT_INO, "", 0, 0))
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Stage samples; one staged before is replaced. Not after `count`."""
+        newest: dict[str, int] = {}
+        self._db.execute("BEGIN")
+        self._db.executemany(
+            "INSERT INTO temp.staged VALUES (?, ?, ?, ?, NULL, ?, ?, ?, ?)", self._encode(rows, newest)
+        )
+        self._db.executemany(_STAGE_DIRECTORY, self._encode_directories(newest))
+        self._db.execute("COMMIT")
+
+    def count(self) -> int:
+        """How many different samples are staged; to be asked once all are."""
+        self._sort()
+        (count,) = self._db.execute("SELECT count(*) FROM temp.staged").fetchone()
+        return int(count)
+
+    def has_directory(self, path: str) -> bool:
+        """Whether this directory was staged lately; may be asked by any thread."""
+        try:
+            return directory_ino(path) in self._known
+        except UnicodeEncodeError:
+            return False
+
+    def settle_names(self) -> None:
+        """Give every sample its final name and every directory its time, then find what differs."""
+        self._sort()
+        self._db.execute("BEGIN")  # one transaction of temporary tables, not one for each name
+        naming.settle(self._db)
+        self._db.execute("CREATE INDEX temp.staged_dir_by_depth ON staged_dir (depth)")
+        for depth in range(self._max_depth, 0, -1):
+            self._db.execute(_RAISE_PARENTS, (depth,))
+        self._db.execute("COMMIT")
+        self._compared_with = counted(self._db, CHANGES)
+        self._compare()
+
+    def commit(self, meta: dict[str, str], keep: frozenset[int]) -> Changes:
+        """Swap the differences in; the caller holds the store's write lock."""
+        db = self._db
+        with database.transaction(db):
+            if counted(db, CHANGES) != self._compared_with:
+                self._compare()  # another process listed meanwhile
+            db.executemany("DELETE FROM temp.gone WHERE ino = ?", [(ino,) for ino in keep])
+            changes, moved = self._insert_all() if self._is_first() else self._swap_in()
+            self._swap_directories()
+            if changes:
+                (directories,) = db.execute("SELECT count(*) FROM main.directory").fetchone()
+                totals.move(db, moved, directories)
+            db.executemany("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", meta.items())
+            if changes:
+                self.counted = count(db, CHANGES)
+        return changes
+
+    def _encode(self, rows: Iterable[Row], newest: dict[str, int]) -> Iterator[tuple[object, ...]]:
+        """The rows as the table takes them; notes the newest time in each directory."""
+        inos = self._inos
+        for sample_id, directory, wanted, raw, hint, mtime, created in rows:
+            ino = inos.get(directory)
+            if ino is None:
+                if len(inos) >= _MAX_KNOWN_PATHS:
+                    inos.clear()
+                ino = inos[directory] = directory_ino(directory)
+            if mtime > newest.get(directory, -1):
+                newest[directory] = mtime
+            yield sample_ino(sample_id), sample_id, ino, wanted, raw, hint, mtime, created
+
+    def _encode_directories(self, newest: dict[str, int]) -> Iterator[tuple[object, ...]]:
+        """Each directory with its time, and those above it with none."""
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
+        for path, mtime in newest.items():
+            names = path.split("/") if path else []
+            inos = [ROOT_INO, *directory_inos(names)]
+            self._max_depth = max(self._max_depth, len(names))
+            for depth, (name, parent, ino) in enumerate(zip(names, inos, inos[1:], strict=False), 1):
+                if depth < len(names) and ino in self._known:
+                    continue
+                self._known.add(ino)
+                yield ino, parent, name, mtime if depth == len(names) else 0, depth
+            if not names:
+                yield ROOT_INO, ROOT_INO, "", mtime, 0
+
+    def _sort(self) -> None:
+        """Index what was appended, and forget what was handed over twice."""
+        if self._is_sorted:
+            return
+        self._is_sorted = True
+        self._db.execute("CREATE INDEX temp.staged_by_ino ON staged (ino)")
+        twice = self._db.execute(_FORGET_OLDER).rowcount
+        self._db.execute("CREATE INDEX temp.staged_by_path ON staged (dir, wanted)")
+        for depth in range(self._max_depth if twice else 0, 0, -1):
+            self._db.execute(_FORGET_EMPTY, (depth,))
+
+    def _compare(self) -> None:
+        """Find what differs from the catalogue as it is now."""
+        self._db.execute("DELETE FROM temp.changed")
+        self._db.execute("DELETE FROM temp.gone")
+        if not self._is_first():
+            self._db.execute(_CHANGED)
+            self._db.execute(_GONE)
+
+    def _is_first(self) -> bool:
+        (found,) = self._db.execute("SELECT EXISTS (SELECT 1 FROM main.sample)").fetchone()
+        return not found
+
+    def _insert_all(self) -> tuple[Changes, totals.Sums]:
+        """The first listing: an index is made in a quarter of the time it takes to keep one."""
+        self._db.execute("DROP INDEX main.sample_by_ino")
+        added = self._db.execute(_ALL).rowcount
+        self._db.execute(SAMPLE_BY_INO)
+        return Changes(added, 0, 0, None), totals.sums_in(self._db, "main.sample")
+
+    def _swap_in(self) -> tuple[Changes, totals.Sums]:
+        db = self._db
+        (changed,) = db.execute("SELECT count(*) FROM temp.changed").fetchone()
+        (gone,) = db.execute("SELECT count(*) FROM temp.gone").fetchone()
+        few = changed + gone <= MAX_REPORTED_PATHS
+        paths = self._changed_paths() if few else []
+        db.execute(_FRESH)
+        (known,) = db.execute(
+            "SELECT count(*) FROM temp.changed c CROSS JOIN main.sample o ON o.ino = c.ino"
+        ).fetchone()
+        moved = totals.sums_in(db, "temp.fresh") - totals.sums_in(db, f"main.sample WHERE ino IN {_TOUCHED}")
+        db.execute(f"DELETE FROM main.sample WHERE ino IN {_TOUCHED}")
+        db.execute("INSERT INTO main.sample SELECT * FROM temp.fresh")
+        if few:
+            paths += self._changed_paths(staged=True)
+        changes = Changes(changed - known, known, gone, tuple(dict.fromkeys(paths)) if few else None)
+        return changes, moved
+
+    def _swap_directories(self) -> None:
+        self._db.execute("DELETE FROM main.directory WHERE ino NOT IN (SELECT ino FROM temp.staged_dir)")
+        self._db.execute(_DIRECTORIES)
+
+    def _changed_paths(self, *, staged: bool = False) -> list[str]:
+        """Where the catalogue, as it is now, holds the samples that change, and their directories."""
+        table = "temp.staged_dir" if staged else "main.directory"
+        query = f"SELECT dir, name FROM main.sample WHERE ino IN {_TOUCHED} ORDER BY dir"
+        last, directory, paths = 0, "", [""]
+        for ino, name in self._db.execute(query):
+            if ino != last:
+                last, directory = ino, "/".join(naming.directory_path(self._db, table, ino))
+                paths += _with_parents(directory)
+            paths.append(f"{directory}/{name}" if directory else name)
+        return paths
+
+
+def _with_parents(directory: str) -> Iterator[str]:
+    while directory:
+        yield directory
+        directory = directory.rpartition("/")[0]
+
+
+class ListingWriter:
+    """A listing being collected; used by one thread."""
+
+    def __init__(
+        self,
+        staging: Staging,
+        write_lock: database.Lock,
+        on_counted: Callable[[int], None],
+        *,
+        stands: Callable[[], bool],
+    ) -> None:
+        """`stands()` says whether the catalogue is still at its path."""
+        self._staging = staging
+        self._stands = stands
+        self._write_lock = write_lock
+        self._on_counted = on_counted
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Add a page of samples; a sample seen before is replaced."""
+        with FORK_GATE:
+            self._staging.add(rows)
+
+    def count(self) -> int:
+        """How many different samples were added; to be asked once all are."""
+        with FORK_GATE:
+            return self._staging.count()
+
+    def has_directory(self, path: str) -> bool:
+        """Whether a sample in or below this directory was added lately; may be asked by any thread."""
+        return self._staging.has_directory(path)
+
+    def commit(self, meta: dict[str, str], keep: frozenset[int] = frozenset()) -> Changes:
+        """Make this listing the catalogue, in one step, and say what differs from the last one.
+
+        What storage reported stays verified where neither the sample's time nor its size hint moved.
+        Samples whose inode number is in `keep` stay although the listing does not hold them. Raises
+        sqlite3.Error where the disk fails, or a cleaner deleted the catalogue since the listing began.
+        """
+        with FORK_GATE:
+            self._staging.settle_names()
+        with self._write_lock:
+            if not self._stands():
+                raise sqlite3.OperationalError("it was deleted while the dataset was listed")
+            changes = self._staging.commit(meta, keep)
+            if self._staging.counted is not None:
+                self._on_counted(self._staging.counted)
+        return changes
+
+
+def counted(db: sqlite3.Connection, what: str) -> int:
+    """How often something was counted."""
+    row = db.execute("SELECT value FROM main.meta WHERE key = ?", (what,)).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def count(db: sqlite3.Connection, what: str) -> int:
+    """Count something once more, within a transaction; the new number."""
+    number = counted(db, what) + 1
+    db.execute("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", (what, str(number)))
+    return number

@@ -1,0 +1,466 @@
+"""The dataset as a tree of names: lookup and list, from memory and disk, never older than promised.
+
+Within the TTL no answer asks the API. After it the old answer is given and a check is queued; with a TTL
+of zero every lookup of a sample asks for it first. Until the first listing is complete a single path is
+asked for by name, and a listing waits.
+
+Threads: any may call anything. Waiting is left to the `Wait` a caller brings, so that every wait is
+bounded and interruptible.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable, Container, Iterable
+from concurrent.futures import Future
+from concurrent.futures import wait as futures_wait
+from typing import Protocol, TypeVar
+
+from cachetools import TTLCache
+
+from lightlyfs.api.models import Sample
+from lightlyfs.catalog.census import Census
+from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, SampleEntry, entry_of, true_name
+from lightlyfs.catalog.facts import Reported
+from lightlyfs.catalog.listing_writer import Changes, Row
+from lightlyfs.catalog.lookup_cache import RecentLookups
+from lightlyfs.catalog.names import join_name
+from lightlyfs.catalog.refresher import Refresher
+from lightlyfs.catalog.remote import DatasetState, Remote, stored_dataset
+from lightlyfs.catalog.store import CatalogStore
+from lightlyfs.catalog.timing import FreshnessConfig
+from lightlyfs.catalog.totals import Totals
+from lightlyfs.errors import Cancelled, LightlyFsError, NotFound, RequestError, Unreachable
+from lightlyfs.inodes import directory_ino, sample_ino
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_FLUSH_EVERY_S = 0.5
+_POLL_S = 0.2
+_WRONG_HINTS = "wrong_hints"
+# as long as the kernel keeps names that are not there
+_ANSWER_TTL_S = 2.0
+
+
+class Wait(Protocol):
+    """How long a caller can wait."""
+
+    def check(self) -> None:
+        """Raise what ends the wait, if something does."""
+
+    def restart(self) -> None:
+        """Something moved: the time a caller may wait begins anew."""
+
+
+class Catalog:
+    """Lookup and listing of one dataset; `close` flushes what storage reported."""
+
+    def __init__(
+        self,
+        store: CatalogStore,
+        remote: Remote,
+        refresher: Refresher,
+        config: FreshnessConfig,
+        census: Census,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._remote = remote
+        self._census = census
+        self.refresher = refresher
+        self._ask_always = config.ttl_s == 0
+        self._lock = threading.Lock()
+        self._reported = Reported(store, on_written=self._outdate)
+        # guarded by _lock: what the API said, or is being asked, of single names
+        self._answers: TTLCache[str, Future[list[Row]]] = TTLCache(10_000, _ANSWER_TTL_S, timer=clock)
+        # whether storage ever had another size than a listing said
+        self.hints_are_wrong = store.get_meta(_WRONG_HINTS) is not None
+        self._looked_at = -1  # the version at the last census; used by the flusher
+        self._generation = 0
+        # a number that moves whenever a size that was shown may be another one by now
+        self.sizes_moved = 0
+        self._recent = RecentLookups(store)
+        self._closing = threading.Event()
+        self._due = threading.Event()  # the flusher has something to do
+        self._flusher = threading.Thread(target=self._flush_loop, name="lightlyfs-facts", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread that writes down what storage reported."""
+        self._due.set()
+        self._flusher.start()
+
+    def wake(self) -> None:
+        """Look soon at what other processes wrote, and write down what storage reported."""
+        self._due.set()
+
+    def close(self) -> None:
+        """Write down what storage reported and close the store."""
+        self._closing.set()
+        self._due.set()
+        self.refresher.close()
+        if self._flusher.is_alive():
+            self._flusher.join()
+        self._reported.write()
+        self._store.close()
+
+    @property
+    def generation(self) -> int:
+        """A number that moves whenever a listing would come out differently."""
+        return self._generation
+
+    @property
+    def settled(self) -> bool:
+        """Whether storage has reported every sample, and has an object of each; found out behind."""
+        return self._census.settled
+
+    def current_generation(self) -> int:
+        """`generation`, after seeing to freshness; -1 where every listing has to ask the API."""
+        if self._ask_always:
+            return -1
+        self.refresher.touch()
+        return self._generation
+
+    def note_changes(self) -> None:
+        """Let `generation` move; called after each commit of a listing."""
+        self._census.start_over()
+        with self._lock:
+            self._generation += 1
+            self.sizes_moved += 1
+            self._recent.outdate()
+        self._reported.note_listing(self._stored)
+        self._due.set()
+
+    def dataset(self) -> DatasetState | None:
+        """The dataset's record as of the last listing."""
+        return stored_dataset(self._store)
+
+    def totals(self) -> Totals:
+        """Sums over all samples; not for a hot path."""
+        return self._store.totals()
+
+    # names
+
+    def lookup(self, path: str, wait: Wait) -> Entry | None:
+        """The entry of a path without a leading slash, or None where there is none.
+
+        Raises what ended the wait, or what the first listing failed with, where nothing can be said.
+        """
+        if not self.refresher.complete:
+            return self._lookup_early(path, wait)
+        self.refresher.touch()
+        if self._looked_at != self._recent.version and not self._due.is_set():
+            self._due.set()
+        entry = self._shown_at(path)
+        if self._ask_always and not self.refresher.stopped:
+            return self._lookup_asking(path, entry, wait)
+        return entry
+
+    def known(self, path: str) -> Entry | None:
+        """The entry of a path as it is stored; never asks the API, and None before the first listing."""
+        return self._recent.lookup(path) if self.refresher.complete else None
+
+    def list_directory(self, path: str, wait: Wait) -> tuple[list[DirectoryEntry], list[SampleEntry]]:
+        """The directories and samples in a directory, each in byte order; never a part of them."""
+        self.wait_until_listed(wait)
+        if self._ask_always and not self.refresher.stopped:
+            # where it fails, as `status` then shows, the old answers stay
+            self._wait_for(self.refresher.check_soon(), wait)
+        self.refresher.touch()
+        return self._reported.consistent(lambda: self._listed_in(path))
+
+    def wait_until_listed(self, wait: Wait) -> None:
+        """Return once all samples are listed; raises what the listing failed with, or what ends the wait."""
+        while not self.refresher.complete:
+            self._await_listing(wait)
+
+    def samples_after(self, path: str, count: int) -> list[tuple[str, SampleEntry]]:
+        """At most `count` samples behind a path in its directory, with their paths; never asks the API.
+
+        With a negative count those before it, the nearest first.
+        """
+        directory = path.rpartition("/")[0]
+        prefix = directory + "/" if directory else ""
+
+        def read() -> list[tuple[str, SampleEntry]]:
+            found = self._store.samples_after(path, count)
+            return [(prefix + entry.name, self._reported.apply(entry)) for entry in found]
+
+        return self._reported.consistent(read)
+
+    def directories_in(self, path: str) -> list[str]:
+        """The names of the directories directly in a directory; never asks the API."""
+        return self._store.directories_in(path)
+
+    def with_facts(self, entry: SampleEntry) -> SampleEntry:
+        """An entry with what storage reported of it since it was looked up; asks nobody."""
+        return self._reported.apply(entry)
+
+    def directories_holding(self, ids: Container[bytes]) -> frozenset[int]:
+        """The inode numbers of the directories that hold one of these samples, at any depth; scans."""
+        return self._store.directories_holding(ids)
+
+    def by_id(self, sample_id: str) -> tuple[str, SampleEntry] | None:
+        """The path and entry of a sample, or None."""
+        ino = sample_ino(bytes.fromhex(sample_id))
+
+        def read() -> tuple[str, SampleEntry] | None:
+            found = self._store.by_ino(ino)
+            return None if found is None else (found[0], self._reported.apply(found[1]))
+
+        return self._reported.consistent(read)
+
+    # what storage reported
+
+    def record_facts(
+        self,
+        sample_id: str,
+        size: int,
+        etag: str,
+        before: Callable[[SampleEntry], None] = lambda _: None,
+        *,
+        certain: bool = True,
+    ) -> None:
+        """Keep a sample's true size in bytes and its version; written down shortly after. Never raises.
+
+        `before` is called with the sample as it is shown, if it is, before that changes. What is not
+        `certain` is shown, and asked for again at the next open.
+        """
+        ino = sample_ino(bytes.fromhex(sample_id))
+        found, shown = self._reported.consistent(lambda: self._stored_and_shown(ino))
+        if shown is not None:
+            before(shown)
+        replaced = shown is not None and shown.etag not in (None, etag)
+        resized = shown is None or shown.published_size != size
+        facts = Facts(size, etag, certain=certain)
+        self._reported.put(ino, facts, found, replaced=replaced, resized=resized)
+        if not self._due.is_set():
+            self._due.set()
+        if replaced or resized:
+            self._note_resized()
+
+    def note_wrong_hint(self, path_of: str) -> None:
+        """Storage has another size than a listing said, so that no hint of this dataset is to be trusted."""
+        if self.hints_are_wrong:
+            return
+        log.info("the sizes that the API lists are wrong (%s): they are asked of storage", path_of)
+        self.hints_are_wrong = True
+        self._note_resized()
+        try:
+            self._store.set_meta({_WRONG_HINTS: path_of})
+        except sqlite3.Error as error:
+            log.warning("the catalogue on disk cannot be written: %s", error)
+
+    def told(self, entry: SampleEntry) -> SampleEntry | None:
+        """What the store and this process know by now of a sample; None where it is not the same any more."""
+        found, shown = self._reported.consistent(lambda: self._stored_and_shown(entry.ino))
+        if found is None or (found.mtime, found.size_hint) != (entry.mtime, entry.size_hint):
+            return None
+        return shown
+
+    def publish_facts(self, sample_ids: Iterable[str]) -> None:
+        """Let other processes see what storage reported of samples."""
+        self._reported.publish(sample_ino(bytes.fromhex(sample_id)) for sample_id in sample_ids)
+
+    def flush_facts(self) -> None:
+        """Write down now what storage reported."""
+        self._reported.write()
+
+    def refresh(self) -> Changes:
+        """Ask the API for everything now, and storage for each content before it is next used.
+
+        Where the API cannot be asked, what was known stays in force.
+        """
+        changes = self.refresher.list_now()
+        self._reported.write()
+        try:
+            self._store.forget_facts()
+        except sqlite3.Error as error:
+            raise LightlyFsError(f"the catalogue on disk cannot be written: {error}") from error
+        # what was reported meanwhile was told to the kernel, and is shown on
+        self._reported.doubt()
+        self.note_changes()
+        return changes
+
+    def hear_others(self) -> None:
+        """Take note of what other processes wrote into the store."""
+        try:
+            news = self._store.news()
+        except sqlite3.Error as error:
+            log.warning("the catalogue on disk cannot be read: %s", error)
+            return
+        if news is None:
+            return
+        self._outdate()
+        if news.resized:
+            self._note_resized()
+        if news.changed:
+            self.refresher.changed_elsewhere()
+
+    # asking the API
+
+    def _lookup_asking(self, path: str, entry: Entry | None, wait: Wait) -> Entry | None:
+        """With a TTL of zero: ask for the one sample; where it moved, everything is listed behind."""
+        if isinstance(entry, DirectoryEntry):
+            return entry
+        try:
+            if entry is None:
+                return self._find(path, wait)
+            return self._ask_for(path, entry, wait)
+        except RequestError as error:
+            if isinstance(error, Cancelled):
+                raise
+            return self._shown_at(path)  # the last known truth is better than none
+
+    def _ask_for(self, path: str, entry: SampleEntry, wait: Wait) -> Entry | None:
+        try:
+            sample = self._await(self._ask_sample(entry.sample_id), wait)
+        except NotFound:
+            sample = None
+        if sample is None or sample.file_name != true_name(path, entry):
+            self.refresher.expect_changes()
+            return self._find(path, wait)
+        modified = (sample.last_modified_at or sample.created_at or 0) // 1000
+        hint = sample.meta_data.size_in_bytes if sample.meta_data else None
+        if modified not in (0, entry.mtime) or hint != entry.size_hint:
+            self.refresher.expect_changes()
+            entry = entry._replace(
+                mtime=modified or entry.mtime, size_hint=hint, size=None, verified=False, stands=False
+            )
+            return self._with_facts(entry)
+        return self._shown_at(path) or entry
+
+    def _ask_sample(self, sample_id: str) -> Future[Sample]:
+        answer: Future[Sample] = Future()
+        self.refresher.run_into(answer, lambda: self._remote.sample(sample_id))
+        return answer
+
+    def _lookup_early(self, path: str, wait: Wait) -> Entry | None:
+        """Before the first listing is complete: what it has met so far, or what the API says of the name."""
+        if not path:
+            return DirectoryEntry("", directory_ino(""), 0)
+        asked = False
+        while not self.refresher.complete:
+            if self.refresher.listing_has_directory(path):
+                return DirectoryEntry(path.rpartition("/")[2], directory_ino(path), 0)
+            if not asked:
+                asked = True
+                found = self._find(path, wait)
+                if found is not None:
+                    return found
+                continue
+            self._await_listing(wait)
+        return self._shown_at(path)
+
+    def _find(self, path: str, wait: Wait) -> Entry | None:
+        """Ask the API for the one sample whose path this is; None where it knows none or cannot tell.
+
+        The answer, also that there is none, holds for two seconds: many programs try many names.
+        """
+        file_name = join_name(path.split("/"))
+        if file_name is None:
+            return None
+        try:
+            rows = self._await(self._asked(path, file_name), wait)
+        except RequestError as error:
+            if isinstance(error, Cancelled):
+                raise
+            return None  # the listing will tell
+        return self._with_facts(entry_of(rows[0])) if rows else None
+
+    def _asked(self, path: str, file_name: str) -> Future[list[Row]]:
+        """What the API says of a name; ten threads that ask cause one request."""
+        with self._lock:
+            try:
+                return self._answers[path]
+            except KeyError:
+                answer: Future[list[Row]] = Future()
+                self._answers[path] = answer
+        self.refresher.run_into(answer, lambda: self._remote.find(file_name))
+        return answer
+
+    def _await(self, answer: Future[T], wait: Wait) -> T:
+        """The result of a request, or what it raised."""
+        self._wait_for(answer, wait)
+        return answer.result()
+
+    def _wait_for(self, answer: Future[T], wait: Wait) -> None:
+        """Wait for a request; while a listing moves on, the caller's limit counts anew."""
+        seen = self.refresher.progress
+        while not futures_wait((answer,), _POLL_S).done:
+            wait.check()
+            if self.refresher.progress is not seen:
+                seen = self.refresher.progress
+                wait.restart()
+
+    def _await_listing(self, wait: Wait) -> None:
+        """Wait a moment for the first listing; raises what it failed with, or what ends the wait."""
+        self.refresher.touch()
+        wait.check()
+        if self.refresher.wait_for_progress(_POLL_S):
+            wait.restart()
+        if not self.refresher.active and not self.refresher.complete:
+            raise self.refresher.error or Unreachable("the dataset could not be listed")
+
+    # facts
+
+    def _with_facts(self, entry: Entry | None) -> Entry | None:
+        if isinstance(entry, SampleEntry):
+            return self._reported.apply(entry)
+        return entry
+
+    def _shown_at(self, path: str) -> Entry | None:
+        """The entry of a path as it is shown now."""
+        return self._reported.consistent(lambda: self._with_facts(self._recent.lookup(path)))
+
+    def _listed_in(self, path: str) -> tuple[list[DirectoryEntry], list[SampleEntry]]:
+        directories, samples = self._store.list_directory(path)
+        if self._reported:
+            samples = [self._reported.apply(entry) for entry in samples]
+        return directories, samples
+
+    def _stored_and_shown(self, ino: int) -> tuple[SampleEntry | None, SampleEntry | None]:
+        """The listed sample as the store has it, and as it is shown."""
+        found = self._stored(ino)
+        return found, None if found is None else self._reported.apply(found)
+
+    def _stored(self, ino: int) -> SampleEntry | None:
+        """The listed sample; None, too, where the disk fails."""
+        try:
+            return self._store.sample(ino)
+        except sqlite3.Error as error:
+            log.warning("the catalogue on disk cannot be read: %s", error)
+            return None
+
+    def _note_resized(self) -> None:
+        with self._lock:
+            self._generation += 1
+            self.sizes_moved += 1
+
+    def _outdate(self) -> None:
+        with self._lock:
+            self._recent.outdate()
+
+    def _flush_loop(self) -> None:
+        while self._due.wait() and not self._closing.wait(_FLUSH_EVERY_S):
+            self._due.clear()
+            if self._closing.is_set():
+                return  # its wake-up may be the one that was just cleared
+            self._reported.write()
+            self.hear_others()
+            if self._looked_at != self._recent.version and self.refresher.complete:
+                self._look_around()
+
+    def _look_around(self) -> None:
+        """See whether storage has reported every sample by now."""
+        version = self._recent.version
+        try:
+            self._census.look()
+        except sqlite3.Error as error:
+            log.warning("the catalogue on disk cannot be read: %s", error)
+            return
+        self._looked_at = version

@@ -1,0 +1,135 @@
+"""`lightlyfs help TOPIC` and `lightlyfs completion SHELL`: texts that are longer than a command's help."""
+
+from __future__ import annotations
+
+import time
+from importlib import metadata, resources
+
+import click
+from click.shell_completion import get_completion_class
+
+from lightlyfs.settings import SETTINGS, Setting
+
+_SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command("help")
+@click.argument("topic", type=click.Choice(("semantics", "scale", "man")), required=False)
+@click.pass_context
+def help_topic(context: click.Context, topic: str | None) -> None:
+    """Show a longer text.
+
+    `lightlyfs help semantics` says what the mount promises, `lightlyfs help scale` what millions of samples
+    cost. `lightlyfs help man` is the man page; to keep it:
+    `lightlyfs help man > ~/.local/share/man/man1/lightlyfs.1`.
+    """
+    program = context.find_root().command
+    assert isinstance(program, click.Group)
+    if topic is None:
+        click.echo(program.get_help(context.find_root()))
+    elif topic == "man":
+        click.echo(man_page(program), nl=False)
+    else:
+        text = resources.files("lightlyfs").joinpath(f"{topic}.md").read_text(encoding="utf-8")
+        click.echo_via_pager(text)
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(_SHELLS))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print what makes a shell complete commands, options and their values.
+
+    For bash, put `eval "$(lightlyfs completion bash)"` into ~/.bashrc; for zsh likewise into ~/.zshrc; for
+    fish, `lightlyfs completion fish > ~/.config/fish/completions/lightlyfs.fish`.
+    """
+    made = get_completion_class(shell)
+    assert made is not None
+    program = context.find_root().command
+    click.echo(made(program, {}, "lightlyfs", "_LIGHTLYFS_COMPLETE").source())
+
+
+# The man page, made from the help of the commands and the table of settings, so never outdated.
+
+_SECTION = 1
+
+
+def man_page(program: click.Group) -> str:
+    """The page in roff's man macros; its date is that of the day it is made."""
+    version = metadata.version("lightlyfs")
+    date = time.strftime("%Y-%m-%d")
+    lines = [
+        f'.TH LIGHTLYFS {_SECTION} {date} "lightlyfs {version}"',
+        ".SH NAME",
+        r"lightlyfs \- mount a Lightly dataset as a folder of images",
+        ".SH SYNOPSIS",
+    ]
+    context = click.Context(program)
+    found = {name: program.get_command(context, name) for name in sorted(program.list_commands(context))}
+    commands = {name: command for name, command in found.items() if command is not None}
+    for name, command in commands.items():
+        lines += [f".B lightlyfs {_plain(name)}", _plain(_usage(command)), ".br"]
+    lines += [".SH DESCRIPTION", _text(program.help or ""), ".SH COMMANDS"]
+    for name, command in commands.items():
+        lines += [".TP", f".B {_plain(name)}", _text(command.help or "")]
+        lines += _options(command, settings=False)
+    lines += [".SH OPTIONS OF MOUNT", "Each also works as", r".BR \-o \ name=value ,", "as in /etc/fstab."]
+    for row in SETTINGS:
+        lines += [".TP", f".B {_plain(row.flag)}", _text(_described(row))]
+    lines += [
+        ".SH ENVIRONMENT",
+        _text(
+            "LIGHTLY_TOKEN (or LIGHTLY_BEARER_TOKEN) is the API token, LIGHTLY_PUBLIC_TOKEN that of"
+            " --read-mode redirect. The usual proxy variables are honoured, NO_PROXY too."
+        ),
+        ".SH FILES",
+        _text(
+            "Cached blocks, names and signed addresses are in the user's cache directory, files that are"
+            " still to be uploaded in the user's state directory; with --cache-dir both are there."
+        ),
+        ".SH EXIT STATUS",
+        _text("0 is success, 1 a failure that is told in one line, 2 a wrong argument, 130 an interruption."),
+        ".SH SEE ALSO",
+        ".BR mount (8),",
+        ".BR fstab (5),",
+        _text("and `lightlyfs help semantics` for what a mount promises."),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _usage(command: click.Command) -> str:
+    pieces = ["[OPTIONS]"] if any(isinstance(one, click.Option) for one in command.params) else []
+    pieces += [
+        one.make_metavar(click.Context(command)) for one in command.params if isinstance(one, click.Argument)
+    ]
+    if isinstance(command, click.Group):
+        pieces.append("|".join(sorted(command.commands)))
+    return " ".join(pieces)
+
+
+def _options(command: click.Command, *, settings: bool) -> list[str]:
+    """The options of a command, as a nested list; without those of the settings' table."""
+    of_table = {row.flag for row in SETTINGS}
+    lines = [".RS"]
+    for option in command.params:
+        if isinstance(option, click.Option) and option.help and (settings or not of_table & set(option.opts)):
+            lines += [".TP", f".B {_plain(', '.join(option.opts))}", _text(option.help)]
+    return [*lines, ".RE"] if len(lines) > 1 else []
+
+
+def _described(row: Setting) -> str:
+    choices = f" One of {', '.join(row.choices)}." if row.choices else ""
+    default = "" if row.default in (None, "", "off") else f" Default: {row.default}."
+    variable = f" Also {row.variable}." if row.variable else ""
+    return row.help + choices + default + variable
+
+
+def _text(text: str) -> str:
+    """Text as a paragraph: each of its own a line, nothing in it a request."""
+    paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
+    return "\n.br\n".join(_plain(part) for part in paragraphs if part)
+
+
+def _plain(text: str) -> str:
+    escaped = text.replace("\\", r"\e").replace("-", r"\-")
+    return r"\&" + escaped if escaped.startswith((".", "'")) else escaped

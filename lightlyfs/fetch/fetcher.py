@@ -1,0 +1,312 @@
+"""Getting bytes from storage: one URL, one ranged GET, its retries, and the blocks that come of it.
+
+Runs in the calling thread, which is one of the content pool's. Knows no cache and no waiting readers; it
+hands out what arrives through a `BlockTaker`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from lightlyfs.api.contract import Request, Response, Timeouts, Transport
+from lightlyfs.api.retry import Retrier, RetryPolicy
+from lightlyfs.api.status import raise_for_status
+from lightlyfs.blocks import BLOCK_BYTES, NO_OBJECT, ContentId, Span, byte_range, range_header
+from lightlyfs.errors import ContentChanged, MalformedAnswer, NotFound, OddAnswer, Retryable, ShortBody
+from lightlyfs.fetch.answers import BlockSink, BlockTaker, Doubt, Known, RangeUnusable
+from lightlyfs.fetch.urls import ReadUrls
+
+# an expired URL is 403 on S3 and Azure, 400 on GCS and some S3 clones, 401 on others
+_URL_REFUSED = (400, 401, 403)
+_NO_SUCH_OBJECT = (404, 410)
+# with these the API says that there is no such sample, not that it has no image
+_UNKNOWN = ("SAMPLE_UNKNOWN", "DATASET_UNKNOWN")
+# answers in a row that make a doubted one true, and answers that are asked for without a pause
+_ENOUGH = 3
+_MAX_AT_ONCE = 6
+# wrong hints after which the hints of a dataset are no reason to doubt storage
+_WRONG_HINTS = 3
+
+
+@dataclass(frozen=True)
+class FetchConfig:
+    """Limits of one fetch; a transfer may take long as long as bytes keep coming."""
+
+    # where ranges are ignored one transfer may bring gigabytes: only standing still ends it soon
+    timeouts: Timeouts = field(default_factory=lambda: Timeouts(connect_s=5.0, idle_s=20.0, total_s=3600.0))
+    # the bound starts again whenever a block came
+    policy: RetryPolicy = field(default_factory=lambda: RetryPolicy(budget_s=55.0))
+
+
+class Fetcher:
+    """Fetches parts of samples; any number of threads at once."""
+
+    def __init__(
+        self,
+        urls: ReadUrls,
+        transport: Transport,
+        config: FetchConfig,
+        retrier: Retrier,
+        *,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._urls = urls
+        self._transport = transport
+        self._config = config
+        self._retrier = retrier
+        self._cancelled = cancelled
+        self._wrong_hints = 0  # a lost race counts one less
+
+    def fetch_blocks(self, content: ContentId, span: Span, taker: BlockTaker) -> None:
+        """Fetch blocks of a known content; raises ContentChanged where storage has another version."""
+        start, end = byte_range(span, content.size)
+        progress = _Progress(taker, content, start, end)
+        try:
+            self._fetch(content.sample_id, progress)
+        except NotFound as error:
+            if not _names_no_object(error):
+                raise
+            raise ContentChanged("the stored object is gone") from error
+
+    def fetch_head(
+        self,
+        sample_id: str,
+        length: int,
+        taker: BlockTaker,
+        known: Known,
+        on_doubtful: Callable[[], None] = lambda: None,
+    ) -> ContentId:
+        """Fetch the first `length` bytes of a sample, whatever it is, and say what it is.
+
+        A sample without an object is a content of no bytes whose `has_object` is False. An answer that speaks
+        against what is `known` is asked for again; where it stays and names no version, `on_doubtful` is
+        called before the taker hears of it.
+        """
+        admission = _Admission(known, trust_hint=self._wrong_hints < _WRONG_HINTS)
+        progress = _Progress(taker, None, 0, length, admission)
+        try:
+            content = self._fetch(sample_id, progress)
+        except OddAnswer:
+            if admission.last is None or not admission.agree:
+                raise
+            if not admission.last.etag:
+                on_doubtful()
+            admission.accept()
+            content = self._fetch(sample_id, progress)
+        except NotFound as error:
+            if not _names_no_object(error):
+                raise
+            if progress.content is not None:
+                raise ContentChanged("the stored object went away while it was being read") from error
+            content = ContentId(sample_id, NO_OBJECT, 0)
+            taker.identified(content, 0, -1)
+        self._wrong_hints += admission.hint_was_wrong
+        return content
+
+    def _fetch(self, sample_id: str, progress: _Progress) -> ContentId:
+        while True:
+            before = progress.start
+            try:
+                return self._retrier.call(
+                    lambda: self._attempt(sample_id, progress),
+                    kind="storage",
+                    what=sample_id,
+                    policy=self._config.policy,
+                )
+            except Retryable:
+                if progress.start <= before:
+                    raise
+
+    def _attempt(self, sample_id: str, progress: _Progress) -> ContentId:
+        """Ask for what is still missing, as long as that brings something; what came before is kept."""
+        while progress.content is None or not progress.complete:
+            before = progress.start
+            sink = BlockSink(sample_id, progress.start, progress.content, progress)
+            try:
+                response = self._get(sample_id, progress, sink)
+                if response.status in _NO_SUCH_OBJECT and progress.may_have_no_object:
+                    return progress.none(ContentId(sample_id, NO_OBJECT, 0))
+                raise_for_status(response, what="the read of a sample", storage=True, reads=True)
+            except RangeUnusable as error:
+                if not progress.ranged:
+                    raise MalformedAnswer(str(error)) from error
+                progress.ranged = False
+                continue
+            except (OddAnswer, ContentChanged) as error:
+                # the next answer is to come another way
+                progress.fresh = True
+                self._urls.discard(sample_id, progress.url)
+                if progress.asks_once_more(sink.actual):
+                    continue
+                if isinstance(error, ContentChanged):
+                    error.settled = progress.is_another_version(sink.actual)
+                raise
+            sink.finish()
+            if progress.start == before and not progress.complete:
+                raise ShortBody("storage sent a shorter range than it was asked for")
+        return progress.content
+
+    def _get(self, sample_id: str, progress: _Progress, sink: BlockSink) -> Response:
+        url = self._urls.get(sample_id)
+        response = self._send(url, progress, sink)
+        refused = response.status in _URL_REFUSED
+        # a URL kept from before a rename may name an object that was moved since
+        moved = response.status in _NO_SUCH_OBJECT and not self._urls.is_new(sample_id, url)
+        if refused or moved:
+            self._urls.discard(sample_id, url)
+            url = self._urls.get(sample_id)
+            response = self._send(url, progress, sink)
+        if response.status in (*_URL_REFUSED, *_NO_SUCH_OBJECT):
+            # should it be asked for again, then with another URL and over another connection
+            progress.fresh = True
+            self._urls.discard(sample_id, url)
+        if response.status == 416 and sink.actual is not None:
+            return Response(206, response.headers, b"")
+        return response
+
+    def _send(self, url: str, progress: _Progress, sink: BlockSink) -> Response:
+        headers = {"Accept-Encoding": "identity"}
+        if progress.ranged:
+            headers["Range"] = range_header(progress.start, progress.range_end)
+        progress.url, fresh, progress.fresh = url, progress.fresh, False
+        return self._transport.send(
+            Request(
+                "GET",
+                url,
+                headers=headers,
+                timeouts=self._config.timeouts,
+                observer=sink,
+                cancelled=self._cancelled,
+                fresh=fresh,
+            )
+        )
+
+
+def _names_no_object(error: NotFound) -> bool:
+    return error.status in _NO_SUCH_OBJECT and error.code not in _UNKNOWN
+
+
+class _Admission:
+    """Decides whether what storage says of a sample counts; for one head."""
+
+    def __init__(self, known: Known, *, trust_hint: bool) -> None:
+        self.known = known
+        self.last: ContentId | None = None
+        self._times = 0
+        self.doubt = Doubt.NONE
+        self.agree = True  # whether all doubted answers said the same
+        self.hint_was_wrong = False
+        self._trust_hint = trust_hint
+        self._accepted: ContentId | None = None
+
+    def accept(self) -> None:
+        """Doubt the last answer no longer."""
+        self._accepted = self.last
+
+    def admit(self, said: ContentId) -> None:
+        """Raise OddAnswer for an answer that is to be asked for again."""
+        self.doubt = self.known.doubt(said, trust_hint=self._trust_hint)
+        self._times = self._times + 1 if said == self.last else 1
+        enough = self.doubt is Doubt.SHORT and self._times >= _ENOUGH
+        if self.doubt is Doubt.NONE or enough or said == self._accepted:
+            self.hint_was_wrong = self.doubt is not Doubt.NONE and self.known.content is None
+            return
+        self.agree = self.agree and self.last in (None, said)
+        self.last = said
+        raise OddAnswer(f"storage says that it has {said.size} bytes, which speaks against what is known")
+
+
+class _Progress:
+    """Passes blocks on, and remembers where a further try has to begin and end."""
+
+    def __init__(
+        self,
+        taker: BlockTaker,
+        content: ContentId | None,
+        start: int,
+        end: int,
+        admission: _Admission | None = None,
+    ) -> None:
+        self._taker = taker
+        self._admission = admission
+        self._asked_once_more = 0
+        # what the last answer that was not taken said, and how often in a row
+        self._said: ContentId | None = None
+        self._times = 0
+        self._announced = False
+        self._wanted: Span | None = None
+        self.content = content
+        self.start = start
+        self.end = end
+        self.ranged = True
+        # the last URL, and whether the next request goes over a connection of its own
+        self.url = ""
+        self.fresh = False
+
+    @property
+    def may_have_no_object(self) -> bool:
+        """Whether it is no surprise that storage has no object."""
+        if self.content is not None or self._admission is None:
+            return False
+        return self._admission.known.may_have_no_object
+
+    def asks_once_more(self, said: ContentId | None) -> bool:
+        """Whether an answer that was not taken is asked for again at once."""
+        self._times = self._times + 1 if said == self._said else 1
+        self._said = said
+        doubt = self._doubt(said)
+        if doubt is not Doubt.SHORT or (self.content is not None and self._times >= _ENOUGH):
+            return False
+        self._asked_once_more += 1
+        return self._asked_once_more < _MAX_AT_ONCE
+
+    def is_another_version(self, said: ContentId | None) -> bool:
+        """Whether enough answers in a row named another version than the one that is being read."""
+        return self._doubt(said) is Doubt.SHORT and said == self._said and self._times >= _ENOUGH
+
+    def _doubt(self, said: ContentId | None) -> Doubt:
+        if said is None:
+            return Doubt.LONG
+        if self.content is not None:
+            return Known(None, self.content).doubt(said, trust_hint=True)
+        return Doubt.NONE if self._admission is None else self._admission.doubt
+
+    def none(self, content: ContentId) -> ContentId:
+        """Pass on that there is no object."""
+        self._taker.identified(content, 0, -1)
+        return content
+
+    @property
+    def complete(self) -> bool:
+        """Whether every whole block of what was asked for, or is wanted of what came, is here."""
+        if self.content is None:
+            return False
+        size = self.content.size
+        return self.start >= (size if self.end >= size else self.end // BLOCK_BYTES * BLOCK_BYTES)
+
+    @property
+    def range_end(self) -> int:
+        """Where the range to ask for ends; past what is wanted only while nothing is known."""
+        return self.end if self.content is None else max(self.start + 1, min(self.end, self.content.size))
+
+    def identified(self, content: ContentId, first: int, last: int) -> Span | None:
+        if self.content is None and self._admission is not None:
+            self._admission.admit(content)
+        self.content = content
+        if not self._announced:
+            self._announced = True
+            self._wanted = self._taker.identified(content, first, last)
+            if self._wanted is None:
+                self.end = self.start
+            else:
+                self.end = max(self.end, (self._wanted.last + 1) * BLOCK_BYTES)
+        if self._wanted is None:
+            return None
+        # a further answer may begin elsewhere, and end elsewhere, than the first one
+        return Span(max(first, self._wanted.first), min(last, (self.end - 1) // BLOCK_BYTES))
+
+    def block(self, index: int, data: bytes) -> None:
+        self._taker.block(index, data)
+        if index * BLOCK_BYTES == self.start:
+            self.start += BLOCK_BYTES

@@ -1,0 +1,369 @@
+"""`read(content, offset, size)`: from the cache, else from storage, one fetch per block however many ask.
+
+Fetches run in the content pool and end in the cache; whoever needs a block that is under way waits for
+the same future. A block that the cache could not keep still reaches those who wait for it.
+
+Threads: any may call. No lock is held during a fetch, a wait, disk work or a callback. Every future is
+settled, also where the pool is shut down or a job dies.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
+
+from lightlyfs.ahead.within_file import ReadAhead
+from lightlyfs.blocks import (
+    BLOCK_BYTES,
+    SMALL_FILE_BYTES,
+    ContentId,
+    Span,
+    block_count,
+    block_length,
+    runs,
+    span_of,
+    to_fetch,
+)
+from lightlyfs.cache.block_cache import BlockCache
+from lightlyfs.cache.fetch_once import FetchOnce
+from lightlyfs.errors import Cancelled, ContentChanged, NoContent, ServerFault
+from lightlyfs.fetch.answers import Known
+from lightlyfs.fetch.fetcher import Fetcher
+from lightlyfs.fetch.transfers import BlocksTaker, HeadTaker, NotBrought, Takes, Transfer, Transfers
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# enough to find the size of any object, and usually all of a small image
+PROBE_BYTES = 128 << 10
+# asks whether an object is still the one whose bytes are here
+_CONFIRM_BYTES = 1
+# a block may be evicted between its arrival and its use; in the last round it is taken past the cache
+_MAX_ROUNDS = 4
+
+
+class Waiter(Protocol):
+    """Waits for a future within the limits of the caller, raising what ended the wait."""
+
+    def __call__(self, future: Future[T]) -> T:
+        """The future's result."""
+        ...
+
+
+class ReaderStats(NamedTuple):
+    """Counters since the mount began."""
+
+    fetches: int
+    fetched_bytes: int
+    under_way: int
+    failures: int
+
+
+class Reader:
+    """Reads contents; `on_facts(content, certain)` hears of every content storage identifies.
+
+    One that is not `certain` is to be asked for again at the next open.
+    """
+
+    def __init__(
+        self,
+        cache: BlockCache,
+        fetcher: Fetcher,
+        executor: Executor,
+        on_facts: Callable[[ContentId, bool], None],
+        once: FetchOnce | None = None,
+    ) -> None:
+        """With `once` other processes may use the cache."""
+        self._cache = cache
+        self._once = once or FetchOnce.alone(cache)
+        self._fetcher = fetcher
+        self._executor = executor
+        self._on_facts = on_facts
+        self._transfers = Transfers()
+        self._takes = Takes(
+            self._transfers, cache.room, self._arrived, self._answered, self._tell, self._forget_head
+        )
+        self._lock = threading.Lock()
+        # guarded by _lock: the samples that storage is being asked about
+        self._heads: dict[str, Future[ContentId]] = {}
+        self._read_ahead = ReadAhead()
+        self._fetches = self._fetched_bytes = self._failures = 0
+
+    def stats(self) -> ReaderStats:
+        """Counters since the mount began."""
+        under_way = len(self._transfers)
+        with self._lock:
+            under_way += len(self._heads)
+            return ReaderStats(self._fetches, self._fetched_bytes, under_way, self._failures)
+
+    def identify(
+        self,
+        sample_id: str,
+        *,
+        size_hint: int | None,
+        for_reading: bool,
+        known: ContentId | None = None,
+        told: Callable[[], ContentId | None] = lambda: None,
+    ) -> Future[ContentId]:
+        """Ask storage which content a sample has now; done as soon as the headers of its answer are in.
+
+        The same GET brings the first bytes: all of a file that the hint calls small when it is about to
+        be read, a probe where nothing is known of its size, and one byte where only the size or the content
+        that is `known` from before is to be confirmed. Storage is not asked where `told()`, called once no
+        other process asks it, knows what another one found.
+        """
+        with self._lock:
+            future = self._heads.get(sample_id)
+            if future is not None:
+                return future
+            future = self._heads[sample_id] = Future()
+        length = PROBE_BYTES
+        if known is not None and known.has_object and self._holds_start_of(known):
+            length = _CONFIRM_BYTES
+        elif for_reading:
+            length = _head_length(size_hint)
+        before = Known(size_hint, known)
+        head = HeadTaker(self._takes, self._cache, sample_id, future, length, before, told)
+        self._submit(lambda: self._run_head(head), lambda error: self._end_head(head, error))
+        return future
+
+    def read(
+        self,
+        content: ContentId,
+        offset: int,
+        size: int,
+        wait: Waiter,
+        on_miss: Callable[[], None] = lambda: None,
+    ) -> bytes:
+        """The bytes [offset, offset + size) of a content, short only where it ends.
+
+        `on_miss` is called, once those that are not in the cache are on their way, where there are any.
+        Raises ContentChanged where storage has another version, NoContent where it has none, and what the
+        fetch or the wait raised.
+        """
+        if not content.has_object:
+            raise NoContent("the sample has no image on the server")
+        span = span_of(offset, size, content.size)
+        if span is None:
+            return b""
+        length = min(size, content.size - offset)
+        data = self._cache.read(content, offset, length)
+        if data is None:
+            data = self._read_missing(content, offset, length, span, wait, on_miss)
+        self._go_ahead(content, span)
+        return data
+
+    def ensure(self, content: ContentId, span: Span) -> None:
+        """See that blocks are, or are being, fetched; does not wait."""
+        for run in runs(self._cache.missing(content, span)):
+            self._claim(content, run)
+
+    def _read_missing(
+        self,
+        content: ContentId,
+        offset: int,
+        length: int,
+        span: Span,
+        wait: Waiter,
+        on_miss: Callable[[], None],
+    ) -> bytes:
+        for round_left in reversed(range(_MAX_ROUNDS)):
+            if round_left:
+                blocks = self._cache.missing(content, span)
+            else:
+                # the cache loses blocks as fast as they come: take them all as they come
+                blocks = list(range(span.first, span.last + 1))
+            futures = self._claim_all(content, blocks)
+            if round_left == _MAX_ROUNDS - 1:
+                on_miss()
+            try:
+                got = {block: wait(futures[block]) for block in blocks}
+            except NotBrought:
+                continue
+            data = self._assemble(content, offset, length, span, got)
+            if data is not None:
+                return data
+        raise ServerFault("storage does not bring the blocks it announces")
+
+    def _claim_all(self, content: ContentId, blocks: list[int]) -> dict[int, Future[bytes]]:
+        futures: dict[int, Future[bytes]] = {}
+        for run in runs(blocks):
+            futures.update(self._claim(content, run))
+        return futures
+
+    def _claim(self, content: ContentId, run: Span) -> dict[int, Future[bytes]]:
+        """The futures of a run's blocks, after starting the fetch of those that nobody fetches yet."""
+        futures, started = self._transfers.claim(content, run, to_fetch(run, content.size))
+        for transfer in started:
+            self._start(transfer)
+        return futures
+
+    def _start(self, transfer: Transfer) -> None:
+        self._submit(lambda: self._run_transfer(transfer), lambda error: self._end_transfer(transfer, error))
+
+    def _assemble(
+        self, content: ContentId, offset: int, length: int, span: Span, got: dict[int, bytes]
+    ) -> bytes | None:
+        parts = []
+        for block in range(span.first, span.last + 1):
+            start = block * BLOCK_BYTES
+            lo, hi = max(offset, start), min(offset + length, start + BLOCK_BYTES)
+            fetched = got.get(block)
+            part = fetched[lo - start : hi - start] if fetched else self._cache.read(content, lo, hi - lo)
+            if part is None:
+                return None
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _go_ahead(self, content: ContentId, span: Span) -> None:
+        if content.size <= SMALL_FILE_BYTES:
+            return
+        with self._lock:
+            most = self._cache.room.ahead_bytes // BLOCK_BYTES
+            ahead = self._read_ahead.after(content.key(), span, content.size, most)
+        if ahead is not None:
+            self.ensure(content, ahead)
+
+    def fetch(self, content: ContentId, span: Span) -> list[Future[bytes]]:
+        """Fetch what is missing of some blocks; futures that end with each of these, in order."""
+        futures: dict[int, Future[bytes]] = {}
+        for run in runs(self._cache.missing(content, span)):
+            futures.update(self._claim(content, run))
+        return list(futures.values())
+
+    def room_ahead(self, size: int) -> int:
+        """How many contents of this size may be fetched before they are asked for."""
+        return self._cache.room.ahead_bytes // max(1, size)
+
+    def fetch_whole(self, content: ContentId) -> Future[bytes] | None:
+        """Fetch all of a small content; a future that ends with it, or None where it is here already."""
+        count = block_count(content.size)
+        futures = self.fetch(content, Span(0, count - 1)) if count and content.has_object else []
+        return futures[-1] if futures else None
+
+    def holds(self, content: ContentId) -> bool:
+        """Whether the whole content is in the cache."""
+        count = block_count(content.size)
+        return content.has_object and (count == 0 or self._cache.has(content, Span(0, count - 1)))
+
+    def has_start(self, content: ContentId) -> bool:
+        """Whether the first block of a content is in the cache, or on its way."""
+        return self._holds_start_of(content) or self._transfers.will_bring(content, 0)
+
+    def _holds_start_of(self, content: ContentId) -> bool:
+        return content.size == 0 or self._cache.has(content, Span(0, 0))
+
+    def _submit(self, job: Callable[[], None], give_up: Callable[[BaseException], object]) -> None:
+        """Run a job in the pool; `give_up` is called where the pool, being shut down, never runs it."""
+        try:
+            task = self._executor.submit(job)
+        except RuntimeError:
+            give_up(Cancelled("the mount is being taken down", request_sent=False))
+            return
+
+        def ended(task: Future[None]) -> None:
+            if task.cancelled():
+                give_up(Cancelled("the mount is being taken down", request_sent=False))
+
+        task.add_done_callback(ended)
+
+    # in the content pool
+
+    def _run_transfer(self, transfer: Transfer) -> None:
+        content = transfer.content
+        try:
+            with self._once.blocks(content, transfer.next, transfer.last):
+                for span in self._still_missing(transfer):
+                    self._fetcher.fetch_blocks(content, span, BlocksTaker(self._takes, transfer, span))
+                    if transfer.whole:
+                        break
+        except ContentChanged as error:
+            # whoever is told of the change, and opens it again, should see the new version
+            told = partial(self._end_transfer, transfer, error)
+            found = self.identify(content.sample_id, size_hint=content.size, for_reading=False, known=content)
+            found.add_done_callback(lambda _: told())
+        except BaseException as error:
+            self._end_transfer(transfer, error)
+        else:
+            self._end_transfer(transfer, None)
+
+    def _still_missing(self, transfer: Transfer) -> list[Span]:
+        """What to fetch; blocks that came into the cache since they were missed are handed over."""
+        content = transfer.content
+        span = Span(transfer.next, transfer.last)
+        missing = set(self._cache.missing(content, span))
+        for block in range(span.first, span.last + 1):
+            if block in missing:
+                continue
+            data = self._cache.read(content, block * BLOCK_BYTES, block_length(block, content.size))
+            if data is None:
+                missing.add(block)
+            else:
+                self._transfers.hand_over(content, block, data)
+        return runs(sorted(missing))
+
+    def _run_head(self, head: HeadTaker) -> None:
+        try:
+            with self._once.head(head.sample_id) as shared:
+                content = head.told() if shared else None
+                if content is None:
+                    self._fetcher.fetch_head(head.sample_id, head.length, head, head.known, head.mistrust)
+                else:
+                    self._forget_head(head)
+                    head.found.set_result(content)
+        except BaseException as error:
+            self._end_head(head, error)
+            if isinstance(error, ContentChanged):
+                before = head.known
+                self.identify(head.sample_id, size_hint=before.hint, for_reading=False, known=before.content)
+        else:
+            self._end_head(head, None)
+
+    def _end_head(self, head: HeadTaker, error: BaseException | None) -> None:
+        self._forget_head(head)
+        if not head.found.done():
+            with self._lock:
+                self._failures += 1
+            head.found.set_exception(error or ServerFault("storage does not say what it has"))
+        if head.transfer is not None:
+            self._end_transfer(head.transfer, error)
+
+    def _forget_head(self, head: HeadTaker) -> None:
+        with self._lock:
+            if self._heads.get(head.sample_id) is head.found:
+                del self._heads[head.sample_id]
+
+    def _end_transfer(self, transfer: Transfer, error: BaseException | None) -> None:
+        failed = self._transfers.end(transfer, error)
+        if failed and error is not None:
+            with self._lock:
+                self._failures += 1
+
+    def _arrived(self, transfer: Transfer, block: int, data: bytes) -> None:
+        # whoever waits has it before the disk does; it stays under way until it is kept, for those who come
+        self._transfers.hand_over(transfer.content, block, data)
+        self._cache.write(transfer.content, block, data)
+        with self._lock:
+            self._fetched_bytes += len(data)
+        self._transfers.arrived(transfer, block, data)
+
+    def _answered(self) -> None:
+        with self._lock:
+            self._fetches += 1
+
+    def _tell(self, content: ContentId, certain: bool) -> None:
+        self._answered()
+        try:
+            self._on_facts(content, certain)
+        except Exception:
+            # whoever listens has trouble of its own; the bytes are right all the same
+            log.exception("what storage reported could not be passed on")
+
+
+def _head_length(size_hint: int | None) -> int:
+    return SMALL_FILE_BYTES if size_hint is not None and size_hint <= SMALL_FILE_BYTES else BLOCK_BYTES

@@ -1,0 +1,207 @@
+"""Signed read URLs: asked for once, kept until shortly before they expire.
+
+A URL is a secret. It is held in memory and in the `UrlStore`, handed to the transport and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from calendar import timegm
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from math import isfinite
+from time import strptime
+from urllib.parse import parse_qs, urlsplit
+
+from cachetools import TLRUCache
+
+from lightlyfs.fetch.url_store import KeptUrl, UrlStore
+from lightlyfs.locks import SharedLocks
+
+# a URL is not handed out in the last moments of its life: a transfer has to begin before it ends
+EXPIRY_MARGIN_S = 30.0
+# for a URL that does not say when it expires, or whose life is over by our clock although it is new, so
+# that one of the two clocks is wrong; a refusal renews it earlier
+UNKNOWN_LIFETIME_S = 600.0
+# a URL with session credentials has some 1.5 KB
+MAX_URLS = 20_000
+# what a URL names may have been moved since it was got, after a while
+_NEW_S = 60.0
+
+_SIGNED_AT = re.compile(r"(x-[a-z]+)-date")
+_SAS_FORMS = ("%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d")
+
+
+def expiry_of(url: str) -> float | None:
+    """When a signed URL expires, in unix seconds; None where it does not say.
+
+    Knows SigV4 (`X-Amz-Date` + `X-Amz-Expires`), those made like it (`X-Goog-*`, `X-Oss-*`), Azure (`se`)
+    and the plain `Expires` of S3 V2, CloudFront and others.
+    """
+    try:
+        query = {name.lower(): values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
+        expiry = _expiry_in(query)
+    except (KeyError, ValueError):
+        return None
+    return expiry if expiry is not None and isfinite(expiry) else None
+
+
+def _expiry_in(query: dict[str, str]) -> float | None:
+    for name, value in query.items():
+        vendor = _SIGNED_AT.fullmatch(name)
+        if vendor:
+            return timegm(strptime(value, "%Y%m%dT%H%M%SZ")) + float(query[f"{vendor[1]}-expires"])
+    if "se" in query:
+        return _sas_time(query["se"].partition("Z")[0].partition(".")[0])
+    return float(query["expires"]) if "expires" in query else None
+
+
+def _sas_time(text: str) -> float | None:
+    for form in _SAS_FORMS:
+        with suppress(ValueError):
+            return float(timegm(strptime(text, form)))
+    return None
+
+
+class ReadUrls:
+    """The read URLs of samples; ten threads that miss one URL cause one request.
+
+    `resolve(sample_id)` asks the API and may raise; it is called with no lock held. `wall_clock` is in
+    unix seconds, for that is what URLs speak of. `store` holds them over remounts, and those that memory
+    has no room for; with `locks` other processes may use it.
+    """
+
+    def __init__(
+        self,
+        resolve: Callable[[str], str],
+        *,
+        wall_clock: Callable[[], float],
+        store: UrlStore | None = None,
+        max_urls: int = MAX_URLS,
+        locks: SharedLocks | None = None,
+    ) -> None:
+        self._resolve = resolve
+        self._locks = locks or SharedLocks.of_nobody_else()
+        self._max_urls = max_urls
+        self._store = store
+        self._wall_clock = wall_clock
+        self._lock = threading.Lock()
+        # guarded by _lock
+        self._urls: TLRUCache[str, KeptUrl] = TLRUCache(max_urls, ttu=_last_use, timer=wall_clock)
+        self._asking: dict[str, Future[str]] = {}
+
+    def get(self, sample_id: str) -> str:
+        """A URL that is good for some time yet; raises what the API raised."""
+        while True:
+            found = self._look(sample_id)
+            if isinstance(found, str):
+                return found
+            if found is None:
+                return self._ask(sample_id, self._resolve)
+            try:
+                return found.result()
+            except _AskedOnce:
+                continue
+
+    def get_ahead(self, sample_id: str, resolve: Callable[[str], str]) -> bool:
+        """See that the URL of a sample is known before it is needed; False where it was, or is on its way.
+
+        `resolve` should not try again: readers who find it under way wait for it, and ask themselves where
+        it fails. One that another process gets ahead is left to it.
+        """
+        name = f"url {sample_id}"
+        if not self._locks.try_name(name):
+            return False
+        try:
+            if self._look(sample_id) is not None:
+                return False
+            self._ask(sample_id, resolve, told=_AskedOnce())
+        finally:
+            self._locks.release_name(name)
+        return True
+
+    def is_new(self, sample_id: str, url: str) -> bool:
+        """Whether this URL of a sample was got a moment ago, so that another would say the same."""
+        with self._lock:
+            found = self._kept_locked(sample_id)
+        return found is None or found.url != url or self._wall_clock() < found.since + _NEW_S
+
+    def renew(self, sample_id: str, refused: str) -> str:
+        """Another URL than the refused one, from the API unless another thread has it already."""
+        self.discard(sample_id, refused)
+        return self.get(sample_id)
+
+    def discard(self, sample_id: str, refused: str) -> None:
+        """Forget a URL that was refused, unless another one is kept by now."""
+        with self._lock:
+            kept = self._kept_locked(sample_id)
+            if kept is not None and kept.url == refused:
+                with suppress(KeyError):  # its time may end between the two looks
+                    del self._urls[sample_id]
+        if self._store is not None:
+            self._store.discard(sample_id, refused)
+
+    @property
+    def room(self) -> int:
+        """How many more URLs can be kept before others make way."""
+        store = self._store
+        return self._max_urls - len(self._urls) if store is None or store.is_off else store.room
+
+    def _kept_locked(self, sample_id: str) -> KeptUrl | None:
+        try:
+            # not `get`, which looks at the clock twice and fails where the time ends in between
+            return self._urls[sample_id]
+        except KeyError:
+            return None
+
+    def _look(self, sample_id: str) -> str | Future[str] | None:
+        """A URL, or the future of one that another thread asks for; None where the caller has to `_ask`."""
+        with self._lock:
+            kept = self._kept_locked(sample_id)
+            if kept is not None:
+                return kept.url
+            asking = self._asking.get(sample_id)
+            if asking is None:
+                self._asking[sample_id] = Future()
+            return asking
+
+    def _ask(self, sample_id: str, resolve: Callable[[str], str], told: BaseException | None = None) -> str:
+        """Get a URL for all who wait for it; where that fails they are told the reason, or `told`."""
+        try:
+            stored = None if self._store is None else self._store.get(sample_id)
+            kept = stored or self._new(sample_id, resolve)
+        except BaseException as error:
+            with self._lock:
+                mine = self._asking.pop(sample_id)
+            mine.set_exception(told or error)
+            raise
+        with self._lock:
+            self._urls[sample_id] = kept
+            mine = self._asking.pop(sample_id)
+        mine.set_result(kept.url)
+        return kept.url
+
+    def _new(self, sample_id: str, resolve: Callable[[str], str]) -> KeptUrl:
+        url = resolve(sample_id)
+        expiry = expiry_of(url)
+        if self._store is not None and expiry is not None:
+            self._store.put(sample_id, url, expiry)
+        now = self._wall_clock()
+        return KeptUrl(url, now, _end_of_use(expiry, now))
+
+
+class _AskedOnce(Exception):
+    """Whoever asked did so ahead of time, and did not try again."""
+
+
+def _last_use(_sample_id: str, kept: KeptUrl, _now: float) -> float:
+    return kept.until
+
+
+def _end_of_use(expiry: float | None, now: float) -> float:
+    if expiry is None or expiry <= now:
+        return now + UNKNOWN_LIFETIME_S
+    # one that lives for less than the margin is used to its end, for the next one would live no longer
+    return expiry - EXPIRY_MARGIN_S if expiry - EXPIRY_MARGIN_S > now else expiry

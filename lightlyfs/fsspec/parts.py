@@ -1,0 +1,151 @@
+"""The datasets that this process uses through fsspec: opened on first use, let go of at its end."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from dataclasses import replace
+
+from lightlyfs import app as wiring
+from lightlyfs.app.resolving import find_dataset
+from lightlyfs.fsspec.files import let_go_of_dropped
+from lightlyfs.settings import Secrets, Settings, exposure_of, read_secrets, resolve
+
+Token = Callable[[], str]
+
+log = logging.getLogger(__name__)
+
+
+class _Running:
+    """The parts of each dataset that this process uses; made on first use, closed at its end."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # guarded by _lock
+        self._parts: dict[tuple[object, ...], wiring.Parts] = {}
+        self._starting: dict[tuple[object, ...], Future[wiring.Parts]] = {}
+
+    def get(self, dataset: str, flags: dict[str, str], token: Token | None) -> wiring.Parts:
+        """Return the parts of a dataset with these settings; threads that ask at once share one start."""
+        key = (dataset, token, *sorted(flags.items()))
+        with self._lock:
+            if key in self._parts:
+                return self._parts[key]
+            started = self._starting.get(key)
+            if started is None:
+                self._close_with_worker()
+                mine = self._starting[key] = Future()
+        if started is not None:
+            return started.result()
+        try:
+            parts = _start(dataset, flags, token)
+        except BaseException as error:
+            self._end_start(key, None)
+            mine.set_exception(error)
+            raise
+        self._end_start(key, parts)
+        mine.set_result(parts)
+        return parts
+
+    def _end_start(self, key: tuple[object, ...], parts: wiring.Parts | None) -> None:
+        with self._lock:
+            del self._starting[key]
+            if parts is not None:
+                self._parts[key] = parts
+
+    def _close_with_worker(self) -> None:
+        """Where this is a worker of `multiprocessing`, whose end runs no `atexit`, be closed by it."""
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None and not self._parts and not self._starting:
+            util.Finalize(None, self.close, exitpriority=0)
+
+    def close(self) -> None:
+        """Wait for uploads under way, and let go of everything."""
+        let_go_of_dropped()
+        with self._lock:
+            starting = list(self._starting.values())
+        wait(starting)
+        with self._lock:
+            parts = list(self._parts.values())
+            self._parts.clear()
+        for one in parts:
+            one.drain()
+            one.close()
+
+    def leave_locks(self) -> None:
+        """In a forked child: the locks are the parent's, and end with it alone."""
+        for one in self._parts.values():
+            one.leave_locks()
+
+
+_running = _Running()
+
+
+def _forget_parents() -> None:
+    """In a forked child: threads did not come along, so all is made new on first use."""
+    global _running
+    # kept for as long as the process lives: the end of a TLS connection is told to the server, which would
+    # close it for the parent
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_running))
+    _running.leave_locks()
+    _running = _Running()
+
+
+os.register_at_fork(after_in_child=_forget_parents)
+atexit.register(lambda: _running.close())
+
+
+def parts_of(dataset: str, flags: dict[str, str], token: Token | None = None) -> wiring.Parts:
+    """The parts of a dataset with these settings; any thread, process or forked child may ask."""
+    return _running.get(dataset, flags, token)
+
+
+def close_all() -> None:
+    """Wait for uploads under way and let go of every dataset; what is used afterwards is opened anew."""
+    _running.close()
+
+
+def connect(flags: dict[str, str], token: Token | None) -> wiring.Connections:
+    """The way to the API with these settings; no request is sent yet."""
+    return _connect(resolve(flags, os.environ), token, wiring.RequestCounter(), threading.Event())[0]
+
+
+def _connect(
+    settings: Settings, token: Token | None, counter: wiring.RequestCounter, closing: threading.Event
+) -> tuple[wiring.Connections, Secrets]:
+    if token is None:
+        secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
+        if exposed := exposure_of(settings.token_file):
+            log.warning("%s", exposed)
+    else:
+        secrets = read_secrets({**os.environ, "LIGHTLY_TOKEN": token()}, None, settings.read_mode)
+    connections = wiring.connect(
+        settings, secrets, os.environ, counter, closing.is_set, keep_few=True, token=token
+    )
+    return connections, secrets
+
+
+def _start(dataset: str, flags: dict[str, str], token: Token | None) -> wiring.Parts:
+    settings = resolve(flags, os.environ)
+    closing = threading.Event()
+    counter = wiring.RequestCounter()
+    connections, secrets = _connect(settings, token, counter, closing)
+    found = find_dataset(connections.client, settings, secrets, dataset, log.warning)
+    place = wiring.open_place(settings, found.id)
+    try:
+        spool = wiring.open_spool(settings, found.id)
+        settings = replace(settings, read_only=spool is None)
+        parts = wiring.Parts(
+            settings, connections, found.id, place, requests=counter, closing=closing, spool_place=spool
+        )
+    except BaseException:
+        place.close()  # or this process keeps others from the cache
+        raise
+    parts.start()
+    return parts
