@@ -1,4 +1,4 @@
-"""Which bytes are meant: a sample in one version. Pure.
+"""Which bytes are meant: a sample in one version, its blocks and ranges. Pure.
 
 The version is what storage says (ETag, else Last-Modified, and always the size), so bytes of two versions
 can never share a cache key or a file handle.
@@ -53,8 +53,6 @@ def etag_of(headers: Mapping[str, str]) -> str:
     modified = headers.get("last-modified", "").strip()
     return "m" + modified if modified else ""
 
-
-# Block and range arithmetic of one content. Pure.
 
 BLOCK_BYTES = 1 << 20  # the largest read the kernel sends, so most reads touch one or two blocks
 # up to here a file is fetched whole with its first read: one round trip, and it is read whole anyway

@@ -1,4 +1,4 @@
-"""`lightlyfs.mount(...)`: a mount from Python, served by a process of its own.
+"""A mount from Python, served by a process of its own, and cached files past the mount.
 
 A mount inside the calling process would stop with it, and a program that reads its own mount can wait for
 itself for ever.
@@ -99,7 +99,7 @@ def _run(*words: str) -> None:
     raise (SettingsError if done.returncode == 2 else StartError)(text)
 
 
-# `lightlyfs.open_cached(path)`: a sample's cached file itself, past the kernel's way through the mount.
+# a sample's cached file itself, past the kernel's way through the mount
 
 # a file that has to be fetched may take long; the mount ends its waits by itself, after a minute without
 # a block

@@ -1,4 +1,4 @@
-"""Which names become samples, and which stay on this machine. Pure.
+"""Which names become samples, and which stay on this machine; what a mount lets programs write. Pure.
 
 There is no delete in the API, so a name is uploaded only where it says that an image is meant. Three rules,
 in this order:
@@ -180,8 +180,6 @@ def numbered(path: str) -> Iterator[str]:
         room = max(0, 255 - len(ending.encode()))
         yield f"{directory}{slash}{stem.encode()[:room].decode(errors='ignore')}{ending}"
 
-
-# What a mount lets programs do.
 
 # an image whose name looks temporary is uploaded this long after its close
 TEMPORARY_DELAY_S = 2.0

@@ -18,12 +18,11 @@ from typing import Any, Protocol
 
 import pytest
 
-from lightlyfs import app as wiring
+from lightlyfs import app
 from lightlyfs.errno_table import errno_of
 from lightlyfs.errors import StartError
 from lightlyfs.fs.attributes import Attr
-from lightlyfs.kernel import binding
-from lightlyfs.kernel import mountpoints as mounts
+from lightlyfs.kernel import binding, mountpoints
 from lightlyfs.localserver import LocalServer
 from lightlyfs.settings import read_secrets, resolve
 
@@ -158,7 +157,7 @@ def use_here(server: LocalServer, cache: Path, monkeypatch: pytest.MonkeyPatch) 
 class InProcessTree:
     """The file system object itself, without a kernel."""
 
-    def __init__(self, parts: wiring.Parts) -> None:
+    def __init__(self, parts: app.Parts) -> None:
         self.parts = parts
         self._fs = parts.filesystem
 
@@ -326,8 +325,8 @@ class MountedTree:
         try:
             code = self.process.wait(20)
         finally:
-            if mounts.mount_at(self.mountpoint) is not None:
-                mounts.unmount(self.mountpoint, lazy=True)
+            if mountpoints.mount_at(self.mountpoint) is not None:
+                mountpoints.unmount(self.mountpoint, lazy=True)
         assert code == 0, self.log.read_text()
 
 
@@ -368,10 +367,10 @@ def in_process(server: LocalServer, cache: Path, **flags: str) -> Iterator[InPro
     """The file system object over a server, listed."""
     environ = environment(server, cache)
     settings = resolve({"cache_dir": str(cache / "lightlyfs"), "upload": "all", **flags}, environ)
-    connections = wiring.connect(settings, read_secrets(environ, None), environ)
-    with wiring.open_place(settings, server.dataset_id) as place:
-        spool = wiring.open_spool(settings, server.dataset_id)
-        parts = wiring.Parts(settings, connections, server.dataset_id, place, spool_place=spool)
+    connections = app.connect(settings, read_secrets(environ, None), environ)
+    with app.open_place(settings, server.dataset_id) as place:
+        spool = app.open_spool(settings, server.dataset_id)
+        parts = app.Parts(settings, connections, server.dataset_id, place, spool_place=spool)
         parts.start()
         try:
             yield InProcessTree(parts)
@@ -449,7 +448,7 @@ def is_served(mountpoint: Path) -> bool:
         os.statvfs(mountpoint)
     except OSError:
         return False
-    return mounts.mount_at(mountpoint) is not None
+    return mountpoints.mount_at(mountpoint) is not None
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:

@@ -3,7 +3,7 @@
 A sequence is one reader going through a directory: forward, or with others through the same files (as the
 workers of a data loader do). It is recognised when files are opened that were expected next; only from then
 on is anything worth fetching ahead. A shuffled reader is never expected, so nothing is fetched for it. One
-that takes every k-th file, or goes backward, is found by `steps`.
+that takes every k-th file, or goes backward, is found by `StepFinder`.
 """
 
 from __future__ import annotations
@@ -201,8 +201,6 @@ class SequenceTable(Generic[T]):
         if self._expected.get(path) is sequence:
             del self._expected[path]
 
-
-# Which step a reader takes through a directory: every k-th file, or backward. Pure policy, keyed by paths.
 
 # the distances that are found: as many machines, or workers, may share a data set in turn
 MAX_STEP = 32

@@ -1,6 +1,6 @@
 """The door to the transports: their contract, and what users of one need besides.
 
-The forms themselves, `over_requests` and `curl`, are imported by `wiring` alone, when they are needed: their
+The forms themselves, `over_requests` and `curl`, are imported by `app` alone, when they are needed: their
 libraries are half of what a short-lived worker would import.
 """
 

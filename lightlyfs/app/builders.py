@@ -1,4 +1,4 @@
-"""Small pictures for file managers: where they come from, and who gets them unasked."""
+"""Builds what stands beside the read path: thumbnails, the unlisted folder, read URLs."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class Desktop:
         return self._needs.reader.read(content, 0, content.size, self._needs.patience.turn().result)
 
 
-# What the unlisted folder `.lightlyfs/` shows, from the parts of a mount.
+# the unlisted folder `.lightlyfs/`
 
 # lines for people, here and in the log file
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -192,7 +192,7 @@ class ViewForgetter:
                 return  # `take_shown` may have cleared what `close` set
 
 
-# The part of the composition root that sees to read URLs: asked for, kept on disk, got ahead.
+# read URLs: asked for, kept on disk, asked for ahead
 
 
 class UrlParts:

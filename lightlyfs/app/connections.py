@@ -1,4 +1,4 @@
-"""The way to the API and to storage: client, transports, credentials."""
+"""The way to the API and to storage: client, transports, credentials, and how many requests were made."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def quick_policy() -> RetryPolicy:
     return RetryPolicy(attempts=3, budget_s=10.0, doubt_s=0.0)
 
 
-# Counting requests, to the API and to storage, and how long they take: for `status` and for metrics.
+# counting requests, for `status` and for metrics
 
 _STORAGE = "storage_"
 # from a cached answer near by to a call that has run out of patience
@@ -229,7 +229,7 @@ class CountedTransport:
         self._transport.close()
 
 
-# The API token in a file, as it is now: tokens are rotated while programs run.
+# the API token in a file, which is rotated while programs run
 
 log = logging.getLogger(__name__)
 

@@ -28,10 +28,10 @@ from lightlyfs.cache.fetch_once import FetchOnce
 from lightlyfs.catalog.census import Census
 from lightlyfs.catalog.listing_writer import Changes
 from lightlyfs.catalog.refresher import Refresher
-from lightlyfs.catalog.remote import ApiRemote, Details, Remote
+from lightlyfs.catalog.remote import ApiRemote, Details, Remote, TaggedRemote
 from lightlyfs.catalog.sample_catalog import Catalog
 from lightlyfs.catalog.store import CatalogStore
-from lightlyfs.catalog.tags import TaggedRemote, Tags
+from lightlyfs.catalog.tags import Tags
 from lightlyfs.catalog.timing import FreshnessConfig
 from lightlyfs.desktop.programs import CrawlBudget
 from lightlyfs.errors import NoSuchFile, StartError, TooManyWaiting
@@ -153,7 +153,7 @@ class Parts:
         """Stop the parts in the order in which nobody calls a closed one."""
         self.closing.set()
         if self.uploads is not None:
-            self.uploads.close()
+            self.uploads.stop()
         for pool in (self._content_pool, self._metadata_pool, self._page_pool):
             pool.shutdown(wait=False, cancel_futures=True)
         self._watch.close()
@@ -164,6 +164,8 @@ class Parts:
         self._pictures.close()
         self._once.close()
         self.catalog.close()
+        if self.uploads is not None:
+            self.uploads.close()
         self.cache.close()
         self.place.close()
 

@@ -1,26 +1,20 @@
-"""The counters of a mount for Prometheus, on a port of this machine."""
+"""What a mount says of itself: as plain values, and as counters for Prometheus on a port of this machine."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from lightlyfs import places
 from lightlyfs.app.connections import LATENCY_BUCKETS_S
-from lightlyfs.app.dataset import Parts
+from lightlyfs.app.uploading import uploads_status
+from lightlyfs.cache.budget import bytes_beside
 from lightlyfs.errors import StartError
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-
-import os
-from typing import TYPE_CHECKING
-
-from lightlyfs import places
-from lightlyfs.app.uploading import uploads_status
-from lightlyfs.cache.budget import bytes_beside
-
-if TYPE_CHECKING:
     from lightlyfs.app.dataset import Parts
 
 
@@ -110,9 +104,6 @@ def _at(status: dict[str, Any], place: tuple[str, ...]) -> Any:
     for key in place:
         value = value[key]
     return value
-
-
-# What a mount says of itself, as plain values.
 
 
 def status_of(parts: Parts) -> dict[str, Any]:

@@ -211,13 +211,16 @@ class Uploads:
                 refused[path] = str(error)
         return refused
 
-    def close(self) -> None:
-        """Stop; what is not uploaded stays in the journal."""
+    def stop(self) -> None:
+        """Upload no more; what is not uploaded stays in the journal."""
         for line in kept_lines(self.local.all(), self.policy):
             log.info("%s", line)
         self.uploader.close()
         self.name_lost()
         self._side.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        """Close the journal; after the catalogue, which says what is uploaded by now."""
         self.journal.close()
         self._place.close()
 

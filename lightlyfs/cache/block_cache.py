@@ -481,8 +481,6 @@ class BlockCache:
         )
 
 
-# The last few blocks that the disk did not take, in memory: a block is read in several pieces.
-
 # some streams with their read-ahead
 MEMORY_BYTES = 32 << 20
 

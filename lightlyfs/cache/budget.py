@@ -1,4 +1,4 @@
-"""How much the block cache may keep, and what it deletes for it: the least recently used contents.
+"""How much of the disk the block cache may take, and what it deletes to stay below that.
 
 Threads: any may call; one at a time makes room, of all processes that share the cache.
 """
@@ -137,8 +137,6 @@ class Room:
         mine = max(budget - self._beside(), int(budget * _LEAST_SHARE))
         self.limit = max(0, min(mine, int(self._index.bytes + spare)))
 
-
-# How much of the disk the block cache may take, and what it counts.
 
 # the disk must keep this share free
 MIN_FREE_SHARE = 0.1

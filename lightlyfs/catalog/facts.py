@@ -1,4 +1,4 @@
-"""What storage reported of samples, on its way into the store: it counts at once, and is written in batches.
+"""What storage reported of samples: counts at once, is written in batches, published where others wait.
 
 Threads: any may call. The lock is not held while the store is used.
 """
@@ -10,12 +10,11 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from lightlyfs import database
 from lightlyfs.catalog import totals
 from lightlyfs.catalog.entries import Facts, SampleEntry
-from lightlyfs.catalog.store import CatalogStore
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +24,22 @@ T = TypeVar("T")
 _MAX_WAITING = 100_000
 
 
+class FactsStore(Protocol):
+    """Where facts are kept for the next mount, and for other processes."""
+
+    def record_facts(self, facts: dict[int, Facts], *, replaced: bool, resized: bool) -> None:
+        """Keep facts by inode number; may raise sqlite3.Error."""
+
+    def publish_facts(self, facts: dict[int, Facts]) -> None:
+        """Let other processes see facts, unless that takes more than a moment."""
+
+
 class Reported:
     """Facts by inode number that the store does not hold yet; `on_written` is called under the lock when
     the store has them and they are about to be dropped here.
     """
 
-    def __init__(self, store: CatalogStore, on_written: Callable[[], None]) -> None:
+    def __init__(self, store: FactsStore, on_written: Callable[[], None]) -> None:
         self._store = store
         self._on_written = on_written
         self._lock = threading.Lock()
@@ -139,8 +148,6 @@ def _put_bounded(facts: dict[int, Facts], ino: int, fact: Facts) -> None:
     while len(facts) > _MAX_WAITING:
         del facts[next(iter(facts))]
 
-
-# What storage reported of samples, written at once where other processes may wait for it.
 
 # how long another process is waited for, and how long not again after that
 MOMENT_S = 0.5

@@ -14,7 +14,8 @@ import time
 from lightlyfs import database
 from lightlyfs.catalog import totals
 from lightlyfs.catalog.names import is_component, is_plain_component, split_path
-from lightlyfs.catalog.remote import MAX_BYTES, MAX_SECONDS, MIN_SECONDS, DatasetState
+from lightlyfs.catalog.plausible import MAX_BYTES, MAX_SECONDS, MIN_SECONDS
+from lightlyfs.catalog.remote import DatasetState
 from lightlyfs.catalog.store import INDEX_OF, SCHEMA, SCHEMA_VERSION
 from lightlyfs.inodes import ROOT_INO, directory_ino, sample_ino
 

@@ -4,6 +4,8 @@ The API pages by sample offset, without a cursor, a total or a stated maximum. S
 than asked (clamped), too large to answer (413) or too slow, and the list may grow meanwhile. What is
 safe is to advance by what came back and to stop on an empty page; what is fast is to ask for many pages
 at once. This module knows offsets and pages; it knows neither paths nor the catalogue.
+
+A listing that nothing says has changed is compared with the server a few rows at a time (`Verifier`).
 """
 
 from __future__ import annotations
@@ -179,8 +181,6 @@ class Pager(Generic[T]):
         with self._lock:
             self._page_size = max(1, min(self._page_size, size))
 
-
-# Comparing a stored listing with the server's a few rows at a time, where nothing says that it changed.
 
 ROUND_S = 3600.0
 LISTINGS_A_ROUND = 20

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from lightlyfs import database
-from lightlyfs.catalog import names as naming
-from lightlyfs.catalog import totals
+from lightlyfs.catalog import clashes, totals
 from lightlyfs.catalog.names import split_path
 from lightlyfs.forks import FORK_GATE
 from lightlyfs.inodes import ROOT_INO, directory_ino, directory_inos, sample_ino
@@ -170,7 +169,7 @@ class Staging:
         """Give every sample its final name and every directory its time, then find what differs."""
         self._sort()
         self._db.execute("BEGIN")  # one transaction of temporary tables, not one for each name
-        naming.settle(self._db)
+        clashes.settle(self._db)
         self._db.execute("CREATE INDEX temp.staged_dir_by_depth ON staged_dir (depth)")
         for depth in range(self._max_depth, 0, -1):
             self._db.execute(_RAISE_PARENTS, (depth,))
@@ -283,7 +282,7 @@ class Staging:
         last, directory, paths = 0, "", [""]
         for ino, name in self._db.execute(query):
             if ino != last:
-                last, directory = ino, "/".join(naming.directory_path(self._db, table, ino))
+                last, directory = ino, "/".join(clashes.directory_path(self._db, table, ino))
                 paths += _with_parents(directory)
             paths.append(f"{directory}/{name}" if directory else name)
         return paths

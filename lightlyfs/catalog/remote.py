@@ -1,6 +1,8 @@
 """What the catalogue asks of the API: the dataset's record, pages of its samples, one sample.
 
 Turns API samples into catalogue rows; holds the choice between the partial list and the plain one.
+
+Whole samples are asked for one at a time, and kept for the TTL (`Details`).
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.models import ListedSample, Sample, is_oid
 from lightlyfs.api.retry import RetryPolicy
 from lightlyfs.catalog.listing_writer import Row, make_row
+from lightlyfs.catalog.plausible import Problems, is_plausible_time, plausible_seconds, plausible_size
 from lightlyfs.catalog.store import CatalogStore
-from lightlyfs.catalog.tags import ID_BYTES, TagRecord
-from lightlyfs.errors import Cancelled, MalformedAnswer, RequestError, Retryable, TooLarge
+from lightlyfs.catalog.tags import ID_BYTES, TagRecord, Tags
+from lightlyfs.errors import Cancelled, MalformedAnswer, NotFound, RequestError, Retryable, TooLarge
 
 # of one name; the lowest id of them is wanted, and more than a few are not believed
 _FOUND_AT_MOST = 100
@@ -243,8 +246,6 @@ def stored_dataset(store: CatalogStore) -> DatasetState | None:
     return None if text is None else DatasetState(*json.loads(text))
 
 
-# Whole samples, asked for one at a time and kept for the TTL: what the listing is too short to hold.
-
 MAX_DETAILS = 10_000
 # with a TTL of zero the several attributes of one `getfattr -d` still come of one request
 _MIN_TTL_S = 1.0
@@ -307,81 +308,42 @@ class Details(Generic[T]):
             del self._samples[sample_id]
 
 
-# Records as they may be: what cannot be is unknown or clamped, and what is no record is named.
+class TaggedRemote:
+    """`Remote` for the samples of one tag; the tag may change, and is asked for with the dataset's record."""
 
-MAX_BYTES = 1 << 53  # 9 petabytes; JSON has no larger whole numbers
-# whole seconds that a time in nanoseconds can hold: the years 1678 to 2261
-MIN_SECONDS, MAX_SECONDS = -9_223_372_036, 9_223_372_036
-# numbers in between are times of our age (1973 to 2128) in seconds, sent in place of milliseconds
-_FIRST_SECONDS, _LAST_SECONDS = 100_000_000, 5_000_000_000
-_MAX_PROBLEMS = 1_000
+    def __init__(self, remote: Remote, tags: Tags, name: str) -> None:
+        self._remote = remote
+        self._tags = tags
+        self._name = name
+        self._version = ""
+        self._members: frozenset[bytes] = frozenset()  # replaced as a whole
 
+    def dataset(self) -> DatasetState:
+        """The dataset's record, and which samples the tag holds; NotFound where there is no such tag."""
+        record = self._remote.dataset()
+        self._tags.forget_all()
+        tag = self._tags.find(self._name)
+        if tag is None:
+            names = ", ".join(repr(tag.name) for tag in self._tags.all()) or "none"
+            raise NotFound(f"the dataset has no tag {self._name!r}; there are: {names}", code="TAG_UNKNOWN")
+        if tag.version() != self._version:
+            self._members = self._tags.members(tag)
+            self._version = tag.version()
+        return record._replace(selection=self._version)
 
-class Problem(NamedTuple):
-    """A sample that was not taken as it is, or cannot be read."""
+    def page(self, offset: int, size: int) -> Sequence[Row]:
+        """As without a tag."""
+        return self._remote.page(offset, size)
 
-    name: str
-    reason: str
+    def kept(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Those that the tag holds."""
+        members = self._members
+        return [row for row in rows if row.id in members]
 
+    def find(self, file_name: str) -> list[Row]:
+        """The samples of this name that the tag holds."""
+        return list(self.kept(self._remote.find(file_name)))
 
-class Problems:
-    """What is odd in the records of a dataset, and which images cannot be read; any thread may call."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        # guarded by _lock: by name, of the record and of the image
-        self._records: dict[str, str] = {}
-        self._images: dict[str, str] = {}
-        self._more: set[int] = set()
-
-    def note(self, name: str, reason: str) -> None:
-        """Remember that a record is odd."""
-        with self._lock:
-            self._note_locked(self._records, name, reason)
-
-    def note_unreadable(self, name: str, reason: str) -> None:
-        """Remember that an image cannot be read."""
-        with self._lock:
-            self._note_locked(self._images, name, reason)
-
-    def note_read(self, name: str) -> None:
-        """Forget that an image cannot be read."""
-        with self._lock:
-            self._images.pop(name, None)
-
-    def _note_locked(self, found: dict[str, str], name: str, reason: str) -> None:
-        if name in found or len(self._records) + len(self._images) < _MAX_PROBLEMS:
-            found[name] = reason
-        elif len(self._more) < 1_000_000:
-            self._more.add(hash(name))
-
-    def count(self) -> int:
-        """Return how many there are."""
-        with self._lock:
-            return len(self._records) + len(self._images) + len(self._more)
-
-    def all(self) -> list[Problem]:
-        """Return the first of them."""
-        with self._lock:
-            found = [*self._records.items(), *self._images.items()]
-        return [Problem(name, reason) for name, reason in found]
-
-
-def plausible_size(size: int | None) -> int | None:
-    """Return a size in bytes, None for one that no file has."""
-    return size if size is not None and 0 <= size <= MAX_BYTES else None
-
-
-def plausible_seconds(milliseconds: int | None) -> int | None:
-    """Return a time of the API in whole seconds, within what a file system shows; None for none."""
-    if milliseconds is None:
-        return None
-    if _FIRST_SECONDS <= milliseconds < _LAST_SECONDS:
-        return milliseconds
-    return max(MIN_SECONDS, min(MAX_SECONDS, milliseconds // 1000))
-
-
-def is_plausible_time(milliseconds: int | None) -> bool:
-    """Whether a time of the API is one in milliseconds, as it should be."""
-    seconds = plausible_seconds(milliseconds)
-    return milliseconds is None or (seconds == milliseconds // 1000 and milliseconds >= 0)
+    def sample(self, sample_id: str) -> Sample:
+        """As without a tag."""
+        return self._remote.sample(sample_id)

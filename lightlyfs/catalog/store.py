@@ -25,10 +25,10 @@ from typing import NamedTuple
 
 from lightlyfs import database
 from lightlyfs.catalog import totals
+from lightlyfs.catalog.clashes import directory_path
 from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, Place, SampleEntry
 from lightlyfs.catalog.facts import MOMENT_S, Publisher, record, record_values
 from lightlyfs.catalog.listing_writer import CHANGES, RESIZED, ListingWriter, Row, Staging, count, counted
-from lightlyfs.catalog.names import directory_path
 from lightlyfs.catalog.totals import Totals
 from lightlyfs.forks import FORK_GATE
 from lightlyfs.inodes import ROOT_INO, directory_ino, sample_ino

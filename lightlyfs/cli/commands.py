@@ -14,7 +14,7 @@ import click
 from lightlyfs.cli.output import size_text
 from lightlyfs.control import NoAnswer, ask, process_state, request
 from lightlyfs.errors import StartError
-from lightlyfs.kernel import mountpoints as mounts
+from lightlyfs.kernel import mountpoints
 from lightlyfs.mountinfo import MOUNT_TYPE, mount_at, other_places, our_mounts
 from lightlyfs.places import socket_of
 from lightlyfs.visible import visible
@@ -46,13 +46,13 @@ _mountpoint = click.argument("mountpoint", type=Path)
 )
 def umount(mountpoint: Path, lazy: bool) -> None:
     """End the mount at MOUNTPOINT; fails while anything is owed to the server."""
-    mountpoint = mounts.resolve_mountpoint(mountpoint)
+    mountpoint = mountpoints.resolve_mountpoint(mountpoint)
     try:
         answer = _request(mountpoint, "status", _ANSWER_S)
     except NoAnswer as error:
         if not lazy:
             raise StartError(_unanswered(mountpoint, error.pid)) from None
-        mounts.unmount(mountpoint, lazy=True)
+        mountpoints.unmount(mountpoint, lazy=True)
         click.echo(
             f"lightlyfs: process {error.pid} does not answer and is still there; what it owes to the server "
             f"shows: lightlyfs uploads list",
@@ -66,7 +66,7 @@ def umount(mountpoint: Path, lazy: bool) -> None:
         _drain(mountpoint, answer["uploads"]["under_way"])
         answer = _request(mountpoint, "status", _ANSWER_S) or answer
     mounted = mount_at(mountpoint)
-    mounts.unmount(mountpoint, lazy=lazy)
+    mountpoints.unmount(mountpoint, lazy=lazy)
     device = "" if mounted is None else mounted.device
     if lazy:
         for place in other_places(device):
@@ -82,8 +82,8 @@ def _unmount_unasked(mountpoint: Path, *, lazy: bool) -> None:
 
     _need_mount(mountpoint)
     before = {owed.spool for owed in owed_files(None) if owed.in_use}
-    dead = mounts.probe(mountpoint) is mounts.Health.DEAD
-    mounts.unmount(mountpoint, lazy=lazy or dead)
+    dead = mountpoints.probe(mountpoint) is mountpoints.Health.DEAD
+    mountpoints.unmount(mountpoint, lazy=lazy or dead)
     if dead:
         click.echo(f"lightlyfs: the process of the mount on {mountpoint} was gone; cleared", err=True)
     left = [
@@ -103,7 +103,7 @@ def _unmount_unasked(mountpoint: Path, *, lazy: bool) -> None:
 @click.option("--problems", is_flag=True, help="Odd records, and images that cannot be read, one a line.")
 def status(mountpoint: Path, as_json: bool, problems: bool) -> None:
     """Show how fresh the names are, what is cached, and what was asked of the API."""
-    answer = _ask(mounts.resolve_mountpoint(mountpoint), "status")
+    answer = _ask(mountpoints.resolve_mountpoint(mountpoint), "status")
     if as_json:
         click.echo(json.dumps(answer, indent=2))
     elif problems:
@@ -117,7 +117,7 @@ def status(mountpoint: Path, as_json: bool, problems: bool) -> None:
 @_mountpoint
 def refresh(mountpoint: Path) -> None:
     """Ask the API for everything now, whatever the TTL, and show the changes at once."""
-    mountpoint = mounts.resolve_mountpoint(mountpoint)
+    mountpoint = mountpoints.resolve_mountpoint(mountpoint)
     _ask(mountpoint, "status")  # one that hangs is not waited for as long as a listing may take
     answer = _ask(mountpoint, "refresh", timeout_s=_REFRESH_WAIT_S)
     click.echo(f"{answer['added']:,} added, {answer['changed']:,} changed, {answer['gone']:,} gone")
@@ -193,7 +193,7 @@ def _ask(mountpoint: Path, command: str, timeout_s: float = _ANSWER_S) -> dict[s
         raise StartError(_unanswered(mountpoint, error.pid)) from None
     if answer is None:
         _need_mount(mountpoint)
-        dead = mounts.probe(mountpoint) is mounts.Health.DEAD
+        dead = mountpoints.probe(mountpoint) is mountpoints.Health.DEAD
         raise StartError(
             f"the mount on {mountpoint} "
             + ("is dead, for its process is gone" if dead else "does not answer")

@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import click
 
-from lightlyfs import app as wiring
-from lightlyfs import places
+from lightlyfs import app, places
 from lightlyfs.api.certificates import trust_of
 from lightlyfs.app.resolving import cause_of
 from lightlyfs.errors import LightlyFsError, NotFound, Retryable, Unauthorized
@@ -25,9 +24,9 @@ def doctor(context: click.Context) -> None:
     settings = resolve({}, os.environ)
 
     def api() -> str:
-        client = wiring.connect(settings, read_secrets(os.environ, None), os.environ).client
+        client = app.connect(settings, read_secrets(os.environ, None), os.environ).client
         try:
-            count = len(client.list_datasets(policy=wiring.quick_policy()))
+            count = len(client.list_datasets(policy=app.quick_policy()))
         except Unauthorized:
             raise NotFound(f"{settings.server} does not accept the token; check LIGHTLY_TOKEN") from None
         except Retryable as error:

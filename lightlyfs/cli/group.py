@@ -27,10 +27,10 @@ _COMMANDS = {
     "index": "index:index",
     "serve": "serve:serve",
     "demo": "demo:demo",
-    "deploy": "deploy:deploy",
+    "deploy": "services:deploy",
     "doctor": "doctor:doctor",
-    "completion": "topics:completion",
-    "help": "topics:help_topic",
+    "completion": "help:completion",
+    "help": "help:help_topic",
 }
 
 

@@ -1,4 +1,4 @@
-"""`lightlyfs help TOPIC` and `lightlyfs completion SHELL`: texts that are longer than a command's help."""
+"""`lightlyfs help TOPIC`, the man page and `lightlyfs completion SHELL`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def completion(context: click.Context, shell: str) -> None:
     click.echo(made(program, {}, "lightlyfs", "_LIGHTLYFS_COMPLETE").source())
 
 
-# The man page, made from the help of the commands and the table of settings, so never outdated.
+# the man page, made from the help of the commands and the table of settings
 
 _SECTION = 1
 

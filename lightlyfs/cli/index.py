@@ -8,8 +8,7 @@ from pathlib import Path
 
 import click
 
-from lightlyfs import app as wiring
-from lightlyfs import places
+from lightlyfs import app, places
 from lightlyfs.app.resolving import find_dataset
 from lightlyfs.cli.options import merge, setting_options, split_fstab_options
 from lightlyfs.cli.output import size_text, tell
@@ -37,14 +36,14 @@ def export(dataset: str, file: Path, fstab_options: tuple[str, ...], **flags: st
     secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
     if exposed := exposure_of(settings.token_file):
         tell(exposed)
-    connections = wiring.connect(settings, secrets, os.environ)
+    connections = app.connect(settings, secrets, os.environ)
     found = find_dataset(connections.client, settings, secrets, dataset, tell)
     root = places.server_cache(settings.cache_dir, settings.server)
     catalogue = root / found.id / places.catalogue_name(settings.tag)
     if not catalogue.exists():
-        wiring.list_once(settings, connections, found.id)
+        app.list_once(settings, connections, found.id)
     started = time.monotonic()
-    samples = wiring.export_index(catalogue, file.absolute(), found.id)
+    samples = app.export_index(catalogue, file.absolute(), found.id)
     size = size_text(file.stat().st_size)
     click.echo(f"{samples:,} samples, {size}, in {time.monotonic() - started:.1f} s: {file}")
 
@@ -62,7 +61,7 @@ def import_(file: Path, fstab_options: tuple[str, ...], **flags: str | None) -> 
     settings = resolve(merge(flags, fstab), os.environ)
     root = places.server_cache(settings.cache_dir, settings.server)
     started = time.monotonic()
-    header, taken = wiring.import_for_later(file.absolute(), root, settings.tag)
+    header, taken = app.import_for_later(file.absolute(), root, settings.tag)
     names = f"the names of dataset {header.dataset_id}, checked {time.time() - header.checked_at:,.0f} s ago"
     if taken:
         click.echo(f"{names}, are on this machine, in {time.monotonic() - started:.1f} s")

@@ -20,8 +20,7 @@ from lightlyfs.cli import READY_VARIABLE
 from lightlyfs.cli.options import merge, setting_options, split_fstab_options
 from lightlyfs.cli.output import tell
 from lightlyfs.errors import StartError
-from lightlyfs.kernel import binding
-from lightlyfs.kernel import mountpoints as mounts
+from lightlyfs.kernel import binding, mountpoints
 from lightlyfs.settings import exposure_of, read_secrets, resolve
 
 
@@ -43,11 +42,11 @@ def mount(dataset: str, mountpoint: Path, foreground: bool, fstab: tuple[str, ..
     read_secrets(os.environ, settings.token_file, settings.read_mode)
     if exposed := exposure_of(settings.token_file):
         tell(exposed)
-    mountpoint = mounts.resolve_mountpoint(mountpoint)
+    mountpoint = mountpoints.resolve_mountpoint(mountpoint)
     # what can be told without the network is told first
     binding.check_device()
     binding.find_library(settings.fuse)  # type: ignore[arg-type]
-    if mounts.prepare_mountpoint(mountpoint):
+    if mountpoints.prepare_mountpoint(mountpoint):
         click.echo(f"lightlyfs: cleared a dead mount on {mountpoint}, whose process is gone", err=True)
     _refuse_cache_inside(settings.cache_dir, mountpoint)
     # never a token, which the environment carries
@@ -77,7 +76,7 @@ def _mount_in_background(command: list[str], mountpoint: Path) -> None:
         raise
     if not answer:
         sys.exit(child.wait() or 1)
-    if mounts.probe(mountpoint) is not mounts.Health.ANSWERS:
+    if mountpoints.probe(mountpoint) is not mountpoints.Health.ANSWERS:
         raise StartError(f"{mountpoint} was mounted but does not answer")
 
 

@@ -1,4 +1,4 @@
-"""Showing the first listing while one waits for it."""
+"""What commands show on the terminal: the progress of a listing, sizes, messages."""
 
 from __future__ import annotations
 
@@ -66,9 +66,6 @@ def _stop_if_asked() -> None:
         raise StartError("interrupted while the samples were being listed")
 
 
-# Sizes as people read them.
-
-
 def size_text(count: float) -> str:
     """A number of bytes with three digits or so."""
     for unit in ("bytes", "kB", "MB", "GB"):
@@ -76,9 +73,6 @@ def size_text(count: float) -> str:
             return f"{count:,.1f} {unit}" if unit != "bytes" else f"{count:,.0f} bytes"
         count /= 1000
     return f"{count:,.1f} TB"
-
-
-# What commands and mounts say on the terminal beside their result.
 
 
 def tell(text: str) -> None:

@@ -1,4 +1,4 @@
-"""`lightlyfs deploy NAME`: files that run a mount as a service, beside the package so that they fit it."""
+"""Mounts as services: `lightlyfs deploy NAME` prints the files, and a mount tells systemd how it is."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _program() -> str:
     return str(beside) if beside.exists() else shutil.which("lightlyfs") or "lightlyfs"
 
 
-# Telling systemd how a service is: ready, alive, stopping (sd_notify(3), without its library).
+# telling systemd how a service is: ready, alive, stopping (sd_notify(3))
 
 log = logging.getLogger(__name__)
 

@@ -13,17 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightlyfs import app as wiring
+from lightlyfs import app
 from lightlyfs.app.resolving import find_dataset
-from lightlyfs.cli import READY_VARIABLE
-from lightlyfs.cli import services as systemd
+from lightlyfs.cli import READY_VARIABLE, services
 from lightlyfs.cli.logs import file_handler, formatter
 from lightlyfs.cli.output import tell, wait_for_listing
 from lightlyfs.cli.sessions import sessions_of
 from lightlyfs.control import ControlServer
 from lightlyfs.errors import LightlyFsError
 from lightlyfs.fs.attributes import Ownership
-from lightlyfs.kernel import mountpoints as mounts
+from lightlyfs.kernel import mountpoints
 from lightlyfs.kernel.binding import READ_AHEAD_BYTES, Library, MountOptions
 from lightlyfs.kernel.runner import Mount, block_signals, share_arenas, trim_memory
 from lightlyfs.mountinfo import mount_at
@@ -81,15 +80,15 @@ def _serve(
     kernel_options: tuple[str, ...],
     told: int,
 ) -> None:
-    settings = wiring.fit_descriptors(settings)
-    counter = wiring.RequestCounter()
+    settings = app.fit_descriptors(settings)
+    counter = app.RequestCounter()
     closing = threading.Event()
-    connections = wiring.connect(settings, secrets, os.environ, counter, closing.is_set)
+    connections = app.connect(settings, secrets, os.environ, counter, closing.is_set)
     found = find_dataset(connections.client, settings, secrets, dataset, tell)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(formatter(settings.log_format, found.name))
-    with wiring.open_place(settings, found.id) as place:
-        spool_place = wiring.open_spool(settings, found.id)
+    with app.open_place(settings, found.id) as place:
+        spool_place = app.open_spool(settings, found.id)
         settings = replace(settings, read_only=spool_place is None)
         ownership = Ownership(settings.uid, settings.gid, settings.umask, read_only=settings.read_only)
         options = MountOptions(
@@ -106,7 +105,7 @@ def _serve(
         if place.private_because:
             tell(f"{place.private_because}; this mount keeps a cache of its own")
         _tell_owed(settings, found.id, spool_place)
-        parts = wiring.Parts(
+        parts = app.Parts(
             settings,
             connections,
             found.id,
@@ -126,13 +125,13 @@ def _serve(
         try:
             wait_for_listing(parts, found, no_wait=settings.no_wait)
             if settings.metrics_port is not None:
-                wiring.serve_metrics(parts, settings.metrics_port)
+                app.serve_metrics(parts, settings.metrics_port)
             _run(parts, mount, mountpoint, told, found.name)
         finally:
             parts.close()
 
 
-def _run(parts: wiring.Parts, mount: Mount, mountpoint: Path, told: int, dataset: str) -> None:
+def _run(parts: app.Parts, mount: Mount, mountpoint: Path, told: int, dataset: str) -> None:
     control = ControlServer(socket_path(mountpoint), _commands(parts), sessions_of(parts))
 
     def on_mounted() -> None:
@@ -144,12 +143,12 @@ def _run(parts: wiring.Parts, mount: Mount, mountpoint: Path, told: int, dataset
             os.close(told)
         log.info("mounted on %s", mountpoint)
         trim_memory()
-        mounts.set_read_ahead(mountpoint, READ_AHEAD_BYTES >> 10)
-        systemd.notify("READY=1")
-        systemd.start_watchdog(lambda: _is_alive(parts))
+        mountpoints.set_read_ahead(mountpoint, READ_AHEAD_BYTES >> 10)
+        services.notify("READY=1")
+        services.start_watchdog(lambda: _is_alive(parts))
 
     def on_stop() -> None:
-        systemd.notify("STOPPING=1")
+        services.notify("STOPPING=1")
         parts.drain()
         parts.stop_waiting()
 
@@ -161,7 +160,7 @@ def _run(parts: wiring.Parts, mount: Mount, mountpoint: Path, told: int, dataset
     log.info("unmounted from %s", mountpoint)
 
 
-def _is_alive(parts: wiring.Parts) -> bool:
+def _is_alive(parts: app.Parts) -> bool:
     """Whether names can still be looked up; the mount itself must not be touched from here."""
     try:
         parts.catalog.dataset()
@@ -171,7 +170,7 @@ def _is_alive(parts: wiring.Parts) -> bool:
     return True
 
 
-def _reload(parts: wiring.Parts) -> bool:
+def _reload(parts: app.Parts) -> bool:
     """Read the token file again; False where there is none, and a hang-up means what it always did."""
     if parts.settings.token_file is None:
         return False
@@ -179,7 +178,7 @@ def _reload(parts: wiring.Parts) -> bool:
     return True
 
 
-def _commands(parts: wiring.Parts) -> Mapping[str, Any]:
+def _commands(parts: app.Parts) -> Mapping[str, Any]:
     def refresh() -> Mapping[str, Any]:
         changes = parts.refresh()
         return {"added": changes.added, "changed": changes.changed, "gone": changes.gone}
@@ -191,21 +190,21 @@ def _commands(parts: wiring.Parts) -> Mapping[str, Any]:
     def retry() -> Mapping[str, Any]:
         return {"retried": 0 if parts.uploads is None else parts.uploads.uploader.retry_all()}
 
-    return {"status": lambda: wiring.status_of(parts), "refresh": refresh, "drain": drain, "retry": retry}
+    return {"status": lambda: app.status_of(parts), "refresh": refresh, "drain": drain, "retry": retry}
 
 
 def _tell_owed(settings: Settings, dataset_id: str, spool_place: SpoolPlace | None) -> None:
     """A mount that may not upload says what is owed, so that nobody thinks it done."""
     if spool_place is not None:
         return
-    found = wiring.owed_files(settings.cache_dir)
+    found = app.owed_files(settings.cache_dir)
     owed = [owed for owed in found if owed.dataset_id == dataset_id and owed.record.owed]
     if owed:
         text = f"{len(owed)} files are not on the server yet; mount without --read-only to upload them"
         tell(f"{text} (`lightlyfs uploads list` shows them)")
 
 
-def _go_quiet(parts: wiring.Parts, dataset: str) -> None:
+def _go_quiet(parts: app.Parts, dataset: str) -> None:
     """Leave the terminal: from here on only the log file is written."""
     path = parts.settings.log_file or parts.place.path / "mount.log"
     root = logging.getLogger()

@@ -1,4 +1,4 @@
-"""Names and programs that look at everything: desktops, indexers, virus scanners. Pure.
+"""Programs that look at everything: desktops, indexers, virus scanners; what they ask costs no fetch.
 
 What they probe for is answered without the network, and their opens cost nothing before they read.
 """
@@ -91,8 +91,6 @@ def opens_without_reading(program: str) -> bool:
     """Whether a program (its name as the kernel keeps it, at most 15 bytes) opens files it never reads."""
     return program in _OPENERS
 
-
-# What programs that index or search everything may fetch: not a dataset of terabytes.
 
 # enough to index the words of a few documents, and some pictures
 BUDGET_BYTES = 64 << 20

@@ -1,4 +1,4 @@
-"""The server's small picture of a sample, as PNG; never made by fetching the image itself."""
+"""The server's small picture of a sample, as PNG, kept on disk; never made by fetching the image itself."""
 
 from __future__ import annotations
 
@@ -97,8 +97,6 @@ class Thumbnails:
         raise_for_status(response, what="the read of a thumbnail from storage", storage=True)
         return response.body
 
-
-# Thumbnails on disk, so that each is fetched once: a bounded SQLite table, the oldest dropped first.
 
 log = logging.getLogger(__name__)
 

@@ -1,9 +1,12 @@
-"""One storage answer turned into blocks, whatever the storage does with ranges and encodings.
+"""What an answer of storage may look like: taken as blocks, or doubted.
 
 Takes the headers and chunks of a GET, says which content it is, and hands out whole blocks. Survives a
 Range that was ignored (200), partial answers that call themselves 200, bodies of unannounced length and
 bodies that come compressed although we asked for plain ones; finds truncated and misplaced ones. No I/O
 of its own.
+
+Middleboxes answer 200 with nothing in it, name the length of another object or lose the ETag. `Known.doubt`
+says which answers speak against what is known and have to be asked for again before they count.
 """
 
 from __future__ import annotations
@@ -250,9 +253,6 @@ class _Inflater:
 
 def _new_stream() -> zlib._Decompress:
     return zlib.decompressobj(wbits=47)  # gzip or zlib, whichever it is
-
-
-# Which answers of storage speak against what is known, and how often they are asked for again. Pure.
 
 
 class Doubt(Enum):

@@ -4,6 +4,9 @@ A transfer promises a run of blocks in ascending order; a reader waits for a blo
 yet to bring. Holds ranges, not blocks, so that a transfer of a terabyte costs no more than one of a byte.
 
 Threads: any may call; the lock is never held while anything is called back.
+
+A taker hands what storage answers to those who wait: the blocks of a transfer, or of the first GET of a file,
+which also says which content it is.
 """
 
 from __future__ import annotations
@@ -141,9 +144,6 @@ class Transfers:
         for future in failed:
             future.set_exception(error or NotBrought("storage sent fewer blocks than it announced"))
         return bool(failed)
-
-
-# What becomes of the answers of storage: which blocks are wanted, and who is told what it has.
 
 
 class Takes(NamedTuple):

@@ -1,4 +1,7 @@
-"""What becomes of a local file once the server has it, and once a listing holds it."""
+"""What becomes of a local file once the server has it, and once a listing holds it.
+
+The bytes of an uploaded file become the cached content of its sample.
+"""
 
 from __future__ import annotations
 
@@ -203,8 +206,6 @@ class Completion:
 def _split(directory: str) -> list[str]:
     return directory.split("/") if directory else []
 
-
-# What happens to a file once the server has it: its bytes become the cached content of a sample.
 
 # larger files are read back from the server like any other, should anybody read them
 _MAX_ADOPTED_BYTES = 64 << 20

@@ -1,4 +1,4 @@
-"""Renamed samples that the catalogue does not show under their new name yet."""
+"""Names that this mount changed and the catalogue does not show yet: renamed, removed, replaced."""
 
 from __future__ import annotations
 
@@ -128,8 +128,6 @@ class RenamedSamples:
     def _hides_below_locked(self, directory: str) -> bool:
         return any(old.startswith(directory + "/") for old in self._hidden)
 
-
-# Names that are gone, or lead to what is gone: open files that were removed, samples about to be replaced.
 
 log = logging.getLogger(__name__)
 

@@ -90,7 +90,7 @@ class Turn:
         return future.result()
 
 
-# Waiting for uploads, by a bounded number of calls.
+# waiting for uploads, by a bounded number of calls
 
 # calls that wait for uploads hold a thread of libfuse each, and metadata must not run out of them
 MAX_WAITING = 64

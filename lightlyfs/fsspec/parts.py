@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import replace
 
-from lightlyfs import app as wiring
+from lightlyfs import app
 from lightlyfs.app.resolving import find_dataset
 from lightlyfs.fsspec.files import let_go_of_dropped
 from lightlyfs.settings import Secrets, Settings, exposure_of, read_secrets, resolve
@@ -28,10 +28,10 @@ class _Running:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         # guarded by _lock
-        self._parts: dict[tuple[object, ...], wiring.Parts] = {}
-        self._starting: dict[tuple[object, ...], Future[wiring.Parts]] = {}
+        self._parts: dict[tuple[object, ...], app.Parts] = {}
+        self._starting: dict[tuple[object, ...], Future[app.Parts]] = {}
 
-    def get(self, dataset: str, flags: dict[str, str], token: Token | None) -> wiring.Parts:
+    def get(self, dataset: str, flags: dict[str, str], token: Token | None) -> app.Parts:
         """Return the parts of a dataset with these settings; threads that ask at once share one start."""
         key = (dataset, token, *sorted(flags.items()))
         with self._lock:
@@ -53,7 +53,7 @@ class _Running:
         mine.set_result(parts)
         return parts
 
-    def _end_start(self, key: tuple[object, ...], parts: wiring.Parts | None) -> None:
+    def _end_start(self, key: tuple[object, ...], parts: app.Parts | None) -> None:
         with self._lock:
             del self._starting[key]
             if parts is not None:
@@ -101,7 +101,7 @@ os.register_at_fork(after_in_child=_forget_parents)
 atexit.register(lambda: _running.close())
 
 
-def parts_of(dataset: str, flags: dict[str, str], token: Token | None = None) -> wiring.Parts:
+def parts_of(dataset: str, flags: dict[str, str], token: Token | None = None) -> app.Parts:
     """The parts of a dataset with these settings; any thread, process or forked child may ask."""
     return _running.get(dataset, flags, token)
 
@@ -111,37 +111,37 @@ def close_all() -> None:
     _running.close()
 
 
-def connect(flags: dict[str, str], token: Token | None) -> wiring.Connections:
+def connect(flags: dict[str, str], token: Token | None) -> app.Connections:
     """The way to the API with these settings; no request is sent yet."""
-    return _connect(resolve(flags, os.environ), token, wiring.RequestCounter(), threading.Event())[0]
+    return _connect(resolve(flags, os.environ), token, app.RequestCounter(), threading.Event())[0]
 
 
 def _connect(
-    settings: Settings, token: Token | None, counter: wiring.RequestCounter, closing: threading.Event
-) -> tuple[wiring.Connections, Secrets]:
+    settings: Settings, token: Token | None, counter: app.RequestCounter, closing: threading.Event
+) -> tuple[app.Connections, Secrets]:
     if token is None:
         secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
         if exposed := exposure_of(settings.token_file):
             log.warning("%s", exposed)
     else:
         secrets = read_secrets({**os.environ, "LIGHTLY_TOKEN": token()}, None, settings.read_mode)
-    connections = wiring.connect(
+    connections = app.connect(
         settings, secrets, os.environ, counter, closing.is_set, keep_few=True, token=token
     )
     return connections, secrets
 
 
-def _start(dataset: str, flags: dict[str, str], token: Token | None) -> wiring.Parts:
+def _start(dataset: str, flags: dict[str, str], token: Token | None) -> app.Parts:
     settings = resolve(flags, os.environ)
     closing = threading.Event()
-    counter = wiring.RequestCounter()
+    counter = app.RequestCounter()
     connections, secrets = _connect(settings, token, counter, closing)
     found = find_dataset(connections.client, settings, secrets, dataset, log.warning)
-    place = wiring.open_place(settings, found.id)
+    place = app.open_place(settings, found.id)
     try:
-        spool = wiring.open_spool(settings, found.id)
+        spool = app.open_spool(settings, found.id)
         settings = replace(settings, read_only=spool is None)
-        parts = wiring.Parts(
+        parts = app.Parts(
             settings, connections, found.id, place, requests=counter, closing=closing, spool_place=spool
         )
     except BaseException:

@@ -157,7 +157,7 @@ def serve() -> None:
     _limit_itself()
     # allocating fresh pages for each large image would take a tenth of its time
     os.environ.setdefault("PILLOW_BLOCKS_MAX", str(_KEPT_BLOCKS))
-    from lightlyfs.staging import image_facts as image_decoding
+    from lightlyfs.staging import image_decoding
 
     for line in _lines(when_idle=image_decoding.release_memory):
         question = json.loads(line)
@@ -181,7 +181,7 @@ def _limit_itself() -> None:
 
 
 def _picture(question: dict[str, Any]) -> dict[str, str]:
-    from lightlyfs.staging import image_facts as image_decoding
+    from lightlyfs.staging import image_decoding
 
     try:
         with open(question["picture"], "rb") as file:

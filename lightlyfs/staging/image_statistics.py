@@ -2,6 +2,8 @@
 
 The statistics are those of `lightly_utils` 0.0.2, per channel on pixels from 0 to 1. No copy of an image in
 floating point is needed for them. Images that are not 3-channel are converted to RGB.
+
+Images of more than 8 bits have statistics and a small picture from their own range; Pillow has grey ones.
 """
 
 from __future__ import annotations
@@ -149,8 +151,6 @@ def _edges_of(grey: Image.Image) -> Moments:
         parts.append(moments_in(strip.without_padding(edges).convert("L")))
     return added(parts)
 
-
-# Statistics and a small picture of images of more than 8 bits; Pillow has grey ones only.
 
 _MODES_OF_16_BITS = {"I;16", "I;16L", "I;16B", "I;16N"}
 _TOP_OF_16_BITS = 65_535

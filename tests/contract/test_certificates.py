@@ -12,7 +12,7 @@ import pytest
 from authority import Authority
 from raw_server import RawServer, answering
 
-from lightlyfs import app as wiring
+from lightlyfs import app
 from lightlyfs.api import certificates
 from lightlyfs.api.certificates import trust_of
 from lightlyfs.errors import SettingsError, TlsFailed
@@ -29,8 +29,8 @@ def datasets_of(server: RawServer, environ: dict[str, str], **flags: str) -> int
     """How many datasets a client with this environment sees; it goes the whole way from the settings."""
     environ = {"LIGHTLY_TOKEN": "t", "LIGHTLY_SERVER_LOCATION": server.url} | environ
     settings = resolve(flags, environ)
-    client = wiring.connect(settings, read_secrets(environ, None), environ).client
-    return len(client.list_datasets(policy=wiring.quick_policy()))
+    client = app.connect(settings, read_secrets(environ, None), environ).client
+    return len(client.list_datasets(policy=app.quick_policy()))
 
 
 WAYS: dict[str, Callable[[Path], tuple[dict[str, str], dict[str, str]]]] = {

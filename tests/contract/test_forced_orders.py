@@ -16,10 +16,10 @@ from catalogkit import FakeRemote, Impatient, Record, World
 from contentkit import sample_id
 
 from lightlyfs import control
-from lightlyfs.catalog import lookup_cache as recent
+from lightlyfs.catalog import lookup_cache
 from lightlyfs.fetch.prefetcher import Prefetcher
 from lightlyfs.fsspec import parts as fsspec_parts
-from lightlyfs.staging import local_files as staged
+from lightlyfs.staging import local_files
 from lightlyfs.staging.journal import Journal
 from lightlyfs.staging.local_files import LocalFiles
 from lightlyfs.staging.spool import Spool
@@ -74,8 +74,8 @@ def test_a_cache_that_moves_its_entries_is_used_by_one_thread_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Watched, "overlaps", 0)
-    monkeypatch.setattr(recent, "LRUCache", Watched)
-    monkeypatch.setattr(staged, "LRUCache", Watched)
+    monkeypatch.setattr(lookup_cache, "LRUCache", Watched)
+    monkeypatch.setattr(local_files, "LRUCache", Watched)
     world = World(tmp_path, FakeRemote({sample_id(n): Record(f"d/{n}.jpg") for n in range(9)}))
     world.catalog.refresh()
     journal = Journal(tmp_path / "journal.db")

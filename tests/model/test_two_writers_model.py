@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from trees import InProcessTree, in_process
 
-from lightlyfs import app as wiring
+from lightlyfs import app
 from lightlyfs.api.models import SampleUpdate
 from lightlyfs.localserver import LocalServer, ServerOptions
 from lightlyfs.settings import Secrets, resolve
@@ -46,7 +46,7 @@ class TwoMachines(RuleBasedStateMachine):
         self.server = self.stack.enter_context(LocalServer(ServerOptions(source=directory / "images")))
         environ = {"LIGHTLY_SERVER_LOCATION": self.server.url}
         secrets = Secrets(self.server.token, None, None)
-        self.client = wiring.connect(resolve({}, environ), secrets, environ).client
+        self.client = app.connect(resolve({}, environ), secrets, environ).client
         for name in ("one", "two"):
             tree = in_process(self.server, directory / name, allow_overwrite="on", upload="images")
             self.trees.append(self.stack.enter_context(tree))

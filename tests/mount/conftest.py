@@ -9,7 +9,7 @@ import pytest
 from dataset_files import FILES, READING_SUBJECTS, fill
 from trees import InProcessTree, MountedTree, in_process, mounted, mounted_by_path
 
-from lightlyfs.kernel import mountpoints as mounts
+from lightlyfs.kernel import mountpoints
 from lightlyfs.localserver import LocalServer, ServerOptions
 from lightlyfs.mountinfo import MOUNT_TYPE, mount_table
 
@@ -23,7 +23,7 @@ def no_mount_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         entry for entry in mount_table() if entry.type == MOUNT_TYPE and entry.mountpoint.is_relative_to(ours)
     ]
     for entry in left:
-        mounts.unmount(entry.mountpoint, lazy=True)
+        mountpoints.unmount(entry.mountpoint, lazy=True)
     assert left == []
 
 

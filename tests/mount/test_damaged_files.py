@@ -18,7 +18,7 @@ from test_shared_mounts import truth
 from test_swept import contents, is_readable, listed
 from trees import MountedTree, mounted, wait_until
 
-from lightlyfs.kernel import mountpoints as mounts
+from lightlyfs.kernel import mountpoints
 from lightlyfs.localserver import LocalServer, Status
 
 pytestmark = pytest.mark.fuse
@@ -83,7 +83,7 @@ def kill(tree: MountedTree) -> None:
     """End a mount at once, without waiting for its uploads."""
     tree.process.kill()
     tree.process.wait()
-    mounts.unmount(tree.mountpoint, lazy=True)
+    mountpoints.unmount(tree.mountpoint, lazy=True)
     tree.ended = True
 
 

@@ -14,7 +14,7 @@ from trees import InProcessTree, MountedTree, Tree, in_process, mounted, refused
 from lightlyfs.api import retry
 from lightlyfs.api.contract import Timeouts
 from lightlyfs.api.retry import RetryPolicy
-from lightlyfs.app import dataset as parts
+from lightlyfs.app import dataset
 from lightlyfs.fetch.fetcher import FetchConfig
 from lightlyfs.localserver import (
     BrokenJson,
@@ -136,7 +136,7 @@ def tree(
     directory = tmp_path_factory.mktemp("tree")
     if request.param == "in-process":
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(parts, "FetchConfig", IMPATIENT)
+            patch.setattr(dataset, "FetchConfig", IMPATIENT)
             patch.setattr(retry, "RetryPolicy", HASTY)
             with in_process(server, directory) as subject:
                 yield subject

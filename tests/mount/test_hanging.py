@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from trees import MountedTree, mounted
 
-from lightlyfs.kernel import mountpoints as mounts
+from lightlyfs.kernel import mountpoints
 from lightlyfs.localserver import LocalServer, Status
 
 pytestmark = pytest.mark.fuse
@@ -86,7 +86,7 @@ def test_a_mount_that_hangs_is_detached(stopped: MountedTree) -> None:
 
     assert (code, seconds < ANSWER_S) == (0, True), text
     assert f"process {stopped.process.pid} does not answer" in text
-    assert mounts.mount_at(stopped.mountpoint) is None
+    assert mountpoints.mount_at(stopped.mountpoint) is None
     os.kill(stopped.process.pid, signal.SIGCONT)
     assert stopped.process.wait(10) == 0
     stopped.ended = True
@@ -119,4 +119,4 @@ def test_the_end_of_a_killed_mount_says_what_is_owed(own_server: LocalServer, tm
         done = tree.run("umount", str(tree.mountpoint))
 
         assert "1 files on this machine are not on the server yet" in done.stderr
-        assert mounts.mount_at(tree.mountpoint) is None
+        assert mountpoints.mount_at(tree.mountpoint) is None

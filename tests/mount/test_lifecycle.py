@@ -27,7 +27,7 @@ from trees import (
     wait_until,
 )
 
-from lightlyfs.kernel import mountpoints as mounts
+from lightlyfs.kernel import mountpoints
 from lightlyfs.localserver import Latency, LocalServer, ServerOptions, Stall
 from lightlyfs.localserver.fault_kinds import Fault
 
@@ -55,8 +55,8 @@ def background(place: Path, environ: dict[str, str], server: LocalServer) -> Ite
     """A mount in the background; the number of its process."""
     lightlyfs("mount", server.dataset_id, str(place), environ=environ)
     yield pid_of(place, environ)
-    if mounts.mount_at(place) is not None:
-        mounts.unmount(place, lazy=True)
+    if mountpoints.mount_at(place) is not None:
+        mountpoints.unmount(place, lazy=True)
 
 
 def pid_of(place: Path, environ: Mapping[str, str]) -> int:
@@ -91,7 +91,7 @@ def test_a_signal_unmounts_and_leaves_nothing(
     os.kill(background, number)
 
     wait_until(lambda: not is_running(background), 10)
-    assert mounts.mount_at(place) is None
+    assert mountpoints.mount_at(place) is None
     assert os.listdir(place) == []
     assert leftovers(environ) == []
 
@@ -102,13 +102,13 @@ def test_umount_waits_until_the_process_has_ended(
     done = lightlyfs("umount", str(place), environ=environ)
 
     assert not is_running(background)
-    assert mounts.mount_at(place) is None
+    assert mountpoints.mount_at(place) is None
     assert leftovers(environ) == []
     assert done.stdout == done.stderr == ""
 
 
 def test_the_systems_own_umount_ends_it_too(background: int, place: Path, environ: dict[str, str]) -> None:
-    mounts.unmount(place)
+    mountpoints.unmount(place)
 
     wait_until(lambda: not is_running(background), 10)
     assert leftovers(environ) == []
@@ -154,7 +154,7 @@ def test_a_killed_mount_is_cleared_by_the_next_one(
     assert "cleared a dead mount" in done.stderr
     assert (place / "a.jpg").read_bytes() == FILES["a.jpg"]
     lightlyfs("umount", str(place), environ=environ)
-    assert mounts.mount_at(place) is None
+    assert mountpoints.mount_at(place) is None
 
 
 def test_umount_clears_what_a_killed_mount_left(
@@ -166,7 +166,7 @@ def test_umount_clears_what_a_killed_mount_left(
     done = lightlyfs("umount", str(place), environ=environ)
 
     assert f"the process of the mount on {place} was gone" in done.stderr
-    assert mounts.mount_at(place) is None
+    assert mountpoints.mount_at(place) is None
 
 
 @contextlib.contextmanager
@@ -227,7 +227,7 @@ def test_a_lazy_umount_of_what_is_mounted_elsewhere_does_not_wait(
         done = lightlyfs("umount", "--lazy", str(place), environ=environ)
 
         assert f"the same mount is still at {name}" in done.stderr
-        assert mounts.mount_at(place) is None
+        assert mountpoints.mount_at(place) is None
     wait_until(lambda: not is_running(background), 10)
 
 
@@ -276,7 +276,7 @@ def test_a_signal_during_the_first_listing_ends_all_that_was_started(
             assert time.monotonic() - started < 3
     finally:
         server.faults.clear()
-    assert mounts.mount_at(place) is None
+    assert mountpoints.mount_at(place) is None
 
 
 def marked_processes(mark: str) -> list[int]:
@@ -387,7 +387,7 @@ def test_the_forms_of_the_command_are_the_same(
         assert (found.st_uid, found.st_gid) == ((1, 2) if "--uid" in words else (os.getuid(), os.getgid()))
         expected = "600" if "--umask" in words else "444" if "-o" in words else "644"
         assert oct(found.st_mode)[-3:] == expected
-        entry = mounts.mount_at(place)
+        entry = mountpoints.mount_at(place)
         assert entry is not None
         assert (entry.type, entry.source) == ("fuse.lightlyfs", f"lightly:{server.dataset_name}")
     finally:
@@ -443,7 +443,7 @@ except lightlyfs.errors.StartError as error:
     first, second = done.stdout.splitlines()
     assert first == "100000 {'added': 0, 'changed': 0, 'gone': 0} files"
     assert "does not exist; make it with" in second
-    assert mounts.mount_at(place) is None
+    assert mountpoints.mount_at(place) is None
 
 
 def test_start_mount_of_a_killed_server_fails_in_time(place: Path, tmp_path: Path) -> None:

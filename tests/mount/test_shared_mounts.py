@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from trees import MountedTree, environment, need_fuse, reads_by_path, start_mount, wait_until
 
-from lightlyfs.kernel import mountpoints as mounts
+from lightlyfs.kernel import mountpoints
 from lightlyfs.localserver import LocalServer
 
 pytestmark = pytest.mark.fuse
@@ -50,8 +50,8 @@ def two_mounts(server: LocalServer, directory: Path, *options: str) -> Iterator[
         for tree in trees:
             if tree.process.poll() is None:
                 tree.end()
-            elif mounts.mount_at(tree.mountpoint) is not None:
-                mounts.unmount(tree.mountpoint, lazy=True)
+            elif mountpoints.mount_at(tree.mountpoint) is not None:
+                mountpoints.unmount(tree.mountpoint, lazy=True)
 
 
 @pytest.fixture(params=KINDS.values(), ids=KINDS)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from trees import environment, lightlyfs, need_fuse
 
-from lightlyfs.kernel import mountpoints as mounts
+from lightlyfs.kernel import mountpoints
 from lightlyfs.localserver import Html, LocalServer
 
 pytestmark = pytest.mark.fuse
@@ -73,7 +73,7 @@ def test_a_failure_at_start_is_one_line(
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.returncode == code
     assert done.stdout == ""
-    assert mounts.mount_at(mountpoint) is None
+    assert mountpoints.mount_at(mountpoint) is None
 
 
 def test_a_server_that_is_something_else_is_told_apart(own_server: LocalServer, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from trees import environment, lightlyfs, need_fuse, wait_until
 
-from lightlyfs.kernel import mountpoints as mounts
+from lightlyfs.kernel import mountpoints
 from lightlyfs.localserver import LocalServer
 
 pytestmark = pytest.mark.fuse
@@ -135,9 +135,9 @@ def test_the_commands_of_a_unit_start_reload_and_stop_a_mount(
             # whoever started the mount has to take its exit code before `umount` sees the end
             assert process.wait(20) == 0, log.read_text()
             assert stop.wait(20) == 0
-        assert mounts.mount_at(mountpoint) is None
+        assert mountpoints.mount_at(mountpoint) is None
     finally:
         process.kill()
         process.wait()
-        if mounts.mount_at(mountpoint) is not None:
-            mounts.unmount(mountpoint, lazy=True)
+        if mountpoints.mount_at(mountpoint) is not None:
+            mountpoints.unmount(mountpoint, lazy=True)

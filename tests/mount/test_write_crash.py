@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from trees import MountedTree, environment, lightlyfs, need_fuse, start_mount, wait_until
 
-from lightlyfs.kernel import mountpoints as mounts
+from lightlyfs.kernel import mountpoints
 from lightlyfs.localserver import DropReply, LocalServer, ServerOptions
 
 pytestmark = pytest.mark.fuse
@@ -110,8 +110,8 @@ def crashing(tmp_path: Path, *options: str, kind: type[Crashing] = Crashing) -> 
         try:
             yield subject
         finally:
-            if mounts.mount_at(subject.mountpoint) is not None:
-                mounts.unmount(subject.mountpoint, lazy=True)
+            if mountpoints.mount_at(subject.mountpoint) is not None:
+                mountpoints.unmount(subject.mountpoint, lazy=True)
 
 
 def run_rounds(subject: Crashing, rounds: int, seed: int) -> None:

@@ -1,0 +1,86 @@
+"""Records as they may be: what cannot be is unknown or clamped, and what is no record is named.
+
+One odd record must cost itself and nothing else. What was put right is kept for `status`, up to a limit.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+MAX_BYTES = 1 << 53  # 9 petabytes; JSON has no larger whole numbers
+# whole seconds that a time in nanoseconds can hold: the years 1678 to 2261
+MIN_SECONDS, MAX_SECONDS = -9_223_372_036, 9_223_372_036
+# numbers in between are times of our age (1973 to 2128) in seconds, sent in place of milliseconds
+_FIRST_SECONDS, _LAST_SECONDS = 100_000_000, 5_000_000_000
+_MAX_PROBLEMS = 1_000
+
+
+class Problem(NamedTuple):
+    """A sample that was not taken as it is, or cannot be read."""
+
+    name: str
+    reason: str
+
+
+class Problems:
+    """What is odd in the records of a dataset, and which images cannot be read; any thread may call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # guarded by _lock: by name, of the record and of the image
+        self._records: dict[str, str] = {}
+        self._images: dict[str, str] = {}
+        self._more: set[int] = set()
+
+    def note(self, name: str, reason: str) -> None:
+        """Remember that a record is odd."""
+        with self._lock:
+            self._note_locked(self._records, name, reason)
+
+    def note_unreadable(self, name: str, reason: str) -> None:
+        """Remember that an image cannot be read."""
+        with self._lock:
+            self._note_locked(self._images, name, reason)
+
+    def note_read(self, name: str) -> None:
+        """Forget that an image cannot be read."""
+        with self._lock:
+            self._images.pop(name, None)
+
+    def _note_locked(self, found: dict[str, str], name: str, reason: str) -> None:
+        if name in found or len(self._records) + len(self._images) < _MAX_PROBLEMS:
+            found[name] = reason
+        elif len(self._more) < 1_000_000:
+            self._more.add(hash(name))
+
+    def count(self) -> int:
+        """Return how many there are."""
+        with self._lock:
+            return len(self._records) + len(self._images) + len(self._more)
+
+    def all(self) -> list[Problem]:
+        """Return the first of them."""
+        with self._lock:
+            found = [*self._records.items(), *self._images.items()]
+        return [Problem(name, reason) for name, reason in found]
+
+
+def plausible_size(size: int | None) -> int | None:
+    """Return a size in bytes, None for one that no file has."""
+    return size if size is not None and 0 <= size <= MAX_BYTES else None
+
+
+def plausible_seconds(milliseconds: int | None) -> int | None:
+    """Return a time of the API in whole seconds, within what a file system shows; None for none."""
+    if milliseconds is None:
+        return None
+    if _FIRST_SECONDS <= milliseconds < _LAST_SECONDS:
+        return milliseconds
+    return max(MIN_SECONDS, min(MAX_SECONDS, milliseconds // 1000))
+
+
+def is_plausible_time(milliseconds: int | None) -> bool:
+    """Whether a time of the API is one in milliseconds, as it should be."""
+    seconds = plausible_seconds(milliseconds)
+    return milliseconds is None or (seconds == milliseconds // 1000 and milliseconds >= 0)

@@ -1,1 +1,0 @@
-"""The bytes of samples: where they come from, where they are kept, how they are read."""
