@@ -157,7 +157,7 @@ def use_here(server: LocalServer, cache: Path, monkeypatch: pytest.MonkeyPatch) 
 class InProcessTree:
     """The file system object itself, without a kernel."""
 
-    def __init__(self, parts: app.Parts) -> None:
+    def __init__(self, parts: app.Dataset) -> None:
         self.parts = parts
         self._fs = parts.filesystem
 
@@ -370,7 +370,7 @@ def in_process(server: LocalServer, cache: Path, **flags: str) -> Iterator[InPro
     connections = app.connect(settings, read_secrets(environ, None), environ)
     with app.open_place(settings, server.dataset_id) as place:
         spool = app.open_spool(settings, server.dataset_id)
-        parts = app.Parts(settings, connections, server.dataset_id, place, spool_place=spool)
+        parts = app.Dataset(settings, connections, server.dataset_id, place, spool_place=spool)
         parts.start()
         try:
             yield InProcessTree(parts)

@@ -27,7 +27,7 @@ from lightlyfs.api.lenient import parse, shown
 from lightlyfs.api.models import (
     CreatedSample,
     CreatedSampleWithWriteUrls,
-    Dataset,
+    DatasetRecord,
     ListedSample,
     Sample,
     SampleCreate,
@@ -274,23 +274,23 @@ class LightlyClient:
         call = Call("update_sample", "PUT", path, body=models.encode(update))
         self._caller.send(call, lambda _: None, policy)
 
-    def get_dataset(self, dataset_id: str, *, policy: RetryPolicy | None = None) -> Dataset:
+    def get_dataset(self, dataset_id: str, *, policy: RetryPolicy | None = None) -> DatasetRecord:
         """Return one dataset. API: GET /v1/datasets/{id}."""
         return self._get(
             "get_dataset",
             _dataset(dataset_id),
             (),
             policy,
-            lambda body: models.decode_one(body, Dataset, f"dataset {dataset_id}"),
+            lambda body: models.decode_one(body, DatasetRecord, f"dataset {dataset_id}"),
         )
 
-    def find_datasets(self, name: str, *, policy: RetryPolicy | None = None) -> list[Dataset]:
+    def find_datasets(self, name: str, *, policy: RetryPolicy | None = None) -> list[DatasetRecord]:
         """Return every dataset of exactly this name that the token may see: own, shared, the team's.
 
         API: GET /v1/datasets/query/name/{name}, three times, as names are unique per owner only.
         """
         path = f"/v1/datasets/query/name/{quote(name, safe='')}"
-        pages: list[Dataset] = []
+        pages: list[DatasetRecord] = []
         for scope in _SCOPES:
             try:
                 pages += self._get("find_datasets", path, [("exact", True), scope], policy, _read_datasets)
@@ -299,9 +299,9 @@ class LightlyClient:
                     raise
         return [dataset for dataset in _distinct(pages) if dataset.name == name]
 
-    def list_datasets(self, *, policy: RetryPolicy | None = None) -> list[Dataset]:
+    def list_datasets(self, *, policy: RetryPolicy | None = None) -> list[DatasetRecord]:
         """Return every dataset the token may see. API: GET /v1/datasets, paged."""
-        found: list[Dataset] = []
+        found: list[DatasetRecord] = []
         for scope in _SCOPES:
             offset = 0
             while True:
@@ -399,7 +399,7 @@ def _check_write_urls(urls: SampleWriteUrls) -> None:
     checked_url(urls.thumb)
 
 
-def _distinct(datasets: Iterable[Dataset]) -> list[Dataset]:
+def _distinct(datasets: Iterable[DatasetRecord]) -> list[DatasetRecord]:
     return list({dataset.id: dataset for dataset in datasets}.values())
 
 
@@ -407,8 +407,8 @@ def _read_samples(body: bytes) -> list[Sample]:
     return models.decode_many(body, Sample, "samples")
 
 
-def _read_datasets(body: bytes) -> list[Dataset]:
-    return models.decode_many(body, Dataset, "datasets")
+def _read_datasets(body: bytes) -> list[DatasetRecord]:
+    return models.decode_many(body, DatasetRecord, "datasets")
 
 
 def _read_quota(body: bytes) -> int:

@@ -86,7 +86,7 @@ class ListedSample(Struct, frozen=True, gc=False):
     size_in_bytes: int | None = None
 
 
-class Dataset(Struct, rename="camel", frozen=True, kw_only=True):
+class DatasetRecord(Struct, rename="camel", frozen=True, kw_only=True):
     """One dataset; times are unix milliseconds. API: DatasetData."""
 
     id: str

@@ -4,7 +4,7 @@ Nothing else builds parts. A mount of the demo, of a test and of a user differ i
 """
 
 from lightlyfs.app.connections import Connections, RequestCounter, connect, quick_policy
-from lightlyfs.app.dataset import Parts
+from lightlyfs.app.dataset import Dataset
 from lightlyfs.app.exported_index import export_index, import_for_later
 from lightlyfs.app.kernel_interface import fit_descriptors
 from lightlyfs.app.metrics import serve_metrics, status_of
@@ -13,8 +13,8 @@ from lightlyfs.app.owed import OwedFile, discard_owed, owed_files
 
 __all__ = [
     "Connections",
+    "Dataset",
     "OwedFile",
-    "Parts",
     "RequestCounter",
     "connect",
     "discard_owed",

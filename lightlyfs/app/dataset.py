@@ -60,7 +60,7 @@ _DOCUMENT_TTL_S = 60.0
 _MAX_FETCHING = 4
 
 
-class Parts:
+class Dataset:
     """The running parts of one dataset; `start` before use, `close` once.
 
     Once they are made other processes may use the place.

@@ -6,7 +6,7 @@ import resource
 from dataclasses import replace
 from typing import Protocol
 
-from lightlyfs.fs.handles import Watch
+from lightlyfs.fs.handles import Callers, ProcessWatch
 from lightlyfs.settings import Settings
 
 # a cached file that is kept open costs 1 KB of memory, and saves a tenth of a millisecond when it is read
@@ -17,7 +17,7 @@ _OF_GUEST = 48
 _FEW = 1_024
 
 
-class Kernel(Protocol):
+class Kernel(Callers, Protocol):
     """What the parts need of the mount they serve; a no-op where there is none."""
 
     @property
@@ -27,26 +27,6 @@ class Kernel(Protocol):
 
     def interrupted(self) -> bool:
         """Whether the caller of the callback under way was interrupted."""
-        ...
-
-    def caller_name(self) -> str:
-        """The program that the callback under way serves."""
-        ...
-
-    def caller_process(self) -> int:
-        """The thread group that the callback under way serves."""
-        ...
-
-    def was_killed(self, process: int) -> bool | None:
-        """Whether a signal ended a process, or is ending it; None where that cannot be said."""
-        ...
-
-    def watch(self, process: int) -> Watch | None:
-        """Keep hold of how a process ends, also once it is gone; None where that cannot be."""
-        ...
-
-    def caller_unlinks(self) -> bool | None:
-        """Whether the callback under way serves the removal of a name, not a rename; None: not known."""
         ...
 
     def forget(self, paths: tuple[str, ...] | None) -> bool:
@@ -75,7 +55,7 @@ class NoKernel:
         """No caller is a process of its own."""
         return False
 
-    def watch(self, process: int) -> Watch | None:
+    def watch(self, process: int) -> ProcessWatch | None:
         """No caller is a process of its own."""
         return None
 

@@ -15,7 +15,7 @@ from lightlyfs.errors import StartError
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-    from lightlyfs.app.dataset import Parts
+    from lightlyfs.app.dataset import Dataset
 
 
 # what `status` counts, as (name, place in it, help); totals end in `_total`
@@ -43,7 +43,7 @@ _UPLOADS = (
 )
 
 
-def serve_metrics(parts: Parts, address: tuple[str, int]) -> None:
+def serve_metrics(parts: Dataset, address: tuple[str, int]) -> None:
     """Answer scrapes from now until the process ends; StartError where that cannot be."""
     try:
         import prometheus_client
@@ -67,7 +67,7 @@ def serve_metrics(parts: Parts, address: tuple[str, int]) -> None:
         raise StartError(f"metrics cannot be served on {host}:{port}: {error.strerror}") from None
 
 
-def metrics_of(parts: Parts) -> Iterator[Metric]:
+def metrics_of(parts: Dataset) -> Iterator[Metric]:
     """Every metric, as of now."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
@@ -106,7 +106,7 @@ def _at(status: dict[str, Any], place: tuple[str, ...]) -> Any:
     return value
 
 
-def status_of(parts: Parts) -> dict[str, Any]:
+def status_of(parts: Dataset) -> dict[str, Any]:
     """What `lightlyfs status` shows, as plain values."""
     refresher = parts.catalog.refresher
     record = parts.catalog.dataset()

@@ -7,7 +7,7 @@ import sqlite3
 
 from lightlyfs import database, places
 from lightlyfs.app.connections import Connections
-from lightlyfs.app.dataset import Parts
+from lightlyfs.app.dataset import Dataset
 from lightlyfs.app.exported_index import import_index
 from lightlyfs.cache.block_files import shed
 from lightlyfs.errors import SettingsError
@@ -65,7 +65,7 @@ def open_place(settings: Settings, dataset_id: str) -> places.DatasetPlace:
 def list_once(settings: Settings, connections: Connections, dataset_id: str) -> None:
     """List a dataset into this machine's catalogue; raises what the API raised."""
     with open_place(settings, dataset_id) as place:
-        parts = Parts(settings, connections, dataset_id, place)
+        parts = Dataset(settings, connections, dataset_id, place)
         try:
             parts.catalog.refresher.list_now()
         finally:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lightlyfs import places
 from lightlyfs.api.client import LightlyClient
-from lightlyfs.api.models import Dataset
+from lightlyfs.api.models import DatasetRecord
 from lightlyfs.api.retry import RetryPolicy
 from lightlyfs.app.connections import quick_policy
 from lightlyfs.errors import (
@@ -94,7 +94,7 @@ def _ask(client: LightlyClient, wanted: str, policy: RetryPolicy) -> FoundDatase
     return _found(found[0])
 
 
-def _found(dataset: Dataset) -> FoundDataset:
+def _found(dataset: DatasetRecord) -> FoundDataset:
     return FoundDataset(dataset.id, dataset.name or dataset.id)
 
 

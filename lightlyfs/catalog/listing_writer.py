@@ -246,14 +246,14 @@ class Staging:
         (found,) = self._db.execute("SELECT EXISTS (SELECT 1 FROM main.sample)").fetchone()
         return not found
 
-    def _insert_all(self) -> tuple[Changes, totals.Sums]:
+    def _insert_all(self) -> tuple[Changes, totals.CatalogSums]:
         """The first listing: an index is made in a quarter of the time it takes to keep one."""
         self._db.execute("DROP INDEX main.sample_by_ino")
         added = self._db.execute(_ALL).rowcount
         self._db.execute(SAMPLE_BY_INO)
         return Changes(added, 0, 0, None), totals.sums_in(self._db, "main.sample")
 
-    def _swap_in(self) -> tuple[Changes, totals.Sums]:
+    def _swap_in(self) -> tuple[Changes, totals.CatalogSums]:
         db = self._db
         (changed,) = db.execute("SELECT count(*) FROM temp.changed").fetchone()
         (gone,) = db.execute("SELECT count(*) FROM temp.gone").fetchone()

@@ -47,7 +47,7 @@ _LISTINGS_SHARE = 20
 _WAITING_EVERY_S = 1.0
 
 
-class Progress(NamedTuple):
+class ListingProgress(NamedTuple):
     """How far the listing under way is; `expected` is 0 where unknown."""
 
     listed: int
@@ -108,7 +108,7 @@ class Refresher:
         self._timing = Timing(store, trusted=math.isinf(config.ttl_s), clock=clock, wall_clock=wall_clock)
         self._complete = self._timing.is_listed
         self._retry_at = -math.inf
-        self._progress = Progress(0, 0)
+        self._progress = ListingProgress(0, 0)
         self._error: LightlyFsError | None = None
         self._stopped = False
         self._refusals = 0
@@ -132,7 +132,7 @@ class Refresher:
         return self._stopped
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> ListingProgress:
         """How far the listing under way is."""
         return self._progress
 
@@ -453,7 +453,7 @@ class Refresher:
 
     def _note_progress(self, listed: int, expected: int) -> None:
         with self._state:
-            self._progress = Progress(listed, expected)
+            self._progress = ListingProgress(listed, expected)
             self._state.notify_all()
 
     def _note_checked(self) -> None:

@@ -23,15 +23,15 @@ class Totals(NamedTuple):
     unverified: int
 
 
-class Sums(NamedTuple):
+class CatalogSums(NamedTuple):
     """Sums over some samples."""
 
     samples: int
     bytes: int
     unverified: int
 
-    def __sub__(self, other: Sums) -> Sums:
-        return Sums(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
+    def __sub__(self, other: CatalogSums) -> CatalogSums:
+        return CatalogSums(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
 
 
 def stored(db: sqlite3.Connection) -> Totals:
@@ -52,7 +52,7 @@ def keep(db: sqlite3.Connection, totals: Totals) -> None:
     db.execute("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", (_KEY, " ".join(map(str, totals))))
 
 
-def move(db: sqlite3.Connection, difference: Sums, directories: int | None = None) -> None:
+def move(db: sqlite3.Connection, difference: CatalogSums, directories: int | None = None) -> None:
     """Change the sums that are kept by what changed of the rows."""
     kept = stored(db)
     moved = Totals(
@@ -65,17 +65,17 @@ def move(db: sqlite3.Connection, difference: Sums, directories: int | None = Non
         keep(db, moved)
 
 
-def sums_in(db: sqlite3.Connection, rows: str) -> Sums:
+def sums_in(db: sqlite3.Connection, rows: str) -> CatalogSums:
     """The sums over a table, or a part of it, as SQL names it."""
     # in halves, for sizes that cannot be may add up to more than SQLite can hold
     halves = f"total({_SIZE} >> {_HALF}), total({_SIZE} & {(1 << _HALF) - 1})"
     query = f"SELECT count(*), {halves}, total({_IS_UNVERIFIED}) FROM {rows}"
     samples, upper, lower, unverified = map(int, db.execute(query).fetchone())
-    return Sums(samples, (upper << _HALF) + lower, unverified)
+    return CatalogSums(samples, (upper << _HALF) + lower, unverified)
 
 
-def sums_of(db: sqlite3.Connection, inos: Iterable[int]) -> Sums:
+def sums_of(db: sqlite3.Connection, inos: Iterable[int]) -> CatalogSums:
     """The sums over a few samples by their inode numbers."""
     query = f"SELECT {_SIZE}, {_IS_UNVERIFIED} FROM main.sample WHERE ino = ?"
     found = [row for ino in set(inos) for row in db.execute(query, (ino,))]
-    return Sums(len(found), sum(size for size, _ in found), sum(unverified for _, unverified in found))
+    return CatalogSums(len(found), sum(size for size, _ in found), sum(unverified for _, unverified in found))

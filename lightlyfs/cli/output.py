@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 
-from lightlyfs.app import Parts
+from lightlyfs.app import Dataset
 from lightlyfs.app.resolving import FoundDataset
 from lightlyfs.errors import StartError
 from lightlyfs.kernel.runner import STOP_SIGNALS
@@ -16,7 +16,7 @@ from lightlyfs.visible import visible
 _LINE_EVERY_S = 5.0
 
 
-def wait_for_listing(parts: Parts, found: FoundDataset, *, no_wait: bool) -> None:
+def wait_for_listing(parts: Dataset, found: FoundDataset, *, no_wait: bool) -> None:
     """Wait until the samples are listed, showing how far it is; StartError where that fails."""
     refresher = parts.catalog.refresher
     if refresher.complete or no_wait:

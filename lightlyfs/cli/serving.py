@@ -105,7 +105,7 @@ def _serve(
         if place.private_because:
             tell(f"{place.private_because}; this mount keeps a cache of its own")
         _tell_owed(settings, found.id, spool_place)
-        parts = app.Parts(
+        parts = app.Dataset(
             settings,
             connections,
             found.id,
@@ -131,7 +131,7 @@ def _serve(
             parts.close()
 
 
-def _run(parts: app.Parts, mount: Mount, mountpoint: Path, told: int, dataset: str) -> None:
+def _run(parts: app.Dataset, mount: Mount, mountpoint: Path, told: int, dataset: str) -> None:
     control = ControlServer(socket_path(mountpoint), _commands(parts), sessions_of(parts))
 
     def on_mounted() -> None:
@@ -160,7 +160,7 @@ def _run(parts: app.Parts, mount: Mount, mountpoint: Path, told: int, dataset: s
     log.info("unmounted from %s", mountpoint)
 
 
-def _is_alive(parts: app.Parts) -> bool:
+def _is_alive(parts: app.Dataset) -> bool:
     """Whether names can still be looked up; the mount itself must not be touched from here."""
     try:
         parts.catalog.dataset()
@@ -170,7 +170,7 @@ def _is_alive(parts: app.Parts) -> bool:
     return True
 
 
-def _reload(parts: app.Parts) -> bool:
+def _reload(parts: app.Dataset) -> bool:
     """Read the token file again; False where there is none, and a hang-up means what it always did."""
     if parts.settings.token_file is None:
         return False
@@ -178,7 +178,7 @@ def _reload(parts: app.Parts) -> bool:
     return True
 
 
-def _commands(parts: app.Parts) -> Mapping[str, Any]:
+def _commands(parts: app.Dataset) -> Mapping[str, Any]:
     def refresh() -> Mapping[str, Any]:
         changes = parts.refresh()
         return {"added": changes.added, "changed": changes.changed, "gone": changes.gone}
@@ -204,7 +204,7 @@ def _tell_owed(settings: Settings, dataset_id: str, spool_place: SpoolPlace | No
         tell(f"{text} (`lightlyfs uploads list` shows them)")
 
 
-def _go_quiet(parts: app.Parts, dataset: str) -> None:
+def _go_quiet(parts: app.Dataset, dataset: str) -> None:
     """Leave the terminal: from here on only the log file is written."""
     path = parts.settings.log_file or parts.place.path / "mount.log"
     root = logging.getLogger()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from lightlyfs.app import Parts
+from lightlyfs.app import Dataset
 from lightlyfs.control import Channel, Session, failure
 from lightlyfs.errno_table import errno_of
 from lightlyfs.errors import LightlyFsError
@@ -21,7 +21,7 @@ _TELL_EVERY_S = 0.2
 _FAILURES_AT_ONCE = 100
 
 
-def sessions_of(parts: Parts) -> Mapping[str, Session]:
+def sessions_of(parts: Dataset) -> Mapping[str, Session]:
     """The sessions that a mount holds, by the command that begins them."""
 
     def warm(message: Mapping[str, Any], channel: Channel) -> None:
@@ -74,7 +74,7 @@ def _names(channel: Channel) -> Iterator[str]:
         yield from map(str, message["names"])
 
 
-def _warm(parts: Parts, warming: Warming, channel: Channel) -> None:
+def _warm(parts: Dataset, warming: Warming, channel: Channel) -> None:
     channel.send({"ok": True, "plan": warming.plan()._asdict()})
     evicted = parts.cache.stats().evicted
     warming.start()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 from lightlyfs.examples.common import Place, Result, run, stopwatch
-from lightlyfs.examples.stats import Sums, chosen_partitions, in_one_process, open_dataset, sums_of
+from lightlyfs.examples.stats import ImageSums, chosen_partitions, in_one_process, open_dataset, sums_of
 
 # a worker that is killed takes its tasks along; they are repeated, and their result counts once
 _RETRIES = 3
@@ -27,7 +27,7 @@ def by_dask(place: Place, given: argparse.Namespace) -> Result:
         client.run(open_dataset, place)  # as the one process has, before its clock runs
         with stopwatch() as seconds:
             tasks = client.map(sums_of, partitions, options=place.options, retries=_RETRIES)
-            total = sum(client.gather(tasks), Sums())
+            total = sum(client.gather(tasks), ImageSums())
             return total.result(seconds())
 
 

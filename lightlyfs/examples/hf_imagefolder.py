@@ -10,7 +10,7 @@ import tempfile
 from typing import Any
 
 from lightlyfs.examples.common import Place, Result, run, stopwatch
-from lightlyfs.examples.stats import Sums, in_one_process, sums_of_bytes
+from lightlyfs.examples.stats import ImageSums, in_one_process, sums_of_bytes
 
 
 def load(place: Place, cache_dir: str, processes: int) -> Any:
@@ -32,7 +32,7 @@ def by_datasets(place: Place, given: argparse.Namespace) -> Result:
 
     with tempfile.TemporaryDirectory() as cache_dir, stopwatch() as seconds:
         rows = load(place, cache_dir, given.workers).cast_column("image", Image(decode=False))
-        total = Sums()
+        total = ImageSums()
         for row in rows:
             total += sums_of_bytes(_bytes_of(row["image"]))
         return total.result(seconds())

@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 
 from lightlyfs.examples.common import Place, Result, run, stopwatch
-from lightlyfs.examples.stats import Sums, chosen_partitions, in_one_process, open_dataset, sums_of_bytes
+from lightlyfs.examples.stats import ImageSums, chosen_partitions, in_one_process, open_dataset, sums_of_bytes
 
 _OBJECT_STORE_BYTES = 100 << 20  # what is read is added up at once, and little is under way
 
@@ -78,12 +78,12 @@ def _sums_of(paths: list[str], place: Place, workers: int) -> Result:
         )
         # by the task that read it: an operator of its own would take half of the workers
         rows = files.map(sums_of_file).take_all()
-        return sum((_from_row(row["sums"]) for row in rows), Sums()).result(seconds())
+        return sum((_from_row(row["sums"]) for row in rows), ImageSums()).result(seconds())
 
 
-def _from_row(row: Any) -> Sums:
+def _from_row(row: Any) -> ImageSums:
     files, size, pixels, *colours = map(int, row)
-    return Sums(files, size, pixels, tuple(colours[:3]), tuple(colours[3:]))
+    return ImageSums(files, size, pixels, tuple(colours[:3]), tuple(colours[3:]))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ _SHUFFLED_PER_TASK = 25
 
 
 @dataclass(frozen=True)
-class Sums:
+class ImageSums:
     """What is added up over pixels, per colour."""
 
     files: int = 0
@@ -32,8 +32,8 @@ class Sums:
     values: tuple[int, ...] = (0, 0, 0)
     squares: tuple[int, ...] = (0, 0, 0)
 
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(
+    def __add__(self, other: ImageSums) -> ImageSums:
+        return ImageSums(
             self.files + other.files,
             self.size + other.size,
             self.pixels + other.pixels,
@@ -58,7 +58,7 @@ class Sums:
         return Result(f"mean {mean}, std {std}", self.files, self.size, seconds)
 
 
-def sums_of_bytes(data: bytes) -> Sums:
+def sums_of_bytes(data: bytes) -> ImageSums:
     """The sums of one picture."""
     import numpy as np
     from PIL import Image
@@ -66,13 +66,13 @@ def sums_of_bytes(data: bytes) -> Sums:
     with Image.open(io.BytesIO(data)) as image:
         pixels = np.asarray(image.convert("RGB"), dtype=np.int64)
     values, squares = (array.sum(axis=(0, 1)).tolist() for array in (pixels, pixels * pixels))
-    return Sums(1, len(data), pixels.shape[0] * pixels.shape[1], tuple(values), tuple(squares))
+    return ImageSums(1, len(data), pixels.shape[0] * pixels.shape[1], tuple(values), tuple(squares))
 
 
-def sums_of(paths: Iterable[str], options: dict[str, Any]) -> Sums:
+def sums_of(paths: Iterable[str], options: dict[str, Any]) -> ImageSums:
     """The sums of a partition: a task of a worker, which opens the dataset by these storage options."""
     fs = fsspec.filesystem("lightly", **options)
-    return sum((sums_of_bytes(fs.cat_file(path)) for path in paths), Sums())
+    return sum((sums_of_bytes(fs.cat_file(path)) for path in paths), ImageSums())
 
 
 def open_dataset(place: Place) -> None:
@@ -113,5 +113,5 @@ def in_one_process(place: Place, given: argparse.Namespace) -> Result:
     """One partition after the other, in this process."""
     partitions = chosen_partitions(place, given)
     with stopwatch() as seconds:
-        total = sum((sums_of(paths, place.options) for paths in partitions), Sums())
+        total = sum((sums_of(paths, place.options) for paths in partitions), ImageSums())
         return total.result(seconds())

@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 
 from lightlyfs.examples.common import Place, Result, run, stopwatch
-from lightlyfs.examples.stats import Sums, in_one_process, sums_of_bytes
+from lightlyfs.examples.stats import ImageSums, in_one_process, sums_of_bytes
 
 _BATCH = 32
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -73,11 +73,11 @@ def by_loader(place: Place, given: argparse.Namespace) -> Result:
         images, _BATCH, shuffle=given.shuffle, num_workers=given.workers, collate_fn=_added_up
     )
     with stopwatch() as seconds:
-        return sum(loader, Sums()).result(seconds())
+        return sum(loader, ImageSums()).result(seconds())
 
 
-def _added_up(items: list[tuple[Sums, int]]) -> Sums:
-    return sum((sums for sums, _ in items), Sums())
+def _added_up(items: list[tuple[ImageSums, int]]) -> ImageSums:
+    return sum((sums for sums, _ in items), ImageSums())
 
 
 def _directory(path: str) -> str:

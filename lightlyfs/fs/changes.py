@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any, Protocol
+from typing import Any
 
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry, true_name
 from lightlyfs.catalog.names import join_name
@@ -28,6 +28,7 @@ from lightlyfs.errors import (
     UnknownNamespace,
 )
 from lightlyfs.fs.completion import Completion
+from lightlyfs.fs.handles import Callers
 from lightlyfs.fs.namespace import Namespace, Node
 from lightlyfs.fs.overlay import HIDDEN_PREFIX
 from lightlyfs.fs.patience import Turn
@@ -43,22 +44,6 @@ log = logging.getLogger(__name__)
 RENAME_NOREPLACE = 1  # linux/fs.h
 MAX_RENAMED_SAMPLES = 1_000
 _DIRECTORY_MODE = 0o755
-
-
-class Callers(Protocol):
-    """The programs that callbacks serve."""
-
-    def caller_process(self) -> int:
-        """The thread group that the callback under way serves."""
-        ...
-
-    def caller_name(self) -> str:
-        """The program that the callback under way serves."""
-        ...
-
-    def caller_unlinks(self) -> bool | None:
-        """Whether the callback under way serves the removal of a name, not a rename; None: not known."""
-        ...
 
 
 def sample_name(path: str) -> str:

@@ -35,7 +35,7 @@ class ReadHandle:
     used_at: float = 0.0
 
 
-class Watch(Protocol):
+class ProcessWatch(Protocol):
     """Knows how a process ended, also once it is gone."""
 
     def was_killed(self) -> bool | None:
@@ -44,6 +44,30 @@ class Watch(Protocol):
 
     def close(self) -> None:
         """Let go of it."""
+        ...
+
+
+class Callers(Protocol):
+    """The programs that callbacks serve."""
+
+    def caller_process(self) -> int:
+        """Return the thread group that the callback under way serves."""
+        ...
+
+    def caller_name(self) -> str:
+        """Return the program that the callback under way serves."""
+        ...
+
+    def caller_unlinks(self) -> bool | None:
+        """Whether the callback under way serves the removal of a name, not a rename; None: not known."""
+        ...
+
+    def was_killed(self, process: int) -> bool | None:
+        """Whether a signal ended a process, or is ending it; None where that cannot be said."""
+        ...
+
+    def watch(self, process: int) -> ProcessWatch | None:
+        """Keep hold of how a process ends, also once it is gone; None where that cannot be."""
         ...
 
 
@@ -65,7 +89,7 @@ class WriteHandle:
     sync: bool = False
     cut: bool = False
     unsynced: bool = False
-    watch: Watch | None = None
+    watch: ProcessWatch | None = None
 
 
 @dataclass

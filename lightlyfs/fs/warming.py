@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     budget_bytes: int = 0
 
 
-class Progress(NamedTuple):
+class WarmingProgress(NamedTuple):
     """How far a warming is: files and bytes that are in the cache now, and those it fetched."""
 
     files: int
@@ -107,7 +107,7 @@ class Warming:
         self._running = 0
         self._failures: deque[Failure] = deque()
         self._failed: set[str] = set()
-        self._counts = Progress(0, 0, 0, 0, 0, False)
+        self._counts = WarmingProgress(0, 0, 0, 0, 0, False)
 
     def plan(self) -> Plan:
         """Look up everything; fetches nothing."""
@@ -136,7 +136,7 @@ class Warming:
         with self._changed:
             self._changed.notify_all()
 
-    def wait(self, seconds: float) -> Progress:
+    def wait(self, seconds: float) -> WarmingProgress:
         """How far it is, after waiting for its end no longer than this."""
         with self._changed:
             self._changed.wait_for(lambda: self._running == 0, seconds)

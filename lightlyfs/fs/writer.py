@@ -14,11 +14,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from lightlyfs.catalog.entries import SampleEntry, true_name
 from lightlyfs.errors import BadHandle, LightlyFsError, NoSuchFile, NotPermitted
-from lightlyfs.fs.handles import Watch, WriteHandle
+from lightlyfs.fs.handles import Callers, WriteHandle
 from lightlyfs.fs.namespace import Node, entry_of_uploaded
 from lightlyfs.fs.patience import Patience, UploadWaits
 from lightlyfs.fs.takeover import ReadSample, Takeover
@@ -34,22 +34,6 @@ _KILLED = "the program that wrote it was killed"
 _NEVER_CLOSED = "the program that wrote it never closed it"
 # directories of which one file was logged as staying here
 _MAX_TOLD = 1_000
-
-
-class Callers(Protocol):
-    """The programs that callbacks serve."""
-
-    def caller_process(self) -> int:
-        """The thread group that the callback under way serves."""
-        ...
-
-    def was_killed(self, process: int) -> bool | None:
-        """Whether a signal ended a process, or is ending it; None where that cannot be said."""
-        ...
-
-    def watch(self, process: int) -> Watch | None:
-        """Keep hold of how a process ends, also once it is gone; None where that cannot be."""
-        ...
 
 
 class Writer:

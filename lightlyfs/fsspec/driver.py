@@ -299,7 +299,7 @@ class LightlyFileSystem(AskingFileSystem):
         with as_os_error(path):
             parts.filesystem.remove_directory(inside)
 
-    def _at(self, path: str) -> tuple[app.Parts, str]:
+    def _at(self, path: str) -> tuple[app.Dataset, str]:
         """The parts of a path's dataset, and the path within it."""
         let_go_of_dropped()
         dataset, _, inside = path.partition("/")
@@ -348,7 +348,7 @@ def _of_another(name: str, value: object) -> bool:
 
 
 @contextmanager
-def _opened(parts: app.Parts, path: str) -> Iterator[int]:
+def _opened(parts: app.Dataset, path: str) -> Iterator[int]:
     handle = parts.filesystem.open(path, os.O_RDONLY).handle
     try:
         yield handle

@@ -28,10 +28,10 @@ class _Running:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         # guarded by _lock
-        self._parts: dict[tuple[object, ...], app.Parts] = {}
-        self._starting: dict[tuple[object, ...], Future[app.Parts]] = {}
+        self._parts: dict[tuple[object, ...], app.Dataset] = {}
+        self._starting: dict[tuple[object, ...], Future[app.Dataset]] = {}
 
-    def get(self, dataset: str, flags: dict[str, str], token: Token | None) -> app.Parts:
+    def get(self, dataset: str, flags: dict[str, str], token: Token | None) -> app.Dataset:
         """Return the parts of a dataset with these settings; threads that ask at once share one start."""
         key = (dataset, token, *sorted(flags.items()))
         with self._lock:
@@ -53,7 +53,7 @@ class _Running:
         mine.set_result(parts)
         return parts
 
-    def _end_start(self, key: tuple[object, ...], parts: app.Parts | None) -> None:
+    def _end_start(self, key: tuple[object, ...], parts: app.Dataset | None) -> None:
         with self._lock:
             del self._starting[key]
             if parts is not None:
@@ -101,7 +101,7 @@ os.register_at_fork(after_in_child=_forget_parents)
 atexit.register(lambda: _running.close())
 
 
-def parts_of(dataset: str, flags: dict[str, str], token: Token | None = None) -> app.Parts:
+def parts_of(dataset: str, flags: dict[str, str], token: Token | None = None) -> app.Dataset:
     """The parts of a dataset with these settings; any thread, process or forked child may ask."""
     return _running.get(dataset, flags, token)
 
@@ -131,7 +131,7 @@ def _connect(
     return connections, secrets
 
 
-def _start(dataset: str, flags: dict[str, str], token: Token | None) -> app.Parts:
+def _start(dataset: str, flags: dict[str, str], token: Token | None) -> app.Dataset:
     settings = resolve(flags, os.environ)
     closing = threading.Event()
     counter = app.RequestCounter()
@@ -141,7 +141,7 @@ def _start(dataset: str, flags: dict[str, str], token: Token | None) -> app.Part
     try:
         spool = app.open_spool(settings, found.id)
         settings = replace(settings, read_only=spool is None)
-        parts = app.Parts(
+        parts = app.Dataset(
             settings, connections, found.id, place, requests=counter, closing=closing, spool_place=spool
         )
     except BaseException:

@@ -15,7 +15,7 @@ from late import WorkLater
 from trees import wait_until
 
 from lightlyfs.examples.common import Place
-from lightlyfs.examples.stats import Sums, partitions_of, sums_of, sums_of_bytes
+from lightlyfs.examples.stats import ImageSums, partitions_of, sums_of, sums_of_bytes
 from lightlyfs.localserver import LocalServer, ServerOptions
 
 pytestmark = pytest.mark.ecosystem
@@ -37,9 +37,9 @@ def client(server: LocalServer) -> Iterator[Any]:
         yield connected
 
 
-def of_the_folder(folder: Path) -> Sums:
+def of_the_folder(folder: Path) -> ImageSums:
     """What is on the disk, past everything that is tried here."""
-    return sum((sums_of_bytes(path.read_bytes()) for path in sorted(folder.rglob("*.jpg"))), Sums())
+    return sum((sums_of_bytes(path.read_bytes()) for path in sorted(folder.rglob("*.jpg"))), ImageSums())
 
 
 @pytest.mark.parametrize("tags", [None, ["odd", "even"]], ids=["directories", "tags"])
@@ -49,8 +49,8 @@ def test_four_workers_find_what_one_process_does(
     partitions = partitions_of(place, tags)
     assert len(partitions) >= 2
     found = client.map(sums_of, partitions, options=place.options, pure=False)
-    total = sum(client.gather(found), Sums())
-    assert total == sum((sums_of(paths, place.options) for paths in partitions), Sums())
+    total = sum(client.gather(found), ImageSums())
+    assert total == sum((sums_of(paths, place.options) for paths in partitions), ImageSums())
     assert total == of_the_folder(pictures)
     assert 0.4 < total.mean()[0] < 0.6
     assert 0.1 < total.std()[0] < 0.3
@@ -69,7 +69,7 @@ def test_tags_hold_what_they_are_said_to(place: Place) -> None:
     assert sum(map(len, odd)) == sum(map(len, even)) / 2
 
 
-def sums_with_a_stop(paths: list[str], options: dict[str, Any], stop: str) -> Sums:
+def sums_with_a_stop(paths: list[str], options: dict[str, Any], stop: str) -> ImageSums:
     """The sums of a partition, whose first run stays in the middle and says which process it is."""
     first, rest = sums_of(paths[:3], options), paths[3:]
     if stop and not os.path.exists(stop):
@@ -93,7 +93,7 @@ def test_the_task_of_a_killed_worker_is_repeated_and_counts_once(
     killed = int(stop.read_text())
     assert killed in before.values()
     os.kill(killed, signal.SIGKILL)
-    assert sum(client.gather(tasks), Sums()) == of_the_folder(pictures)
+    assert sum(client.gather(tasks), ImageSums()) == of_the_folder(pictures)
     client.wait_for_workers(WORKERS, timeout=30)
     assert killed not in client.run(os.getpid).values()
 

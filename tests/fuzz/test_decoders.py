@@ -137,7 +137,7 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
     "listing": models.decode_listing,
     "samples": lambda body: models.decode_many(body, models.Sample, "samples"),
     "sample": lambda body: models.decode_one(body, models.Sample, "sample"),
-    "dataset": lambda body: models.decode_one(body, models.Dataset, "dataset"),
+    "dataset": lambda body: models.decode_one(body, models.DatasetRecord, "dataset"),
     "tags": lambda body: models.decode_many(body, models.Tag, "tags"),
     "created": lambda body: models.decode_one(body, models.CreatedSample, "created"),
     "urls": lambda body: models.decode_one(body, models.CreatedSampleWithWriteUrls, "created"),

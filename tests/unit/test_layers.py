@@ -181,3 +181,17 @@ def test_nine_functions_of_ten_stay_under_thirty_lines() -> None:
     )
 
     assert lengths[len(lengths) * 9 // 10] <= 30
+
+
+def test_no_file_and_no_public_class_has_the_name_of_another() -> None:
+    """One name, one thing: a reader who meets `Progress` knows which."""
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        name = str(path.relative_to(PACKAGE))
+        if path.stem not in ("__init__", "__main__"):
+            places.setdefault(f"{path.stem}.py", []).append(name)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(name)
+
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightlyfs.api import models
-from lightlyfs.api.models import Dataset, ListedSample
+from lightlyfs.api.models import DatasetRecord, ListedSample
 from lightlyfs.catalog.plausible import (
     MAX_SECONDS,
     MIN_SECONDS,
@@ -81,8 +81,8 @@ class Client:
     def __init__(self, rows: list[Any]) -> None:
         self.rows = rows
 
-    def get_dataset(self, *_: Any, **__: Any) -> Dataset:
-        return Dataset(id="d" * 24, name="odd", n_samples=len(self.rows), last_modified_at=MS)
+    def get_dataset(self, *_: Any, **__: Any) -> DatasetRecord:
+        return DatasetRecord(id="d" * 24, name="odd", n_samples=len(self.rows), last_modified_at=MS)
 
     def list_page(self, _: str, offset: int, size: int, **__: Any) -> list[ListedSample]:
         return models.decode_listing(json.dumps(self.rows[offset : offset + size]).encode())

@@ -13,7 +13,7 @@ from contentkit import Clock
 
 from lightlyfs.api.models import (
     CreatedSampleWithWriteUrls,
-    Dataset,
+    DatasetRecord,
     Sample,
     SampleCreate,
     SampleMetaData,
@@ -92,8 +92,8 @@ class Server:
         page = self.samples[offset : offset + min(size, self.clamp)]
         return self.samples[:size] if self.ignores_paging else page
 
-    def get_dataset(self, _: str) -> Dataset:
-        return Dataset(id="d" * 24, n_samples=len(self.samples))
+    def get_dataset(self, _: str) -> DatasetRecord:
+        return DatasetRecord(id="d" * 24, n_samples=len(self.samples))
 
     def list_samples(self, _: str, *, offset: int, size: int) -> list[Sample]:
         page = self.samples[offset : offset + min(size, self.clamp)]
