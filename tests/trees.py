@@ -24,8 +24,8 @@ from lightlyfs.errors import StartError
 from lightlyfs.fs.attributes import Attr
 from lightlyfs.kernel import binding
 from lightlyfs.kernel import mountpoints as mounts
-from lightlyfs.localserver import LocalServer
 from lightlyfs.settings import read_secrets, resolve
+from lightlyfs.testing import LocalServer
 
 REQUIRE_FUSE = os.environ.get("LIGHTLYFS_REQUIRE_FUSE") == "1"
 
