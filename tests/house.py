@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import lightlyfs
 
 _OURS = str(Path(lightlyfs.__file__).parent) + os.sep
-_SERVER = (_OURS + "localserver" + os.sep, _OURS + "server" + os.sep, _OURS + "testing" + os.sep)
+_SERVER = (_OURS + "server" + os.sep, _OURS + "testing" + os.sep)
 _QUIET_S = 0.3  # work that a trip left to other threads is over by then
 # threads of our own run beside a trip; the quietest of so many counts
 _TIMES = 3
@@ -108,7 +108,7 @@ def trips(directory: Path) -> Iterator[tuple[Counter, dict[str, Callable[[int], 
 
     from lightlyfs.fsspec import parts as fsspec_parts
     from lightlyfs.fsspec.driver import LightlyFileSystem
-    from lightlyfs.localserver import LocalServer, ServerOptions
+    from lightlyfs.testing import LocalServer, ServerOptions
 
     (directory / "images").mkdir()
     for number in range(LISTED):

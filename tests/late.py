@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from lightlyfs.localserver.asgi import App, Receive, Scope, Send
-from lightlyfs.localserver.fault_kinds import Fault
-from lightlyfs.localserver.transport import Connections
+from lightlyfs.server.asgi import App, Receive, Scope, Send
+from lightlyfs.testing import Fault, HeldRequests
 
 
 class WorkLater(Fault, tag="work_later", frozen=True, kw_only=True):
     """Take a request, and do its work a second later, whoever is gone by then."""
 
-    def wrap(self, app: App, connections: Connections) -> App:
+    def wrap(self, app: App, held: HeldRequests) -> App:
         async def later(scope: Scope, receive: Receive, send: Send) -> None:
             messages = [await receive()]
             while messages[-1].get("more_body"):

@@ -9,7 +9,7 @@ from typing import Self
 
 from trees import free_port
 
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 
 class RestartableServer:

@@ -17,7 +17,7 @@ import requests
 from PIL import Image
 from trees import REQUIRE_FUSE, MountedTree, mounted
 
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 UPLOAD_IMAGES = ("--upload", "images")
 OVERWRITE = "--allow-overwrite"

@@ -23,8 +23,8 @@ from lightlyfs.errno_table import errno_of
 from lightlyfs.errors import StartError
 from lightlyfs.fs.attributes import Attr
 from lightlyfs.kernel import binding, mountpoints
-from lightlyfs.localserver import LocalServer
 from lightlyfs.settings import read_secrets, resolve
+from lightlyfs.testing import LocalServer
 
 REQUIRE_FUSE = os.environ.get("LIGHTLYFS_REQUIRE_FUSE") == "1"
 

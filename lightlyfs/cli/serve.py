@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lightlyfs.errors import SettingsError, StartError
+
+if TYPE_CHECKING:
+    from lightlyfs.server import ServeOptions
+    from lightlyfs.testing import LocalServer
 
 
 @click.command()
@@ -46,11 +51,11 @@ def serve(
     Once ready, prints four lines that set the environment of `lightlyfs mount`.
     """
     # imported here: the server is heavy, and no other command needs it
-    from lightlyfs.localserver import LocalServerError, ServerOptions, run
+    from lightlyfs.server import ApiServer, LocalServerError, ServeOptions, serve_until_signal
 
     if (source is None) == (fake is None):
         raise SettingsError("name one source: a folder, s3://BUCKET/PREFIX, or --fake N")
-    options = ServerOptions(
+    options = ServeOptions(
         source=source,
         port=port,
         host=host,
@@ -58,16 +63,34 @@ def serve(
         dataset_name=dataset_name,
         state=state,
         s3_endpoint=s3_endpoint,
-        api_latency_s=latency,
-        storage_latency_s=latency,
-        fake_samples=fake,
-        fake_bytes=fake_size,
-        fake_per_directory=fake_per_dir or None,
         verbose=verbose,
     )
     if url_lifetime is not None:
         options = replace(options, url_lifetime_s=url_lifetime)
+
+    def create() -> ApiServer:
+        if fake is None and latency <= 0:
+            return ApiServer(options)
+        return _server_for_tests(options, latency, fake, fake_size, fake_per_dir or None)
+
     try:
-        run(options)
+        serve_until_signal(create)
     except LocalServerError as error:
         raise StartError(str(error)) from None
+
+
+def _server_for_tests(
+    options: ServeOptions, latency_s: float, samples: int | None, file_bytes: int, per_directory: int | None
+) -> LocalServer:
+    from lightlyfs.testing import LocalServer, ServerOptions
+
+    return LocalServer(
+        ServerOptions(
+            **vars(options),
+            api_latency_s=latency_s,
+            storage_latency_s=latency_s,
+            fake_samples=samples,
+            fake_bytes=file_bytes,
+            fake_per_directory=per_directory,
+        )
+    )

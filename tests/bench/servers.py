@@ -45,7 +45,7 @@ def delayed(port: int, far: Far) -> Iterator[int]:
 def served(*words: str | Path, far: Far = NEAR) -> Iterator[dict[str, str]]:
     """The server of `lightlyfs serve` with these arguments, as the environment that its users need."""
     port = free_port()
-    command = [sys.executable, "-m", "lightlyfs.localserver", *words, "--port", str(port), "--token", "bench"]
+    command = [sys.executable, "-m", "lightlyfs.testing", *words, "--port", str(port), "--token", "bench"]
     environ = {**os.environ, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
     with delayed(port, far) as front:
         command += ["--public-url", f"http://127.0.0.1:{front}"]

@@ -18,7 +18,7 @@ import requests
 from PIL import Image
 from trees import environment, need_fuse, start_mount, wait_until
 
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 pytestmark = [pytest.mark.desktop, pytest.mark.fuse]
 

@@ -12,7 +12,7 @@ from trees import environment, wait_until
 
 from lightlyfs.examples.common import Place, make_pictures
 from lightlyfs.fsspec import parts as fsspec_parts
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 PICTURES = 64
 

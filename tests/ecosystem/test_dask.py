@@ -16,7 +16,7 @@ from trees import wait_until
 
 from lightlyfs.examples.common import Place
 from lightlyfs.examples.stats import ImageSums, partitions_of, sums_of, sums_of_bytes
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 pytestmark = pytest.mark.ecosystem
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from trees import mounted
 
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 pytestmark = [pytest.mark.ecosystem, pytest.mark.fuse]
 

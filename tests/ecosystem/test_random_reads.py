@@ -15,7 +15,7 @@ from trees import MountedTree, mounted
 from lightlyfs.examples.common import make_pictures
 from lightlyfs.examples.ray_stats import arrow_filesystem
 from lightlyfs.fsspec import parts as fsspec_parts
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 pytestmark = [pytest.mark.ecosystem, pytest.mark.fuse]
 

@@ -12,7 +12,7 @@ import pytest
 from lightlyfs.examples.common import Place
 from lightlyfs.examples.ray_stats import arrow_filesystem, ray_running
 from lightlyfs.examples.stats import partitions_of
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 # what Ray calls deprecated is what it uses itself
 pytestmark = [pytest.mark.ecosystem, pytest.mark.filterwarnings("ignore::DeprecationWarning")]

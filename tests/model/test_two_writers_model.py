@@ -16,8 +16,8 @@ from trees import InProcessTree, in_process
 
 from lightlyfs import app
 from lightlyfs.api.models import SampleUpdate
-from lightlyfs.localserver import LocalServer, ServerOptions
 from lightlyfs.settings import Secrets, resolve
+from lightlyfs.testing import LocalServer, ServerOptions
 
 REPLACED = ".lightlyfs-replaced/"
 NAMES = ["a.jpg", "b.jpg", "d/c.jpg", "d/e/f.jpg"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from trees import in_process
 
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 REAL = ["a.jpg", "b.jpg", "d/c.jpg", "d/e/f.jpg"]
 SCRATCH = [".a.jpg.Xy12Ab", "d/part.tmp"]

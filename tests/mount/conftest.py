@@ -10,8 +10,8 @@ from dataset_files import FILES, READING_SUBJECTS, fill
 from trees import InProcessTree, MountedTree, in_process, mounted, mounted_by_path
 
 from lightlyfs.kernel import mountpoints
-from lightlyfs.localserver import LocalServer, ServerOptions
 from lightlyfs.mountinfo import MOUNT_TYPE, mount_table
+from lightlyfs.testing import LocalServer, ServerOptions
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,7 +11,7 @@ import pytest
 from dataset_files import FILES
 from trees import Tree, is_by_path, refused, soon
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 MIB = 1 << 20
 

@@ -12,7 +12,7 @@ import pytest
 import requests
 from trees import MountedTree, mounted, mounted_by_path, reads_by_path, soon, wait_until
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 

@@ -11,7 +11,7 @@ import pytest
 from trees import MountedTree, mounted
 
 from lightlyfs.desktop.programs import BUDGET_BYTES
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 

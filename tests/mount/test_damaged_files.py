@@ -19,7 +19,7 @@ from test_swept import contents, is_readable, listed
 from trees import MountedTree, mounted, wait_until
 
 from lightlyfs.kernel import mountpoints
-from lightlyfs.localserver import LocalServer, Status
+from lightlyfs.testing import LocalServer, Status
 
 pytestmark = pytest.mark.fuse
 

@@ -18,7 +18,7 @@ import yaml
 from trees import environment, free_port, lightlyfs, need_fuse, start_mount
 
 from lightlyfs.cli.mount import mount
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 
 def printed(name: str) -> str:

@@ -11,7 +11,7 @@ from test_writing import stored
 from trees import InProcessTree, in_process, refused, wait_until
 
 from lightlyfs.errors import Forbidden
-from lightlyfs.localserver import LocalServer, Status
+from lightlyfs.testing import LocalServer, Status
 
 FILES = {f"a/{number}.jpg": str(number).encode() for number in range(4)}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from trees import MountedTree, mounted, wait_until
 
-from lightlyfs.localserver import LocalServer, ServerOptions, Stall, Status
+from lightlyfs.testing import LocalServer, ServerOptions, Stall, Status
 
 pytestmark = pytest.mark.fuse
 

@@ -16,11 +16,12 @@ from lightlyfs.api.contract import Timeouts
 from lightlyfs.api.retry import RetryPolicy
 from lightlyfs.app import dataset
 from lightlyfs.fetch.fetcher import FetchConfig
-from lightlyfs.localserver import (
+from lightlyfs.testing import (
     BrokenJson,
     Chunked,
     DropReply,
     Expired,
+    Fault,
     Gzip,
     Html,
     IgnoreRange,
@@ -31,7 +32,6 @@ from lightlyfs.localserver import (
     Truncate,
     WrongContentRange,
 )
-from lightlyfs.localserver.fault_kinds import Fault
 
 # fetched whole, one byte over a block, and in ranges
 SIZES = {"small.jpg": 50_000, "block.png": (1 << 20) + 1, "ranges.bin": 6_500_000}

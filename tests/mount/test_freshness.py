@@ -12,7 +12,7 @@ import pytest
 import requests
 from trees import MountedTree, mounted, refused, soon, wait_until
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 

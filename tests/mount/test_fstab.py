@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from trees import need_fuse, wait_until
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 

@@ -11,7 +11,7 @@ import pytest
 from test_writing import stored
 from trees import mounted
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 

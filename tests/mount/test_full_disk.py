@@ -15,7 +15,7 @@ from test_swept import contents, status
 from test_writing import stored
 from trees import MountedTree, environment, need_fuse, refused, start_mount, wait_until
 
-from lightlyfs.localserver import LocalServer, Status
+from lightlyfs.testing import LocalServer, Status
 
 pytestmark = pytest.mark.fuse
 

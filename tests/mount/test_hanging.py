@@ -15,7 +15,7 @@ import pytest
 from trees import MountedTree, mounted
 
 from lightlyfs.kernel import mountpoints
-from lightlyfs.localserver import LocalServer, Status
+from lightlyfs.testing import LocalServer, Status
 
 pytestmark = pytest.mark.fuse
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from trees import environment, mounted
 
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 GOOD = 10_000
 MS = 1_700_000_000_000

@@ -15,7 +15,7 @@ import pytest
 from test_shared_mounts import two_mounts
 from trees import MountedTree, mounted, wait_until
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from trees import environment, lightlyfs, mounted, wait_until
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 

@@ -17,7 +17,7 @@ import shared_mount
 from shared_mount import OVERWRITE, SharedMount, run_tool
 from trees import soon, wait_until
 
-from lightlyfs.localserver import Latency
+from lightlyfs.testing import Latency
 
 pytestmark = pytest.mark.fuse
 

@@ -28,8 +28,7 @@ from trees import (
 )
 
 from lightlyfs.kernel import mountpoints
-from lightlyfs.localserver import Latency, LocalServer, ServerOptions, Stall
-from lightlyfs.localserver.fault_kinds import Fault
+from lightlyfs.testing import Fault, Latency, LocalServer, ServerOptions, Stall
 
 pytestmark = pytest.mark.fuse
 

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from trees import Tree, in_process, mounted
 
-from lightlyfs.localserver import (
+from lightlyfs.testing import (
     Chunked,
     DropReply,
+    Fault,
     Html,
     LocalServer,
     ServerOptions,
     Status,
     Truncate,
 )
-from lightlyfs.localserver.fault_kinds import Fault
 
 LISTED = {f"folder {number % 7}/{number:03d} ü.jpg": 10 + number for number in range(300)}
 PAGE = "40"  # samples, so that there are pages to go wrong

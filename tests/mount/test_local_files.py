@@ -21,7 +21,7 @@ from shared_mount import SharedMount, jpeg
 from test_writing import stored
 from trees import MountedTree, mounted, refused, start_mount
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 

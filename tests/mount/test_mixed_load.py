@@ -19,11 +19,12 @@ import pytest
 from mixed_load import content
 from trees import MountedTree, mounted
 
-from lightlyfs.localserver import (
+from lightlyfs.testing import (
     BrokenJson,
     Chunked,
     DropReply,
     Empty,
+    Fault,
     Gzip,
     Html,
     IgnoreRange,
@@ -35,7 +36,6 @@ from lightlyfs.localserver import (
     WrongContentRange,
     WrongTotal,
 )
-from lightlyfs.localserver.fault_kinds import Fault
 
 pytestmark = pytest.mark.fuse
 

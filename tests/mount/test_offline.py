@@ -8,7 +8,7 @@ import pytest
 from trees import in_process
 
 from lightlyfs.errors import LightlyFsError
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 
 def test_a_cached_file_that_was_to_be_confirmed_is_read_without_a_server(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ from trees import (
 
 from lightlyfs.api import retry
 from lightlyfs.api.retry import RetryPolicy
-from lightlyfs.localserver import DropReply
 from lightlyfs.staging.upload_steps import UploadConfig
+from lightlyfs.testing import DropReply
 
 AT_ONCE_S = 2.0
 SECONDS = 10.0

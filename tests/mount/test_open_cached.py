@@ -19,8 +19,8 @@ from trees import MountedTree, mounted, wait_until
 
 import lightlyfs
 from lightlyfs.control import ask, dial
-from lightlyfs.localserver import Latency, LocalServer, ServerOptions, Status
 from lightlyfs.places import socket_path
+from lightlyfs.testing import Latency, LocalServer, ServerOptions, Status
 
 pytestmark = pytest.mark.fuse
 

@@ -13,7 +13,7 @@ import pytest
 import requests
 from trees import MountedTree, environment, free_port, need_fuse, soon, start_mount, wait_until
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 

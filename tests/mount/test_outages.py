@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from trees import MountedTree, environment, mounted, need_fuse, start_mount, wait_until
 
-from lightlyfs.localserver import LocalServer, Stall, Status
+from lightlyfs.testing import LocalServer, Stall, Status
 
 pytestmark = pytest.mark.fuse
 

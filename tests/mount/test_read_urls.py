@@ -9,7 +9,7 @@ from pathlib import Path
 from dataset_files import FILES, fill
 from trees import InProcessTree, in_process
 
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 
 def urls_asked_for(server: LocalServer, tree: InProcessTree) -> int:

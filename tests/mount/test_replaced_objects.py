@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from trees import MountedTree, mounted
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 

@@ -16,7 +16,7 @@ import requests
 from dataset_files import FILES
 from trees import InProcessTree, MountedTree, Tree, in_process, mounted, refused, wait_until
 
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 KEY, SECRET = "AKTESTKEY", "test-secret"
 # S3 keys of an object and of nothing that the dataset may show

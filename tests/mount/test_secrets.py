@@ -16,7 +16,7 @@ from dataset_files import FILES, fill
 from PIL import Image
 from trees import environment, lightlyfs, mounted
 
-from lightlyfs.localserver import DropReply, Expired, LocalServer, ServerOptions, Stall, Status, Truncate
+from lightlyfs.testing import DropReply, Expired, LocalServer, ServerOptions, Stall, Status, Truncate
 
 TOKEN = "Zq9/s3cret+tok=en%41&x~_-endQ7"
 SIGNED = re.compile(rb"(?i)(x-amz-signature|[?&]sig)(=|%3d)(?!\*\*\*)")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from trees import mounted
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 TEXT = resources.files("lightlyfs").joinpath("semantics.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```console\n\$ (.+?)\n(.*?)```", TEXT, re.DOTALL)

@@ -14,7 +14,7 @@ import pytest
 from trees import MountedTree, environment, need_fuse, reads_by_path, start_mount, wait_until
 
 from lightlyfs.kernel import mountpoints
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 

@@ -12,7 +12,7 @@ import pytest
 from trees import environment, lightlyfs, need_fuse
 
 from lightlyfs.kernel import mountpoints
-from lightlyfs.localserver import Html, LocalServer
+from lightlyfs.testing import Html, LocalServer
 
 pytestmark = pytest.mark.fuse
 

@@ -14,7 +14,7 @@ import pytest
 from test_shared_mounts import truth, two_mounts
 from trees import MountedTree, lightlyfs, mounted, start_mount, wait_until
 
-from lightlyfs.localserver import LocalServer, Status
+from lightlyfs.testing import LocalServer, Status
 
 pytestmark = pytest.mark.fuse
 

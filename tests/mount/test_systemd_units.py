@@ -16,7 +16,7 @@ import pytest
 from trees import environment, lightlyfs, need_fuse, wait_until
 
 from lightlyfs.kernel import mountpoints
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from trees import environment, lightlyfs, mounted, refused, soon
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 

@@ -16,7 +16,7 @@ import requests
 from PIL import Image
 from trees import MountedTree, mounted, soon, wait_until
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 

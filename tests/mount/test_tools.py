@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from trees import MountedTree, mounted, wait_until
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 

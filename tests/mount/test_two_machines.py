@@ -26,7 +26,7 @@ from trees import (
     wait_until,
 )
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 ROUNDS = 6
 WAIT_S = 30.0

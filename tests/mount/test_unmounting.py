@@ -11,7 +11,7 @@ import pytest
 import requests
 from trees import MountedTree, environment, need_fuse, start_mount
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 

@@ -12,7 +12,7 @@ from shared_mount import REPLACED, jpeg
 from test_writing import stored
 from trees import MountedTree, environment, lightlyfs, need_fuse, start_mount, wait_until
 
-from lightlyfs.localserver import LocalServer, ServerOptions, Status
+from lightlyfs.testing import LocalServer, ServerOptions, Status
 
 pytestmark = pytest.mark.fuse
 

@@ -21,7 +21,7 @@ from trees import (
     soon,
 )
 
-from lightlyfs.localserver import ChangedEtag, Expired, IgnoreRange, LocalServer
+from lightlyfs.testing import ChangedEtag, Expired, IgnoreRange, LocalServer
 
 # fetched in ranges, so that much of it is not here when its beginning is
 BYTES = 9_500_000

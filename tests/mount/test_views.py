@@ -15,7 +15,7 @@ import requests
 from PIL import Image
 from trees import MountedTree, mounted, mounted_by_path, refused, soon
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 

@@ -17,7 +17,7 @@ from trees import MountedTree, mounted, wait_until
 from lightlyfs.cli.warm import listed_names
 from lightlyfs.errors import StartError
 from lightlyfs.library import Mounted
-from lightlyfs.localserver import Latency, LocalServer, ServerOptions
+from lightlyfs.testing import Latency, LocalServer, ServerOptions
 
 pytestmark = pytest.mark.fuse
 

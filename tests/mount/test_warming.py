@@ -11,7 +11,7 @@ from dataset_files import fill
 from trees import InProcessTree, in_process, wait_until
 
 from lightlyfs.fs.warming import Warming
-from lightlyfs.localserver import Latency, LocalServer, ServerOptions, Status
+from lightlyfs.testing import Latency, LocalServer, ServerOptions, Status
 
 FILES = {f"d/{number}.bin": random.Random(number).randbytes(1000) for number in range(30)}
 LARGE = {"large.bin": random.Random(1).randbytes((40 << 20) + 3)}

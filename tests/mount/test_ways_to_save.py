@@ -21,7 +21,7 @@ import shared_mount
 from shared_mount import OVERWRITE, SharedMount, jpeg, need_tool, run_tool
 from trees import mounted, refused, soon, start_mount, wait_until
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 

@@ -17,7 +17,7 @@ import pytest
 from trees import MountedTree, environment, lightlyfs, need_fuse, start_mount, wait_until
 
 from lightlyfs.kernel import mountpoints
-from lightlyfs.localserver import DropReply, LocalServer, ServerOptions
+from lightlyfs.testing import DropReply, LocalServer, ServerOptions
 
 pytestmark = pytest.mark.fuse
 

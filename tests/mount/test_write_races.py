@@ -14,8 +14,8 @@ import pytest
 from test_writing import stored
 from trees import InProcessTree, in_process, refused, wait_until
 
-from lightlyfs.localserver import Latency, LocalServer, Status
 from lightlyfs.staging.record import State
+from lightlyfs.testing import Latency, LocalServer, Status
 
 REFUSED = Status(status=403, target="withWriteUrls")
 

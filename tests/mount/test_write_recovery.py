@@ -15,10 +15,10 @@ from trees import InProcessTree, in_process, refused, wait_until
 
 from lightlyfs import places
 from lightlyfs.app.uploading import _take_over
-from lightlyfs.localserver import LocalServer, Status
 from lightlyfs.staging.journal import Journal
 from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.spool import Spool
+from lightlyfs.testing import LocalServer, Status
 
 REFUSED = Status(status=403, target="withWriteUrls")
 DATASET = "d" * 24

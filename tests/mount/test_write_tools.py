@@ -15,7 +15,7 @@ from PIL import Image
 from test_writing import stored
 from trees import MountedTree, mounted
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 

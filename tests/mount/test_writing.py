@@ -15,7 +15,7 @@ from dataset_files import SUBJECTS
 from PIL import Image
 from trees import InProcessTree, MountedTree, WritableTree, in_process, mounted, refused, soon, wait_until
 
-from lightlyfs.localserver import DropReply, Latency, LocalServer, Status
+from lightlyfs.testing import DropReply, Latency, LocalServer, Status
 
 
 def picture(colour: tuple[int, int, int] = (200, 30, 10), size: tuple[int, int] = (300, 200)) -> bytes:

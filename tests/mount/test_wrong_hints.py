@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from trees import MountedTree, in_process, mounted
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from serverkit import Api, fill
 
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from typing import Any
 
 import requests
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 FILES = {
     "a/one.jpg": b"first image",

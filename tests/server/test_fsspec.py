@@ -17,7 +17,7 @@ import pytest
 from fsspec.callbacks import Callback
 from trees import use_here
 
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 FILES = {
     "a.bin": os.urandom(300_000),

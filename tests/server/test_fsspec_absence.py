@@ -11,7 +11,7 @@ import pytest
 from trees import free_port, use_here
 
 from lightlyfs.fsspec import parts as fsspec_parts
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 Call = Callable[[Any, str, Path], object]
 

@@ -19,7 +19,7 @@ from trees import environment
 
 from lightlyfs.fsspec import driver as fsspec_driver
 from lightlyfs.fsspec import parts as fsspec_parts
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 _numbers = itertools.count()
 

@@ -23,7 +23,7 @@ from trees import use_here
 from lightlyfs import database
 from lightlyfs.forks import FORK_GATE
 from lightlyfs.fsspec import parts as fsspec_parts
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 GUEST = Path(__file__).parents[1] / "guest.py"
 FILES = {"a.bin": os.urandom(100_000)} | {f"{number}.jpg": os.urandom(20_000) for number in range(30)}

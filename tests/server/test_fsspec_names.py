@@ -12,7 +12,7 @@ import pytest
 from trees import use_here
 
 from lightlyfs.fsspec import parts as fsspec_parts
-from lightlyfs.localserver import Latency, LocalServer, ServerOptions
+from lightlyfs.testing import Latency, LocalServer, ServerOptions
 
 ODD = [
     "a[1].jpg",

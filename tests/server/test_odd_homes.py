@@ -13,7 +13,7 @@ import pytest
 
 from lightlyfs import places
 from lightlyfs.errors import SettingsError
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 NOBODY_KNOWN = 54_321
 GROUP = 54_322

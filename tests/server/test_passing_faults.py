@@ -21,11 +21,12 @@ import msgspec
 import pytest
 from trees import InProcessTree, in_process
 
-from lightlyfs.localserver import (
+from lightlyfs.testing import (
     BrokenJson,
     ChangedEtag,
     DropReply,
     Empty,
+    Fault,
     Html,
     LocalServer,
     ServerOptions,
@@ -34,7 +35,6 @@ from lightlyfs.localserver import (
     WrongContentRange,
     WrongTotal,
 )
-from lightlyfs.localserver.fault_kinds import Fault
 
 SMALL_BYTES, LARGE_BYTES = 50_000, 5_500_000
 LISTED = 40

@@ -17,7 +17,7 @@ from late import WorkLater
 from trees import use_here, wait_until
 
 from lightlyfs.fsspec import parts as fsspec_parts
-from lightlyfs.localserver import DropReply, LocalServer, ServerOptions
+from lightlyfs.testing import DropReply, LocalServer, ServerOptions
 
 SCRIPT = """
 import sys, fsspec

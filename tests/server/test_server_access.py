@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from serverkit import Api
 
-from lightlyfs.localserver import LocalServer, ServerOptions
-from lightlyfs.localserver.signing import PublicTokens
+from lightlyfs.server.signing import PublicTokens
+from lightlyfs.testing import LocalServer, ServerOptions
 
 ENDPOINTS = [
     ("GET", ""),

@@ -1,4 +1,4 @@
-"""`python -m lightlyfs.localserver` as a process."""
+"""`python -m lightlyfs.testing` as a process."""
 
 import re
 import signal
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
-COMMAND = [sys.executable, "-m", "lightlyfs.localserver"]
+COMMAND = [sys.executable, "-m", "lightlyfs.testing"]
 EXPORT = re.compile(r"export (LIGHTLY_\w+)=(\S+)\n")
 
 

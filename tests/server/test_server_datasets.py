@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from serverkit import FILES, Api
 
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 SORTED = sorted(FILES, key=str.encode)
 

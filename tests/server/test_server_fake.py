@@ -6,7 +6,7 @@ import pytest
 import requests
 from serverkit import Api
 
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 COUNT, SIZE = 2500, 3_000
 

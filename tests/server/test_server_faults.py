@@ -9,7 +9,7 @@ import pytest
 import requests
 from serverkit import FILES, Api
 
-from lightlyfs.localserver import (
+from lightlyfs.testing import (
     BrokenJson,
     ChangedEtag,
     Chunked,

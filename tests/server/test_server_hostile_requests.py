@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serverkit import Api, fill
 
-from lightlyfs.localserver import LocalServer, ServerOptions
-from lightlyfs.localserver.application import Handlers, api_table, control_table
+from lightlyfs.server.application import Handlers, api_table
+from lightlyfs.testing import LocalServer, ServerOptions
+from lightlyfs.testing.instrumentation import Instruments
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 BIG = [2**53, 2**63 - 1, 2**63, 2**64, 10**100, -1, -(2**63) - 1]
@@ -172,9 +173,9 @@ def routes() -> list[tuple[str, str]]:
             return self
 
     anything: Any = Anything()
-    handlers = Handlers(anything, anything, anything, anything, anything)
+    handlers = Handlers(anything, anything, anything, anything)
     found = [(row[0], row[1]) for row in api_table(handlers, anything)]
-    found += [(row[0], row[1]) for row in control_table(anything)]
+    found += [(row[0], row[1]) for row in Instruments(anything, anything).routes()]
     return [*found, *((method, "/storage/{*key}") for method in ("GET", "HEAD", "PUT"))]
 
 

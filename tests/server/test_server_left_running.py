@@ -16,8 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from serverkit import FILES, Api
 
-from lightlyfs.localserver import LocalServer, ServerOptions
-from lightlyfs.localserver.options import ConnectionLimits
+from lightlyfs.testing import ConnectionLimits, LocalServer, ServerOptions
 
 LIMITS = ConnectionLimits(connections=5, headers_s=0.4, body_s=0.8)
 SECRET = b"not in the folder"
@@ -268,7 +267,7 @@ def test_one_connection_too_many_is_told_so_and_there_is_room_again(hurried: Loc
 def test_what_anyone_may_ask_for_is_not_counted_without_end(
     server: LocalServer, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightlyfs.localserver.stats.PATHS_MAX", 10)
+    monkeypatch.setattr("lightlyfs.testing.instrumentation.PATHS_MAX", 10)
     for number in range(30):
         assert api.call("GET", f"/storage/{number}", token=False).status_code == 403
     assert len(server.stats.snapshot()["storage_paths"]) == 10

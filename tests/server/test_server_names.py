@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from serverkit import Api
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 HOSTILE = [
     "",

@@ -8,7 +8,7 @@ import pytest
 import requests
 from serverkit import FILES, Api
 
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 SMALL, BIG = "b/c/deep.bin", "big.bin"
 

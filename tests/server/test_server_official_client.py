@@ -9,7 +9,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from lightlyfs.localserver import LocalServer
+from lightlyfs.testing import LocalServer
 
 REQUIREMENTS = ("pydantic>=2,<3", "aenum", "python-dateutil", "urllib3")
 """What `lightly.openapi_generated` imports; the package itself would bring torch."""

@@ -6,7 +6,7 @@ import pytest
 import requests
 from serverkit import Api
 
-from lightlyfs.localserver import LocalServer, LocalServerError, ServerOptions
+from lightlyfs.testing import LocalServer, LocalServerError, ServerOptions
 
 
 def test_ids_survive_without_state(folder: Path) -> None:

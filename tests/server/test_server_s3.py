@@ -12,7 +12,7 @@ import pytest
 import requests
 from serverkit import Api
 
-from lightlyfs.localserver import LocalServer, LocalServerError, ServerOptions
+from lightlyfs.testing import LocalServer, LocalServerError, ServerOptions
 
 KEY, SECRET = "AKTESTKEY", "test-secret"
 OBJECTS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from serverkit import FILES, Api
 
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 FULL_KEYS = {"id", "type", "datasetId", "fileName", "index", "createdAt", "lastModifiedAt", "metaData"}
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from trees import environment, wait_until
 
-from lightlyfs.localserver import LocalServer, ServerOptions
 from lightlyfs.locks import SharedLocks
+from lightlyfs.testing import LocalServer, ServerOptions
 
 FILES = 200
 LATENCY_S = 0.01

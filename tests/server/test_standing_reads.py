@@ -13,7 +13,7 @@ from freezing_proxy import FreezingProxy
 from trees import free_port, use_here
 
 from lightlyfs.fsspec import parts as fsspec_parts
-from lightlyfs.localserver import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions
 
 FILES = {f"{number:02}.bin": os.urandom(50_000) for number in range(64)}
 

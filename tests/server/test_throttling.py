@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from trees import in_process
 
-from lightlyfs.localserver import LocalServer, ServerOptions, Status
+from lightlyfs.testing import LocalServer, ServerOptions, Status
 
 READERS = 64
 SECONDS = 4.0

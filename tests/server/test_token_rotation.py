@@ -15,7 +15,8 @@ from trees import use_here, wait_until
 
 from lightlyfs.app.connections import TokenFile
 from lightlyfs.fsspec import parts as fsspec_parts
-from lightlyfs.localserver import LocalServer, ServerOptions, access
+from lightlyfs.server import request_checks
+from lightlyfs.testing import LocalServer, ServerOptions
 
 FILES = {f"{number}.jpg": os.urandom(500) for number in range(60)}
 valid: set[str] = set()
@@ -35,7 +36,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalSer
         (root / name).write_bytes(data)
     valid.clear()
     valid.add("token-0")
-    monkeypatch.setattr(access, "same_secret", lambda _, given: given in valid)
+    monkeypatch.setattr(request_checks, "same_secret", lambda _, given: given in valid)
     with LocalServer(ServerOptions(source=root, dataset_name="cars")) as running:
         use_here(running, tmp_path / "home", monkeypatch)
         monkeypatch.delenv("LIGHTLY_TOKEN")

@@ -42,23 +42,15 @@ ALLOWED = {
     "control": {"errors"},
     "app": {
         *("kernel", "fs", "desktop", "catalog", "fetch", "cache", "staging", "blocks", "api"),
-        *(
-            "forks",
-            "database",
-            "places",
-            "locks",
-            "watching",
-            "settings",
-            "upload_rules",
-            "visible",
-            "errors",
-        ),
+        *("forks", "database", "places", "locks", "watching"),
+        *("settings", "upload_rules", "visible", "errors"),
     },
     "cli": {
         *("visible", "app", "control", "kernel", "fs", "api", "places", "mountinfo", "settings", "errors"),
-        *("errno_table", "localserver"),
+        *("errno_table", "server", "testing"),
     },
-    "localserver": set(),
+    "server": set(),
+    "testing": {"server"},
     "library": {"control", "places", "settings", "errors"},
     "fsspec": {"app", "fs", "blocks", "places", "settings", "errno_table", "errors"},
     "examples": {"fsspec", "errors"},
@@ -144,8 +136,8 @@ def test_errno_is_chosen_in_one_module() -> None:
         "kernel/operations.py",
         "kernel/session.py",
         "kernel/mountpoints.py",
-        "localserver/folder.py",
-        "localserver/objects.py",
+        "server/folder_storage.py",
+        "server/object_endpoint.py",
         "library.py",
         "database.py",
         "places.py",
@@ -157,7 +149,6 @@ def test_errno_is_chosen_in_one_module() -> None:
         "api/curl.py",
         "api/sockets.py",
         "api/transport.py",
-        "localserver/server.py",
     }
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from trees import environment, wait_until
 
-from lightlyfs.localserver import LocalServer, ServerOptions
 from lightlyfs.places import SpoolPlace, is_free, spools_of
 from lightlyfs.staging.spool import Spool
+from lightlyfs.testing import LocalServer, ServerOptions
 
 KEY = "a" * 32
 PIECE_BYTES = 7

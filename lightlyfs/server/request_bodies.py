@@ -1,7 +1,7 @@
-"""The request bodies, typed and bounded as the generated client's models are.
+"""The request bodies, with the types and bounds of the models of the generated client.
 
-Names follow the wire. Unknown keys of a request are refused; unknown keys of `metaData` are dropped, because
-old uploaders send stray ones and the client's models refuse them in answers.
+Names are those of the API. Unknown keys of a request are an error; unknown keys of `metaData` are dropped,
+because old uploaders send them and the models of the client reject them in responses.
 """
 
 from typing import Annotated, Any, TypeVar
@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from .errors import ApiError
+from .api_errors import ApiError
 
 Positive = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=0)]
@@ -54,7 +54,7 @@ class Crop(msgspec.Struct):
     predictionTaskScore: Unit
 
 
-class SampleUpdate(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+class SampleUpdateBody(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """SampleUpdateRequest: only the keys that were sent change."""
 
     fileName: str | UnsetType = UNSET
@@ -64,7 +64,7 @@ class SampleUpdate(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=Tru
     customMetaData: dict[str, Any] | UnsetType | None = UNSET
 
 
-class SampleCreate(SampleUpdate, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
+class SampleCreateBody(SampleUpdateBody, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
     """SampleCreateRequest: `fileName` is required and unbounded."""
 
     fileName: str
@@ -72,8 +72,8 @@ class SampleCreate(SampleUpdate, omit_defaults=True, forbid_unknown_fields=True,
     cropData: Crop | UnsetType | None = UNSET
 
 
-class TagCreate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """TagCreateRequest, plus `fileNames` as another way to say which samples."""
+class TagCreateBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """TagCreateRequest, plus `fileNames` as an alternative to `bitMaskData`."""
 
     name: Annotated[str, Meta(min_length=3, pattern=r"^[a-zA-Z0-9][a-zA-Z0-9 .:;=@_-]+$")]
     prevTagId: ObjectId | None = None
@@ -90,8 +90,8 @@ class TagCreate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 Model = TypeVar("Model")
 
 
-def parse(document: Any, model: type[Model], code: str = "MALFORMED_REQUEST") -> Model:
-    """Return `document` as `model`, or refuse with the field that does not fit."""
+def parse_body(document: Any, model: type[Model], code: str = "MALFORMED_REQUEST") -> Model:
+    """Return `document` as `model`, or raise `ApiError` with the invalid field."""
     try:
         return msgspec.convert(document, model)
     except msgspec.ValidationError as error:

@@ -1,4 +1,4 @@
-"""The single faults, as frozen records that can wrap an ASGI application."""
+"""The kinds of faults: frozen records that wrap an ASGI application."""
 
 import asyncio
 import gzip
@@ -7,12 +7,27 @@ from typing import Literal
 
 import msgspec
 
-from .asgi import TEXT, App, Headers, Message, Receive, Reply, Scope, Send, drain, find_header, send_reply
-from .errors import error_body
-from .objects import expired_reply, xml_error
-from .transport import HANG_UP, Connections
+from lightlyfs.server.api_errors import error_body
+from lightlyfs.server.asgi import (
+    TEXT,
+    App,
+    Headers,
+    Message,
+    Receive,
+    Reply,
+    Scope,
+    Send,
+    drain,
+    find_header,
+    send_reply,
+)
+from lightlyfs.server.object_endpoint import expired, xml_error
 
 STALL_MAX_S = 3600.0
+HANG_UP = "lightly.hang_up"
+"""The message that closes the connection without a response."""
+
+_POLL_S = 0.05
 
 STORAGE_CODES = {
     403: "AccessDenied",
@@ -21,14 +36,14 @@ STORAGE_CODES = {
     500: "InternalError",
     503: "SlowDown",
 }
-"""What S3 calls these statuses; clients look at the code too."""
+"""The error codes of S3 for these statuses; clients check the code too."""
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_fields=True):
-    """What all faults share.
+    """Base class of all faults.
 
     `target` is `any`, `api`, `storage`, or an endpoint name. A fault ends after `count` hits or `seconds`,
-    whichever is first; `probability` is per request.
+    whichever comes first; `probability` is per request.
     """
 
     target: str = "any"
@@ -36,17 +51,17 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_
     seconds: float | None = None
     probability: float = 1.0
 
-    def wrap(self, app: App, connections: Connections) -> App:
-        """Return `app` with the fault around it."""
+    def wrap(self, app: App, held: "HeldRequests") -> App:
+        """Return `app` with the fault."""
         raise NotImplementedError
 
 
 class Latency(Fault, tag="latency", frozen=True, kw_only=True):
-    """Wait before the request is handled."""
+    """Delay the request."""
 
     delay_s: float
 
-    def wrap(self, app: App, connections: Connections) -> App:
+    def wrap(self, app: App, held: "HeldRequests") -> App:
         """Sleep first."""
 
         async def later(scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,13 +72,13 @@ class Latency(Fault, tag="latency", frozen=True, kw_only=True):
 
 
 class Status(Fault, tag="status", frozen=True, kw_only=True):
-    """Answer with an error and do no work; API and storage each in their own format."""
+    """Respond with an error instead of handling the request, in the format of the API or of S3."""
 
     status: int
     retry_after_s: int | None = None
     code: str = "BAD_REQUEST"
 
-    def wrap(self, app: App, connections: Connections) -> App:
+    def wrap(self, app: App, held: "HeldRequests") -> App:
         """Replace the application."""
 
         async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,13 +97,13 @@ class Status(Fault, tag="status", frozen=True, kw_only=True):
 
 
 class Stall(Fault, tag="stall", frozen=True, kw_only=True):
-    """Hang before the headers, after them, or after half of the body, until client or server leaves."""
+    """Hang before the headers, after them, or after half of the body, until client or server disconnects."""
 
     at: Literal["accept", "headers", "half"] = "accept"
     hold_s: float = STALL_MAX_S
 
-    def wrap(self, app: App, connections: Connections) -> App:
-        """Let through what comes before the stall, then wait."""
+    def wrap(self, app: App, held: "HeldRequests") -> App:
+        """Send the part before the stall, then wait."""
 
         async def stall(scope: Scope, receive: Receive, send: Send) -> None:
             start, body = await collected(app, scope, receive)
@@ -96,18 +111,18 @@ class Stall(Fault, tag="stall", frozen=True, kw_only=True):
                 await send(start)
             if self.at == "half":
                 await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
-            await connections.wait_for_end(receive, self.hold_s)
+            await held.wait(receive, self.hold_s)
 
         return stall
 
 
 class Truncate(Fault, tag="truncate", frozen=True, kw_only=True):
-    """Announce the whole body, send a part, hang up."""
+    """Send the headers of the whole body and a part of it, then close the connection."""
 
     fraction: float = 0.5
 
-    def wrap(self, app: App, connections: Connections) -> App:
-        """Return early: the HTTP server closes an answer that stays incomplete."""
+    def wrap(self, app: App, held: "HeldRequests") -> App:
+        """Return early: the HTTP server closes the connection of an incomplete response."""
 
         async def cut(scope: Scope, receive: Receive, send: Send) -> None:
             start, body = await collected(app, scope, receive)
@@ -119,10 +134,10 @@ class Truncate(Fault, tag="truncate", frozen=True, kw_only=True):
 
 
 class IgnoreRange(Fault, tag="ignore_range", frozen=True, kw_only=True):
-    """Answer 200 with the whole object to a ranged request, as the LOCAL datasource does."""
+    """Respond to a range request with 200 and the whole object, as the LOCAL datasource does."""
 
-    def wrap(self, app: App, connections: Connections) -> App:
-        """Hide the header."""
+    def wrap(self, app: App, held: "HeldRequests") -> App:
+        """Remove the `Range` header."""
 
         async def whole(scope: Scope, receive: Receive, send: Send) -> None:
             await app({**scope, "headers": without(scope["headers"], b"range")}, receive, send)
@@ -131,12 +146,12 @@ class IgnoreRange(Fault, tag="ignore_range", frozen=True, kw_only=True):
 
 
 class WrongContentRange(Fault, tag="wrong_content_range", frozen=True, kw_only=True):
-    """Say that the bytes sent are those `shift` later."""
+    """Send a `Content-Range` that is `shift` bytes too high."""
 
     shift: int = 1
 
-    def wrap(self, app: App, connections: Connections) -> App:
-        """Rewrite `Content-Range` where there is one."""
+    def wrap(self, app: App, held: "HeldRequests") -> App:
+        """Rewrite `Content-Range` if there is one."""
 
         def change(headers: Headers) -> Headers:
             value = find_header(headers, b"content-range")
@@ -151,10 +166,10 @@ class WrongContentRange(Fault, tag="wrong_content_range", frozen=True, kw_only=T
 
 
 class Gzip(Fault, tag="gzip", frozen=True, kw_only=True):
-    """Compress the body although nobody asked."""
+    """Compress the body although the client does not accept it."""
 
-    def wrap(self, app: App, connections: Connections) -> App:
-        """Collect, compress, label."""
+    def wrap(self, app: App, held: "HeldRequests") -> App:
+        """Compress the body and set `Content-Encoding`."""
 
         async def compress(scope: Scope, receive: Receive, send: Send) -> None:
             start, body = await collected(app, scope, receive)
@@ -170,34 +185,34 @@ class Gzip(Fault, tag="gzip", frozen=True, kw_only=True):
 class Chunked(Fault, tag="chunked", frozen=True, kw_only=True):
     """Send no Content-Length; the HTTP server then chunks the body."""
 
-    def wrap(self, app: App, connections: Connections) -> App:
-        """Drop the header."""
+    def wrap(self, app: App, held: "HeldRequests") -> App:
+        """Remove the `Content-Length` header."""
         return with_headers(app, lambda headers: without(headers, b"content-length"))
 
 
 class Expired(Fault, tag="expired", frozen=True, kw_only=True):
-    """Answer a storage request as if its URL had expired."""
+    """Respond to a storage request as if its URL had expired."""
 
     target: str = "storage"
 
-    def wrap(self, app: App, connections: Connections) -> App:
+    def wrap(self, app: App, held: "HeldRequests") -> App:
         """Replace the application."""
 
         async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
             await drain(receive)
-            await send_reply(send, expired_reply(), head=scope["method"] == "HEAD")
+            await send_reply(send, expired().reply, head=scope["method"] == "HEAD")
 
         return refuse
 
 
 class ChangedEtag(Fault, tag="changed_etag", frozen=True, kw_only=True):
-    """Be another version of the object: another ETag, and 412 to conditions on the old one."""
+    """Present another version of the object: another ETag, and 412 to conditions on the old one."""
 
     target: str = "storage"
     suffix: str = "-changed"
 
-    def wrap(self, app: App, connections: Connections) -> App:
-        """Run the request without its conditions, then judge them by the changed ETag."""
+    def wrap(self, app: App, held: "HeldRequests") -> App:
+        """Run the request without its conditions, then check them against the changed ETag."""
 
         async def changed(scope: Scope, receive: Receive, send: Send) -> None:
             condition = find_header(scope["headers"], b"if-match")
@@ -215,9 +230,9 @@ class ChangedEtag(Fault, tag="changed_etag", frozen=True, kw_only=True):
 
 
 class Html(Fault, tag="html", frozen=True, kw_only=True):
-    """Answer 200 with a web page, as captive portals and proxies do."""
+    """Respond with 200 and a web page, as captive portals and proxies do."""
 
-    def wrap(self, app: App, connections: Connections) -> App:
+    def wrap(self, app: App, held: "HeldRequests") -> App:
         """Replace the application."""
 
         async def page(scope: Scope, receive: Receive, send: Send) -> None:
@@ -230,12 +245,12 @@ class Html(Fault, tag="html", frozen=True, kw_only=True):
 
 
 class BrokenJson(Fault, tag="broken_json", frozen=True, kw_only=True):
-    """Send the first half of the document as a complete answer."""
+    """Send the first half of the document as a complete response."""
 
     target: str = "api"
 
-    def wrap(self, app: App, connections: Connections) -> App:
-        """Collect, cut, announce the cut length."""
+    def wrap(self, app: App, held: "HeldRequests") -> App:
+        """Cut the body in half and set its length."""
 
         async def broken(scope: Scope, receive: Receive, send: Send) -> None:
             start, body = await collected(app, scope, receive)
@@ -248,10 +263,10 @@ class BrokenJson(Fault, tag="broken_json", frozen=True, kw_only=True):
 
 
 class Empty(Fault, tag="empty", frozen=True, kw_only=True):
-    """Answer 200 with nothing: storage without a version, a list without items, any other without a body."""
+    """Respond with 200 and nothing: an empty JSON list to a list request, else an empty body."""
 
-    def wrap(self, app: App, connections: Connections) -> App:
-        """Run the application for the kind of its answer only."""
+    def wrap(self, app: App, held: "HeldRequests") -> App:
+        """Run the application to see whether its response is a list."""
 
         async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
             _, body = await collected(app, scope, receive)
@@ -263,13 +278,13 @@ class Empty(Fault, tag="empty", frozen=True, kw_only=True):
 
 
 class WrongTotal(Fault, tag="wrong_total", frozen=True, kw_only=True):
-    """Name another length of the whole object than it has."""
+    """Send a wrong length of the whole object in `Content-Range`."""
 
     target: str = "storage"
     more: int = 1000
 
-    def wrap(self, app: App, connections: Connections) -> App:
-        """Rewrite `Content-Range` where there is one."""
+    def wrap(self, app: App, held: "HeldRequests") -> App:
+        """Rewrite `Content-Range` if there is one."""
 
         def change(headers: Headers) -> Headers:
             value = find_header(headers, b"content-range")
@@ -283,25 +298,52 @@ class WrongTotal(Fault, tag="wrong_total", frozen=True, kw_only=True):
 
 
 class DropReply(Fault, tag="drop_reply", frozen=True, kw_only=True):
-    """Do the work, then close the connection without a word."""
+    """Handle the request, then close the connection without a response."""
 
-    def wrap(self, app: App, connections: Connections) -> App:
-        """Run the application for its effect only."""
+    def wrap(self, app: App, held: "HeldRequests") -> App:
+        """Run the application and discard its response."""
 
         async def drop(scope: Scope, receive: Receive, send: Send) -> None:
             await collected(app, scope, receive)
             await send({"type": HANG_UP})
-            await connections.wait_for_end(receive, 1.0)
+            await held.wait(receive, 1.0)
 
         return drop
 
 
+class HeldRequests:
+    """The requests that faults hold open. `wait` runs on the loop; any thread may call `release`."""
+
+    def __init__(self) -> None:
+        self._released = False
+
+    def release(self) -> None:
+        """End all waits, now and later: the server stops."""
+        self._released = True
+
+    async def wait(self, receive: Receive, at_most_s: float) -> None:
+        """Return once the client is gone, the server stops, or the time is over."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + at_most_s
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            while not gone.done() and not self._released and loop.time() < deadline:
+                await asyncio.wait([gone], timeout=_POLL_S)
+        finally:
+            gone.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 class HungUp(Exception):
-    """A fault within another one hangs up, so that there is nothing to change."""
+    """An inner fault closed the connection, so the outer fault has no response to change."""
 
 
 async def collected(app: App, scope: Scope, receive: Receive) -> tuple[Message, bytes]:
-    """Run `app` and return its answer: the start message and the whole body."""
+    """Run `app` and return its response: the start message and the whole body."""
     start: Message = {}
     body = bytearray()
 
@@ -318,7 +360,7 @@ async def collected(app: App, scope: Scope, receive: Receive) -> tuple[Message, 
 
 
 def with_headers(app: App, change: Callable[[Headers], Headers]) -> App:
-    """Return `app` with its answer's headers changed, body untouched."""
+    """Return `app` with changed response headers and the same body."""
 
     async def changed(scope: Scope, receive: Receive, send: Send) -> None:
         def sender(message: Message) -> Awaitable[None]:

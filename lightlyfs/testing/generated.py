@@ -1,7 +1,7 @@
 """Samples and bytes that are computed, not stored: a dataset of any size in constant memory.
 
-Ids count upwards behind a fixed prefix, as ObjectIds do, so id order is insertion order and an id leads back
-to its number without a table.
+Ids count upwards after a fixed prefix, as ObjectIds do, so id order is insertion order, and the index of a
+sample can be computed from its id.
 """
 
 import random
@@ -11,19 +11,54 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .folder import FolderStorage, FolderUpload
-from .storage import Blob, Found
+from lightlyfs.server.serve_options import SizeReport
+from lightlyfs.server.storage import Blob, ListedObject, LocalStorage, Upload
 
 CREATED_MS = 1_700_000_000_000
-"""A fixed moment, so that two runs give the same documents."""
+"""A fixed moment, so that two runs return the same documents."""
 
 KEY_PREFIX = ".lightly/generated/"
 _NOISE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
+class GeneratedDataset:
+    """`count` samples of `file_bytes`, `per_directory` of them in a directory; None for one directory."""
+
+    count: int
+    file_bytes: int
+    per_directory: int | None
+    prefix: str
+
+    @property
+    def place(self) -> str:
+        """What the dataset id is derived from."""
+        return f"fake {self.count}"
+
+    @property
+    def name(self) -> str:
+        """The name of the dataset."""
+        return f"fake-{self.count}"
+
+    def open(
+        self, dataset_id: str, sizes: SizeReport, uploads: LocalStorage
+    ) -> tuple["GeneratedSamples", "GeneratedStorage"]:
+        """Return the samples, and a storage of their objects that keeps uploads in `uploads`."""
+        reported = {"true": self.file_bytes, "wrong": self.file_bytes + 1, "omitted": None}
+        samples = GeneratedSamples(
+            count=self.count,
+            size=self.file_bytes,
+            per_directory=self.per_directory,
+            prefix=self.prefix,
+            dataset_id=dataset_id,
+            reported_size=reported[sizes],
+        )
+        return samples, GeneratedStorage(samples, uploads)
+
+
+@dataclass(frozen=True)
 class GeneratedSamples:
-    """`count` samples named `prefix/NNNN/img_NNNNNNN.jpg`; None: all in one directory."""
+    """`count` samples named `prefix/NNNN/img_NNNNNNN.jpg`, or `prefix/img_NNNNNNN.jpg` in one directory."""
 
     count: int
     size: int
@@ -31,13 +66,23 @@ class GeneratedSamples:
     prefix: str
     dataset_id: str
     reported_size: int | None
+    created_ms: int = CREATED_MS
+
+    @property
+    def total_bytes(self) -> int:
+        """The size of all objects."""
+        return self.count * self.size
+
+    def key_of(self, sample_id: str) -> str:
+        """Return the key of the object of a sample."""
+        return KEY_PREFIX + sample_id
 
     def id_of(self, index: int) -> str:
         """Return the id of the sample at `index`, which may lie past `count` for samples added later."""
         return f"{self._id_prefix}{index:08x}"
 
     def index_of(self, sample_id: str) -> int | None:
-        """Return the index behind an id, or None if the id is not of this dataset or past its end."""
+        """Return the index of an id, or None if the id is not of this dataset or past its end."""
         index = int(sample_id[16:], 16)
         return index if sample_id.startswith(self._id_prefix) and index < self.count else None
 
@@ -54,7 +99,7 @@ class GeneratedSamples:
         return index if index < self.count and self.name_of(index) == name else None
 
     def indices_named(self, name: str, prefix: bool) -> list[int]:
-        """Return the places of the samples called `name`, or whose names start with it."""
+        """Return the indices of the samples called `name`, or whose names start with it."""
         if prefix:
             return [index for index in range(self.count) if self.name_of(index).startswith(name)]
         index = self.index_of_name(name)
@@ -75,8 +120,8 @@ class GeneratedSamples:
             document["metaData"] = {"sizeInBytes": self.reported_size}
         return document
 
-    def fragments(self, column: str, indices: Iterator[int] | range) -> list[str]:
-        """Return one JSON text per index; columns as in `Catalog.page`."""
+    def fragments(self, column: str, indices: range) -> list[str]:
+        """Return one JSON text per index; columns as in `SampleTable.page`."""
         id_of, name_of = self.id_of, self.name_of
         if column == "ids":
             return [f'{{"id":"{id_of(i)}"}}' for i in indices]
@@ -97,7 +142,7 @@ class GeneratedSamples:
 
 
 class GeneratedBlob:
-    """The bytes of one generated sample: its id, then noise that starts elsewhere for each sample."""
+    """The bytes of one generated sample: its key, then noise with an offset that differs for each sample."""
 
     modified_s = CREATED_MS / 1000
 
@@ -122,31 +167,31 @@ class GeneratedBlob:
         return b"".join(pieces)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is open."""
 
 
 class GeneratedStorage:
-    """Generated objects, with a folder behind them for what is uploaded later."""
+    """Generated objects, and a storage for uploads."""
 
-    def __init__(self, samples: GeneratedSamples, uploads: FolderStorage) -> None:
+    def __init__(self, samples: GeneratedSamples, uploads: LocalStorage) -> None:
         self._samples = samples
         self._uploads = uploads
         self._noise = random.Random(20240229).randbytes(_NOISE_BYTES)
 
-    def scan(self) -> Iterator[Found]:
-        """Yield nothing: generated samples are rows without an import."""
+    def scan(self) -> Iterator[ListedObject]:
+        """Yield nothing: generated samples need no import."""
         return iter(())
 
     def accepts(self, key: str) -> bool:
-        """Refuse names below the generated directory, so that they cannot shadow a generated sample."""
+        """Return False for names below the generated directory, which could shadow a generated sample."""
         return not key.startswith(self._samples.prefix + "/") and self._uploads.accepts(key)
 
     def exists(self, key: str) -> bool:
-        """Say whether the object is generated or was uploaded."""
+        """Return whether the object is generated or was uploaded."""
         return self._uploads.exists(key) or self._index(key) is not None
 
     def read_bytes(self, key: str) -> bytes | None:
-        """Return the object's bytes, or None."""
+        """Return the bytes of the object, or None."""
         blob = self.open_blob(key)
         if blob is None:
             return None
@@ -168,7 +213,7 @@ class GeneratedStorage:
         return self._uploads.write_url(key)
 
     def location(self, name: str) -> str:
-        """Return the name itself: there is no place it stands for."""
+        """Return the name itself: generated objects have no location."""
         return name
 
     def open_blob(self, key: str) -> Blob | None:
@@ -179,8 +224,8 @@ class GeneratedStorage:
             return uploaded
         return GeneratedBlob(index, f"{key}\n".encode(), self._samples.size, self._noise)
 
-    def begin_upload(self, key: str) -> FolderUpload:
-        """Start receiving an object."""
+    def begin_upload(self, key: str) -> Upload:
+        """Start an upload."""
         return self._uploads.begin_upload(key)
 
     def _index(self, key: str) -> int | None:

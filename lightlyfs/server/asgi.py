@@ -1,7 +1,10 @@
-"""The little of HTTP that the API needs above ASGI: a call, a reply, and a routing table.
+"""The HTTP layer over ASGI: `ApiCall`, `Reply`, and a router.
 
-Handlers are plain coroutines from `Call` to `Reply`. A general framework costs more per request than the
-whole handler of `readurl`, and a server used for benchmarks has to be cheaper than the client it measures.
+The router is our own, not Starlette's, for three reasons. It matches the raw path, so an encoded slash in a
+name stays inside its segment, and a path that is not UTF-8 gets a 404 or a 400, never a 500. A general
+framework costs more per request than the whole handler of `readurl`, and a server used for benchmarks must
+cost less than the client it measures. And `lightlyfs serve` needs no further dependency. Handlers are plain
+coroutines from `ApiCall` to `Reply`.
 """
 
 import json
@@ -13,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from .errors import ApiError, error_body, malformed
+from .api_errors import ApiError, error_body, malformed
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -21,6 +24,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+Report = Callable[[int, int], None]
 
 JSON = b"application/json"
 TEXT = b"text/plain; charset=utf-8"
@@ -29,7 +33,7 @@ BODY_MAX_BYTES = 32 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Reply:
-    """One whole answer; `Content-Length` is added when it is sent."""
+    """One complete response; `send_reply` adds `Content-Length`."""
 
     status: int
     body: bytes = b""
@@ -38,12 +42,12 @@ class Reply:
 
 
 def json_reply(value: Any, status: int = 200) -> Reply:
-    """Return `value` as JSON; lone surrogates leave as `\\udXXX` escapes, as they came."""
+    """Return `value` as JSON; lone surrogates are written as `\\udXXX` escapes."""
     return Reply(status, json.dumps(value, separators=(",", ":")).encode("ascii"))
 
 
-class Call:
-    """One request as a handler sees it. Not shared between tasks."""
+class ApiCall:
+    """One request, for a handler. Not shared between tasks."""
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.scope = scope
@@ -56,7 +60,7 @@ class Call:
         return find_header(self.scope["headers"], name)
 
     async def json(self) -> Any:
-        """Return the body parsed as JSON; lone surrogates and NUL in strings pass through."""
+        """Return the body parsed as JSON; lone surrogates and NUL in strings are allowed."""
         body = await read_body(self._receive)
         try:
             return json.loads(body, parse_constant=_refuse_constant, parse_float=_finite)
@@ -75,7 +79,9 @@ def _finite(text: str) -> float:
     return number
 
 
-Handler = Callable[[Call], Awaitable[Reply]]
+Handler = Callable[[ApiCall], Awaitable[Reply]]
+Route = tuple[str, str, Handler]
+"""Method, path template and handler of one endpoint."""
 
 
 def find_header(headers: Any, name: bytes) -> str | None:
@@ -103,9 +109,9 @@ async def read_body(receive: Receive) -> bytes:
 
 
 async def drain(receive: Receive) -> None:
-    """Read the request body to its end and drop it.
+    """Read the request body to its end and discard it.
 
-    A refusal sent while the client still writes can reach it as a broken connection instead of an answer.
+    A client that still writes when the error response is sent may see a broken connection instead.
     """
     while True:
         message = await receive()
@@ -114,7 +120,7 @@ async def drain(receive: Receive) -> None:
 
 
 async def send_reply(send: Send, reply: Reply, *, head: bool = False) -> None:
-    """Send `reply` in one piece; with `head`, its headers only."""
+    """Send `reply` as one message; with `head`, its headers only."""
     headers = [(b"content-length", b"%d" % len(reply.body)), *reply.headers]
     if reply.body:
         headers.append((b"content-type", reply.content_type))
@@ -122,22 +128,49 @@ async def send_reply(send: Send, reply: Reply, *, head: bool = False) -> None:
     await send({"type": "http.response.body", "body": b"" if head else reply.body})
 
 
-def endpoint(handler: Handler, authorize: Callable[[Call], None]) -> App:
-    """Return the ASGI form of `handler`: authorized first, refusals turned into error bodies."""
+class ReportedSend:
+    """An ASGI `send` that reports the status and the body size of one response, once.
+
+    It reports before it sends the last message, so a client that has the response finds it reported.
+    """
+
+    def __init__(self, send: Send, report: Report) -> None:
+        self._send = send
+        self._report: Report | None = report
+        self._status = self._sent = 0
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+        else:
+            self._sent += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                self.finish()
+        await self._send(message)
+
+    def finish(self) -> None:
+        """Report a response that ended early; the status is 0 if no response was sent."""
+        report, self._report = self._report, None
+        if report is not None:
+            report(self._status, self._sent)
+
+
+def endpoint(handler: Handler, authorize: Callable[[ApiCall], None]) -> App:
+    """Return `handler` as an ASGI application that authorizes first and turns `ApiError` into a response."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            call = Call(scope, receive)
+            call = ApiCall(scope, receive)
             authorize(call)
             reply = await handler(call)
         except ApiError as error:
             reply = Reply(error.status, error.body())
         except RecursionError:
-            # what can be parsed may still be too deep to be written
+            # a document that can be parsed may still be too deep to be written
             refusal = malformed("the request body is nested too deeply")
             reply = Reply(refusal.status, refusal.body())
         except Exception as error:
-            # uvicorn is silent here, so a mistake of the server's own must show itself.
+            # uvicorn prints no traceback here
             traceback.print_exc(file=sys.stderr)
             reply = Reply(500, error_body("BAD_REQUEST", f"the local server failed: {type(error).__name__}"))
         await send_reply(send, reply, head=scope["method"] == "HEAD")
@@ -147,7 +180,7 @@ def endpoint(handler: Handler, authorize: Callable[[Call], None]) -> App:
 
 @dataclass
 class _Node:
-    """What may follow in a path: a literal segment, any one segment, or all the rest."""
+    """The continuations of a path: literal segments, any one segment, or the rest of the path."""
 
     literal: "dict[str, _Node]" = field(default_factory=dict)
     one: "_Node | None" = None
@@ -155,7 +188,7 @@ class _Node:
     methods: dict[str, tuple[App, list[str]]] = field(default_factory=dict)
 
     def child(self, segment: str) -> "_Node":
-        """Return the node behind a segment of a template, made where it is new."""
+        """Return the node for a segment of a template; create it if needed."""
         if segment.startswith("{*"):
             self.rest = self.rest or _Node()
             return self.rest
@@ -166,16 +199,16 @@ class _Node:
 
 
 class Router:
-    """A table of path templates, searched segment by segment; literal segments win over `{named}` ones.
+    """A table of path templates, matched segment by segment; literal segments precede `{named}` ones.
 
-    Built once, then read-only, so any task may resolve.
+    It is read-only once built, so any task may resolve a path.
     """
 
     def __init__(self) -> None:
         self._root = _Node()
 
     def add(self, method: str, template: str, app: App) -> None:
-        """Register `app`; `{*name}` as the last segment takes the rest of the path."""
+        """Register `app`; `{*name}` as the last segment matches the rest of the path."""
         node = self._root
         names = []
         for segment in template.strip("/").split("/"):

@@ -1,18 +1,19 @@
-"""`python -m lightlyfs.localserver`: flags to options, errors to one line."""
+"""`python -m lightlyfs.testing`: the test server as a command."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from .errors import LocalServerError
-from .options import URL_LIFETIME_S, ServerOptions
-from .server import run
+from lightlyfs.server import LocalServerError, serve_until_signal
+from lightlyfs.server.serve_options import URL_LIFETIME_S
+
+from .local_server import LocalServer, ServerOptions
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the flags of the command."""
+    """Return the argument parser of the command."""
     flags = argparse.ArgumentParser(
-        prog="python -m lightlyfs.localserver",
+        prog="python -m lightlyfs.testing",
         description="A Lightly API over a folder, a bucket, or made-up samples.",
     )
     flags.add_argument("source", nargs="?", metavar="DIR|s3://BUCKET/PREFIX")
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def options_from(arguments: list[str]) -> ServerOptions:
-    """Return the options that flags describe."""
+    """Return the options that the arguments give."""
     given = parser().parse_args(arguments)
     return ServerOptions(
         source=given.source,
@@ -62,8 +63,9 @@ def options_from(arguments: list[str]) -> ServerOptions:
 
 def main() -> int:
     """Run the command and return its exit code."""
+    options = options_from(sys.argv[1:])
     try:
-        run(options_from(sys.argv[1:]))
+        serve_until_signal(lambda: LocalServer(options))
     except LocalServerError as error:
         sys.stderr.write(f"{error}\n")
         return 1

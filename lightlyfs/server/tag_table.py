@@ -1,30 +1,32 @@
-"""Tags: named bit masks over the samples, bit k standing for the k-th sample."""
+"""Tags: named bit masks over the samples, bit k for the k-th sample."""
 
 import json
 import secrets
 from collections.abc import Iterable
 from typing import Any
 
-from .database import Database
-from .errors import ApiError
+from .api_errors import ApiError
+from .state_file import StateFile
 
 INITIAL_TAG = "initial-tag"
 
 
-class TagStore:
+class TagTable:
     """The tags of one dataset, newest first. Any thread may call it."""
 
-    def __init__(self, database: Database, dataset_id: str) -> None:
-        self._db = database
+    def __init__(self, state: StateFile, dataset_id: str) -> None:
+        self._state = state
         self._dataset_id = dataset_id
 
     def list_all(self) -> list[dict[str, Any]]:
-        """Return all tags; the initial tag, being the oldest, comes last."""
-        return [json.loads(text) for text in self._db.column("SELECT document FROM tags ORDER BY seq DESC")]
+        """Return all tags; the initial tag is the oldest and comes last."""
+        return [
+            json.loads(text) for text in self._state.column("SELECT document FROM tags ORDER BY seq DESC")
+        ]
 
     def get(self, tag_id: str) -> dict[str, Any] | None:
         """Return one tag, or None."""
-        row = self._db.row("SELECT document FROM tags WHERE id = ?", tag_id)
+        row = self._state.row("SELECT document FROM tags WHERE id = ?", tag_id)
         return json.loads(row[0]) if row else None
 
     def add(self, name: str, mask: int, previous: str | None, now_ms: int) -> str:
@@ -40,26 +42,26 @@ class TagStore:
             "createdAt": now_ms,
             "lastModifiedAt": now_ms,
         }
-        with self._db.transaction():
-            if self._db.row("SELECT 1 FROM tags WHERE name = ?", name) is not None:
+        with self._state.transaction():
+            if self._state.row("SELECT 1 FROM tags WHERE name = ?", name) is not None:
                 raise ApiError(400, "TAG_NAME_EXISTS", f"there is a tag called {name} already")
             insert = "INSERT INTO tags (id, name, document) VALUES (?, ?, ?)"
-            self._db.write(insert, tag_id, name, json.dumps(document))
+            self._state.write(insert, tag_id, name, json.dumps(document))
         return tag_id
 
     def remove(self, tag_id: str) -> None:
-        """Forget a tag, if there is one."""
-        with self._db.transaction():
-            self._db.write("DELETE FROM tags WHERE id = ?", tag_id)
+        """Remove a tag; no effect for an unknown id."""
+        with self._state.transaction():
+            self._state.write("DELETE FROM tags WHERE id = ?", tag_id)
 
     def ensure_initial(self, count: int, now_ms: int) -> None:
-        """Add the tag of all samples present, once there are any; it does not grow afterwards."""
-        if count and self._db.row("SELECT 1 FROM tags") is None:
+        """Add the tag of all samples present, once there are any; later samples are not added to it."""
+        if count and self._state.row("SELECT 1 FROM tags") is None:
             self.add(INITIAL_TAG, (1 << count) - 1, None, now_ms)
 
     def root_id(self) -> str | None:
         """Return the id of the oldest tag, or None without tags."""
-        row = self._db.row("SELECT id FROM tags ORDER BY seq LIMIT 1")
+        row = self._state.row("SELECT id FROM tags ORDER BY seq LIMIT 1")
         return row[0] if row else None
 
 

@@ -1,28 +1,33 @@
-"""The storage endpoint: signed GET and PUT of objects, answering as S3 does where clients can tell.
+"""The storage endpoint: signed GET and PUT of objects, compatible with S3 as far as clients can see.
 
-A URL is good for one method, one key and a limited time. Errors are S3's XML.
+A URL is valid for one method, one key and a limited time. Errors are XML documents, as on S3.
 """
+
+from __future__ import annotations
 
 import asyncio
 import errno
+import re
+from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 from .asgi import Headers, Receive, Reply, Scope, Send, drain, find_header, send_reply
-from .ranges import ByteRange, Unsatisfiable, parse_range
 from .signing import UrlSigner
 from .storage import Blob, BlobStore, Upload
 
 ONE_PIECE_BYTES = 1 << 20
-"""Up to this size one read and one send cost less than a loop, and memory stays small."""
+"""Up to this size, one read and one send cost less than a loop."""
 
 CHUNK_BYTES = 1 << 18
 LAST_DATE_S = 253_402_300_799
 """The end of the year 9999."""
+_ONE_RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
+_DIGITS_MAX = 20  # more than the digits of any size
 
 
 class ObjectError(Exception):
-    """A refusal in S3's terms."""
+    """An error response of S3."""
 
     def __init__(self, status: int, code: str, message: str, headers: Headers | None = None) -> None:
         super().__init__(message)
@@ -30,15 +35,15 @@ class ObjectError(Exception):
 
 
 def xml_error(status: int, code: str, message: str, headers: Headers) -> Reply:
-    """Return an error answer as S3 writes it."""
+    """Return an error response of S3."""
     error = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
     body = f'<?xml version="1.0" encoding="UTF-8"?>\n{error}'
     return Reply(status, body.encode(), b"application/xml", tuple(headers))
 
 
-def expired_reply() -> Reply:
-    """Return the answer to a signed URL whose time is over."""
-    return xml_error(403, "AccessDenied", "Request has expired", [])
+def expired() -> ObjectError:
+    """Return the error for a signed URL that has expired."""
+    return ObjectError(403, "AccessDenied", "Request has expired")
 
 
 class ObjectEndpoint:
@@ -73,7 +78,7 @@ class ObjectEndpoint:
                 403, "SignatureDoesNotMatch", "The URL is not signed for this method and object"
             )
         if self._signer.is_expired(expires):
-            raise ObjectError(403, "AccessDenied", "Request has expired")
+            raise expired()
         return key
 
     async def _get(self, key: str, scope: Scope, send: Send) -> None:
@@ -107,7 +112,7 @@ class ObjectEndpoint:
 
 
 def not_stored(error: OSError) -> ObjectError:
-    """Return the answer to a PUT that the disk refuses: for good where it may not, else for now."""
+    """Return the error for a failed write: 403 if it is not permitted, else 503."""
     text = f"cannot store: {error.strerror}"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ObjectError(403, "AccessDenied", text)
@@ -115,7 +120,7 @@ def not_stored(error: OSError) -> ObjectError:
 
 
 async def received_whole(upload: Upload, receive: Receive) -> bool:
-    """Write the request body into `upload`; False if the client went away first."""
+    """Write the request body into `upload`; return False if the client disconnects first."""
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -151,7 +156,7 @@ def answer_to(blob: Blob, request: Headers) -> tuple[int, ByteRange, Headers]:
 
 
 def requested_range(blob: Blob, request: Headers) -> ByteRange | None:
-    """Return the range to send; None for the whole object, also if `If-Range` names another version."""
+    """Return the range to send, or None for the whole object, as when `If-Range` names another version."""
     condition = find_header(request, b"if-range")
     if condition is not None and not is_current(condition, blob):
         return None
@@ -163,14 +168,14 @@ def requested_range(blob: Blob, request: Headers) -> ByteRange | None:
 
 
 def matches(header: str | None, etag: str, *, absent: bool) -> bool:
-    """Say whether a list of ETags names this one; `absent` is the answer without a header."""
+    """Return whether a list of ETags contains `etag`; `absent` is the result without a header."""
     if header is None:
         return absent
     return header.strip() == "*" or etag in (part.strip().removeprefix("W/") for part in header.split(","))
 
 
 def is_current(condition: str, blob: Blob) -> bool:
-    """Say whether an `If-Range` value, ETag or date, names this version."""
+    """Return whether an `If-Range` value, ETag or date, names this version."""
     if condition.startswith(('"', "W/")):
         return condition == blob.etag
     try:
@@ -180,15 +185,15 @@ def is_current(condition: str, blob: Blob) -> bool:
 
 
 def http_date(seconds: float) -> bytes:
-    """Return a time as HTTP writes it, whose years have four digits; a file's may be any."""
+    """Return a time as an HTTP date, which allows years of four digits only; other times are clamped."""
     return formatdate(max(0, min(seconds, LAST_DATE_S)), usegmt=True).encode()
 
 
 async def send_range(blob: Blob, wanted: ByteRange, send: Send) -> None:
-    """Send the bytes of `wanted`: small ones at once, large ones in chunks that follow the client's pace."""
+    """Send the bytes of `wanted`: a small range in one message, a large one in chunks."""
     if wanted.length <= ONE_PIECE_BYTES:
         body = blob.read_at(wanted.start, wanted.length) if wanted.length else b""
-        # A file that shrank since fstat: sending less than announced makes the client see a broken answer.
+        # if the file shrank since fstat, the response stays incomplete and the client sees an error
         await send({"type": "http.response.body", "body": body, "more_body": len(body) < wanted.length})
         return
     position, end = wanted.start, wanted.start + wanted.length
@@ -198,5 +203,46 @@ async def send_range(blob: Blob, wanted: ByteRange, send: Send) -> None:
             return
         position += len(chunk)
         await send({"type": "http.response.body", "body": chunk, "more_body": position < end})
-        # other requests come in between, and a client that left is noticed
+        # let other requests run, and notice a disconnect
         await asyncio.sleep(0)
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """`length` bytes from `start`, inside the object."""
+
+    start: int
+    length: int
+
+
+class Unsatisfiable(Exception):
+    """The range is outside the object: status 416."""
+
+
+def parse_range(header: str | None, size: int) -> ByteRange | None:
+    """Return the one requested range, or None for the whole object.
+
+    As on S3, several ranges or a malformed header select the whole object. Raises `Unsatisfiable`
+    when the range starts at or past the end, which for an empty object is always.
+    """
+    match = _ONE_RANGE.fullmatch(header.strip()) if header else None
+    if match is None or match.groups() == ("", ""):
+        return None
+    first, last = match.groups()
+    if not first:
+        length = min(number(last), size)
+        if length == 0:
+            raise Unsatisfiable
+        return ByteRange(size - length, length)
+    start = number(first)
+    if last and number(last) < start:
+        return None
+    if start >= size:
+        raise Unsatisfiable
+    end = min(number(last), size - 1) if last else size - 1
+    return ByteRange(start, end - start + 1)
+
+
+def number(digits: str) -> int:
+    """Return digits as an int, truncated beyond any size; Python refuses to convert thousands of digits."""
+    return int(digits.lstrip("0")[:_DIGITS_MAX] or "0")

@@ -1,7 +1,7 @@
-"""The errors a caller can meet, as status, `code` and sentence.
+"""The errors of the server, and the error bodies of the API.
 
-LocalServerError   the server could not start or go on; the text is one line for a person
-ApiError           an answer of the API: status, code of the Lightly error enum, sentence
+LocalServerError   the server cannot start; the text is one line for the user
+ApiError           an error response of the API: status, code of the Lightly error enum, message
 """
 
 import json
@@ -9,11 +9,11 @@ import secrets
 
 
 class LocalServerError(Exception):
-    """The server cannot start; the message names the thing and the way out."""
+    """The server cannot start; the message names the cause and the remedy."""
 
 
 class ApiError(Exception):
-    """A refusal that becomes an ApiErrorResponse body."""
+    """An error response of the API, whose body is an ApiErrorResponse document."""
 
     def __init__(self, status: int, code: str, error: str) -> None:
         super().__init__(error)
@@ -32,10 +32,10 @@ def error_body(code: str, error: str) -> bytes:
 
 
 def malformed(error: str) -> ApiError:
-    """Return the answer to a request that does not fit the API's schema."""
+    """Return the error for a request that does not match the schema of the API."""
     return ApiError(400, "MALFORMED_REQUEST", error)
 
 
 def not_found(code: str, what: str) -> ApiError:
-    """Return the answer to an id that names nothing here."""
+    """Return the error for an id that does not exist."""
     return ApiError(404, code, f"{what} does not exist")

@@ -1,32 +1,35 @@
-"""Objects in a folder: scanned, opened, and received without ever leaving it.
+"""Objects in a folder: listed, read and uploaded, confined to the folder.
 
 Serving only reads. Uploads appear by rename, so a reader sees the old object or the new one.
 """
+
+from __future__ import annotations
 
 import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .beneath import Beneath
-from .errors import LocalServerError
-from .keys import RESERVED
+from .api_errors import LocalServerError
 from .signing import UrlSigner
-from .storage import Found
+from .storage import RESERVED, ListedObject
 
 _UPLOADS = f"{RESERVED}/uploads"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# without O_NONBLOCK, opening a pipe blocks until it has a writer
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
 
 class FolderBlob:
-    """An open file; its ETag comes from size and mtime: it survives restarts and changes with the bytes."""
+    """An open file. Its ETag is made of size and mtime, so it survives restarts and follows changes."""
 
     def __init__(self, fd: int, facts: os.stat_result) -> None:
         self._fd = fd
         self.size = facts.st_size
         self.modified_s = facts.st_mtime
-        self.etag = etag_of(facts)
+        self.etag = file_etag(facts)
 
     def read_at(self, start: int, length: int) -> bytes:
         """Return up to `length` bytes from `start`."""
@@ -40,7 +43,7 @@ class FolderBlob:
 class FolderUpload:
     """A temporary file that becomes the object on commit."""
 
-    def __init__(self, root: Beneath, key: str) -> None:
+    def __init__(self, root: ConfinedFolder, key: str) -> None:
         self._root = root
         self._key = key
         self._name = secrets.token_hex(12)
@@ -67,7 +70,7 @@ class FolderUpload:
             os.replace(self._name, name, src_dir_fd=self._folder, dst_dir_fd=target)
         finally:
             os.close(target)
-        return etag_of(facts)
+        return file_etag(facts)
 
     def abort(self) -> None:
         """Remove the temporary file, if it is still there."""
@@ -89,19 +92,19 @@ class FolderStorage:
     def __init__(self, root: Path, signer: UrlSigner) -> None:
         if not root.is_dir():
             raise LocalServerError(f"{root} is not a folder")
-        self._root = Beneath(str(root))
+        self._root = ConfinedFolder(str(root))
         self._signer = signer
 
-    def scan(self) -> Iterator[Found]:
+    def scan(self) -> Iterator[ListedObject]:
         """Yield every regular file that is not hidden, sorted by path."""
-        found: list[Found] = []
+        found: list[ListedObject] = []
         left = [""]
         while left:
             prefix = left.pop()
             try:
                 folder = self._root.open_folder(prefix.rstrip("/"))
             except OSError:
-                continue  # it is gone, or became a link
+                continue  # it was removed, or became a link
             try:
                 with os.scandir(folder) as entries:
                     for entry in entries:
@@ -116,14 +119,14 @@ class FolderStorage:
         found.sort(key=lambda one: os.fsencode(one.key))
         yield from found
 
-    def _found(self, key: str, entry: os.DirEntry[str]) -> list[Found]:
+    def _found(self, key: str, entry: os.DirEntry[str]) -> list[ListedObject]:
         try:
             facts = self._facts(key) if entry.is_symlink() else entry.stat(follow_symlinks=False)
         except OSError:
-            return []  # a link to nothing or out of the folder, or a file that is being removed
+            return []  # a broken link, a link out of the folder, or a file that was removed
         if not stat.S_ISREG(facts.st_mode):
             return []
-        return [Found(key, key, facts.st_size, max(0, facts.st_mtime_ns) // 1_000_000)]
+        return [ListedObject(key, key, facts.st_size, max(0, facts.st_mtime_ns) // 1_000_000)]
 
     def _facts(self, key: str) -> os.stat_result:
         blob = self._root.open_file(key)
@@ -133,7 +136,7 @@ class FolderStorage:
             os.close(blob)
 
     def accepts(self, key: str) -> bool:
-        """Refuse a key whose path exists, runs through a file, or leaves the folder through a link."""
+        """Return False if the path exists, runs through a file, or leaves the folder through a link."""
         path = self._path(key)
         if os.path.lexists(path):
             return False
@@ -148,14 +151,14 @@ class FolderStorage:
         return True
 
     def exists(self, key: str) -> bool:
-        """Say whether there is a file."""
+        """Return whether there is a file."""
         blob = self.open_blob(key)
         if blob is not None:
             blob.close()
         return blob is not None
 
     def read_bytes(self, key: str) -> bytes | None:
-        """Return the file's bytes, or None."""
+        """Return the bytes of the file, or None."""
         blob = self.open_blob(key)
         if blob is None:
             return None
@@ -165,7 +168,7 @@ class FolderStorage:
             blob.close()
 
     def write_bytes(self, key: str, data: bytes) -> None:
-        """Store bytes as an upload would."""
+        """Store bytes as an upload does."""
         upload = self.begin_upload(key)
         try:
             upload.write(data)
@@ -182,7 +185,7 @@ class FolderStorage:
         return self._signer.sign("PUT", key)
 
     def location(self, name: str) -> str:
-        """Return the absolute path the name stands for."""
+        """Return the absolute path of the name."""
         return f"{self._root.root}/{name}"
 
     def open_blob(self, key: str) -> FolderBlob | None:
@@ -201,17 +204,88 @@ class FolderStorage:
         return None
 
     def begin_upload(self, key: str) -> FolderUpload:
-        """Start receiving into a temporary file on the same disk."""
+        """Start an upload to a temporary file on the same disk."""
         self._path(key)
         return FolderUpload(self._root, key)
 
     def _path(self, key: str) -> str:
-        # Keys are safe when they are made; this holds even if a signed URL were forged.
+        # keys are safe when they are created; this check holds for forged URLs too
         if not key or "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
             raise ValueError(f"not an object key: {key!r}")
         return f"{self._root.root}/{key}"
 
 
-def etag_of(facts: os.stat_result) -> str:
-    """Return the strong ETag of a file with these facts."""
+def file_etag(facts: os.stat_result) -> str:
+    """Return the strong ETag of a file with this stat result."""
     return f'"{facts.st_mtime_ns:x}-{facts.st_size:x}"'
+
+
+class ConfinedFolder:
+    """A folder whose paths open without following a link out of it, even if the folder changes meanwhile.
+
+    Each path is walked from the folder down, one component and one descriptor at a time, and the walk follows
+    no link. A link that stays inside is resolved first, and its target is walked; one that leads out, or to a
+    hidden place, counts as missing. Any thread may use it; a missing path raises `OSError`.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.realpath(root)
+
+    def open_file(self, key: str) -> int:
+        """Return a descriptor of a file; the caller closes it."""
+        try:
+            return self._open_file(key.split("/"))
+        except FileNotFoundError:
+            raise
+        except OSError:
+            pass  # a link is in the way, or another error, which the second attempt raises again
+        return self._open_file(self._resolved(key))
+
+    def open_folder(self, key: str, *, make: bool = False) -> int:
+        """Return a descriptor of a folder, "" for the root; with `make`, create missing folders."""
+        parts = key.split("/") if key else []
+        try:
+            return self._open_folder(parts, make)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            pass  # a link is in the way, or another error, which the second attempt raises again
+        return self._open_folder(self._resolved(key), make)
+
+    def _open_file(self, parts: Sequence[str]) -> int:
+        folder = self._open_folder(parts[:-1], False)
+        try:
+            return os.open(parts[-1], _FILE, dir_fd=folder)
+        finally:
+            os.close(folder)
+
+    def _open_folder(self, parts: Sequence[str], make: bool) -> int:
+        folder = os.open(self.root, _FOLDER)
+        for part in parts:
+            try:
+                below = _entered(folder, part, make)
+            finally:
+                os.close(folder)
+            folder = below
+        return folder
+
+    def _resolved(self, key: str) -> list[str]:
+        """Return the components of a path after resolving links; they may change before they are walked."""
+        real = os.path.realpath(f"{self.root}/{key}")
+        parts = os.path.relpath(real, self.root).split(os.sep)
+        if any(part.startswith(".") for part in parts):
+            raise FileNotFoundError(f"{key} leads out of the folder or to a hidden place")
+        return parts
+
+
+def _entered(folder: int, part: str, make: bool) -> int:
+    try:
+        return os.open(part, _FOLDER, dir_fd=folder)
+    except FileNotFoundError:
+        if not make:
+            raise
+    try:
+        os.mkdir(part, dir_fd=folder)
+    except FileExistsError:
+        pass  # another thread or process created it
+    return os.open(part, _FOLDER, dir_fd=folder)

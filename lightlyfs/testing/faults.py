@@ -1,15 +1,15 @@
-"""Faults on demand: each is a wrapper around an endpoint, chosen per request while it is armed.
+"""Faults on demand: each wraps an endpoint, for every request that it hits while it is armed.
 
-    Latency     answer later                    Status             answer 429, 500, 503... instead
-    Stall       accept, then hang               Truncate           announce everything, send less
-    IgnoreRange answer 200 to a range           WrongContentRange  name other bytes than are sent
-    Gzip        encode the body unasked         Chunked            send no Content-Length
-    Expired     treat a signed URL as expired   ChangedEtag        be another version
+    Latency     respond later                   Status             respond with 429, 500, 503...
+    Stall       accept, then hang               Truncate           send less than Content-Length
+    IgnoreRange respond to a range with 200     WrongContentRange  send a wrong Content-Range
+    Gzip        compress the body               Chunked            send no Content-Length
+    Expired     treat a signed URL as expired   ChangedEtag        present another version
     Html        a login page with status 200    BrokenJson         half a document
-    DropReply   do the work, then hang up   Empty              200 with nothing in it
-    WrongTotal  name another length of the object
+    DropReply   handle, send no response        Empty              status 200 with no content
+    WrongTotal  send a wrong object length
 
-Handlers know nothing of this module, and nothing here knows what an endpoint does.
+Handlers do not depend on this module, and this module does not depend on what an endpoint does.
 """
 
 import random
@@ -20,7 +20,8 @@ from typing import Any
 
 import msgspec
 
-from .asgi import App
+from lightlyfs.server.asgi import App
+
 from .fault_kinds import (
     BrokenJson,
     ChangedEtag,
@@ -30,6 +31,7 @@ from .fault_kinds import (
     Expired,
     Fault,
     Gzip,
+    HeldRequests,
     Html,
     IgnoreRange,
     Latency,
@@ -39,7 +41,6 @@ from .fault_kinds import (
     WrongContentRange,
     WrongTotal,
 )
-from .transport import Connections
 
 AnyFault = (
     Latency
@@ -70,14 +71,14 @@ class _Armed:
 class Faults:
     """The faults that are armed. Any thread may arm and clear; requests already wrapped keep their faults."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self) -> None:
+        self.held = HeldRequests()
         self._lock = threading.Lock()
         self._armed: list[_Armed] = []
-        self._connections = connections
         self._random = random.Random(7)
 
     def add(self, *faults: AnyFault) -> None:
-        """Arm faults, after those already armed; the first one armed is the outermost wrapper."""
+        """Arm faults after those already armed; the first one armed is the outermost wrapper."""
         now = time.monotonic()
         with self._lock:
             for fault in faults:
@@ -89,17 +90,17 @@ class Faults:
         self.add(*msgspec.convert(document, list[AnyFault]))
 
     def clear(self) -> None:
-        """Disarm everything."""
+        """Disarm all faults."""
         with self._lock:
             self._armed = []
 
     def armed(self) -> list[Fault]:
-        """Return what is armed and not used up."""
+        """Return the faults that are armed and not used up."""
         with self._lock:
             return [one.fault for one in self._armed if self._alive_locked(one)]
 
     def left(self) -> list[int | None]:
-        """Return how many more requests each armed fault hits, None for one without a count."""
+        """Return the remaining count of each armed fault, None for a fault without a count."""
         with self._lock:
             return [one.left for one in self._armed if self._alive_locked(one)]
 
@@ -108,7 +109,7 @@ class Faults:
         if not self._armed:
             return app
         for fault in reversed(self._take(area, name)):
-            app = fault.wrap(app, self._connections)
+            app = fault.wrap(app, self.held)
         return app
 
     def _take(self, area: str, name: str) -> list[Fault]:

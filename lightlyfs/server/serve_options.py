@@ -1,4 +1,4 @@
-"""What a local server is asked to be: one frozen record, with no behaviour.
+"""The options of a server: one frozen record without behaviour.
 
 Every other module here receives the values it needs from this record; none reads the environment.
 """
@@ -11,28 +11,28 @@ FileNameFilter = Literal["exact", "ignored", "prefix"]
 SizeReport = Literal["true", "omitted", "wrong"]
 
 RESPONSE_CAP_BYTES = 32 * 1024 * 1024
-"""The client's history names a 32 MB restriction on fetching everything at once."""
+"""The history of the official client mentions a 32 MB limit on one response."""
 
 URL_LIFETIME_S = 3600.0
-"""Short enough that a long session meets an expiry, as it does with role sessions on S3."""
+"""Short enough that URLs expire during a long session, as with role sessions on S3."""
 
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """What clients may take: connections in all, seconds for headers, and between bytes of a body."""
+    """The limits of clients: total connections, seconds for headers, seconds between bytes of a body."""
 
-    connections: int = 480  # with a file each they fit into the 1,024 descriptors that are usual
+    connections: int = 480  # with one file each, they fit into the usual 1,024 descriptors
     headers_s: float = 10.0
     body_s: float = 30.0
 
 
 @dataclass(frozen=True)
-class ServerOptions:
-    """One local server: what it serves, where it listens, and how strict it is.
+class ServeOptions:
+    """The source of one server, its address, and its limits.
 
-    `source` is a folder, an `s3://bucket/prefix` URL, or None together with `fake_samples`. With `state` None
-    the catalogue lives in memory: sample ids still survive a restart (they derive from names), metadata and
-    tags do not.
+    `source` is a folder or an `s3://bucket/prefix` URL; None only if an `Extension` supplies a dataset.
+    With `state` None the samples live in memory: their ids survive a restart (they derive from the names),
+    metadata and tags do not.
     """
 
     source: str | Path | None = None
@@ -46,11 +46,6 @@ class ServerOptions:
     url_lifetime_s: float = URL_LIFETIME_S
     s3_endpoint: str | None = None
 
-    fake_samples: int | None = None
-    fake_bytes: int = 100_000
-    fake_per_directory: int | None = 1000
-    fake_prefix: str = "fake"
-
     page_size_max: int | None = None
     response_cap_bytes: int = RESPONSE_CAP_BYTES
     file_name_filter: FileNameFilter = "exact"
@@ -58,6 +53,4 @@ class ServerOptions:
     rescan_s: float | None = 2.0
     limits: ConnectionLimits = ConnectionLimits()
 
-    api_latency_s: float = 0.0
-    storage_latency_s: float = 0.0
     verbose: bool = False

@@ -1,4 +1,4 @@
-"""The SQLite file (or memory) behind one dataset: schema, lock, and small named values."""
+"""The SQLite file (or memory) of one dataset: schema, lock, and small named values."""
 
 import os
 import sqlite3
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import LocalServerError
+from .api_errors import LocalServerError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -29,8 +29,8 @@ CREATE TABLE IF NOT EXISTS tags (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQU
 """
 
 
-class Database:
-    """One connection under one lock, held for one statement or transaction; any thread may use it."""
+class StateFile:
+    """One connection under one lock, held for one statement or transaction. Any thread may use it."""
 
     def __init__(self, path: Path | None) -> None:
         self._lock = threading.RLock()
@@ -54,13 +54,13 @@ class Database:
             return self._connection.execute(sql, values).fetchone()
 
     def write(self, sql: str, *values: Any) -> None:
-        """Run one statement that changes something."""
+        """Run one statement that writes."""
         with self._lock:
             self._connection.execute(sql, values)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Hold the lock and make all changes inside visible at once, or none."""
+        """Hold the lock, and commit all changes inside or none."""
         with self._lock:
             if self._connection.in_transaction:
                 yield
@@ -74,7 +74,7 @@ class Database:
             self._connection.execute("COMMIT")
 
     def fact(self, name: str, default: str) -> str:
-        """Return a stored value; store and return `default` the first time."""
+        """Return a stored value; store `default` if there is none."""
         with self.transaction():
             self.write("INSERT OR IGNORE INTO facts VALUES (?, ?)", name, default)
             value: str = self.row("SELECT value FROM facts WHERE name = ?", name)[0]

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 
 def derive(secret: bytes, purpose: str) -> bytes:
-    """Return a key for one purpose, so that one kind of signature never serves as another."""
+    """Return a key for one purpose, so that a signature for one purpose is invalid for another."""
     return hmac.new(secret, purpose.encode(), hashlib.sha256).digest()
 
 
@@ -27,18 +27,18 @@ class UrlSigner:
     clock: Callable[[], float]
 
     def sign(self, method: str, key: str) -> str:
-        """Return a URL that allows `method` on `key` until the lifetime is over."""
+        """Return a URL that allows `method` on `key` until it expires."""
         expires = int(self.clock() + self.lifetime_s)
         path = quote(key.encode("utf-8", "surrogateescape"))
         signature = self._signature(method, key, str(expires))
         return f"{self.base_url}/storage/{path}?expires={expires}&method={method}&sig={signature}"
 
     def is_signed(self, method: str, key: str, expires: str, signature: str) -> bool:
-        """Say whether this server signed exactly that, whatever the time is now."""
+        """Return whether the signature is valid, regardless of the expiry."""
         return same_secret(self._signature(method, key, expires), signature)
 
     def is_expired(self, expires: str) -> bool:
-        """Say whether a signed expiry has passed."""
+        """Return whether a signed expiry has passed."""
         return self.clock() >= int(expires)
 
     def _signature(self, method: str, key: str, expires: str) -> str:
@@ -48,14 +48,14 @@ class UrlSigner:
 
 @dataclass(frozen=True)
 class PublicTokens:
-    """Makes and checks the JWTs that redirect links carry; good for one dataset and nothing else."""
+    """Makes and checks the JWTs that redirect links carry; valid for one dataset and nothing else."""
 
     secret: bytes = field(repr=False)
     dataset_id: str
     clock: Callable[[], float]
 
     def mint(self, expires_in_s: int | None = None) -> str:
-        """Return a token, without end if no lifetime is given."""
+        """Return a token, which does not expire if no lifetime is given."""
         claims: dict[str, object] = {"datasetId": self.dataset_id}
         if expires_in_s is not None:
             claims["exp"] = int(self.clock()) + expires_in_s
@@ -64,7 +64,7 @@ class PublicTokens:
         return f"{head}.{body}.{self._signature(head, body)}"
 
     def accepts(self, token: str) -> bool:
-        """Say whether this server minted `token` and its time is not over."""
+        """Return whether this server issued `token` and it has not expired."""
         head, _, rest = token.partition(".")
         body, _, signature = rest.partition(".")
         if not same_secret(self._signature(head, body), signature):
@@ -78,7 +78,7 @@ class PublicTokens:
 
 
 def same_secret(expected: str, given: str) -> bool:
-    """Compare in constant time; any text may be given."""
+    """Compare in constant time; `given` may be any text."""
     return hmac.compare_digest(expected.encode(), given.encode("utf-8", "surrogatepass"))
 
 

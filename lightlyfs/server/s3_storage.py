@@ -1,15 +1,14 @@
-"""Objects in an S3 bucket: listed with the owner's keys, reached by clients through presigned URLs."""
+"""Objects in an S3 bucket: the server lists them, clients access them through presigned URLs."""
 
 import os
 from collections.abc import Iterator
 from typing import Any
 
-from .errors import LocalServerError
-from .keys import RESERVED
-from .storage import Found
+from .api_errors import LocalServerError
+from .storage import RESERVED, ListedObject
 
 LIFETIME_MAX_S = 7 * 24 * 3600
-"""SigV4 allows no longer."""
+"""The limit of SigV4."""
 
 
 def parse_s3_url(url: str) -> tuple[str, str]:
@@ -21,7 +20,7 @@ def parse_s3_url(url: str) -> tuple[str, str]:
 
 
 class S3Storage:
-    """A bucket as `Storage`; no byte passes through this server. Any thread may use it."""
+    """A bucket as `Storage`; clients transfer the bytes without this server. Any thread may use it."""
 
     def __init__(self, url: str, endpoint: str | None, lifetime_s: float) -> None:
         self._bucket, prefix = parse_s3_url(url)
@@ -29,8 +28,8 @@ class S3Storage:
         self._lifetime_s = max(1, min(int(lifetime_s), LIFETIME_MAX_S))
         self._client = s3_client(endpoint)
 
-    def scan(self) -> Iterator[Found]:
-        """Yield every object below the prefix but those of `.lightly`, sorted by key."""
+    def scan(self) -> Iterator[ListedObject]:
+        """Yield every object below the prefix except those of `.lightly`, sorted by key."""
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=self._prefix
         )
@@ -41,18 +40,18 @@ class S3Storage:
                     name = item["Key"].removeprefix(self._prefix)
                     if name and not name.endswith("/") and not name.startswith(f"{RESERVED}/"):
                         changed_ms = int(item["LastModified"].timestamp() * 1000)
-                        found.append(Found(name, name, item["Size"], changed_ms))
+                        found.append(ListedObject(name, name, item["Size"], changed_ms))
         except Exception as error:
             raise LocalServerError(f"cannot list s3://{self._bucket}/{self._prefix}: {error}") from error
         found.sort(key=lambda one: one.key)
         yield from found
 
     def accepts(self, key: str) -> bool:
-        """Refuse a key that is taken or is not text."""
+        """Return False if the key exists or is not printable."""
         return key.isprintable() and not self.exists(key)
 
     def exists(self, key: str) -> bool:
-        """Ask the bucket."""
+        """Return whether the bucket has the object."""
         try:
             self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
         except self._client.exceptions.ClientError as error:
@@ -83,7 +82,7 @@ class S3Storage:
         return self._presigned("put_object", key)
 
     def location(self, name: str) -> str:
-        """Return the s3:// URL the name stands for."""
+        """Return the s3:// URL of the name."""
         return f"s3://{self._bucket}/{self._prefix}{name}"
 
     def _presigned(self, operation: str, key: str) -> str:
@@ -93,14 +92,14 @@ class S3Storage:
 
 
 def s3_client(endpoint: str | None) -> Any:
-    """Return a boto3 client; other endpoints than AWS get path-style addresses, which they all understand."""
+    """Return a boto3 client; endpoints other than AWS get path-style addresses, which all of them support."""
     try:
         import boto3
         from botocore.config import Config
     except ImportError as error:
         raise LocalServerError("serving a bucket needs boto3: pip install 'lightlyfs[s3]'") from error
     style = {"addressing_style": "path" if endpoint else "auto"}
-    # Newer botocore signs a checksum header into PUT URLs, which a client with only the URL cannot send.
+    # newer botocore signs a checksum header into PUT URLs, which a client with only the URL cannot send
     config = Config(
         signature_version="s3v4",
         s3=style,
@@ -109,7 +108,7 @@ def s3_client(endpoint: str | None) -> Any:
     )
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     try:
-        # A session of its own: boto3's default one keeps the credentials it saw first.
+        # a new session, because the default session of boto3 keeps the first credentials it reads
         return boto3.session.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
     except Exception as error:
         raise LocalServerError(f"cannot set up S3 access: {error}") from error

@@ -1,0 +1,23 @@
+"""A Lightly v1 API over a folder or an S3 bucket, for demos, offline teams and tests.
+
+Imports nothing else of lightlyfs, so that the client and the server it is tested on never share a mistake.
+`lightlyfs.testing` adds faults, counts and generated datasets through `Extension`.
+
+    listener > assembly > application > endpoints > served_dataset > sample_table, tag_table > state_file
+    object_endpoint > folder_storage, s3_storage > storage (their contract, and keys), signing
+    request_checks, request_bodies > asgi > api_errors
+"""
+
+from .api_errors import LocalServerError
+from .application import Extension
+from .listener import ApiServer, serve_until_signal
+from .serve_options import ConnectionLimits, ServeOptions
+
+__all__ = [
+    "ApiServer",
+    "ConnectionLimits",
+    "Extension",
+    "LocalServerError",
+    "ServeOptions",
+    "serve_until_signal",
+]
