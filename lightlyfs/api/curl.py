@@ -41,6 +41,8 @@ from lightlyfs.forks import FORK_GATE
 _KEPT_PER_HANDLE = 5
 # A usual image in one callback: each one takes the interpreter lock.
 _BUFFER_BYTES = 128 * 1024
+# libcurl's own for uploads, and one that takes a usual image whole: a quarter of the CPU of its PUT
+_SMALL_UPLOAD_BYTES, _UPLOAD_BUFFER_BYTES = 64 * 1024, 256 * 1024
 _SEEK_OK, _SEEK_FAIL = 0, 1
 # how long a failed request takes longer, for its error to name who issued the certificate
 _ISSUER_WAIT_MS = 3_000
@@ -113,7 +115,7 @@ class CurlTransport:
     Any number of threads may send; up to `config.connections` requests are under way at once. A handle
     is used by one thread at a time and the handle used last goes first, so that few connections
     stay warm however many threads there are. A PUT, too, goes out again by itself when its kept
-    connection turns out closed; a POST opens a fresh connection for that never to happen.
+    connection turns out closed; a POST does not, for its body is not given a second time.
     """
 
     def __init__(self, config: TransportConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -266,6 +268,8 @@ class _Exchange:
         # from the connection on OpenSSL takes locks that a forked child would never see free again
         self._in_handshake = False
         self._reader: BodyReader | None = None
+        # libcurl itself repeats any request that found a kept connection closed; a create must not be
+        self._may_repeat = request.method != "POST"
 
     def prepare(self, curl: pycurl.Curl, url: str, headers: Mapping[str, str]) -> None:
         request, setopt = self._request, curl.setopt
@@ -318,11 +322,13 @@ class _Exchange:
             self._position = 0
             curl.setopt(pycurl.UPLOAD, 1)
             curl.setopt(pycurl.INFILESIZE_LARGE, length)
+            if length > _SMALL_UPLOAD_BYTES:
+                curl.setopt(pycurl.UPLOAD_BUFFERSIZE, _UPLOAD_BUFFER_BYTES)
             curl.setopt(pycurl.READFUNCTION, self._on_read)
             curl.setopt(pycurl.SEEKFUNCTION, self._on_seek)
         curl.setopt(pycurl.CUSTOMREQUEST, self._request.method)
-        # libcurl itself repeats any request that found a kept connection closed; a create must not be.
-        if self._request.method == "POST":
+        # nothing to refuse to give again
+        if not self._may_repeat and not length:
             curl.setopt(pycurl.FRESH_CONNECT, 1)
 
     def perform(self, curl: pycurl.Curl) -> None:
@@ -422,7 +428,7 @@ class _Exchange:
             return int(pycurl.READFUNC_ABORT)
 
     def _on_seek(self, offset: int, origin: int) -> int:
-        if origin != 0:
+        if origin != 0 or not self._may_repeat:
             return _SEEK_FAIL
         if self._reader is not None:
             self._reader.seek(offset)

@@ -70,25 +70,27 @@ def connect(
     guard = AddressGuard(settings.server, settings.allow_private_storage)
     guarded = replace(config, guard=guard)
     requests = _OnFirstUse(lambda: _requests_transport(guarded))
-    # one for each end: a handle that has just talked to the API has no warm connection to storage
-    to_api = _hot_transport(replace(config, idle=_IDLE_OF_GUEST) if keep_few else config) or requests
-    to_storage: Transport = (
-        _hot_transport(replace(guarded, idle=settings.jobs) if keep_few else guarded) or requests
-    )
+
+    def transport(limits: TransportConfig, idle: int) -> Transport:
+        return _hot_transport(replace(limits, idle=idle) if keep_few else limits) or requests
+
+    # one for each end: a handle that has just talked to the API has no warm connection to storage; and those
+    # that change something apart from those that read, so that neither waits for the other
+    to_api, to_storage = transport(config, _IDLE_OF_GUEST), transport(guarded, settings.jobs)
+    changes, uploads = transport(config, _IDLE_OF_GUEST), transport(guarded, _IDLE_OF_GUEST)
     token_file = None
     if token is None and settings.token_file is not None and secrets.token is not None:
         token_file = TokenFile(settings.token_file, secrets.token)
     client = LightlyClient(
         settings.server,
         _credentials(secrets, token_file or (secrets.token if token is None else asked(token))),
-        requests,
+        changes,
         hot_transport=to_api,
         on_request=on_request,
         cancelled=cancelled,
     )
-    uploads: Transport = requests
     if on_request is not None:
-        to_storage, uploads = CountedTransport(to_storage, on_request), CountedTransport(requests, on_request)
+        to_storage, uploads = CountedTransport(to_storage, on_request), CountedTransport(uploads, on_request)
     return Connections(client, to_storage, uploads, secrets.fingerprint(settings.read_mode), token_file)
 
 

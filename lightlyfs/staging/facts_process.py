@@ -35,6 +35,9 @@ MAX_PROCESSES = 4
 # what Pillow keeps for the next image, in blocks of 16 MB: those of one of 12 megapixels
 _KEPT_BLOCKS = 5
 _IDLE_MS = 1000
+# malloc.h: above this it would map pages for each block, and give them back with it; the most that counts
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 32 << 20
 # linux/sched.h
 _CLONE_NEWNET, _CLONE_NEWUSER = 0x40000000, 0x10000000
 
@@ -154,12 +157,21 @@ class _FactsProcess:
 
 def serve() -> None:
     """Answer one line with one line until the mount that asks has gone."""
-    _limit_itself()
-    # allocating fresh pages for each large image would take a tenth of its time
+    libc = ctypes.CDLL(None, use_errno=True)
+    _limit_itself(libc)
+    # allocating fresh pages for each image would take a tenth of its time
     os.environ.setdefault("PILLOW_BLOCKS_MAX", str(_KEPT_BLOCKS))
+    with suppress(AttributeError):  # not in every C library
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
     from lightlyfs.staging import image_decoding
 
-    for line in _lines(when_idle=image_decoding.release_memory):
+    def release_memory() -> None:
+        image_decoding.release_memory()
+        with suppress(AttributeError):
+            libc.malloc_trim(0)
+
+    for line in _lines(when_idle=release_memory):
         question = json.loads(line)
         try:
             answer = _picture(question) if isinstance(question, dict) else facts_of(question).as_json()
@@ -169,12 +181,11 @@ def serve() -> None:
         sys.stdout.buffer.flush()
 
 
-def _limit_itself() -> None:
+def _limit_itself(libc: ctypes.CDLL) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(5)
-    libc = ctypes.CDLL(None, use_errno=True)
     # without the right to do so alone, with a user namespace of its own, if those are allowed
     if libc.unshare(_CLONE_NEWNET):
         libc.unshare(_CLONE_NEWNET | _CLONE_NEWUSER)

@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import chain
 from operator import mul
 from typing import Any
 
@@ -46,16 +46,17 @@ class Moments:
 
 
 def moments_of(histogram: Sequence[int]) -> Moments:
-    """The moments of 256 levels, or of several channels of as many together."""
-    return Moments(
-        sum(histogram),
-        sum(map(mul, histogram, cycle(_LEVELS))),
-        sum(map(mul, histogram, cycle(_SQUARES))),
-    )
+    """The moments of 256 levels."""
+    return Moments(sum(histogram), sum(map(mul, histogram, _LEVELS)), sum(map(mul, histogram, _SQUARES)))
 
 
-def moments_in(plane: Image.Image) -> Moments:
-    """The moments of an image of one channel of 8 bits.
+def moments_in(planes: Iterable[Image.Image]) -> Moments:
+    """The moments of images of one channel of 8 bits together."""
+    return moments_of([*map(sum, zip(*chain.from_iterable(map(_histograms_of, planes)), strict=True))])
+
+
+def _histograms_of(plane: Image.Image) -> list[list[int]]:
+    """The histogram of an image of one channel of 8 bits, in parts.
 
     Pillow counts it as four channels of a quarter of the pixels: one counter after the other waits where many
     pixels in a row have the same level.
@@ -63,10 +64,12 @@ def moments_in(plane: Image.Image) -> Moments:
     data = plane.tobytes()
     quarter = len(data) // 4
     if not quarter:
-        return moments_of(plane.histogram())
-    four = moments_of(Image.frombuffer("RGBA", (quarter, 1), data, "raw", "RGBA", 0, 1).histogram())
-    rest = data[4 * quarter :]
-    return added((four, Moments(len(rest), sum(rest), sum(level * level for level in rest))))
+        return [plane.histogram()]
+    four = Image.frombuffer("RGBA", (quarter, 1), data, "raw", "RGBA", 0, 1).histogram()
+    rest = [0] * 256
+    for level in data[4 * quarter :]:
+        rest[level] += 1
+    return [rest, *(four[start : start + 256] for start in (0, 256, 512, 768))]
 
 
 def added(parts: Iterable[Moments]) -> Moments:
@@ -97,7 +100,7 @@ def statistics_of(image: Image.Image) -> dict[str, Any]:
     """The statistics of an image of 8 bits a channel."""
     if image.mode == "L":
         grey = image
-        channels = [moments_in(grey)] * 3
+        channels = [moments_in([grey])] * 3
     else:
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         histogram = rgb.histogram()
@@ -145,11 +148,11 @@ def edges_in(padded: Image.Image) -> Image.Image:
 
 def _edges_of(grey: Image.Image) -> Moments:
     """The moments of the Laplacian of an image of 8 bits, which keeps to 0 to 255."""
-    parts = []
-    for strip in strips_of(grey.size):
-        edges = edges_in(strip.padded_rows_of(grey).convert("I"))
-        parts.append(moments_in(strip.without_padding(edges).convert("L")))
-    return added(parts)
+    edges = (
+        strip.without_padding(edges_in(strip.padded_rows_of(grey).convert("I"))).convert("L")
+        for strip in strips_of(grey.size)
+    )
+    return moments_in(edges)
 
 
 _MODES_OF_16_BITS = {"I;16", "I;16L", "I;16B", "I;16N"}
@@ -273,11 +276,11 @@ def _moments(levels: Image.Image) -> Moments:
     total = squares = 0
     seen: list[tuple[int, Image.Image, Moments]] = []
     for weight, plane in weighed:
-        found = moments_in(plane)
+        found = moments_in([plane])
         total += weight * found.total
         squares += weight**2 * found.squares
         for other_weight, other_plane, other in seen:
-            apart = moments_in(ImageChops.difference(plane, other_plane))
+            apart = moments_in([ImageChops.difference(plane, other_plane)])
             squares += weight * other_weight * (found.squares + other.squares - apart.squares)
         seen.append((weight, plane, found))
     return Moments(levels.width * levels.height, total, squares)

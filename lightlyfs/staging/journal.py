@@ -417,11 +417,13 @@ def _make_tables(db: sqlite3.Connection) -> None:
 
 
 def _row(record: Record) -> list[Any]:
-    values = [_bytes(getattr(record, name)) if name in _TEXTS else getattr(record, name) for name in FIELDS]
-    # as SQLite gives them back
-    plain = [
-        str(one) if isinstance(one, State) else int(one) if isinstance(one, bool) else one for one in values
-    ]
+    """The values of a record as SQLite gives them back, and their checksum."""
+    values = {**vars(record), "state": str(record.state)}
+    for name in _TEXTS:
+        values[name] = _bytes(values[name])
+    for name in _FLAGS:
+        values[name] = int(values[name])
+    plain = [values[name] for name in FIELDS]
     return [*plain, _checksum(plain)]
 
 

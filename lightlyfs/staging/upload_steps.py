@@ -163,12 +163,16 @@ class Steps:
         urls.for_sample(record.sample_id, thumbnail=small is not None)
         thumbnail = None if small is None else self._side.submit(self._put, urls, True, small)
         try:
-            return self._put(urls, False, _CountedBody(path, path.stat().st_size, moving))
-        finally:
+            etag = self._put(urls, False, _CountedBody(path, path.stat().st_size, moving))
+        except BaseException:
             if thumbnail is not None:
                 thumbnail.result()
-                note(thumbnail_done=True)
-                moving.moved += 1
+                note(thumbnail_done=True)  # the next try goes without it
+            raise
+        if thumbnail is not None:
+            thumbnail.result()
+            moving.moved += 1
+        return etag
 
     # the name
 
@@ -185,7 +189,7 @@ class Steps:
 
         One of ours that is not found was renamed by others, unless it was just created and does not show yet.
         """
-        found = self.named(record.name)
+        found = self.named(record.name, alone=record.sample_id)
         if not just_created and all(sample.id != record.sample_id for sample in found):
             return None
         first = min(found, key=_precedence, default=None)
@@ -291,11 +295,14 @@ class Steps:
                     return sample.id
         return None
 
-    def named(self, name: str) -> list[Sample]:
-        """The samples of exactly this name, as the server knows them now."""
-        return [one for one in self._by_name(name) if one.file_name == name]
+    def named(self, name: str, *, alone: str | None = None) -> list[Sample]:
+        """The samples of exactly this name, as the server knows them now.
 
-    def _by_name(self, name: str) -> Iterator[Sample]:
+        Where the sample `alone` is all of the first page, no other is asked for: no server has pages of one.
+        """
+        return [one for one in self._by_name(name, alone) if one.file_name == name]
+
+    def _by_name(self, name: str, alone: str | None = None) -> Iterator[Sample]:
         """The samples of a name, however short the pages are; few where the server ignores the name."""
         seen: set[str] = set()
         while page := self._client.list_samples_partial(
@@ -306,6 +313,8 @@ class Steps:
             seen.update(sample.id for sample in new)
             # nothing new: the server ignores paging, too
             if not any((sample.file_name or "").startswith(name) for sample in new):
+                return
+            if seen == {alone}:
                 return
 
     def _newest(self, back_to_ms: int | None) -> Iterator[Sample]:

@@ -224,9 +224,18 @@ def test_a_post_is_never_sent_twice(transport: Transport, serve: Serve) -> None:
     """Creating a sample twice would leave two of them for ever."""
     server = serve(closing_at_the_second)
     transport.send(Request("GET", server.url + "/x"))
-    with contextlib.suppress(errors.Unreachable):
+    with pytest.raises(errors.Unreachable) as caught:
         transport.send(Request("POST", server.url + "/x", body=b"{}"))
+    assert caught.value.request_sent
     assert [received.method for received in server.received].count("POST") == 1
+
+
+def test_posts_share_a_connection(transport: Transport, serve: Serve) -> None:
+    """A handshake for each sample would be a round trip more, over TLS three."""
+    server = serve(answering(echo))
+    for _ in range(3):
+        transport.send(Request("POST", server.url + "/x", body=b"{}"))
+    assert server.connections == 1
 
 
 def test_a_put_whose_kept_connection_dies_is_whole_or_unreachable(

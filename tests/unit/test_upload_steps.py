@@ -435,6 +435,34 @@ def test_a_catalogue_that_was_compared_just_now_saves_the_first_question(tmp_pat
     assert bench.server.calls == ["withWriteUrls", "find", "PUT thumb", "PUT full"]
 
 
+@pytest.mark.parametrize(
+    ("shown", "questions"), [([], 1), ([named("a")], 1), ([named("a"), named("b", 1)], 2)]
+)
+def test_a_sample_that_is_alone_is_asked_for_once(
+    tmp_path: Path, shown: list[Sample], questions: int
+) -> None:
+    """A page with another sample on it may be a short one."""
+    bench = Bench(tmp_path, sole_writer=False)
+    bench.fresh, bench.server.rivals = True, shown
+
+    bench.upload()
+
+    assert bench.server.calls.count("find") == questions
+
+
+def test_after_a_failed_image_the_thumbnail_is_not_sent_again(bench: Bench) -> None:
+    error = Unreachable("gone")
+    error.settled = True
+    bench.server.failing["PUT full"] = [error]
+    with pytest.raises(Unreachable):
+        bench.upload()
+    assert bench.record.thumbnail_done
+
+    bench.upload()
+
+    assert bench.server.calls.count("PUT thumb") == 1
+
+
 def test_a_name_that_is_taken_by_now_is_not_created_twice(tmp_path: Path) -> None:
     bench = Bench(tmp_path, sole_writer=False)
     bench.server.samples = [named("b")]
