@@ -9,7 +9,7 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 SEMANTICS = (TESTS.parent / "lightlyfs" / "semantics.md").read_text(encoding="utf-8")
-NAMED = re.findall(r"`(\w+/test_\w+)`", SEMANTICS.partition("## Trust")[2].partition("\n## ")[0])
+NAMED = re.findall(r"`([\w/]+/test_\w+)`", SEMANTICS.partition("## Trust")[2].partition("\n## ")[0])
 
 
 def test_the_table_names_tests() -> None:
