@@ -1,6 +1,6 @@
 """What earlier versions left on disk is opened by this one, and what they owed arrives.
 
-`tests/data/cache_of_0.1_before_rooms.tar.gz` is the directory of a dataset, made by lightlyfs of November 2026
+`tests/data/cache_of_0.1_before_rooms.tar.gz` is the directory of a dataset, made by lightlyfs of Nov 2026
 (catalogue 1, journal 2): three images read, `done.jpg` uploaded, `owed.jpg` not, a local `notes.tmp` and an
 empty directory.
 """

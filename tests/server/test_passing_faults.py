@@ -236,6 +236,7 @@ def test_what_fails_for_five_seconds_is_no_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_whatever_fails_for_five_seconds_is_no_error(tmp_path: Path) -> None:
     cases = {
         place: [
