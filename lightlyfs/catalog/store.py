@@ -61,8 +61,10 @@ _READER_CACHE_KIB = 512
 _WRITER_CACHE_KIB = 32 * 1024
 _IDLE_READERS = 8
 _SHRINK_TIMEOUT_MS = 500
-# another process may be writing down a listing
+# another process may be writing down a listing, and a listing is worth waiting for; facts are not: they count
+# from memory, and a mount that ends writes them down once more
 _WRITE_TIMEOUT_S = 60.0
+_FACTS_TIMEOUT_MS = 5_000
 
 # a directory's number is asked for with each of its files
 _parent_ino = lru_cache(4_096)(directory_ino)
@@ -463,6 +465,7 @@ class CatalogStore:
             db.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
             _create_schema(db)
             database.check_tables(db, SCHEMA)
+            db.execute(f"PRAGMA busy_timeout = {_FACTS_TIMEOUT_MS}")
         except BaseException:
             db.close()
             raise
