@@ -1,4 +1,4 @@
-"""The way to the API and to storage: client, transports, credentials, and how many requests were made."""
+"""Connections to the API and to storage: client, transports, credentials and request counters."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _credentials(secrets: Secrets, token: str | TokenSource | None) -> Credentia
 
 
 def quick_policy() -> RetryPolicy:
-    """For the checks at start: somebody waits, and the answer to a failure is to try again."""
+    """Return the policy of the checks at start: a user is waiting, and can repeat a failed command."""
     return RetryPolicy(attempts=3, budget_s=10.0, doubt_s=0.0)
 
 
@@ -301,7 +301,7 @@ class TokenFile:
 
 
 def asked(token: Callable[[], str]) -> Callable[[str | None], str]:
-    """A `TokenSource` of a program's own function; what that raises is a missing token."""
+    """Return a `TokenSource` of a program's own function; what that raises is a missing token."""
 
     def ask(_refused: str | None) -> str:
         try:

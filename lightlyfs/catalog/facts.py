@@ -1,4 +1,4 @@
-"""What storage reported of samples: counts at once, is written in batches, published where others wait.
+"""What storage reported of samples: valid at once, written in batches, published where processes wait.
 
 Threads: any may call. The lock is not held while the store is used.
 """
@@ -49,7 +49,7 @@ class Reported:
         # guarded by _lock: what other processes are to hear of with the next write
         self._replaced = self._resized = False
         self._moves = 0  # how often facts went from here into the store
-        self._fails = False  # used by whoever writes
+        self._fails = False  # used by the thread that writes
 
     def __bool__(self) -> bool:
         return bool(self._facts or self._unlisted)
@@ -161,7 +161,7 @@ Values = tuple[int, str, int, int | None, int | None, bool]
 
 
 def record_values(ino: int, facts: Facts) -> Values:
-    """What `record` takes, to keep facts of a sample that did not change since."""
+    """Return what `record` takes, to keep facts of a sample that did not change since."""
     mtime, hint = facts.of or (None, None)
     return facts.size, facts.etag, ino, mtime, hint, facts.certain
 
@@ -191,7 +191,7 @@ class Publisher:
                 return
             if self._db is None:
                 self._db = self._connect()
-                # somebody waits: checkpoints are left to the others
+                # a caller is waiting: the other connections do the checkpoints
                 self._db.execute("PRAGMA wal_autocheckpoint = 0")
             try:
                 with database.transaction(self._db):

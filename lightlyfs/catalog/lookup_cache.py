@@ -1,4 +1,4 @@
-"""Look-ups that were made lately, and those that are likely to be next, kept in memory."""
+"""Keeps recent lookups, and those that are likely to be next, in memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lightlyfs.catalog.store import CatalogStore
 
 # a path that is looked at is soon opened, and its neighbours along with it
 _MAX_KEPT = 8_000
-# who looks at the names of a directory in order has them read ahead, up to so many at once
+# a caller that looks up names in directory order has the next ones read ahead, at most this many at once
 _MAX_AHEAD = 64
 _MAX_DIRECTORIES = 256
 
 
 class RecentLookups:
-    """The entries of paths, from memory where the store was asked lately; any thread may call.
+    """The entries of paths, from memory where the store was asked recently; any thread may call.
 
     `outdate` says that the store may answer differently now. Single operations on `_kept` are atomic, and one
     that is lost costs a query.
@@ -37,7 +37,7 @@ class RecentLookups:
         self.version += 1
 
     def lookup(self, path: str) -> Entry | None:
-        """The entry of a path, or None where there is none; may raise sqlite3.Error."""
+        """Return the entry of a path, or None where there is none; may raise sqlite3.Error."""
         version = self.version  # before the store is read, so that what comes meanwhile outdates it
         kept = self._kept.get(path)
         if kept is not None and kept[0] == version:

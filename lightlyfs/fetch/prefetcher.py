@@ -1,7 +1,7 @@
-"""Fetching the next files of a reader that goes through a directory in order, before it asks.
+"""Prefetches the next files for a program that reads a directory in order.
 
-What comes next is decided in `sequence`; here it is looked up and started, with a bound on how much is under
-way that shrinks when the server is in trouble, so that readers who wait always come first.
+`ahead.in_order` decides which files are next. This module looks them up and starts the fetches. It limits how
+many run at once, and lowers the limit when the server fails, so that waiting readers always come first.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Prefetcher(Generic[T]):
     `after(path, count)` gives the files that come behind a path in its directory (before it, the nearest
     first, where `count` is negative), from memory or the local disk. `start(file)` begins a fetch and returns
     its future, or None where there is nothing to fetch. `room(file)` says how many such files may be ahead of
-    their readers in all. `on_opened(path, in_order)` hears of each open, and whether it was expected.
+    their readers in all. `on_opened(path, in_order)` is called for each open, with whether it was expected.
     """
 
     def __init__(

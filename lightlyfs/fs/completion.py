@@ -1,4 +1,4 @@
-"""What becomes of a local file once the server has it, and once a listing holds it.
+"""Turns a local file into a sample once the server has it, and removes it once a listing holds the sample.
 
 The bytes of an uploaded file become the cached content of its sample.
 """

@@ -1,4 +1,4 @@
-"""Names that this mount changed and the catalogue does not show yet: renamed, removed, replaced."""
+"""Names that this mount changed (renamed, removed, replaced) and that the catalogue does not show yet."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class RenamedSamples:
         return False
 
     def at(self, path: str) -> SampleEntry | None:
-        """The sample that was renamed to this path."""
+        """Return the sample that was renamed to this path."""
         return self._shown.get(path) if self._shown else None
 
     def is_hidden(self, path: str, ino: int) -> bool:
@@ -82,12 +82,12 @@ class RenamedSamples:
         return bool(self._hidden) and self._hidden.get(path) == ino
 
     def within(self, directory: str) -> list[SampleEntry]:
-        """The samples renamed to a place directly in a directory."""
+        """Return the samples renamed to a place directly in a directory."""
         with self._lock:
             return list(self._within.get(directory, {}).values())
 
     def directories_within(self, directory: str) -> set[str]:
-        """The names of directories in a directory that samples were renamed into."""
+        """Return the names of directories in a directory that samples were renamed into."""
         with self._lock:
             return self._occupied.within(directory)
 

@@ -1,4 +1,4 @@
-"""Samples that become local files because somebody changes them."""
+"""Turns samples into local files when a program changes them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Takeover:
     def take(self, handle: WriteHandle, *, copy: bool) -> None:
         """Stage a sample that is about to change, with its present bytes unless they are cut away.
 
-        Whoever else changes it has the same staged file; nobody sees it before its bytes are there.
+        All writers of the sample share one staged file; none sees it before its bytes are complete.
         """
         while handle.file is None:
             entry = handle.entry
@@ -85,7 +85,7 @@ class Takeover:
         self.forget(handle)
 
     def follow(self, renamed: SampleEntry, path: str) -> None:
-        """A sample was renamed: whoever has it open for changing it goes on at its new path."""
+        """Move the handles that have a renamed sample open for writing to its new path."""
         with self._lock:
             for handle in self._watched.values():
                 if handle.entry is not None and handle.entry.id == renamed.id:

@@ -1,10 +1,10 @@
-"""Writing files: staging, what close and fsync promise, the end of an upload.
+"""Writes files: staging, what close and fsync promise, the end of an upload.
 
-`close` of a name that counts returns once the server has the file, or says why not; the file is then owed,
-and stays readable. All other names, and empty files, stay on this disk. A generation that was sealed for
+For a name that is uploaded, `close` returns once the server has the file; if it raises an error, the file is
+owed and stays readable. All other names, and empty files, stay on this disk. A generation that was sealed for
 upload never changes; a later write goes to a copy of it.
 
-What a killed program leaves is half a file: it is kept, and uploaded only when a person says so.
+A file whose writer was killed is incomplete: it is kept, and uploaded only when a user asks for it.
 
 Locks: a file's own lock guards its disk work. Nothing waits for the server while holding it.
 """
@@ -157,7 +157,7 @@ class Writer:
             elif finished:
                 self._finish(file)
         except (LightlyFsError, OSError) as error:
-            # no program hears of it here, and its close was told; the file stays what it is, and shows why
+            # no program gets this error: `close` has reported one; the file keeps its state, and shows why
             log.warning("%s stays on this machine: %s", file.path, error)
         finally:
             if handle.watch is not None:

@@ -1,4 +1,4 @@
-"""What the journal and the spool of an earlier mount amount to, wherever a crash left them."""
+"""Restores local files from the journal and the spool of an earlier mount, at whatever step it crashed."""
 
 from __future__ import annotations
 
