@@ -83,7 +83,7 @@ class Desktop:
         self._environ = environ
 
     def make_prefill(self, times: SetTimes) -> ThumbnailPrefill | None:
-        """Return what fills the desktop's cache; None where nobody's is to be filled."""
+        """Return the part that fills the desktop's thumbnail cache; None if it should not be filled."""
         needs = self._needs
         if needs.mode != "prefill" or needs.mountpoint is None or needs.owner != os.getuid():
             return None

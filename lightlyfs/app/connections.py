@@ -26,7 +26,7 @@ from lightlyfs.settings import Secrets, Settings, read_token
 # requests of the catalogue: pages, single samples, checks; apart from content, so that neither waits for
 # the other
 METADATA_THREADS = 16
-# requests for read URLs that nobody waits for yet: 16 of 20 ms are 800 a second, what 2 cores can do
+# requests for prefetched read URLs: 16 of 20 ms are 800 a second, what 2 cores can do
 URL_THREADS = 16
 # what a program's guest keeps of idle connections to the API; of those to storage it keeps one a download
 _IDLE_OF_GUEST = 16

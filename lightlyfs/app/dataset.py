@@ -150,7 +150,7 @@ class Dataset:
         self.closing.set()
 
     def close(self) -> None:
-        """Stop the parts in the order in which nobody calls a closed one."""
+        """Stop the parts, each after all parts that call it."""
         self.closing.set()
         if self.uploads is not None:
             self.uploads.stop()

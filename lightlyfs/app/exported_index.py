@@ -1,4 +1,4 @@
-"""The catalogue as one file, so that a thousand workers need not each list a million samples.
+"""Exports and imports the catalogue as one file, so that workers need not list the dataset themselves.
 
 The file is SQLite, like the catalogue itself: loading it is a copy and a check, which is the fastest form. It
 includes what storage reported, so that workers open their first file without asking for its size.
@@ -99,7 +99,7 @@ def import_for_later(index: Path, server_root: Path, tag: str | None) -> tuple[H
 
 @contextlib.contextmanager
 def _checked_copy(index: Path, directory: Path) -> Iterator[tuple[Path, Header]]:
-    """A copy that nobody else can change, found to be what a listing would have written."""
+    """Return a private copy, after checking that a listing could have written it."""
     copy = None
     try:
         descriptor, name = tempfile.mkstemp(prefix="index.", dir=directory)

@@ -40,7 +40,7 @@ class NoKernel:
     forgets_at_once = False
 
     def interrupted(self) -> bool:
-        """Nobody interrupts."""
+        """No call is interrupted."""
         return False
 
     def caller_name(self) -> str:

@@ -84,7 +84,7 @@ class BlockCache:
             on_error=self._count_error,
         )
         if not self._index.was_closed:
-            # a crash, or an index that was lost, leaves files nobody would ever delete
+            # a crash, or a lost index, leaves files that nothing else would delete
             for key in self._files.tidy(self._index.keys()):
                 self._index.remove(key)
         # guarded by _lock
@@ -347,7 +347,7 @@ class BlockCache:
                     if block not in file.proven and not self._prove(content, file, block):
                         return None
                 data = file.read(offset, length)
-                # what others wrote meanwhile, or ever, is compared before it is given to anybody
+                # bytes that other processes wrote, now or earlier, are verified before they are returned
                 if not file.was_changed():
                     break
             else:

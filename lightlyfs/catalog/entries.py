@@ -1,4 +1,4 @@
-"""What the catalogue holds of samples and directories. Pure."""
+"""The entries that the catalogue has of samples and directories. Pure."""
 
 from __future__ import annotations
 

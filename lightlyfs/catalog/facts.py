@@ -65,8 +65,8 @@ class Reported:
     def consistent(self, read: Callable[[], T]) -> T:
         """Return what `read` returns, which asks the store first and then applies what is kept here.
 
-        It is called again where facts went into the store meanwhile: it may have read the store before they
-        were there, and looked here when they were here no more.
+        Calls `read` again if facts moved into the store meanwhile: `read` may have read the store before the
+        facts were there, and this object after they had left it.
         """
         while True:
             moves = self._moves
@@ -79,7 +79,7 @@ class Reported:
     ) -> None:
         """Keep facts of a sample as it is listed, or of one that is not listed yet.
 
-        Where they show another version, or another size, other processes hear of it when they are written.
+        If they show another version or size, other processes are notified when the facts are written.
         """
         with self._lock:
             self._replaced |= replaced
@@ -90,7 +90,7 @@ class Reported:
                 _put_bounded(self._facts, ino, facts._replace(of=(of.mtime, of.size_hint)))
 
     def note_listing(self, listed: Callable[[int], SampleEntry | None]) -> None:
-        """A listing may have met samples it had not met before: their facts are of what it found."""
+        """Attach the facts of unlisted samples to the entries that a new listing has for them."""
         with self._lock:
             unlisted = list(self._unlisted)
         for ino in unlisted:

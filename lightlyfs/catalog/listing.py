@@ -96,7 +96,7 @@ class Pager(Generic[T]):
         """Keep `parallel` runs under way up to the expected end, then go on until one comes back empty."""
         under_way: deque[Future[tuple[list[Sequence[T]], bool]]] = deque()
         offset = start
-        known = max(start, expected)  # where the list ends, as far as anybody said
+        known = max(start, expected)  # the known length of the list
         limit = max(start + 1, expected)
         ended = False
         try:

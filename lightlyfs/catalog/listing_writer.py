@@ -1,7 +1,7 @@
-"""One complete listing on its way into the catalogue: staged, named, compared, swapped in.
+"""Writes one complete listing to the catalogue: stages, names and compares its rows, and swaps them in.
 
-Works in temporary tables of one connection, so a million samples need no memory: rows are appended as
-they come and sorted once at the end. Touches only the rows of the catalogue that differ, so that an
+Works in temporary tables of one connection, so that a million samples need no memory: rows are appended as
+they arrive and sorted once at the end. Changes only the rows of the catalogue that differ, so that an
 unchanged dataset costs no writes and keeps its verified sizes.
 """
 

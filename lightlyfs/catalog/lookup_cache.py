@@ -28,12 +28,12 @@ class RecentLookups:
         self.version = 0
         self._kept: dict[str, tuple[int, Entry | None]] = {}
         self._lock = threading.Lock()
-        # guarded by _lock, for a look-up moves entries: by directory the name that comes next where names are
+        # guarded by _lock, for a lookup moves entries: by directory the name that comes next where names are
         # asked for in order, and how many were read
         self._ahead: LRUCache[str, tuple[str, int]] = LRUCache(_MAX_DIRECTORIES)
 
     def outdate(self) -> None:
-        """What is kept counts no more; to be called by one thread at a time, after the store changed."""
+        """Invalidate all entries after the store changed; for one thread at a time."""
         self.version += 1
 
     def lookup(self, path: str) -> Entry | None:

@@ -43,7 +43,7 @@ _MIN_RETRY_AFTER_S = 1.0
 _REFUSED_RETRY_S, _REFUSED_TRIES, _REFUSED_LATER_S = 60.0, 5, 600.0
 # with a TTL of zero a full listing runs now and then, taking at most a twentieth of the time
 _LISTINGS_SHARE = 20
-# while another process lists, those who wait for it are encouraged this often
+# while another process lists, the time limits of waiting callers are restarted this often
 _WAITING_EVERY_S = 1.0
 
 
@@ -189,18 +189,18 @@ class Refresher:
         return check
 
     def expect_changes(self) -> None:
-        """An answer did not fit the catalogue: list everything with the next check, which is due now."""
+        """Make a full listing due with the next access, because an answer contradicts the catalogue."""
         with self._state:
             self._timing.hear()
             self._timing.full_at = self._timing.checked_at = -math.inf
         self.touch()
 
     def close(self) -> None:
-        """What fails from now on was cut short."""
+        """Treat failures from now on as effects of the shutdown."""
         self._closed = True
 
     def start_over(self) -> None:
-        """The store lost what it held: nothing is complete until everything is listed again."""
+        """Start again after the store lost its rows: nothing is complete until a new listing is."""
         with self._state:
             self._timing.hear()
             self._complete = False
@@ -208,7 +208,7 @@ class Refresher:
         self._queue_check()
 
     def resume(self) -> None:
-        """The API may answer again although it refused us: check with the next access."""
+        """Check with the next access, because the API may accept requests again."""
         with self._state:
             self._stopped = False
             self._retry_at = self._timing.checked_at = -math.inf

@@ -81,7 +81,7 @@ class Catalog:
         self.hints_are_wrong = store.get_meta(_WRONG_HINTS) is not None
         self._looked_at = -1  # the version at the last census; used by the flusher
         self._generation = 0
-        # a number that moves whenever a size that was shown may be another one by now
+        # a number that changes whenever a size that was shown may be outdated
         self.sizes_moved = 0
         self._recent = RecentLookups(store)
         self._closing = threading.Event()
@@ -196,7 +196,7 @@ class Catalog:
         return self._store.directories_in(path)
 
     def with_facts(self, entry: SampleEntry) -> SampleEntry:
-        """An entry with what storage reported of it since it was looked up; asks nobody."""
+        """Return an entry with what storage reported of it since it was looked up; sends no request."""
         return self._reported.apply(entry)
 
     def directories_holding(self, ids: Container[bytes]) -> frozenset[int]:
@@ -455,7 +455,7 @@ class Catalog:
                 self._look_around()
 
     def _look_around(self) -> None:
-        """See whether storage has reported every sample by now."""
+        """Check whether storage has reported every sample by now."""
         version = self._recent.version
         try:
             self._census.look()

@@ -1,16 +1,16 @@
 """The SQLite catalogue: the samples and directories of one dataset, on disk, read by many threads.
 
-Owns the file, its schema and its transactions; knows no network. Rows are clustered by
-(directory, name), because listing one directory and looking up one path are all that happens often.
-Inode numbers are digests (of the sample id, of the directory's path), so they are the same on every
-mount, and the number of a directory is known from its path without a query.
+Owns the file, its schema and its transactions; must not know the network. Rows are clustered by (directory,
+name), because listing one directory and looking up one path are the only frequent queries. Inode numbers are
+digests (of the sample id, of the directory's path), so they are the same on every mount, and the number of a
+directory follows from its path without a query.
 
-Several processes may have the file open. What one commits the others read at once; `news` tells them that
-what they keep in memory, or told the kernel, may be outdated.
+Several processes may have the file open. A commit is visible to the others at once; `news` reports that
+what they have in memory, or in the kernel's caches, may be outdated.
 
-Threads: reads may come from any number of threads, each borrows a connection; writes are serialised by
-one lock, which is held for the length of one transaction and never while calling out. WAL lets readers
-see the last commit meanwhile, so a re-listing shows all at once or not at all.
+Threads: any number of threads may read, each with a borrowed connection. One lock serialises writes; it is
+held for one transaction and never during a callback. With WAL, readers see the last commit meanwhile, so a
+re-listing shows completely or not at all.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _parent_ino = lru_cache(4_096)(directory_ino)
 
 class News(NamedTuple):
     """What other processes wrote: names, or versions of what is shown (`changed`), sizes (`resized`), or
-    only what nobody was told yet.
+    only what was not announced before.
     """
 
     changed: bool

@@ -1,7 +1,7 @@
 """The tags of a dataset: their names, and which samples each one holds.
 
-A tag is a bit mask over the mappings, the ids of all samples in the order in which they were added (API:
-TagData.bitMaskData, GET /v1/datasets/{id}/mappings). Samples that are newer than the mask are outside.
+A tag is a bit mask over the mappings, which are the ids of all samples in the order in which they were added
+(API: TagData.bitMaskData, GET /v1/datasets/{id}/mappings). Samples newer than the mask are not in the tag.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from lightlyfs.errors import ContentChanged, MalformedAnswer, ServerFault, Short
 
 # bodies whose length shows only at their end are collected in memory, up to here
 MAX_COLLECTED_BYTES = 256 << 20
-# up to here the rest of a body that nobody wants is read: a new connection would take longer
+# the rest of an unwanted body is read up to here: a new connection would take longer
 _WORTH_READING_BYTES = 256 << 10
 
 
@@ -48,7 +48,7 @@ class BlockTaker(Protocol):
         """
 
     def block(self, index: int, data: bytes) -> None:
-        """A whole block that is wanted is here."""
+        """Take a whole block that is wanted."""
 
 
 class BlockSink:

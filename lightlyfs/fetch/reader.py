@@ -197,7 +197,7 @@ class Reader:
         return futures
 
     def _claim(self, content: ContentId, run: Span) -> dict[int, Future[bytes]]:
-        """The futures of a run's blocks, after starting the fetch of those that nobody fetches yet."""
+        """Return the futures of a run's blocks, after starting a fetch of those that have none yet."""
         futures, started = self._transfers.claim(content, run, to_fetch(run, content.size))
         for transfer in started:
             self._start(transfer)

@@ -72,7 +72,7 @@ class Transfers:
     def claim(
         self, content: ContentId, wanted: Span, fetch: Span
     ) -> tuple[dict[int, Future[bytes]], list[Transfer]]:
-        """Return the futures of the wanted blocks, and new transfers for what of `fetch` nobody brings yet.
+        """Return the futures of the wanted blocks, and new transfers for the parts of `fetch` without one.
 
         `fetch` covers `wanted`. The caller has to run the new transfers and `end` each of them.
         """
@@ -113,7 +113,7 @@ class Transfers:
         return True
 
     def arrived(self, transfer: Transfer, block: int, data: bytes) -> None:
-        """A transfer brought a block; the next ones lie behind it."""
+        """Take a block that a transfer delivered; its next blocks lie behind it."""
         with self._lock:
             transfer.next = max(transfer.next, block + 1)
         self.hand_over(transfer.content, block, data)
@@ -171,7 +171,7 @@ class BlocksTaker:
         self._asked = asked
 
     def identified(self, content: ContentId, first: int, last: int) -> Span | None:
-        """Return which of the blocks that come are wanted."""
+        """Return which of the arriving blocks are wanted."""
         self._takes.answered()
         if first >= self._asked.first and last <= self._asked.last:
             return Span(first, last)
@@ -181,7 +181,7 @@ class BlocksTaker:
         return Span(first, last) if self._takes.transfers.widen(self._transfer, first, last) else None
 
     def block(self, index: int, data: bytes) -> None:
-        """A block came."""
+        """Pass a block on to its readers."""
         self._takes.arrived(self._transfer, index, data)
 
 
@@ -226,7 +226,7 @@ class HeadTaker:
         self.doubtful = True
 
     def block(self, index: int, data: bytes) -> None:
-        """A block came."""
+        """Pass a block on to its readers."""
         assert self.transfer is not None
         self._takes.arrived(self.transfer, index, data)
 

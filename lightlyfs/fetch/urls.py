@@ -93,7 +93,7 @@ class ReadUrls:
         self._asking: dict[str, Future[str]] = {}
 
     def get(self, sample_id: str) -> str:
-        """Return a URL that is good for some time yet; raises what the API raised."""
+        """Return a URL that stays valid for some time; raises the API's error."""
         while True:
             found = self._look(sample_id)
             if isinstance(found, str):
@@ -134,7 +134,7 @@ class ReadUrls:
         return self.get(sample_id)
 
     def discard(self, sample_id: str, refused: str) -> None:
-        """Forget a URL that was refused, unless another one is kept by now."""
+        """Forget a refused URL, unless it was replaced by now."""
         with self._lock:
             kept = self._kept_locked(sample_id)
             if kept is not None and kept.url == refused:

@@ -1,4 +1,4 @@
-"""The attributes of files and directories as the mount shows them. Pure."""
+"""Computes the attributes of files and directories that the mount shows. Pure."""
 
 from __future__ import annotations
 

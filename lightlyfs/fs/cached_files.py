@@ -18,7 +18,7 @@ from lightlyfs.fs.namespace import Namespace
 from lightlyfs.fs.patience import Patience, Turn
 from lightlyfs.fs.samples import Samples
 
-# who waits for a block has it before the cache does, and a damaged one is fetched again
+# a waiting reader gets a block before the cache has it, and a damaged block is fetched again
 _MAX_ROUNDS = 4
 # an object that changed since storage was asked is asked about again
 _MAX_VERSIONS = 2

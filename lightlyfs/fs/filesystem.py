@@ -306,7 +306,7 @@ class Filesystem:
         writer.truncate_path(path, node, size)
 
     def flush(self, handle: int) -> None:
-        """A descriptor of an open file is closed; raises why what it wrote is not on the server."""
+        """Finish the writes of a closed descriptor; raises an error if they are not on the server."""
         opened = self._handles.get(handle)
         if isinstance(opened, ViewHandle):
             if opened.written and self._views is not None:
@@ -316,13 +316,13 @@ class Filesystem:
             self._writing.writer.flush(opened)
 
     def fsync(self, handle: int) -> None:
-        """What was written is durable: on the server for a real name, on this disk for a scratch name."""
+        """Make the writes durable: on the server for a real name, on this disk for a scratch name."""
         opened = self._handles.get(handle)
         if isinstance(opened, WriteHandle) and self._writing is not None:
             self._writing.writer.fsync(opened)
 
     def release(self, handle: int) -> None:
-        """The last descriptor of an open file is closed."""
+        """Close an open file, after its last descriptor was closed."""
         opened = self._handles.remove(handle)
         if isinstance(opened, ReadHandle):
             self._samples.release(opened)
@@ -330,7 +330,7 @@ class Filesystem:
             self._writing.writer.release(opened)
 
     def abandon(self, handle: int) -> None:
-        """A program lost an open file without closing it; what it wrote is kept, and not uploaded."""
+        """Drop an open file that a program did not close; its writes are kept, and not uploaded."""
         opened = self._handles.get(handle)
         if isinstance(opened, WriteHandle) and self._writing is not None:
             self._handles.remove(handle)
@@ -390,7 +390,7 @@ class Filesystem:
             writing.writer.set_mode(node, mode)
 
     def set_owner(self, path: str | None) -> None:
-        """An owner cannot be kept; refusing it would make rsync and cp fail, so it is ignored."""
+        """Ignore a change of owner, which cannot be stored; an error would make rsync and cp fail."""
         self._need_writing(path or "")
 
     def path_of(self, handle: int) -> str:
@@ -403,7 +403,7 @@ class Filesystem:
         return opened.path if file is None else file.path
 
     def _node(self, path: str | None, handle: int | None) -> tuple[str, Node]:
-        """What an open file or a path is."""
+        """Return the path and node of an open file, or of a path."""
         opened = None if handle is None else self._handles.get(handle)
         if isinstance(opened, WriteHandle) and opened.file is not None:
             return opened.file.path, opened.file
@@ -412,7 +412,7 @@ class Filesystem:
         return path, self._names.lookup(path, self._patience.turn())
 
     def refuse(self, path: str) -> None:
-        """What links and device files raise: a dataset has none."""
+        """Raise the error for links and device files, which a dataset cannot have."""
         self._need_writing(path)
         raise NotPermitted(f"a dataset has files and directories only: {path}")
 
@@ -438,7 +438,7 @@ class Filesystem:
     # what the parts below report
 
     def note_changes(self, paths: tuple[str, ...] | None) -> None:
-        """The dataset changed at these paths (None: anywhere)."""
+        """Apply a change of the dataset at these paths (None: anywhere)."""
         self._names.renamed.prune(self._names.catalog)
         if self._writing is not None:
             self._writing.completion.listed()

@@ -68,7 +68,7 @@ class Namespace:
 
     @property
     def sizes_moved(self) -> int:
-        """A number that moves whenever a listing may show a size that is another one by now."""
+        """A number that changes whenever a size in an earlier listing may be outdated."""
         here = 0 if self._local is None else self._local.generation + self.renamed.generation
         return self.catalog.sizes_moved + here
 

@@ -37,7 +37,7 @@ class RenamedSamples:
         self.generation = 0
 
     def note(self, old: str, new: str, entry: SampleEntry) -> None:
-        """A sample is at `new` now, and `entry` what it is there."""
+        """Note that a sample was renamed to `new`, with `entry` as its entry there."""
         with self._lock:
             self._forget_locked(old)
             self._forget_locked(new)
@@ -51,14 +51,14 @@ class RenamedSamples:
             self.generation += 1
 
     def note_directory(self, old: str, new: str) -> None:
-        """A whole directory is at `new` now."""
+        """Note that a whole directory was renamed to `new`."""
         self.note_removed(old)
         with self._lock:
             self._gone -= {new}
             self.generation += 1
 
     def note_removed(self, directory: str) -> None:
-        """A directory has nothing in it any more, and was removed."""
+        """Note that an empty directory was removed."""
         with self._lock:
             if self._hides_below_locked(directory):
                 self._gone |= {directory}

@@ -84,10 +84,10 @@ class PathReads:
         return Attr(entry.ino, False, content.size, entry.mtime)
 
     def listed(self, prefix: str, samples: Sequence[SampleEntry]) -> Iterator[tuple[str, Attr]]:
-        """The samples of a directory; asks nobody.
+        """Yield the samples of a directory; sends no request.
 
-        After a refresh sizes are shown that storage has yet to confirm, for asking for each would take long:
-        one that turns out wrong fails the read that finds out, and is right from then on.
+        After a refresh it shows sizes that storage has yet to confirm, because a request for each would take
+        long. A read that detects a wrong size fails, and corrects it.
         """
         for entry in samples:
             if not entry.stands or entry.etag == NO_OBJECT:

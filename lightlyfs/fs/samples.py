@@ -206,7 +206,7 @@ class Samples:
             self._is_untold(*found)
 
     def note_forgotten(self, paths: tuple[str, ...] | None) -> None:
-        """The kernel was told to drop what it has of files at these paths (None: of all)."""
+        """Note that the kernel dropped its cache of the files at these paths (None: of all files)."""
         if paths is None:
             self._trusted.clear()
             return
@@ -216,7 +216,7 @@ class Samples:
                 self._trusted.discard(entry.ino)
 
     def outdate(self, sample_id: str) -> None:
-        """The kernel holds pages of a sample that are not its own; any thread may call."""
+        """Mark the kernel's pages of a sample as outdated; any thread may call."""
         with self._lock:
             self._kernel_has[sample_ino(bytes.fromhex(sample_id))] = _NO_VERSION
 
@@ -263,7 +263,7 @@ class Samples:
     def ask(self, entry: SampleEntry) -> Future[ContentId]:
         """Ask storage which content a sample has, and for its first bytes, as `Reader.identify` does.
 
-        What another process finds out meanwhile counts as well.
+        The answer may also come from another process.
         """
         return self._reader.identify(
             entry.sample_id,

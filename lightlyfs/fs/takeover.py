@@ -38,7 +38,7 @@ class Takeover:
         self._watched: dict[int, WriteHandle] = {}
 
     def join(self, file: LocalFile, writable: bool) -> bool:
-        """Open a local file once more; False where its bytes are the server's now, or nobody's."""
+        """Open a local file once more; False if it is on the server now, or deleted."""
         with file.lock:
             if file.unlinked or (file.uploaded and not file.handles):
                 return False
@@ -48,12 +48,12 @@ class Takeover:
             return True
 
     def watch(self, handle: WriteHandle) -> None:
-        """A sample was opened for changing it."""
+        """Track a handle that has a sample open for writing."""
         with self._lock:
             self._watched[id(handle)] = handle
 
     def forget(self, handle: WriteHandle) -> None:
-        """A handle is closed, or has a local file."""
+        """Stop tracking a handle that was closed, or that has a local file."""
         with self._lock:
             self._watched.pop(id(handle), None)
 

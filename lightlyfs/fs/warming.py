@@ -37,7 +37,7 @@ _POLL_S = 0.2
 _PAGE = 1_000
 # a piece of a large file: the usual unit of reading ahead, and no bigger than a small file
 _PIECE_BLOCKS = 4
-# who waits for a block has it before the cache does; and one may not come with the answer that promised it
+# a waiting reader gets a block before the cache has it; and a response may lack a block that it promised
 _MAX_ROUNDS = 4
 
 

@@ -82,7 +82,7 @@ class Writer:
     # opening
 
     def create(self, path: str, mode: int, flags: int) -> WriteHandle | None:
-        """Make an empty file, open for writing; None where there is one by now."""
+        """Create an empty file, open for writing; None if the path exists by now."""
         file = self._local.new(path, mode)
         return None if file is None else self._handle(path, file, None, True, flags)
 
@@ -285,9 +285,9 @@ class Writer:
     # promises
 
     def flush(self, handle: WriteHandle) -> None:
-        """A descriptor is closed: what it wrote is the server's, or the error says why not.
+        """Finish the writes of a closed descriptor; raises an error if the server does not have them.
 
-        From another process than the opener's (a forked child closes its copies) only the disk is seen to.
+        A call from another process than the opener's (a forked child closes its copies) only syncs the disk.
         """
         file = handle.file
         if file is None or file.unlinked or not (handle.writable or handle.cut):
@@ -306,9 +306,9 @@ class Writer:
                 self._waits.wait(ticket)
 
     def fsync(self, handle: WriteHandle) -> None:
-        """What was written is the server's, for a name that counts; else on this disk.
+        """Make the writes durable: on the server for a name that is uploaded, else on this disk.
 
-        The kernel also sends one after each write with O_SYNC: that is for the disk alone.
+        The kernel also sends an fsync after each write with O_SYNC: it only syncs the disk.
         """
         file = handle.file
         if file is None or file.unlinked:
@@ -422,7 +422,7 @@ class Writer:
             raise NotPermitted(f"{file.path} may be on the server already, which cannot delete it")
 
     def show_again(self, file: LocalFile) -> None:
-        """A file that was set aside is not replaced after all; what was closed meanwhile is owed."""
+        """Show a file again that was set aside but not replaced; if it was closed meanwhile, it is owed."""
         with file.lock:
             file.unlinked = False
             self._local.show_beside(file)

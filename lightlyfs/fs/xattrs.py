@@ -71,12 +71,12 @@ class ExtendedAttributes:
         return value
 
     def forget(self, entry: SampleEntry) -> None:
-        """The sample was changed: ask for its details again."""
+        """Drop the cached details of a sample that was changed."""
         self._forget_details(entry.sample_id)
 
     @staticmethod
     def check_name(name: str) -> None:
-        """UnknownNamespace for names outside `user.`: nothing is kept there, and nobody need be asked."""
+        """Raise UnknownNamespace for names outside `user.`, without a request."""
         if not name.startswith("user."):
             raise UnknownNamespace(f"attributes of this namespace are not kept: {name}")
 

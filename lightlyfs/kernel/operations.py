@@ -69,7 +69,7 @@ class Operations:
         self.on_destroy: Callable[[], None] = lambda: None
 
     def destroy(self, path: str) -> None:
-        """The mount has ended, and libfuse is about to free what it knew of it."""
+        """Handle the end of the mount, before libfuse frees its handle."""
         self.on_destroy()
 
     def use_packer(self, packer: Packer) -> None:
@@ -95,7 +95,7 @@ class Operations:
         return self._packer.pack(self._attr(path, fh))
 
     def sizes_moved(self) -> int:
-        """Return a number that moves whenever a packed listing may show a size that is another one by now."""
+        """Return a number that changes whenever a size in a packed listing may be outdated."""
         return self._fs.sizes_moved
 
     @answers

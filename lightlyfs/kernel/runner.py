@@ -24,7 +24,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _RELOAD_SIGNAL = signal.SIGHUP
 # wakes the main thread, which sits in libfuse, to see that it has been stopped
 _WAKE_SIGNAL = signal.SIGUSR1
-# forgetting a path blocks while a read of it is in flight, so several do it and nobody waits for long
+# invalidating a path blocks while a read of it is in flight, so several threads do it in parallel
 _FORGETTERS = 4
 _M_ARENA_MAX = -8  # malloc.h
 _FORGET_WAIT_S = 0.2

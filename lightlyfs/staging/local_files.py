@@ -218,7 +218,7 @@ class LocalFiles:
             return [file for path, file in self._files.items() if path.startswith(directory + "/")]
 
     def new(self, path: str, mode: int) -> LocalFile | None:
-        """Make an empty file, open for writing; None where there is one by now."""
+        """Create an empty file, open for writing; None if the path exists by now."""
         return self.publish(self.draft(), path, self.name_of(path), mode=mode)
 
     def draft(self) -> Draft:

@@ -415,7 +415,7 @@ class _Urls:
         self._urls: dict[bool, str] = {}
 
     def keep(self, full: str, thumbnail: str) -> None:
-        """Those that came with the create."""
+        """Keep the URLs that came with the create."""
         self._urls = {False: full, True: thumbnail}
 
     def for_sample(self, sample_id: str, *, thumbnail: bool) -> None:

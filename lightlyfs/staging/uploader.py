@@ -146,7 +146,7 @@ class Uploader:
             job = self._jobs.get(file.record.key)
             if job is not None and job.running:
                 if job.following is not None:
-                    # the generation between is never sent: who waits for it waits for this one
+                    # the generation between is never sent: its waiting callers wait for this one
                     ticket = job.following[1]
                 job.following = (generation, ticket)
                 return ticket
