@@ -34,7 +34,7 @@ _MAX_DESCRIPTORS = 4
 _MAX_CONNECTIONS = 256
 # sessions beside which there is always room for commands
 _MAX_SESSIONS = 192
-# one who says nothing for this long, or takes nothing, is hung up on; it may call again
+# a client that sends or reads nothing for this long is disconnected; it may connect again
 _SILENCE_S = 60.0
 _CALL_AGAIN_S = 0.01
 _ACCEPT_AGAIN_S = 0.5
@@ -203,7 +203,7 @@ class ControlServer:
         if _peer_of(connection).uid not in (os.getuid(), 0):
             connection.close()  # an abstract name has no mode
         elif not self._connections.acquire(blocking=False):
-            connection.close()  # whoever called finds that nobody answers, and may call again
+            connection.close()  # the client sees the closed connection, and may connect again
         else:
             threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
@@ -213,7 +213,7 @@ class ControlServer:
         try:
             self._answer_on(channel)
         except OSError:
-            pass  # whoever asked has gone
+            pass  # the client has gone
         finally:
             channel.close()
             self._connections.release()
@@ -297,7 +297,7 @@ def dial(address: Path | str, *, timeout_s: float) -> Channel | None:
             with _short(address) as short:
                 connection.connect(short)
         except BlockingIOError:
-            # many call at once, and a Unix socket does not queue those who will not wait for ever
+            # many connect at once, and a Unix socket does not queue connections that have a time-out
             if time.monotonic() < end:
                 time.sleep(_CALL_AGAIN_S)
                 continue

@@ -1,7 +1,6 @@
-"""A mount from Python, served by a process of its own, and cached files past the mount.
+"""Mounts a dataset from Python in a separate process, and opens cached files without the mount.
 
-A mount inside the calling process would stop with it, and a program that reads its own mount can wait for
-itself for ever.
+A mount inside the calling process would stop with it, and a program that reads its own mount can deadlock.
 """
 
 from __future__ import annotations

@@ -38,9 +38,9 @@ OPENING = "open"
 OPENING_PATIENCE_S = 10.0
 # a process that starts may look through the whole cache before it lets others in
 _JOIN_TIMEOUT_S = 30.0
-# who reads waits for it
+# a reader waits for it
 _RENEW_TIMEOUT_S = 2.0
-# how long it is believed that nobody else is here, or that somebody is
+# how long the answer whether other processes use the directory is cached
 _COMPANY_S = 0.05
 # what is done under a stripe takes a millisecond, or some with a busy disk
 _MOMENT_S = 2.0
@@ -92,10 +92,10 @@ class SharedLocks:
     # who is here
 
     def join(self, timeout_s: float = _JOIN_TIMEOUT_S) -> None:
-        """Be counted among those who use the directory.
+        """Register this process as a user of the directory.
 
-        Where nobody else is here the others are kept out until `share`, and `alone` says so. Raises
-        TimeoutError where somebody keeps it for himself, OSError where the file system has no locks.
+        If no other process uses it, others are kept out until `share`, and `alone` is true. Raises
+        TimeoutError if another process has exclusive use, OSError if the file system has no locks.
         """
         deadline = time.monotonic() + timeout_s
         for pause_s in _pauses():

@@ -1,7 +1,8 @@
 """Where files live on this machine, and that they are ours alone.
 
 Blocks and the catalogue live in the user's cache directory, sockets in the runtime directory. A directory
-that somebody else owns or may write to is refused: whoever can write there could have us serve their bytes.
+that another user owns or may write to is refused: a user who can write there could make lightlyfs serve
+bytes of theirs.
 """
 
 from __future__ import annotations
@@ -299,16 +300,16 @@ def catalogue_name(tag: str | None) -> str:
 class DatasetPlace:
     """The directory of one dataset, which the processes of a user share by its `locks`.
 
-    Whoever finds nobody else there has it alone until `share`. With `temporary`, or where another process
-    does not let go of it, a private one that vanishes at the end takes its place; `private_because` says why
-    in the latter case.
+    A process that finds no other process there has exclusive use until `share`. With `temporary`, or if
+    another process does not release the directory, a private one that is deleted at the end is used instead;
+    `private_because` says why in the latter case.
     """
 
     def __init__(self, parent: Path, dataset_id: str, *, temporary: bool = False) -> None:
         self.private_because = ""
         self.temporary = temporary
         self._dataset_id = dataset_id
-        # a cleaner may delete them, and somebody else make them
+        # a cleaner may delete them, and another user create them
         self._above = [directory for directory in (parent.parent, parent) if _is_own(directory)]
         if temporary:
             self._be_private([parent, *_temporaries()])

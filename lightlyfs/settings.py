@@ -324,7 +324,7 @@ def exposure_of(token_file: Path | None) -> str | None:
         read_only = os.statvfs(token_file).f_flag & os.ST_RDONLY
         mode = token_file.stat().st_mode
     except OSError:
-        return None  # whoever reads it says so
+        return None  # the code that reads it reports the error
     if read_only or not mode & 0o044:
         return None
     return f"others can read the token file; close it with: chmod 600 {shlex.quote(str(token_file))}"

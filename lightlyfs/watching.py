@@ -1,6 +1,6 @@
-"""Hearing that other processes wrote into a directory, by inotify(7): a thread that sleeps until they do.
+"""Notifies of writes to a directory by other processes: a thread that sleeps in inotify(7) until they occur.
 
-What this process writes is heard of too; whoever is told has to find that it is no news.
+Writes of this process are reported too; the callback has to recognize that they are no news.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which directories are read in no order, and how many read URLs to get ahead there. Pure policy.
+"""Which directories are read in random order, and how many read URLs to prefetch there. Pure policy.
 
-Whoever opens many files of a directory that had to be fetched, in no order, goes through all of it sooner
-or later, so each URL is needed once anyway; contents are not, for the order is not known and the cache
-might not hold them until their turn. Times are seconds of any steady clock.
+A program that opens many uncached files of a directory in random order usually reads all of them. So each
+URL is needed once in any case. Contents are not prefetched: the order is unknown, and the cache might evict
+them before their turn. Times are seconds of any monotonic clock.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-# one who looks at a few pictures opens fewer
+# a user who looks at a few pictures opens fewer files
 _OPENS_TO_START = 16
 # what one open that was in order takes back: by chance one in twenty of a shuffled epoch is, and nearly
 # all of an ordered one are
 _IN_ORDER_COSTS = 2
-# URLs got ahead per file opened: a sample of a hundred files of a million costs no more than 800
+# URLs prefetched per opened file: a sample of a hundred files of a million costs at most 800
 _AHEAD_PER_OPEN = 8
-# when nothing was opened for this long the epoch has stopped
+# an epoch in which nothing was opened for this long has stopped
 IDLE_S = 3.0
 # a directory in which nothing was opened for this long begins a new epoch with the next open; an epoch over
 # a thousand directories comes back to each within seconds
@@ -35,7 +35,7 @@ _PAUSE_S = 0.5
 class Epoch(Generic[T]):
     """One pass through a directory.
 
-    `files` are those whose URLs are to be got next, and behind `cursor` come more unless `at_end`.
+    `files` are those whose URLs are prefetched next; more follow behind `cursor` unless `at_end`.
     """
 
     def __init__(self, directory: str, cursor: str) -> None:
@@ -49,7 +49,7 @@ class Epoch(Generic[T]):
 
     @property
     def wants_urls(self) -> bool:
-        """Whether more URLs should be got ahead."""
+        """Whether more URLs should be prefetched."""
         return (
             self.opens >= _OPENS_TO_START
             and self.asked < self.opens * _AHEAD_PER_OPEN

@@ -1,9 +1,9 @@
-"""Who reads the files of a directory in order, and which come next. Pure policy, keyed by paths.
+"""Detects readers that open the files of a directory in order, and their next files. Pure, keyed by paths.
 
-A sequence is one reader going through a directory: forward, or with others through the same files (as the
-workers of a data loader do). It is recognised when files are opened that were expected next; only from then
-on is anything worth fetching ahead. A shuffled reader is never expected, so nothing is fetched for it. One
-that takes every k-th file, or goes backward, is found by `StepFinder`.
+A sequence is one reader of a directory in forward order, or several that share its files (such as the workers
+of a data loader). It is recognised when expected files are opened; only then are files prefetched for it. A
+reader in random order is never expected, so nothing is fetched for it. `StepFinder` detects readers of every
+k-th file and readers in backward order.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class FileSequence(Generic[T]):
 
     @property
     def leap(self) -> int:
-        """How many files it goes on each time, where nobody opens those between; else 1."""
+        """The step of a reader whose skipped files no other reader opens; else 1."""
         steady = len(self.leaps) == _LEAPS_TO_STEP and len(set(self.leaps)) == 1
         return self.leaps[0] if steady else 1
 
@@ -83,7 +83,7 @@ class FileSequence(Generic[T]):
 
 
 class SequenceTable(Generic[T]):
-    """All sequences, and who expects which path; used under the caller's lock."""
+    """All sequences, and which of them expects which path; used under the caller's lock."""
 
     def __init__(self) -> None:
         self._expected: dict[str, FileSequence[T]] = {}
@@ -95,9 +95,9 @@ class SequenceTable(Generic[T]):
 
     @property
     def is_guessing(self) -> bool:
-        """Whether it should be looked up what comes behind the file just opened that nobody expected.
+        """Whether to look up the files behind an unexpected open.
 
-        Each such look-up costs a cold open a twentieth of its time; an epoch in no order needs few.
+        Each lookup costs a twentieth of the time of a cold open; an epoch in random order needs few.
         """
         return self._strangers < _MANY_STRANGERS or self._opens % _GUESS_EVERY == 0
 
@@ -223,7 +223,7 @@ class _Open:
 
 
 class StepFinder:
-    """Looks at opens that nobody expected; used under the caller's lock."""
+    """Looks for steps in unexpected opens; used under the caller's lock."""
 
     def __init__(self) -> None:
         self._recent: deque[_Open] = deque(maxlen=_MAX_RECENT)

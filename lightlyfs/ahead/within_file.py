@@ -1,4 +1,4 @@
-"""How far to read ahead inside one large file. Pure policy; the next files are `sequence`'s business."""
+"""Decides how far to read ahead inside one large file. Pure policy; `in_order` decides on the next files."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Which certificate authorities are trusted: those of the environment, else the system's, else certifi's.
 
-The variables of requests, curl and OpenSSL replace the system's authorities, the first of them that is set;
-`--ca-certs` adds to whichever these are. The transports take one PEM file, so several are put together in
-memory.
+The first of the variables of requests, curl and OpenSSL that is set replaces the system's authorities.
+`--ca-certs` adds authorities to the result. The transports accept one PEM file, so several files are
+concatenated in memory.
 """
 
 from __future__ import annotations

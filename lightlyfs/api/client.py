@@ -308,7 +308,7 @@ class LightlyClient:
                 query = [scope, ("pageSize", _DATASETS_PER_PAGE), ("pageOffset", offset)]
                 page = self._get("list_datasets", "/v1/datasets", query, policy, _read_datasets)
                 known = {dataset.id for dataset in found}
-                # A server that ignores paging answers the same page for ever.
+                # A server that ignores paging returns the same page endlessly.
                 if not any(dataset.id not in known for dataset in page):
                     break
                 found += page

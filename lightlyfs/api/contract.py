@@ -67,7 +67,7 @@ class BodyObserver(Protocol):
 class BodyFile:
     """A request body on disk: `length` bytes of a path or an open descriptor, from `offset`.
 
-    Each attempt reads it anew from `offset` (with pread, so a shared descriptor keeps its position). The
+    Each attempt reads it again from `offset` (with pread, so a shared descriptor keeps its position). The
     length is sent as Content-Length, never chunked. Reading raises `errors.ContentError` when the
     file ends early or cannot be read.
     """

@@ -88,7 +88,7 @@ def shown_url(url: str) -> str:
 
 
 class Redacting(logging.Filter):
-    """Takes secrets out of what a library logs, tracebacks too, whichever handler is attached."""
+    """Removes secrets from a library's log records, including tracebacks, for every handler."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Redact a record; it always passes."""

@@ -1,6 +1,6 @@
 """The clock side of one send: when it has idled, lasted too long or was given up.
 
-Holds no thread and no timer: whoever waits for the network asks `check` at least once a second.
+Holds no thread and no timer: the code that waits for the network calls `check` at least once a second.
 """
 
 from __future__ import annotations

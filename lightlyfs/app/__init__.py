@@ -1,6 +1,6 @@
-"""The composition root: settings in, running parts out; the order of start and stop.
+"""The composition root: builds the running parts from settings, and starts and stops them in order.
 
-Nothing else builds parts. A mount of the demo, of a test and of a user differ in their settings only.
+No other package builds parts. The mounts of the demo, of a test and of a user differ only in their settings.
 """
 
 from lightlyfs.app.connections import Connections, RequestCounter, connect, quick_policy

@@ -1,4 +1,4 @@
-"""Builds what stands beside the read path: thumbnails, the unlisted folder, read URLs."""
+"""Builds the parts beside the read path: thumbnails, the unlisted folder, read URLs."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Desktop:
         self._environ = environ
 
     def make_prefill(self, times: SetTimes) -> ThumbnailPrefill | None:
-        """What fills the desktop's cache; None where nobody's is to be filled."""
+        """Return the part that fills the desktop's thumbnail cache; None if it should not be filled."""
         needs = self._needs
         if needs.mode != "prefill" or needs.mountpoint is None or needs.owner != os.getuid():
             return None

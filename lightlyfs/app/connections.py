@@ -1,4 +1,4 @@
-"""The way to the API and to storage: client, transports, credentials, and how many requests were made."""
+"""Connections to the API and to storage: client, transports, credentials and request counters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lightlyfs.settings import Secrets, Settings, read_token
 # requests of the catalogue: pages, single samples, checks; apart from content, so that neither waits for
 # the other
 METADATA_THREADS = 16
-# requests for read URLs that nobody waits for yet: 16 of 20 ms are 800 a second, what 2 cores can do
+# requests for prefetched read URLs: 16 of 20 ms are 800 a second, what 2 cores can do
 URL_THREADS = 16
 # what a program's guest keeps of idle connections to the API; of those to storage it keeps one a download
 _IDLE_OF_GUEST = 16
@@ -143,7 +143,7 @@ def _credentials(secrets: Secrets, token: str | TokenSource | None) -> Credentia
 
 
 def quick_policy() -> RetryPolicy:
-    """For the checks at start: somebody waits, and the answer to a failure is to try again."""
+    """Return the policy of the checks at start: a user is waiting, and can repeat a failed command."""
     return RetryPolicy(attempts=3, budget_s=10.0, doubt_s=0.0)
 
 
@@ -301,7 +301,7 @@ class TokenFile:
 
 
 def asked(token: Callable[[], str]) -> Callable[[str | None], str]:
-    """A `TokenSource` of a program's own function; what that raises is a missing token."""
+    """Return a `TokenSource` of a program's own function; what that raises is a missing token."""
 
     def ask(_refused: str | None) -> str:
         try:

@@ -150,7 +150,7 @@ class Dataset:
         self.closing.set()
 
     def close(self) -> None:
-        """Stop the parts in the order in which nobody calls a closed one."""
+        """Stop the parts, each after all parts that call it."""
         self.closing.set()
         if self.uploads is not None:
             self.uploads.stop()
@@ -176,7 +176,7 @@ class Dataset:
             self.uploads.leave_locks()
 
     def prefetch_stats(self) -> PrefetchStats:
-        """What was fetched before it was asked for."""
+        """Return what was fetched before it was asked for."""
         return self._samples.prefetcher.stats()
 
     def url_stats(self) -> dict[str, int]:
@@ -206,7 +206,7 @@ class Dataset:
         return Warming(parts, names, jobs, only)
 
     def cached_files(self) -> CachedFiles:
-        """The cached files of samples, for programs that read them by themselves."""
+        """Return the cached files of samples, for programs that read them by themselves."""
         return CachedFiles(
             HandOutParts(self._namespace, self._samples, self.reader, self.cache, self._own_patience())
         )

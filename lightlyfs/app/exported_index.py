@@ -1,8 +1,7 @@
-"""The catalogue as one file, so that a thousand workers need not each list a million samples.
+"""Exports and imports the catalogue as one file, so that workers need not list the dataset themselves.
 
-SQLite, as the catalogue itself is: a copy is the fastest form to load, for loading is nothing but copying,
-and looking at what came. What storage reported comes along, so that workers open the first file without
-asking for its size.
+The file is SQLite, like the catalogue itself: loading it is a copy and a check, which is the fastest form. It
+includes what storage reported, so that workers open their first file without asking for its size.
 """
 
 from __future__ import annotations
@@ -63,10 +62,10 @@ class Header(NamedTuple):
 
 
 def import_index(index: Path, place: places.DatasetPlace, tag: str | None, dataset_id: str) -> bool:
-    """Begin with an exported catalogue, unless this machine has a newer one or uses one; whether it did.
+    """Install an exported catalogue unless this machine has a newer one or uses one; return whether it did.
 
-    StartError where the file is no index, of another version, or of another dataset. To be called before
-    the catalogue is opened, by whoever holds the place.
+    Raises StartError if the file is no index, or one of another version or dataset. Call it before the
+    catalogue is opened, from the process that holds the place.
     """
     header = _header(index, index)
     if header.dataset_id != dataset_id:
@@ -100,7 +99,7 @@ def import_for_later(index: Path, server_root: Path, tag: str | None) -> tuple[H
 
 @contextlib.contextmanager
 def _checked_copy(index: Path, directory: Path) -> Iterator[tuple[Path, Header]]:
-    """A copy that nobody else can change, found to be what a listing would have written."""
+    """Return a private copy, after checking that a listing could have written it."""
     copy = None
     try:
         descriptor, name = tempfile.mkstemp(prefix="index.", dir=directory)

@@ -1,4 +1,4 @@
-"""What the parts need of the mount they serve, and of the processes that use it."""
+"""What the parts need from the mount they serve, and from the processes that use it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightlyfs.settings import Settings
 
 # a cached file that is kept open costs 1 KB of memory, and saves a tenth of a millisecond when it is read
 _DESCRIPTORS = 8_192
-# in somebody else's process: with connections and databases below 256, of the 1,024 that `select` takes
+# in a host program's process: with connections and databases below 256, of the 1,024 that `select` takes
 _OF_GUEST = 48
 # below this a connection for each of the usual downloads at once would leave too few for files
 _FEW = 1_024
@@ -40,7 +40,7 @@ class NoKernel:
     forgets_at_once = False
 
     def interrupted(self) -> bool:
-        """Nobody interrupts."""
+        """No call is interrupted."""
         return False
 
     def caller_name(self) -> str:
@@ -69,7 +69,7 @@ class NoKernel:
 
 
 def open_files_limit(kernel: Kernel) -> int:
-    """How many cached files to keep open. A mount raises the limit of its process first, a guest does not."""
+    """Return how many cached files to keep open; a mount first raises the limit of its process."""
     if isinstance(kernel, NoKernel):
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return _OF_GUEST if soft == resource.RLIM_INFINITY else min(soft // 8, _OF_GUEST)

@@ -1,4 +1,4 @@
-"""What a mount says of itself: as plain values, and as counters for Prometheus on a port of this machine."""
+"""Reports the state of a mount: as plain values, and as Prometheus counters on a local port."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _at(status: dict[str, Any], place: tuple[str, ...]) -> Any:
 
 
 def status_of(parts: Dataset) -> dict[str, Any]:
-    """What `lightlyfs status` shows, as plain values."""
+    """Return what `lightlyfs status` shows, as plain values."""
     refresher = parts.catalog.refresher
     record = parts.catalog.dataset()
     totals = parts.catalog.totals()

@@ -1,4 +1,4 @@
-"""The directories of a dataset on this machine, opened for a mount or for a listing."""
+"""Opens the local directories of a dataset for a mount or for a listing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FREE_BYTES = 16 << 20
 
 
 def open_spool(settings: Settings, dataset_id: str) -> places.SpoolPlace | None:
-    """The directory for what a mount owes, with what earlier ones left, locked.
+    """Open and lock the directory for a mount's pending uploads, with those of earlier mounts.
 
     None for a read-only mount, and where the disk takes nothing, which is logged.
     """
@@ -43,7 +43,7 @@ def open_spool(settings: Settings, dataset_id: str) -> places.SpoolPlace | None:
 
 
 def open_place(settings: Settings, dataset_id: str) -> places.DatasetPlace:
-    """The directory of a dataset on this machine; a private one with `--no-cache`.
+    """Return the directory of a dataset on this machine; a private one with `--no-cache`.
 
     On a full disk the cache shrinks first, for databases need some room. With an index it begins with that,
     unless another process uses it, for then its names count. StartError where it is not one of this dataset.

@@ -1,4 +1,4 @@
-"""What this machine owes to servers: the journals of all mounts, running or not."""
+"""Lists the files that this machine still has to upload, from the journals of all mounts, running or not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which dataset is meant: by id or by name, from the API or, without a network, from an earlier mount."""
+"""Finds a dataset by id or by name: in the API or, without a network, in the records of an earlier mount."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class FoundDataset:
 def find_dataset(
     client: LightlyClient, settings: Settings, secrets: Secrets, wanted: str, say: Callable[[str], object]
 ) -> FoundDataset:
-    """The dataset of this id or name; StartError says in one line why there is none.
+    """Return the dataset of this id or name; StartError says in one line why there is none.
 
     `say` is called with one line where an earlier mount's answer has to do.
     """
@@ -103,7 +103,7 @@ def _reason(error: LightlyFsError, settings: Settings) -> str:
 
 
 def cause_of(error: LightlyFsError) -> str:
-    """What went wrong, without the request that the text begins with."""
+    """Return what went wrong, without the request that the text begins with."""
     text = str(error)
     request, colon, cause = text.partition(": ")
     return cause if colon and request.startswith(("GET ", "POST ", "PUT ")) else text

@@ -17,7 +17,7 @@ _LISTING_PATIENCE_S = 900.0
 def listing_turn(
     place: DatasetPlace, catalogue: str, cancelled: Callable[[], bool]
 ) -> Callable[[Callable[[], None]], AbstractContextManager[None]]:
-    """What keeps other processes from listing a catalogue while this one does; see `Refresher`."""
+    """Return what keeps other processes from listing a catalogue while this one does; see `Refresher`."""
     return lambda on_wait: place.locks.name(f"list {catalogue}", _LISTING_PATIENCE_S, cancelled, on_wait)
 
 

@@ -1,4 +1,4 @@
-"""The part of the composition root that a mount needs to be written to."""
+"""The part of the composition root for mounts that can be written to."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class Uploads:
         )
 
     def write_parts(self) -> WriteParts:
-        """The parts as the file system takes them."""
+        """Return the parts as the file system takes them."""
         changes = TreeChanges(
             self.namespace, self.local, self.writer, self.edits, self.completion, self._needs.kernel
         )
@@ -300,7 +300,7 @@ class Uploads:
 
 
 def uploads_status(uploads: Uploads | None) -> dict[str, Any]:
-    """What `status` shows of uploads, as plain values."""
+    """Return what `status` shows of uploads, as plain values."""
     if uploads is None:
         empty: dict[str, Any] = {"files": [], "local": 0, "kept": [], "leftovers": []}
         zeros = {"pending": 0, "failed": 0, "under_way": 0, "uploaded": 0, "moved": 0}

@@ -1,17 +1,17 @@
 """Blocks on disk: one sparse file per content, an index of what is in it, a budget.
 
-A block is recorded as present after its bytes are written, with their checksum; the first use of a block
-since its file was opened compares it. So a crash or a power cut costs a fetch, never a wrong byte. The
-least recently used contents are deleted when the budget is exceeded. Every failure of the disk is counted
-and answered as "not here": a reader then gets its bytes from the network. The last few blocks that the
-disk did not take are kept in memory, for a block is read in several pieces.
+A block is recorded as present, with its checksum, after its bytes are written. The first use of a block after
+its file is opened verifies the checksum. So a crash or a power cut costs a fetch, never a wrong byte. When
+the budget is exceeded, the least recently used contents are deleted. A failure of the disk is counted and
+treated as a miss: the reader gets its bytes from the network. The last few blocks that could not be written
+are kept in memory, because a block is read in several pieces.
 
-Several processes may share a cache. Each keeps in memory which blocks are in the files it has open, and looks
-again (`catch_up`) before it fetches one; what another process deleted it reads on, as long as it has it open.
+Several processes may share a cache. Each keeps in memory which blocks are in its open files, and checks the
+index again (`catch_up`) before it fetches one. A file that another process deleted stays readable while open.
 
-Threads: any may call. The lock guards the tables and is never held during disk work. What makes or ends a
-content, here and in the index, happens under the lock of that content (one of a few that all share, between
-processes too), which is taken before the other one. A read of a content whose file is open takes neither a
+Threads: any may call. The lock guards the tables and is never held during disk work. Contents are created and
+deleted, here and in the index, under the lock of that content: one of a few striped locks, shared between
+processes too. It is taken before the table lock. A read of a content whose file is open takes neither a
 content's lock nor the index's.
 """
 
@@ -84,7 +84,7 @@ class BlockCache:
             on_error=self._count_error,
         )
         if not self._index.was_closed:
-            # a crash, or an index that was lost, leaves files nobody would ever delete
+            # a crash, or a lost index, leaves files that nothing else would delete
             for key in self._files.tidy(self._index.keys()):
                 self._index.remove(key)
         # guarded by _lock
@@ -132,7 +132,7 @@ class BlockCache:
         return [block for block in range(span.first, span.last + 1) if not self._holds(key, file, block)]
 
     def read(self, content: ContentId, offset: int, length: int) -> bytes | None:
-        """The bytes [offset, offset + length) of a content, or None where not all of them are here.
+        """Return the bytes [offset, offset + length) of a content, or None where not all of them are here.
 
         The range must lie within the content.
         """
@@ -149,7 +149,7 @@ class BlockCache:
         return data
 
     def proven_file(self, content: ContentId) -> CachedFile | None:
-        """The file of a content that is here whole, each block compared with its checksum; None elsewise."""
+        """Return the file of a completely cached content, every checksum verified; otherwise None."""
         file = self._file(content.key())
         if file is None:
             return None
@@ -347,7 +347,7 @@ class BlockCache:
                     if block not in file.proven and not self._prove(content, file, block):
                         return None
                 data = file.read(offset, length)
-                # what others wrote meanwhile, or ever, is compared before it is given to anybody
+                # bytes that other processes wrote, now or earlier, are verified before they are returned
                 if not file.was_changed():
                     break
             else:
@@ -436,7 +436,7 @@ class BlockCache:
             self._count_error(error)
 
     def _relieve_disk(self, keep: str) -> None:
-        """The disk took something not: give way, where the index cannot be written by the age of files."""
+        """Free space after a failed write; if the index cannot be written, delete files by age."""
         self.room.look()
         self._make_room(keep)
         try:
@@ -502,7 +502,7 @@ class Overflow:
         return place in self._blocks
 
     def get(self, key: str, block: int) -> bytes | None:
-        """The block, or None."""
+        """Return the block, or None."""
         return self._blocks.get((key, block))
 
     def put(self, key: str, block: int, data: bytes) -> None:

@@ -1,6 +1,6 @@
 """The files of the block cache: where they are, how they are opened, what is deleted at start.
 
-Nothing here follows a link: whoever could place one would have us read, or write, what it points to.
+Nothing here follows a symbolic link: a planted link would make lightlyfs read or write its target.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class CachedFile:
             self._proven_at = os.fstat(self.fd).st_ctime_ns
 
     def was_changed(self) -> bool:
-        """Whether somebody else changed the file since this was last asked; nothing is proven then.
+        """Whether another process changed the file since the last call; if so, no block counts as verified.
 
-        To be asked after a read: the time of a file moves before its bytes do.
+        Call it after a read: the ctime of a file changes before its bytes do.
         """
         changed_at = os.fstat(self.fd).st_ctime_ns
         if changed_at == self._proven_at:
@@ -75,7 +75,7 @@ class BlockFiles:
         self.directory.mkdir(mode=0o700, exist_ok=True)
 
     def open(self, key: str, checksums: dict[int, int], *, create: bool) -> CachedFile | None:
-        """The file of a content, or None where there is none; raises OSError."""
+        """Return the file of a content, or None where there is none; raises OSError."""
         path = self._path(key)
         flags = _OPEN | os.O_CREAT if create else _OPEN
         try:
@@ -118,7 +118,7 @@ class BlockFiles:
         return lost
 
     def by_age(self) -> list[str]:
-        """The contents that have a file, the one written longest ago first; raises OSError."""
+        """Return the contents that have a file, the one written longest ago first; raises OSError."""
         found = [(file.stat(follow_symlinks=False).st_mtime_ns, file.name) for file in self._entries()]
         return [name for _, name in sorted(found)]
 

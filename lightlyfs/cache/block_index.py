@@ -1,8 +1,8 @@
 """Which blocks the cache holds: a small SQLite table beside them, written in batches.
 
-A record may be lost in a crash (its block is fetched again); it never precedes the bytes it speaks of.
-The order of use is a counter kept in the table, so no clock can confuse it. Several processes may use one
-table; each sees what the others have written.
+A crash may lose a record (its block is fetched again), but a record is never written before its bytes. A
+counter in the table keeps the order of use, so changes of the clock do not matter. Several processes may use
+one table; each sees what the others have written.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CREATE TRIGGER IF NOT EXISTS block_removed AFTER DELETE ON block
 _BATCH = 64
 # while the disk takes no records, this many are kept for later; the blocks of others count as absent then
 _MAX_WAITING = 4096
-# how long the index is let alone after it was found in the hands of a process that is stopped or stuck
+# pause before the next attempt after a stopped or stuck process was found to hold the index
 _LET_ALONE_S = 10.0
 # contents that turned out to be absent are remembered, for each is looked up several times before it is here
 _MAX_ABSENT = 1024
@@ -88,13 +88,13 @@ class _Batch:
 
 
 class BlockIndex:
-    """The table in one file; any thread may call. Who looks up a block never waits for one who writes.
+    """The table in one file; any thread may call. A lookup never waits for a writer.
 
     Methods raise sqlite3.Error where the disk fails; what was to be recorded then waits for the next call.
     """
 
     def __init__(self, path: Path, *, alone: bool = True) -> None:
-        """Open or make the table; a damaged one is made anew, and its blocks count as absent.
+        """Open or create the table; a damaged one is replaced, and its blocks count as absent.
 
         Where other processes may have it open (not `alone`) sqlite3.DatabaseError is raised instead.
         """
@@ -174,7 +174,7 @@ class BlockIndex:
             return {key for (key,) in self._db.execute("SELECT DISTINCT key FROM block")}
 
     def blocks(self, key: str) -> dict[int, int]:
-        """The blocks of a content, with their checksums."""
+        """Return the blocks of a content, with their checksums."""
         with self._lock:
             if key in self._absent and not self._moved_locked():
                 return {}

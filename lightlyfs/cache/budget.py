@@ -1,6 +1,6 @@
-"""How much of the disk the block cache may take, and what it deletes to stay below that.
+"""How much of the disk the block cache may use, and what it deletes to stay below that.
 
-Threads: any may call; one at a time makes room, of all processes that share the cache.
+Threads: any may call. Of all threads and processes that share the cache, one at a time makes room.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class CacheStats(NamedTuple):
 
 
 def bytes_beside(directory: Path) -> int:
-    """How many bytes the files directly in a directory take: databases, their logs, the mount's own log."""
+    """Return the bytes of the files directly in a directory: databases, their logs, the mount's own log."""
     found = 0
     try:
         with os.scandir(directory) as entries:

@@ -1,12 +1,12 @@
-"""One fetch per block, also among the processes that share a cache.
+"""Makes the processes that share a cache fetch each block once.
 
-Within a process `transfers` sees to that. Between processes whoever fetches holds a lock on the blocks, and
-whoever waited for it looks for what came meanwhile before fetching anything. A holder that is stuck or
-stopped is not waited for long: then both fetch, which costs a transfer and nothing else.
+Within a process `transfers` does this. Between processes, the fetching process holds a lock on the blocks; a
+process that waited for the lock looks for the blocks in the cache before it fetches any. The wait for a stuck
+or stopped holder is short: then both processes fetch, which costs a second transfer and nothing else.
 
-What was fetched is published, and its locks are let go of, by a thread of its own: a transaction for each
-file would cost more than the fetch where four processes make them. The same thread has the cache keep up with
-what other processes delete.
+A separate thread publishes fetched blocks and releases their locks, because with four processes one
+transaction per file would cost more than the fetch. The same thread keeps the cache up to date with what
+other processes delete.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _PATIENCE_S = 5.0
 # what a question to storage may bring along
 _HEAD_BLOCKS = block_count(SMALL_FILE_BYTES)
-# between two transactions; whoever waits for a block waits for so much longer at most
+# between two transactions; delays a caller that waits for a block by at most this long
 _PAUSE_S = 0.02
 # how soon files that another process deleted are let go of
 _KEEP_UP_EVERY_S = 1.0
@@ -68,7 +68,7 @@ class FetchOnce:
         return cls(cache, locks, publish_facts=lambda _: None, cancelled=lambda: False)
 
     def start(self) -> None:
-        """Start the thread that publishes; without it that is done by whoever fetches."""
+        """Start the thread that publishes; without it, each fetching thread publishes its own blocks."""
         self._is_running = True
         self._thread.start()
 

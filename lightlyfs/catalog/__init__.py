@@ -1,1 +1,1 @@
-"""Which samples a dataset has, under which paths, and how fresh that knowledge is."""
+"""Knows which samples a dataset has, under which paths, and how fresh that knowledge is."""

@@ -28,7 +28,7 @@ class Census:
         self.settled = False
 
     def look(self) -> None:
-        """Find out whether all are reported by now; `settled` then says so. Raises sqlite3.Error."""
+        """Set `settled` if storage has reported all samples by now. Raises sqlite3.Error."""
         with self._lock:
             start, changes = self._from, self._changes
         found = self._store.first_unsettled(start, self._absent_etag)
@@ -38,7 +38,7 @@ class Census:
                 self.settled = found is None
 
     def start_over(self) -> None:
-        """The catalogue changed: what was looked at counts no more."""
+        """Start again from the first sample, because the catalogue changed."""
         with self._lock:
             self._from = _START
             self._changes += 1

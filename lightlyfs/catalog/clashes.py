@@ -1,7 +1,7 @@
-"""Clashes of a staged listing settled: every sample gets a component nobody else in its directory has.
+"""Resolves name clashes of a staged listing: every sample gets a component that is unique in its directory.
 
-Works on the tables of `staging`, one directory after another, in an order that depends on the set of
-samples alone.
+Works on the tables of `staging`, one directory after another. The order depends only on the set of samples,
+so every machine resolves the clashes alike.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def settle(db: sqlite3.Connection) -> None:
 
 
 def directory_path(db: sqlite3.Connection, table: str, ino: int) -> list[str]:
-    """The components of a directory's path, from a table that has `ino`, `parent` and `name`."""
+    """Return the components of a directory's path, from a table that has `ino`, `parent` and `name`."""
     parts: list[str] = []
     while ino != ROOT_INO:
         name, ino = db.execute(f"SELECT name, parent FROM {table} WHERE ino = ?", (ino,)).fetchone()

@@ -1,4 +1,4 @@
-"""What the catalogue holds of samples and directories. Pure."""
+"""The entries that the catalogue has of samples and directories. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class SampleEntry(NamedTuple):
 
     `size` (bytes) and `etag` are what storage last reported, None until it did; they count as true while
     `verified` is set, and are a better guess than `size_hint` otherwise. `stands` is set where nothing
-    speaks against them: also after a refresh that asks storage anew, as long as no listing differs.
+    contradicts them. It stays set after a refresh that asks storage again, as long as no listing differs.
     """
 
     name: str
@@ -72,13 +72,13 @@ class Facts(NamedTuple):
 
 
 def true_name(path: str, entry: SampleEntry) -> str:
-    """The sample's name on the server, which its path may spell differently."""
+    """Return the sample's name on the server, which its path may spell differently."""
     raw = entry.file_name_raw
     return path if raw is None else raw.decode("utf-8", "surrogatepass")
 
 
 def entry_of(row: Row) -> SampleEntry:
-    """A sample that no listing has met yet, as a directory entry."""
+    """Return a sample that no listing has met yet, as a directory entry."""
     return SampleEntry(
         row.wanted,
         sample_ino(row.id),

@@ -1,4 +1,4 @@
-"""What storage reported of samples: counts at once, is written in batches, published where others wait.
+"""What storage reported of samples: valid at once, written in batches, published where processes wait.
 
 Threads: any may call. The lock is not held while the store is used.
 """
@@ -49,7 +49,7 @@ class Reported:
         # guarded by _lock: what other processes are to hear of with the next write
         self._replaced = self._resized = False
         self._moves = 0  # how often facts went from here into the store
-        self._fails = False  # used by whoever writes
+        self._fails = False  # used by the thread that writes
 
     def __bool__(self) -> bool:
         return bool(self._facts or self._unlisted)
@@ -65,8 +65,8 @@ class Reported:
     def consistent(self, read: Callable[[], T]) -> T:
         """Return what `read` returns, which asks the store first and then applies what is kept here.
 
-        It is called again where facts went into the store meanwhile: it may have read the store before they
-        were there, and looked here when they were here no more.
+        Calls `read` again if facts moved into the store meanwhile: `read` may have read the store before the
+        facts were there, and this object after they had left it.
         """
         while True:
             moves = self._moves
@@ -79,7 +79,7 @@ class Reported:
     ) -> None:
         """Keep facts of a sample as it is listed, or of one that is not listed yet.
 
-        Where they show another version, or another size, other processes hear of it when they are written.
+        If they show another version or size, other processes are notified when the facts are written.
         """
         with self._lock:
             self._replaced |= replaced
@@ -90,7 +90,7 @@ class Reported:
                 _put_bounded(self._facts, ino, facts._replace(of=(of.mtime, of.size_hint)))
 
     def note_listing(self, listed: Callable[[int], SampleEntry | None]) -> None:
-        """A listing may have met samples it had not met before: their facts are of what it found."""
+        """Attach the facts of unlisted samples to the entries that a new listing has for them."""
         with self._lock:
             unlisted = list(self._unlisted)
         for ino in unlisted:
@@ -161,7 +161,7 @@ Values = tuple[int, str, int, int | None, int | None, bool]
 
 
 def record_values(ino: int, facts: Facts) -> Values:
-    """What `record` takes, to keep facts of a sample that did not change since."""
+    """Return what `record` takes, to keep facts of a sample that did not change since."""
     mtime, hint = facts.of or (None, None)
     return facts.size, facts.etag, ino, mtime, hint, facts.certain
 
@@ -191,7 +191,7 @@ class Publisher:
                 return
             if self._db is None:
                 self._db = self._connect()
-                # somebody waits: checkpoints are left to the others
+                # a caller is waiting: the other connections do the checkpoints
                 self._db.execute("PRAGMA wal_autocheckpoint = 0")
             try:
                 with database.transaction(self._db):

@@ -1,7 +1,7 @@
-"""Whether a catalogue that somebody else made is one that we could have made.
+"""Checks that a catalogue from another user is one that lightlyfs could have written.
 
-An index comes from other people. Its tables, names, sizes and times are held to what a listing would have
-written; a hostile one costs an error message.
+An index is untrusted input. Its tables, names, sizes and times are compared with what a listing would have
+written; a hostile index causes an error message and nothing else.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ OR EXISTS (SELECT 1 FROM meta WHERE NOT (typeof(key) = 'text' AND typeof(value) 
 
 
 def meta_of(db: sqlite3.Connection) -> dict[str, str]:
-    """What a foreign catalogue says of itself; raises sqlite3.Error where it is none of this version."""
+    """Return the header of a foreign catalogue; raises sqlite3.Error if it is none of this version."""
     if database.user_version(db) != SCHEMA_VERSION:
         raise database.Damaged("it is of another version")
     # before anything is asked of them: a view may be a program

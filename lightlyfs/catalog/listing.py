@@ -1,11 +1,11 @@
-"""Reading a whole paged listing: in parallel, whatever the server does to the pages.
+"""Reads a whole paged listing, several pages in parallel, and tolerates short, refused and slow pages.
 
-The API pages by sample offset, without a cursor, a total or a stated maximum. So: a page may be shorter
-than asked (clamped), too large to answer (413) or too slow, and the list may grow meanwhile. What is
-safe is to advance by what came back and to stop on an empty page; what is fast is to ask for many pages
-at once. This module knows offsets and pages; it knows neither paths nor the catalogue.
+The API pages by sample offset, without a cursor, a total or a stated maximum. A page may be shorter than
+requested (clamped), too large to answer (413) or too slow, and the list may grow during the listing. The
+safe way is to advance by the rows received and to stop on an empty page; the fast way is to request many
+pages at once. This module knows offsets and pages; it must not know paths or the catalogue.
 
-A listing that nothing says has changed is compared with the server a few rows at a time (`Verifier`).
+`Verifier` compares a listing that shows no sign of a change with the server, a few rows at a time.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Pager(Generic[T]):
         """Keep `parallel` runs under way up to the expected end, then go on until one comes back empty."""
         under_way: deque[Future[tuple[list[Sequence[T]], bool]]] = deque()
         offset = start
-        known = max(start, expected)  # where the list ends, as far as anybody said
+        known = max(start, expected)  # the known length of the list
         limit = max(start + 1, expected)
         ended = False
         try:

@@ -1,7 +1,7 @@
-"""One complete listing on its way into the catalogue: staged, named, compared, swapped in.
+"""Writes one complete listing to the catalogue: stages, names and compares its rows, and swaps them in.
 
-Works in temporary tables of one connection, so a million samples need no memory: rows are appended as
-they come and sorted once at the end. Touches only the rows of the catalogue that differ, so that an
+Works in temporary tables of one connection, so that a million samples need no memory: rows are appended as
+they arrive and sorted once at the end. Changes only the rows of the catalogue that differ, so that an
 unchanged dataset costs no writes and keeps its verified sizes.
 """
 
@@ -153,13 +153,13 @@ class Staging:
         self._db.execute("COMMIT")
 
     def count(self) -> int:
-        """How many different samples are staged; to be asked once all are."""
+        """Return how many different samples are staged; to be asked once all are."""
         self._sort()
         (count,) = self._db.execute("SELECT count(*) FROM temp.staged").fetchone()
         return int(count)
 
     def has_directory(self, path: str) -> bool:
-        """Whether this directory was staged lately; may be asked by any thread."""
+        """Whether this directory was staged recently; any thread may call."""
         try:
             return directory_ino(path) in self._known
         except UnicodeEncodeError:
@@ -317,12 +317,12 @@ class ListingWriter:
             self._staging.add(rows)
 
     def count(self) -> int:
-        """How many different samples were added; to be asked once all are."""
+        """Return the number of distinct samples added; call it once all are."""
         with FORK_GATE:
             return self._staging.count()
 
     def has_directory(self, path: str) -> bool:
-        """Whether a sample in or below this directory was added lately; may be asked by any thread."""
+        """Whether a sample in or below this directory was added recently; any thread may call."""
         return self._staging.has_directory(path)
 
     def commit(self, meta: dict[str, str], keep: frozenset[int] = frozenset()) -> Changes:

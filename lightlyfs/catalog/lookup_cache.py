@@ -1,4 +1,4 @@
-"""Look-ups that were made lately, and those that are likely to be next, kept in memory."""
+"""Keeps recent lookups, and those that are likely to be next, in memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lightlyfs.catalog.store import CatalogStore
 
 # a path that is looked at is soon opened, and its neighbours along with it
 _MAX_KEPT = 8_000
-# who looks at the names of a directory in order has them read ahead, up to so many at once
+# a caller that looks up names in directory order has the next ones read ahead, at most this many at once
 _MAX_AHEAD = 64
 _MAX_DIRECTORIES = 256
 
 
 class RecentLookups:
-    """The entries of paths, from memory where the store was asked lately; any thread may call.
+    """The entries of paths, from memory where the store was asked recently; any thread may call.
 
     `outdate` says that the store may answer differently now. Single operations on `_kept` are atomic, and one
     that is lost costs a query.
@@ -28,16 +28,16 @@ class RecentLookups:
         self.version = 0
         self._kept: dict[str, tuple[int, Entry | None]] = {}
         self._lock = threading.Lock()
-        # guarded by _lock, for a look-up moves entries: by directory the name that comes next where names are
+        # guarded by _lock, for a lookup moves entries: by directory the name that comes next where names are
         # asked for in order, and how many were read
         self._ahead: LRUCache[str, tuple[str, int]] = LRUCache(_MAX_DIRECTORIES)
 
     def outdate(self) -> None:
-        """What is kept counts no more; to be called by one thread at a time, after the store changed."""
+        """Invalidate all entries after the store changed; for one thread at a time."""
         self.version += 1
 
     def lookup(self, path: str) -> Entry | None:
-        """The entry of a path, or None where there is none; may raise sqlite3.Error."""
+        """Return the entry of a path, or None where there is none; may raise sqlite3.Error."""
         version = self.version  # before the store is read, so that what comes meanwhile outdates it
         kept = self._kept.get(path)
         if kept is not None and kept[0] == version:

@@ -1,6 +1,6 @@
-"""Records as they may be: what cannot be is unknown or clamped, and what is no record is named.
+"""Validates records of the API: impossible values become unknown or are clamped, invalid records are skipped.
 
-One odd record must cost itself and nothing else. What was put right is kept for `status`, up to a limit.
+One invalid record must not affect the others. Corrections are kept for `status`, up to a limit.
 """
 
 from __future__ import annotations

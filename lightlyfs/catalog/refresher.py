@@ -1,8 +1,8 @@
-"""Keeping the catalogue true: the first listing, cheap checks after the TTL, re-listing behind.
+"""Keeps the catalogue current: the first listing, cheap checks after the TTL, re-listing in the background.
 
-Owns when the API is asked and what its answers do to the store. One check or listing runs at a time, in all
-processes that share the store; whoever comes meanwhile gets the old answers. No lock of ours is held while
-the API is asked.
+Decides when to ask the API, and applies the answers to the store. At most one check or listing runs at a
+time across all processes that share the store; other callers get the old answers meanwhile. No lock of this
+package is held during a request to the API.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _MIN_RETRY_AFTER_S = 1.0
 _REFUSED_RETRY_S, _REFUSED_TRIES, _REFUSED_LATER_S = 60.0, 5, 600.0
 # with a TTL of zero a full listing runs now and then, taking at most a twentieth of the time
 _LISTINGS_SHARE = 20
-# while another process lists, those who wait for it are encouraged this often
+# while another process lists, the time limits of waiting callers are restarted this often
 _WAITING_EVERY_S = 1.0
 
 
@@ -170,9 +170,9 @@ class Refresher:
             )
 
     def check_soon(self) -> Future[None]:
-        """A check that begins after this call, and a listing where that finds a change.
+        """Queue a check that begins after this call, and a listing if the check finds a change.
 
-        Those asked for meanwhile are one. Ends with what the API raised.
+        Calls before the check begins share its future, which ends with the error that the API raised.
         """
         with self._state:
             if self._next_check is not None:
@@ -189,18 +189,18 @@ class Refresher:
         return check
 
     def expect_changes(self) -> None:
-        """An answer did not fit the catalogue: list everything with the next check, which is due now."""
+        """Make a full listing due with the next access, because an answer contradicts the catalogue."""
         with self._state:
             self._timing.hear()
             self._timing.full_at = self._timing.checked_at = -math.inf
         self.touch()
 
     def close(self) -> None:
-        """What fails from now on was cut short."""
+        """Treat failures from now on as effects of the shutdown."""
         self._closed = True
 
     def start_over(self) -> None:
-        """The store lost what it held: nothing is complete until everything is listed again."""
+        """Start again after the store lost its rows: nothing is complete until a new listing is."""
         with self._state:
             self._timing.hear()
             self._complete = False
@@ -208,14 +208,14 @@ class Refresher:
         self._queue_check()
 
     def resume(self) -> None:
-        """The API may answer again although it refused us: check with the next access."""
+        """Check with the next access, because the API may accept requests again."""
         with self._state:
             self._stopped = False
             self._retry_at = self._timing.checked_at = -math.inf
         self.touch()
 
     def changed_elsewhere(self) -> None:
-        """Another process changed the catalogue: whoever keeps something of it is told."""
+        """Notify those that keep parts of the catalogue in memory: another process changed it."""
         self._hear()
         self._on_changes(Changes(0, 0, 0, None))
 
@@ -227,7 +227,7 @@ class Refresher:
         return changes[0]
 
     def run_into(self, answer: Future[T], request: Callable[[], T]) -> None:
-        """Run a request in the pool for metadata, so that whoever needs its answer can wait with patience."""
+        """Run a request in the metadata pool, so that its callers can wait with a deadline of their own."""
 
         def run() -> None:
             try:
@@ -285,7 +285,7 @@ class Refresher:
             yield
 
     def _note_waiting(self) -> None:
-        """Another process lists: whoever waits for the listing need not give up."""
+        """Record that another process is listing, so that callers waiting for the listing do not give up."""
         if self._clock() - self._waited_at >= _WAITING_EVERY_S:
             self._waited_at = self._clock()
             self._note_progress(*self._progress)
@@ -298,7 +298,7 @@ class Refresher:
             self._state.notify_all()
 
     def _is_checked_elsewhere(self) -> bool:
-        """Whether another process checked lately, so that this one need not."""
+        """Whether another process checked recently, so that this one need not."""
         self._hear()
         full_due = math.isinf(self._timing.full_at)
         return not full_due and self._clock() - self._timing.checked_at < self._config.ttl_s

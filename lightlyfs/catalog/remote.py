@@ -1,8 +1,7 @@
-"""What the catalogue asks of the API: the dataset's record, pages of its samples, one sample.
+"""The requests that the catalogue sends to the API: the dataset's record, pages of its samples, one sample.
 
-Turns API samples into catalogue rows; holds the choice between the partial list and the plain one.
-
-Whole samples are asked for one at a time, and kept for the TTL (`Details`).
+Converts API samples into catalogue rows, and chooses between the partial list and the plain one. `Details`
+requests whole samples one at a time, and keeps them for the TTL.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class Remote(Protocol):
     """The API as the catalogue sees it; any thread may call."""
 
     def dataset(self) -> DatasetState:
-        """The dataset's record."""
+        """Return the dataset's record."""
         ...
 
     def page(self, offset: int, size: int) -> Sequence[Row]:
@@ -74,7 +73,7 @@ class Remote(Protocol):
         ...
 
     def find(self, file_name: str) -> list[Row]:
-        """The samples of this name, lowest id first; none where the API cannot tell."""
+        """Return the samples of this name, lowest id first; none where the API cannot tell."""
         ...
 
     def sample(self, sample_id: str) -> Sample:
@@ -241,7 +240,7 @@ def is_settled(before: DatasetState, after: DatasetState, listed: int, distinct:
 
 
 def stored_dataset(store: CatalogStore) -> DatasetState | None:
-    """The dataset's record as of the last listing, or None."""
+    """Return the dataset's record as of the last listing, or None."""
     text = store.get_meta("dataset")
     return None if text is None else DatasetState(*json.loads(text))
 
@@ -264,7 +263,7 @@ class Details(Generic[T]):
         self._samples: TTLCache[str, Future[T]] = TTLCache(MAX_DETAILS, max(ttl_s, _MIN_TTL_S), timer=clock)
 
     def get(self, sample_id: str) -> Future[T]:
-        """The sample, now or soon; the future raises what the API raised."""
+        """Return the sample, now or soon; the future raises what the API raised."""
         with self._lock:
             future = self._kept_locked(sample_id)
             if future is None:
@@ -319,7 +318,7 @@ class TaggedRemote:
         self._members: frozenset[bytes] = frozenset()  # replaced as a whole
 
     def dataset(self) -> DatasetState:
-        """The dataset's record, and which samples the tag holds; NotFound where there is no such tag."""
+        """Return the dataset's record and the samples of the tag; NotFound if there is no such tag."""
         record = self._remote.dataset()
         self._tags.forget_all()
         tag = self._tags.find(self._name)
@@ -341,7 +340,7 @@ class TaggedRemote:
         return [row for row in rows if row.id in members]
 
     def find(self, file_name: str) -> list[Row]:
-        """The samples of this name that the tag holds."""
+        """Return the samples of this name that the tag holds."""
         return list(self.kept(self._remote.find(file_name)))
 
     def sample(self, sample_id: str) -> Sample:

@@ -1,11 +1,10 @@
 """The dataset as a tree of names: lookup and list, from memory and disk, never older than promised.
 
-Within the TTL no answer asks the API. After it the old answer is given and a check is queued; with a TTL
-of zero every lookup of a sample asks for it first. Until the first listing is complete a single path is
-asked for by name, and a listing waits.
+Within the TTL no lookup asks the API. After the TTL a lookup returns the old answer and queues a check. With
+a TTL of zero every lookup of a sample first asks the API for it. Until the first listing is complete, a
+lookup asks the API for its path by name, and a listing of a directory waits.
 
-Threads: any may call anything. Waiting is left to the `Wait` a caller brings, so that every wait is
-bounded and interruptible.
+Threads: any may call anything. Callers pass a `Wait`, which bounds each wait and makes it interruptible.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class Wait(Protocol):
         """Raise what ends the wait, if something does."""
 
     def restart(self) -> None:
-        """Something moved: the time a caller may wait begins anew."""
+        """Restart the caller's time limit, because the work it waits for made progress."""
 
 
 class Catalog:
@@ -82,7 +81,7 @@ class Catalog:
         self.hints_are_wrong = store.get_meta(_WRONG_HINTS) is not None
         self._looked_at = -1  # the version at the last census; used by the flusher
         self._generation = 0
-        # a number that moves whenever a size that was shown may be another one by now
+        # a number that changes whenever a size that was shown may be outdated
         self.sizes_moved = 0
         self._recent = RecentLookups(store)
         self._closing = threading.Event()
@@ -136,7 +135,7 @@ class Catalog:
         self._due.set()
 
     def dataset(self) -> DatasetState | None:
-        """The dataset's record as of the last listing."""
+        """Return the dataset's record as of the last listing."""
         return stored_dataset(self._store)
 
     def totals(self) -> Totals:
@@ -146,7 +145,7 @@ class Catalog:
     # names
 
     def lookup(self, path: str, wait: Wait) -> Entry | None:
-        """The entry of a path without a leading slash, or None where there is none.
+        """Return the entry of a path without a leading slash, or None where there is none.
 
         Raises what ended the wait, or what the first listing failed with, where nothing can be said.
         """
@@ -161,11 +160,11 @@ class Catalog:
         return entry
 
     def known(self, path: str) -> Entry | None:
-        """The entry of a path as it is stored; never asks the API, and None before the first listing."""
+        """Return the stored entry of a path, None before the first listing; never asks the API."""
         return self._recent.lookup(path) if self.refresher.complete else None
 
     def list_directory(self, path: str, wait: Wait) -> tuple[list[DirectoryEntry], list[SampleEntry]]:
-        """The directories and samples in a directory, each in byte order; never a part of them."""
+        """Return the directories and samples in a directory, each in byte order; never a part of them."""
         self.wait_until_listed(wait)
         if self._ask_always and not self.refresher.stopped:
             # where it fails, as `status` then shows, the old answers stay
@@ -193,19 +192,19 @@ class Catalog:
         return self._reported.consistent(read)
 
     def directories_in(self, path: str) -> list[str]:
-        """The names of the directories directly in a directory; never asks the API."""
+        """Return the names of the directories directly in a directory; never asks the API."""
         return self._store.directories_in(path)
 
     def with_facts(self, entry: SampleEntry) -> SampleEntry:
-        """An entry with what storage reported of it since it was looked up; asks nobody."""
+        """Return an entry with what storage reported of it since it was looked up; sends no request."""
         return self._reported.apply(entry)
 
     def directories_holding(self, ids: Container[bytes]) -> frozenset[int]:
-        """The inode numbers of the directories that hold one of these samples, at any depth; scans."""
+        """Return the inode numbers of the directories that hold one of these samples, at any depth; scans."""
         return self._store.directories_holding(ids)
 
     def by_id(self, sample_id: str) -> tuple[str, SampleEntry] | None:
-        """The path and entry of a sample, or None."""
+        """Return the path and entry of a sample, or None."""
         ino = sample_ino(bytes.fromhex(sample_id))
 
         def read() -> tuple[str, SampleEntry] | None:
@@ -256,7 +255,7 @@ class Catalog:
             log.warning("the catalogue on disk cannot be written: %s", error)
 
     def told(self, entry: SampleEntry) -> SampleEntry | None:
-        """What the store and this process know by now of a sample; None where it is not the same any more."""
+        """Return what the store and this process now know of a sample; None if it is another one now."""
         found, shown = self._reported.consistent(lambda: self._stored_and_shown(entry.ino))
         if found is None or (found.mtime, found.size_hint) != (entry.mtime, entry.size_hint):
             return None
@@ -384,12 +383,12 @@ class Catalog:
         return answer
 
     def _await(self, answer: Future[T], wait: Wait) -> T:
-        """The result of a request, or what it raised."""
+        """Return the result of a request, or raise its error."""
         self._wait_for(answer, wait)
         return answer.result()
 
     def _wait_for(self, answer: Future[T], wait: Wait) -> None:
-        """Wait for a request; while a listing moves on, the caller's limit counts anew."""
+        """Wait for a request; each progress of a listing restarts the caller's time limit."""
         seen = self.refresher.progress
         while not futures_wait((answer,), _POLL_S).done:
             wait.check()
@@ -456,7 +455,7 @@ class Catalog:
                 self._look_around()
 
     def _look_around(self) -> None:
-        """See whether storage has reported every sample by now."""
+        """Check whether storage has reported every sample by now."""
         version = self._recent.version
         try:
             self._census.look()

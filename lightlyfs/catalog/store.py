@@ -1,16 +1,16 @@
 """The SQLite catalogue: the samples and directories of one dataset, on disk, read by many threads.
 
-Owns the file, its schema and its transactions; knows no network. Rows are clustered by
-(directory, name), because listing one directory and looking up one path are all that happens often.
-Inode numbers are digests (of the sample id, of the directory's path), so they are the same on every
-mount, and the number of a directory is known from its path without a query.
+Owns the file, its schema and its transactions; must not know the network. Rows are clustered by (directory,
+name), because listing one directory and looking up one path are the only frequent queries. Inode numbers are
+digests (of the sample id, of the directory's path), so they are the same on every mount, and the number of a
+directory follows from its path without a query.
 
-Several processes may have the file open. What one commits the others read at once; `news` tells them that
-what they keep in memory, or told the kernel, may be outdated.
+Several processes may have the file open. A commit is visible to the others at once; `news` reports that
+what they have in memory, or in the kernel's caches, may be outdated.
 
-Threads: reads may come from any number of threads, each borrows a connection; writes are serialised by
-one lock, which is held for the length of one transaction and never while calling out. WAL lets readers
-see the last commit meanwhile, so a re-listing shows all at once or not at all.
+Threads: any number of threads may read, each with a borrowed connection. One lock serialises writes; it is
+held for one transaction and never during a callback. With WAL, readers see the last commit meanwhile, so a
+re-listing shows completely or not at all.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _parent_ino = lru_cache(4_096)(directory_ino)
 
 class News(NamedTuple):
     """What other processes wrote: names, or versions of what is shown (`changed`), sizes (`resized`), or
-    only what nobody was told yet.
+    only what was not announced before.
     """
 
     changed: bool
@@ -89,7 +89,7 @@ class CatalogStore:
         alone: bool = True,
         opening: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        """Open or make the file; one of another schema, or a damaged one, is made anew.
+        """Open or create the file; one of another schema, or a damaged one, is replaced by a new one.
 
         Where other processes may have it open (not `alone`) sqlite3.DatabaseError is raised instead. Where a
         cleaner deleted the file it is written again from what is open; `opening()` is held meanwhile, with
@@ -126,17 +126,17 @@ class CatalogStore:
     # reading
 
     def get_meta(self, key: str) -> str | None:
-        """A remembered value, or None."""
+        """Return a remembered value, or None."""
         with self._reader() as db:
             row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if row is None else str(row[0])
 
     def lookup(self, path: str) -> Entry | None:
-        """The entry of a path without a leading slash, or None; "" is the root."""
+        """Return the entry of a path without a leading slash, or None; "" is the root."""
         return self.lookup_with_next(path, 0)[0]
 
     def lookup_with_next(self, path: str, count: int) -> tuple[Entry | None, list[SampleEntry]]:
-        """The entry of a path, and where it is a sample at most `count` behind it in its directory."""
+        """Return the entry of a path, and where it is a sample at most `count` behind it in its directory."""
         directory, _, name = path.rpartition("/")
         query = f"SELECT {_COLUMNS} FROM sample WHERE dir = ? AND name >= ? ORDER BY name LIMIT ?"
         try:
@@ -163,7 +163,7 @@ class CatalogStore:
         return None if row is None else SampleEntry._make(row)
 
     def list_directory(self, path: str) -> tuple[list[DirectoryEntry], list[SampleEntry]]:
-        """The directories and the samples directly in a directory, of one commit, in byte order of names."""
+        """Return the directories and samples directly in a directory, from one commit, in byte order."""
         directories = "SELECT name, ino, mtime FROM directory WHERE parent = ? AND ino != ? ORDER BY name"
         samples = f"SELECT {_COLUMNS} FROM sample WHERE dir = ? ORDER BY name"
         try:
@@ -189,19 +189,19 @@ class CatalogStore:
         return [SampleEntry._make(row) for row in rows]
 
     def directories_in(self, path: str) -> list[str]:
-        """The names of the directories directly in a directory, in byte order."""
+        """Return the names of the directories directly in a directory, in byte order."""
         query = "SELECT name FROM directory WHERE parent = ? AND ino != ? ORDER BY name"
         with self._reader() as db:
             return [name for (name,) in db.execute(query, (directory_ino(path), ROOT_INO))]
 
     def sample(self, ino: int) -> SampleEntry | None:
-        """The sample with this inode number, or None."""
+        """Return the sample with this inode number, or None."""
         with self._reader() as db:
             row = db.execute(f"SELECT {_COLUMNS} FROM sample WHERE ino = ?", (ino,)).fetchone()
         return None if row is None else SampleEntry._make(row)
 
     def by_ino(self, ino: int) -> tuple[str, SampleEntry] | None:
-        """The path and entry of the sample with this inode number, or None."""
+        """Return the path and entry of the sample with this inode number, or None."""
         with self._snapshot() as db:
             row = db.execute(f"SELECT dir, {_COLUMNS} FROM sample WHERE ino = ?", (ino,)).fetchone()
             if row is None:
@@ -220,7 +220,7 @@ class CatalogStore:
         return True
 
     def first_unsettled(self, start: Place, absent_etag: str) -> Place | None:
-        """The first sample at or behind a place that is unverified or of this version; None where none is.
+        """Return the first sample at or behind a place that is unverified or of this version, or None.
 
         Scans from there, in the order of the table.
         """
@@ -230,7 +230,7 @@ class CatalogStore:
         return None if row is None else (row[0], row[1])
 
     def directories_holding(self, ids: Container[bytes]) -> frozenset[int]:
-        """The inode numbers of the directories that hold one of these samples, at any depth; a scan."""
+        """Return the inode numbers of the directories that hold one of these samples, at any depth; scans."""
         with self._snapshot() as db:
             found = {ino for ino, sample in db.execute("SELECT dir, id FROM sample") if sample in ids}
             parents = dict(db.execute("SELECT ino, parent FROM directory").fetchall())
@@ -302,7 +302,7 @@ class CatalogStore:
     # other processes
 
     def news(self) -> News | None:
-        """What others wrote since the last call; None where nothing. To be called by one thread at a time."""
+        """Return what other processes wrote since the last call, or None; for one thread at a time."""
         self._renew()
         with self._noting_damage(), self._write_lock:
             (version,) = self._writer.execute("PRAGMA data_version").fetchone()

@@ -1,7 +1,7 @@
 """The tags of a dataset: their names, and which samples each one holds.
 
-A tag is a bit mask over the mappings, the ids of all samples in the order in which they were added (API:
-TagData.bitMaskData, GET /v1/datasets/{id}/mappings). Samples that are newer than the mask are outside.
+A tag is a bit mask over the mappings, which are the ids of all samples in the order in which they were added
+(API: TagData.bitMaskData, GET /v1/datasets/{id}/mappings). Samples newer than the mask are not in the tag.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TagRecord(NamedTuple):
     mask: str
 
     def version(self) -> str:
-        """A digest that moves when the tag holds other samples."""
+        """Return a digest that moves when the tag holds other samples."""
         return hashlib.blake2b(f"{self.id}\0{self.mask}".encode(), digest_size=8).hexdigest()
 
 
@@ -42,12 +42,12 @@ class TagSource(Protocol):
         ...
 
     def mapping(self) -> bytes:
-        """The ids of all samples in the order of the tags' bits, each of ID_BYTES, one after the other."""
+        """Return the ids of all samples in the order of the tags' bits, concatenated, ID_BYTES each."""
         ...
 
 
 def members_of(mask: str, mapping: bytes) -> frozenset[bytes]:
-    """The ids that a mask, `0x` and hex digits, selects; bits past the end of the mapping select nothing."""
+    """Return the ids that a mask (`0x` and hex digits) selects; ignores bits past the end of the mapping."""
     count = len(mapping) // ID_BYTES
     members = int(mask, 16) & ((1 << count) - 1)
     return frozenset(mapping[bit * ID_BYTES : (bit + 1) * ID_BYTES] for bit in _bits_of(members))
@@ -85,13 +85,13 @@ class Tags:
         return kept
 
     def find(self, name_or_id: str) -> TagRecord | None:
-        """The tag of this name, else of this id, or None."""
+        """Return the tag of this name, else of this id, or None."""
         tags = self.all()
         by_name = (tag for tag in tags if tag.name == name_or_id)
         return next(by_name, None) or next((tag for tag in tags if tag.id == name_or_id), None)
 
     def members(self, tag: TagRecord) -> frozenset[bytes]:
-        """The ids of the samples that a tag holds."""
+        """Return the ids of the samples that a tag holds."""
         version = tag.version()
         with self._lock:
             kept = self._members.get(version)

@@ -1,7 +1,7 @@
 """When a catalogue was last checked and listed, by this process or by another one that shares it.
 
-Other processes are heard of through the store, in wall-clock time; everything is told in the seconds of a
-steady clock. Not for several threads at once.
+Other processes report through the store, in wall-clock time; this module converts to seconds of a monotonic
+clock. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class FreshnessConfig:
 
 
 class Timing:
-    """The times of one catalogue; `checked_at` and `full_at` may be set to -inf by whoever mistrusts it."""
+    """The times of one catalogue; a caller that distrusts them may set `checked_at` and `full_at` to -inf."""
 
     def __init__(
         self,
@@ -67,12 +67,12 @@ class Timing:
             self.checked_at = self._clock() - _ago(checked, self._wall_clock())
 
     def note_listing(self) -> str:
-        """The time of a listing that is about to be stored, as `listed_at`."""
+        """Return the time of a listing that is about to be stored, as `listed_at`."""
         self._seen_listing = str(self._wall_clock())
         return self._seen_listing
 
     def note_checked(self) -> dict[str, str]:
-        """The catalogue was found to be true, or made so; what is to be stored."""
+        """Note that the catalogue is up to date; return what has to be stored."""
         self.checked_at = self._clock()
         self._seen_check = str(self._wall_clock())
         return {"checked_at": self._seen_check, "listing_s": str(self.listing_s)}

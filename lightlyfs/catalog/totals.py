@@ -1,6 +1,6 @@
-"""Sums over a catalogue, kept beside its rows and changed with them: a scan of a million takes half a second.
+"""Keeps sums over a catalogue beside its rows, because a scan of a million rows takes half a second.
 
-All but `stored` belong into the transaction that changes the rows.
+All functions but `stored` must run in the transaction that changes the rows.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class CatalogSums(NamedTuple):
 
 
 def stored(db: sqlite3.Connection) -> Totals:
-    """The sums that are kept."""
+    """Return the sums that are kept."""
     (text,) = db.execute("SELECT value FROM main.meta WHERE key = ?", (_KEY,)).fetchone()
     return Totals(*map(int, text.split()))
 
 
 def counted(db: sqlite3.Connection) -> Totals:
-    """The sums as a scan finds them."""
+    """Return the sums as a scan finds them."""
     (directories,) = db.execute("SELECT count(*) FROM main.directory").fetchone()
     samples, total, unverified = sums_in(db, "main.sample")
     return Totals(samples, directories, total, unverified)
@@ -66,7 +66,7 @@ def move(db: sqlite3.Connection, difference: CatalogSums, directories: int | Non
 
 
 def sums_in(db: sqlite3.Connection, rows: str) -> CatalogSums:
-    """The sums over a table, or a part of it, as SQL names it."""
+    """Return the sums over a table, or a part of it, as SQL names it."""
     # in halves, for sizes that cannot be may add up to more than SQLite can hold
     halves = f"total({_SIZE} >> {_HALF}), total({_SIZE} & {(1 << _HALF) - 1})"
     query = f"SELECT count(*), {halves}, total({_IS_UNVERIFIED}) FROM {rows}"
@@ -75,7 +75,7 @@ def sums_in(db: sqlite3.Connection, rows: str) -> CatalogSums:
 
 
 def sums_of(db: sqlite3.Connection, inos: Iterable[int]) -> CatalogSums:
-    """The sums over a few samples by their inode numbers."""
+    """Return the sums over a few samples by their inode numbers."""
     query = f"SELECT {_SIZE}, {_IS_UNVERIFIED} FROM main.sample WHERE ino = ?"
     found = [row for ino in set(inos) for row in db.execute(query, (ino,))]
     return CatalogSums(len(found), sum(size for size, _ in found), sum(unverified for _, unverified in found))

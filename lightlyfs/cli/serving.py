@@ -32,7 +32,7 @@ from lightlyfs.settings import Secrets, Settings
 log = logging.getLogger("lightlyfs")
 
 _DRAIN_STEP_S = 1.0
-# new objects between two looks for garbage that holds itself
+# allocations between two runs of the cyclic garbage collector
 _GC_THRESHOLD = 20_000
 
 
@@ -52,7 +52,7 @@ def serve_mount(
     logging.basicConfig(level=settings.log_level.upper(), stream=sys.stderr)
     logging.getLogger().handlers[0].setFormatter(formatter(settings.log_format))
     if told >= 0:
-        # until it is usable, whoever waits reads one line, not a log
+        # until the mount is usable, the waiting command reads one line, not a log
         logging.getLogger().handlers[0].setLevel(logging.CRITICAL)
     code = 0
     try:

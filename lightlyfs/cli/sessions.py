@@ -87,7 +87,7 @@ def _warm(parts: Dataset, warming: Warming, channel: Channel) -> None:
         if channel.has_ended():
             return
     if parts.closing.is_set():
-        return  # not done: whoever listens finds that the mount hung up
+        return  # not done: the client sees the mount close the connection
     if parts.cache.stats().evicted != evicted:
         _tell_failures(channel, warming.displaced())
     channel.send({"ok": True, "done": True})

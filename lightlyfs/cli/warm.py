@@ -60,9 +60,9 @@ def warm(paths: tuple[Path, ...], jobs: int | None, files: BinaryIO | None, tag:
 
 
 def listed_names(data: bytes) -> list[str]:
-    """The names in a list, whichever system it was written on: BOM, UTF-16, CRLF, backslashes in paths.
+    """Return the names in a list from any system: with BOM, UTF-16, CRLF or backslashes in paths.
 
-    StartError where it is UTF-16 that breaks off.
+    Raises StartError for truncated UTF-16.
     """
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         try:

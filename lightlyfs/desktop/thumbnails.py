@@ -123,9 +123,9 @@ class PictureStore:
         alone: bool = True,
         make_directory: Callable[[], None] = lambda: None,
     ) -> None:
-        """Open or make the file; a damaged one is made anew where nobody else uses it (`alone`).
+        """Open or create the file; a damaged one is replaced where no other process uses it (`alone`).
 
-        Where a cleaner deleted it another one is begun; `make_directory` then sees to its directory.
+        If a cleaner deleted the file, a new one is created; `make_directory` then creates its directory.
         """
         self._path = path
         self._make_directory = make_directory
@@ -196,7 +196,7 @@ class PictureStore:
 
     @staticmethod
     def _open(path: Path, *, alone: bool) -> sqlite3.Connection | None:
-        """The table, made anew where it is damaged; None where the disk does not take it."""
+        """Return the table, replaced if it is damaged; None if the disk does not accept it."""
         try:
             return database.opened_or_begun(path, _prepared, may_begin=alone)
         except (OSError, sqlite3.Error) as error:

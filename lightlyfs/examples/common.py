@@ -33,7 +33,7 @@ class Place:
 
     @property
     def url(self) -> str:
-        """The root of the dataset, for whoever takes URLs."""
+        """The root of the dataset, for functions that take URLs."""
         return f"lightly://{self.dataset}"
 
 

@@ -16,7 +16,7 @@ _RETRIES = 3
 
 
 def by_dask(place: Place, given: argparse.Namespace) -> Result:
-    """The sums of each partition by whichever worker is free."""
+    """Compute the sums of each partition, on any free worker."""
     from distributed import Client, LocalCluster
 
     partitions = chosen_partitions(place, given)

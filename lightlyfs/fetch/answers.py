@@ -1,12 +1,11 @@
-"""What an answer of storage may look like: taken as blocks, or doubted.
+"""Parses responses of storage into blocks, and decides which responses to doubt.
 
-Takes the headers and chunks of a GET, says which content it is, and hands out whole blocks. Survives a
-Range that was ignored (200), partial answers that call themselves 200, bodies of unannounced length and
-bodies that come compressed although we asked for plain ones; finds truncated and misplaced ones. No I/O
-of its own.
+Takes the headers and chunks of a GET, identifies the content, and returns whole blocks. Accepts an ignored
+Range (200), partial responses with status 200, bodies of unannounced length and bodies that are compressed
+although identity was requested; detects truncated and misplaced bodies. Does no I/O.
 
-Middleboxes answer 200 with nothing in it, name the length of another object or lose the ETag. `Known.doubt`
-says which answers speak against what is known and have to be asked for again before they count.
+Middleboxes send an empty 200, the length of another object, or no ETag. `Known.doubt` says which responses
+contradict what is known, and have to be requested again before they are accepted.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from lightlyfs.errors import ContentChanged, MalformedAnswer, ServerFault, Short
 
 # bodies whose length shows only at their end are collected in memory, up to here
 MAX_COLLECTED_BYTES = 256 << 20
-# up to here the rest of a body that nobody wants is read: a new connection would take longer
+# the rest of an unwanted body is read up to here: a new connection would take longer
 _WORTH_READING_BYTES = 256 << 10
 
 
@@ -43,13 +42,13 @@ class BlockTaker(Protocol):
     """Receives what a `BlockSink` finds out, in the thread of the transfer."""
 
     def identified(self, content: ContentId, first: int, last: int) -> Span | None:
-        """The content is known, and blocks first to last (none if last < first) are to come.
+        """Note the content, and that blocks first to last (none if last < first) will follow.
 
         Returns those of them that are wanted; None ends the transfer as soon as that pays.
         """
 
     def block(self, index: int, data: bytes) -> None:
-        """A whole block that is wanted is here."""
+        """Take a whole block that is wanted."""
 
 
 class BlockSink:
@@ -98,7 +97,7 @@ class BlockSink:
             self._hand_out()
 
     def finish(self) -> ContentId:
-        """The transfer ended without error: check that it was whole, and say what it was."""
+        """Check that a transfer that ended without error is complete, and return its content."""
         if self.stopped:
             assert self.actual is not None
             return self.actual
@@ -252,7 +251,7 @@ class _Inflater:
 
 
 def _new_stream() -> zlib._Decompress:
-    return zlib.decompressobj(wbits=47)  # gzip or zlib, whichever it is
+    return zlib.decompressobj(wbits=47)  # detects gzip or zlib
 
 
 class Doubt(Enum):

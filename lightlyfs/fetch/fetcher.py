@@ -1,7 +1,7 @@
-"""Getting bytes from storage: one URL, one ranged GET, its retries, and the blocks that come of it.
+"""Gets bytes from storage: one URL, one ranged GET, its retries, and the blocks of its response.
 
-Runs in the calling thread, which is one of the content pool's. Knows no cache and no waiting readers; it
-hands out what arrives through a `BlockTaker`.
+Runs in the calling thread, one of the content pool. It must not know the cache or the waiting readers; it
+passes each block to a `BlockTaker`.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ class Fetcher:
     ) -> ContentId:
         """Fetch the first `length` bytes of a sample, whatever it is, and say what it is.
 
-        A sample without an object is a content of no bytes whose `has_object` is False. An answer that speaks
-        against what is `known` is asked for again; where it stays and names no version, `on_doubtful` is
-        called before the taker hears of it.
+        A sample without an object is a content of no bytes whose `has_object` is False. A response that
+        contradicts what is `known` is requested again; if it stays the same and names no version,
+        `on_doubtful` is called before the taker.
         """
         admission = _Admission(known, trust_hint=self._wrong_hints < _WRONG_HINTS)
         progress = _Progress(taker, None, 0, length, admission)

@@ -1,7 +1,7 @@
-"""Fetching the next files of a reader that goes through a directory in order, before it asks.
+"""Prefetches the next files for a program that reads a directory in order.
 
-What comes next is decided in `sequence`; here it is looked up and started, with a bound on how much is under
-way that shrinks when the server is in trouble, so that readers who wait always come first.
+`ahead.in_order` decides which files are next. This module looks them up and starts the fetches. It limits how
+many run at once, and lowers the limit when the server fails, so that waiting readers always come first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 _MIN_UNDER_WAY = 2
 _GUESS_COUNT = 4
-# names looked up at once for a reader who takes steps: half a millisecond's work
+# names looked up at once for a reader of every k-th file: half a millisecond's work
 _MOST_LOOKED_UP = 512
 
 
@@ -42,7 +42,7 @@ class Prefetcher(Generic[T]):
     `after(path, count)` gives the files that come behind a path in its directory (before it, the nearest
     first, where `count` is negative), from memory or the local disk. `start(file)` begins a fetch and returns
     its future, or None where there is nothing to fetch. `room(file)` says how many such files may be ahead of
-    their readers in all. `on_opened(path, in_order)` hears of each open, and whether it was expected.
+    their readers in all. `on_opened(path, in_order)` is called for each open, with whether it was expected.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class Prefetcher(Generic[T]):
             return PrefetchStats(self._started, self._under_way, self._limit)
 
     def expects(self, path: str) -> bool:
-        """Whether a reader is expected to open this path; costs one look-up."""
+        """Whether a reader is expected to open this path; costs one lookup."""
         return self._table.expects(path)
 
     def opened(self, path: str) -> None:
-        """A file was opened that had to be fetched, or that was expected: see to the ones behind it."""
+        """Note the open of a file that was fetched or expected, and prefetch the files behind it."""
         with self._lock:
             expected = self._table.expects(path)
             sequence = self._table.opened(path)
@@ -99,7 +99,7 @@ class Prefetcher(Generic[T]):
             self._on_opened(path, expected)
 
     def _look_around(self, sequence: FileSequence[T], path: str) -> None:
-        """Nobody expected this open: guess what comes next, and see whether it continues a step."""
+        """After an unexpected open, guess the next files, and check whether it continues a step."""
         behind = self._after(path, MAX_STEP)
         with self._lock:
             self._table.extend(sequence, behind[:_GUESS_COUNT])

@@ -1,10 +1,10 @@
-"""`read(content, offset, size)`: from the cache, else from storage, one fetch per block however many ask.
+"""`read(content, offset, size)`: from the cache, else from storage, with one fetch per block for all readers.
 
-Fetches run in the content pool and end in the cache; whoever needs a block that is under way waits for
-the same future. A block that the cache could not keep still reaches those who wait for it.
+Fetches run in the content pool and write to the cache. All readers of a block that is being fetched wait for
+the same future. A block that the cache could not store still reaches its waiting readers.
 
 Threads: any may call. No lock is held during a fetch, a wait, disk work or a callback. Every future is
-settled, also where the pool is shut down or a job dies.
+resolved, even if the pool is shut down or a job dies.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ class ReaderStats(NamedTuple):
 
 
 class Reader:
-    """Reads contents; `on_facts(content, certain)` hears of every content storage identifies.
+    """Reads contents; calls `on_facts(content, certain)` for every content that storage identifies.
 
-    One that is not `certain` is to be asked for again at the next open.
+    A content that is not `certain` has to be identified again at the next open.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Reader:
         wait: Waiter,
         on_miss: Callable[[], None] = lambda: None,
     ) -> bytes:
-        """The bytes [offset, offset + size) of a content, short only where it ends.
+        """Return the bytes [offset, offset + size) of a content, fewer only at its end.
 
         `on_miss` is called, once those that are not in the cache are on their way, where there are any.
         Raises ContentChanged where storage has another version, NoContent where it has none, and what the
@@ -197,7 +197,7 @@ class Reader:
         return futures
 
     def _claim(self, content: ContentId, run: Span) -> dict[int, Future[bytes]]:
-        """The futures of a run's blocks, after starting the fetch of those that nobody fetches yet."""
+        """Return the futures of a run's blocks, after starting a fetch of those that have none yet."""
         futures, started = self._transfers.claim(content, run, to_fetch(run, content.size))
         for transfer in started:
             self._start(transfer)
@@ -237,7 +237,7 @@ class Reader:
         return list(futures.values())
 
     def room_ahead(self, size: int) -> int:
-        """How many contents of this size may be fetched before they are asked for."""
+        """Return how many contents of this size may be fetched before they are asked for."""
         return self._cache.room.ahead_bytes // max(1, size)
 
     def fetch_whole(self, content: ContentId) -> Future[bytes] | None:
@@ -283,7 +283,7 @@ class Reader:
                     if transfer.whole:
                         break
         except ContentChanged as error:
-            # whoever is told of the change, and opens it again, should see the new version
+            # a reader that gets this error, and opens the file again, should see the new version
             told = partial(self._end_transfer, transfer, error)
             found = self.identify(content.sample_id, size_hint=content.size, for_reading=False, known=content)
             found.add_done_callback(lambda _: told())
@@ -345,7 +345,7 @@ class Reader:
                 self._failures += 1
 
     def _arrived(self, transfer: Transfer, block: int, data: bytes) -> None:
-        # whoever waits has it before the disk does; it stays under way until it is kept, for those who come
+        # waiting readers get the block before it is written; for later ones it is under way until it is
         self._transfers.hand_over(transfer.content, block, data)
         self._cache.write(transfer.content, block, data)
         with self._lock:
@@ -361,7 +361,7 @@ class Reader:
         try:
             self._on_facts(content, certain)
         except Exception:
-            # whoever listens has trouble of its own; the bytes are right all the same
+            # the callback failed; the bytes are correct all the same
             log.exception("what storage reported could not be passed on")
 
 

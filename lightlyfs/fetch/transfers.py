@@ -1,12 +1,12 @@
-"""Which blocks are under way, and who waits for them: one fetch per block however many ask.
+"""Tracks which blocks are being fetched and which readers wait for them, so that each is fetched once.
 
-A transfer promises a run of blocks in ascending order; a reader waits for a block that some transfer has
-yet to bring. Holds ranges, not blocks, so that a transfer of a terabyte costs no more than one of a byte.
+A transfer promises a run of blocks in ascending order; a reader waits for a block that a transfer has not
+delivered yet. The tables hold ranges, not blocks: a transfer of a terabyte costs no more than one of a byte.
 
-Threads: any may call; the lock is never held while anything is called back.
+Threads: any may call; the lock is never held during a callback.
 
-A taker hands what storage answers to those who wait: the blocks of a transfer, or of the first GET of a file,
-which also says which content it is.
+A taker passes the response of storage to the waiting readers: the blocks of a transfer, or those of the first
+GET of a file, which also identifies the content.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Transfers:
     def claim(
         self, content: ContentId, wanted: Span, fetch: Span
     ) -> tuple[dict[int, Future[bytes]], list[Transfer]]:
-        """The futures of the wanted blocks, and new transfers for what of `fetch` nobody brings yet.
+        """Return the futures of the wanted blocks, and new transfers for the parts of `fetch` without one.
 
         `fetch` covers `wanted`. The caller has to run the new transfers and `end` each of them.
         """
@@ -99,7 +99,7 @@ class Transfers:
         return transfer
 
     def widen(self, transfer: Transfer, first: int, last: int) -> bool:
-        """A transfer turns out to bring the whole content.
+        """Note that a transfer delivers the whole content.
 
         False where another one does so already, and brings what this one was waited for.
         """
@@ -113,13 +113,13 @@ class Transfers:
         return True
 
     def arrived(self, transfer: Transfer, block: int, data: bytes) -> None:
-        """A transfer brought a block; the next ones lie behind it."""
+        """Take a block that a transfer delivered; its next blocks lie behind it."""
         with self._lock:
             transfer.next = max(transfer.next, block + 1)
         self.hand_over(transfer.content, block, data)
 
     def hand_over(self, content: ContentId, block: int, data: bytes) -> None:
-        """Give a block to those who wait for it, whichever transfer they counted on."""
+        """Give a block to all readers that wait for it, also to those that wait for another transfer."""
         with self._lock:
             under_way = self._contents.get(content.key())
             future = None if under_way is None else under_way.waiting.pop(block, None)
@@ -127,9 +127,9 @@ class Transfers:
             future.set_result(data)
 
     def end(self, transfer: Transfer, error: BaseException | None) -> bool:
-        """A transfer is over: fail whoever waits for a block that no other transfer brings.
+        """End a transfer: fail the readers that wait for a block that no other transfer delivers.
 
-        Returns whether anybody did. May be called twice.
+        Returns whether there were any. May be called twice.
         """
         key = transfer.content.key()
         with self._lock:
@@ -151,7 +151,7 @@ class Takes(NamedTuple):
 
     `tell(content, certain)` says whether the answer may count until something speaks against it.
 
-    `forget(head)` says that a question is answered, so that the next one asks anew.
+    `forget(head)` marks a question as answered, so that the next one sends a new request.
     """
 
     transfers: Transfers
@@ -171,7 +171,7 @@ class BlocksTaker:
         self._asked = asked
 
     def identified(self, content: ContentId, first: int, last: int) -> Span | None:
-        """Which of the blocks that come are wanted."""
+        """Return which of the arriving blocks are wanted."""
         self._takes.answered()
         if first >= self._asked.first and last <= self._asked.last:
             return Span(first, last)
@@ -181,7 +181,7 @@ class BlocksTaker:
         return Span(first, last) if self._takes.transfers.widen(self._transfer, first, last) else None
 
     def block(self, index: int, data: bytes) -> None:
-        """A block came."""
+        """Pass a block on to its readers."""
         self._takes.arrived(self._transfer, index, data)
 
 
@@ -209,14 +209,14 @@ class HeadTaker:
         self.transfer: Transfer | None = None
 
     def identified(self, content: ContentId, first: int, last: int) -> Span | None:
-        """Which of the blocks that come are wanted; whoever asked has the answer by then."""
+        """Return which of the arriving blocks are wanted, after the caller that asked got its answer."""
         wanted = self._wanted(content, first, last)
         if wanted is not None:
             self.transfer = self._takes.transfers.announce(content, wanted.first, wanted.last)
             if last + 1 == block_count(content.size) == wanted.last + 1 and not self._widened(wanted):
                 wanted = None
         self._takes.tell(content, not self.doubtful)
-        # from here on storage is asked anew: what it has by then may be something else
+        # from here on a new request is sent, because the object may have changed by then
         self._takes.forget(self)
         self.found.set_result(content)
         return wanted
@@ -226,7 +226,7 @@ class HeadTaker:
         self.doubtful = True
 
     def block(self, index: int, data: bytes) -> None:
-        """A block came."""
+        """Pass a block on to its readers."""
         assert self.transfer is not None
         self._takes.arrived(self.transfer, index, data)
 

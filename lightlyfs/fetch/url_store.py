@@ -1,9 +1,9 @@
-"""Read URLs on disk, so that a remount asks for none: a SQLite file of mode 0600, written in batches.
+"""Keeps read URLs on disk, so that a remount requests none: a SQLite file of mode 0600, written in batches.
 
-URLs are secrets, and each counts for the credential that got it alone: whoever opens the store with nobody
-else there deletes those of others. One is kept until `URL_SHARE` of its life is over. Every failure of the
-disk is counted and answered as "not here"; what was not written yet when the process is killed is asked for
-again.
+URLs are secrets, and each is valid only for the credential that got it: a process that opens the store while
+no other process uses it deletes the URLs of other credentials. A URL is kept until `URL_SHARE` of its life is
+over. A failure of the disk is counted and treated as a miss. URLs that were not written before a kill are
+requested again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 # of refused URLs
 URL_SHARE = 0.8
 # 300 MB with the session credentials that make a URL 1.5 KB long, 80 MB without. Only samples whose content
-# is not in the cache need one: a larger dataset than this asks anew for what was kept longest
+# is not in the cache need one: a larger dataset requests again the URLs that were kept longest
 MAX_STORED = 200_000
 # as many are lost in a crash; writing them takes some 2 ms
 _BATCH = 256
@@ -106,7 +106,7 @@ class UrlStore:
         return max(0, self._max_urls - len(self))
 
     def get(self, sample_id: str) -> KeptUrl | None:
-        """The URL of a sample while it counts, else None."""
+        """Return the URL of a sample while it counts, else None."""
         with self._lock:
             found = self._waiting.get(sample_id)
         if found is None:

@@ -1,6 +1,6 @@
-"""Signed read URLs: asked for once, kept until shortly before they expire.
+"""Signed read URLs: requested once, kept until shortly before they expire.
 
-A URL is a secret. It is held in memory and in the `UrlStore`, handed to the transport and nowhere else.
+A URL is a secret. It is held in memory and in the `UrlStore`, and passed only to the transport.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SAS_FORMS = ("%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d")
 
 
 def expiry_of(url: str) -> float | None:
-    """When a signed URL expires, in unix seconds; None where it does not say.
+    """Return when a signed URL expires, in unix seconds; None where it does not say.
 
     Knows SigV4 (`X-Amz-Date` + `X-Amz-Expires`), those made like it (`X-Goog-*`, `X-Oss-*`), Azure (`se`)
     and the plain `Expires` of S3 V2, CloudFront and others.
@@ -93,7 +93,7 @@ class ReadUrls:
         self._asking: dict[str, Future[str]] = {}
 
     def get(self, sample_id: str) -> str:
-        """A URL that is good for some time yet; raises what the API raised."""
+        """Return a URL that stays valid for some time; raises the API's error."""
         while True:
             found = self._look(sample_id)
             if isinstance(found, str):
@@ -106,10 +106,10 @@ class ReadUrls:
                 continue
 
     def get_ahead(self, sample_id: str, resolve: Callable[[str], str]) -> bool:
-        """See that the URL of a sample is known before it is needed; False where it was, or is on its way.
+        """Prefetch the URL of a sample; False if it is known, or if a request for it is running.
 
-        `resolve` should not try again: readers who find it under way wait for it, and ask themselves where
-        it fails. One that another process gets ahead is left to it.
+        `resolve` should not retry: readers that need the URL meanwhile wait for it, and send their own
+        request if it fails. A URL that another process is prefetching is skipped.
         """
         name = f"url {sample_id}"
         if not self._locks.try_name(name):
@@ -134,7 +134,7 @@ class ReadUrls:
         return self.get(sample_id)
 
     def discard(self, sample_id: str, refused: str) -> None:
-        """Forget a URL that was refused, unless another one is kept by now."""
+        """Forget a refused URL, unless it was replaced by now."""
         with self._lock:
             kept = self._kept_locked(sample_id)
             if kept is not None and kept.url == refused:
@@ -193,7 +193,7 @@ class ReadUrls:
 
 
 class _AskedOnce(Exception):
-    """Whoever asked did so ahead of time, and did not try again."""
+    """The failure of a prefetch, which is not retried."""
 
 
 def _last_use(_sample_id: str, kept: KeptUrl, _now: float) -> float:

@@ -1,7 +1,7 @@
-"""Getting the read URLs of a directory that is read in no order before its files are opened.
+"""Prefetches the read URLs of a directory whose files are opened in random order.
 
-When and how many is decided in `epochs`; here the samples are looked up and the API is asked, in a pool of
-its own, so that readers who wait never stand behind it.
+`ahead.epochs` decides when and how many. This module looks up the samples and sends the requests to the API,
+in a thread pool of its own, so that waiting readers are never queued behind them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PAGE = 32
 
 
 class UrlsAheadStats(NamedTuple):
-    """URLs got ahead since the mount began, and requests for some under way now."""
+    """URLs prefetched since the mount began, and the requests now running."""
 
     got: int
     under_way: int
@@ -35,8 +35,8 @@ class UrlsAhead(Generic[T]):
     """Follows the opens of files; any thread may call `opened`, which neither waits nor raises.
 
     `after(path, count)` gives the files behind a path in its directory, from the local disk. `ask(file)`
-    gets the URL of one and keeps it, False where there is none to get; it raises LightlyFsError after one
-    try. `room()` says how many more URLs can be kept.
+    gets and keeps the URL of a file, or returns False if it has none; it raises LightlyFsError after one
+    attempt. `room()` returns how many more URLs can be kept.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class UrlsAhead(Generic[T]):
         self._looking_up = threading.Lock()  # held by the one worker that looks up files; taken first
 
     def stats(self) -> UrlsAheadStats:
-        """URLs got ahead since the mount began, and requests for some under way now."""
+        """Return the number of URLs prefetched since the mount began, and of the requests now running."""
         with self._lock:
             return UrlsAheadStats(self._got, self._workers, self._pace.limit)
 
     def opened(self, path: str, in_order: bool) -> None:
-        """A file was opened that had to be fetched, or that was expected by whoever follows readers."""
+        """Note the open of a file that had to be fetched, or that the prefetcher expected."""
         now = self._clock()
         with self._lock:
             self._epochs.opened(path, now, in_order=in_order)
@@ -87,8 +87,8 @@ class UrlsAhead(Generic[T]):
             while self._room() > 0 and (found := self._next()) is not None:
                 self._get(*found)
         except Exception:
-            # nobody waits for it, and readers ask for themselves
-            log.exception("read URLs cannot be got ahead")
+            # no caller waits for it, and readers request their URLs themselves
+            log.exception("read URLs cannot be prefetched")
         finally:
             with self._lock:
                 self._workers -= 1
@@ -113,7 +113,7 @@ class UrlsAhead(Generic[T]):
         try:
             got = self._ask(file)
         except LightlyFsError as error:
-            # not logged: whoever opens the file is told
+            # not logged: an open of the file reports the error
             retry_after_s = error.retry_after_s if isinstance(error, RequestError) else None
             with self._lock:
                 epoch.asked += 1

@@ -1,1 +1,1 @@
-"""What paths, handles and attributes mean; free of FUSE types and of HTTP."""
+"""Defines what paths, handles and attributes mean; must not know FUSE types or HTTP."""

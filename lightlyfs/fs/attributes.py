@@ -1,4 +1,4 @@
-"""The attributes of files and directories as the mount shows them. Pure."""
+"""Computes the attributes of files and directories that the mount shows. Pure."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ class DiskUsage(NamedTuple):
 
 
 def attr_of_directory(entry: DirectoryEntry) -> Attr:
-    """The attributes of a directory."""
+    """Return the attributes of a directory."""
     return Attr(entry.ino, True, 0, entry.mtime)
 
 
 def attr_of_local(file: LocalFile) -> Attr:
-    """The attributes of a file of this machine."""
+    """Return the attributes of a file of this machine."""
     record = file.record
     links = 0 if file.unlinked else 1
     exact = Exact(record.mode, record.atime_ns, file.mtime_ns, file.ctime_ns, links)
@@ -83,7 +83,7 @@ def attr_of_local(file: LocalFile) -> Attr:
 
 
 def attr_of_sample(entry: SampleEntry, *, trust_hint: bool = True) -> Attr:
-    """The attributes of a sample; its size may be UNKNOWN_SIZE, or a guess where hints are not trusted."""
+    """Return the attributes of a sample; the size may be UNKNOWN_SIZE, or a guess (an untrusted hint)."""
     size = entry.published_size
     is_guess = not trust_hint and entry.size is None
     return Attr(entry.ino, False, UNKNOWN_SIZE if size is None else size, entry.mtime, is_guess=is_guess)

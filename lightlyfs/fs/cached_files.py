@@ -1,6 +1,6 @@
-"""Handing out the cached file of a sample, so that a program reads it without the kernel's detour.
+"""Opens the cached file of a sample for a program, so that its reads bypass FUSE.
 
-What is handed out is a descriptor of one version, of exactly its bytes, that cannot be written through.
+The descriptor is read-only, and shows exactly the bytes of one version.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lightlyfs.fs.namespace import Namespace
 from lightlyfs.fs.patience import Patience, Turn
 from lightlyfs.fs.samples import Samples
 
-# who waits for a block has it before the cache does, and a damaged one is fetched again
+# a waiting reader gets a block before the cache has it, and a damaged block is fetched again
 _MAX_ROUNDS = 4
 # an object that changed since storage was asked is asked about again
 _MAX_VERSIONS = 2
@@ -41,7 +41,7 @@ class CachedFiles:
         self._parts = parts
 
     def open(self, path: str) -> int | None:
-        """A new descriptor, to be closed by the caller, of a sample's bytes, fetched first where needed.
+        """Return a new descriptor of a sample's bytes, fetched if needed; the caller closes it.
 
         None where there is no such file to hand out: one that was not uploaded yet, or that the cache
         cannot keep. Raises what an open and a read of the path would.
@@ -75,7 +75,7 @@ class CachedFiles:
         for _ in range(_MAX_ROUNDS):
             file = self._parts.cache.proven_file(content)
             if file is not None and os.fstat(file.fd).st_size == content.size:
-                # opened anew: an offset of its own, and no way to write
+                # opened again: a file offset of its own, and read-only
                 return os.open(f"/proc/self/fd/{file.fd}", os.O_RDONLY | os.O_CLOEXEC)
             self._fetch(content, turn)
             if not told:

@@ -1,7 +1,8 @@
-"""Changes to the tree: rename, unlink, directories, set attributes.
+"""Changes the tree: rename, unlink, directories, set attributes.
 
-A sample keeps its identity: it never gets a name that would not be uploaded, and a file renamed over it gives
-it its bytes and takes its id. What is on its way to the server is waited for, and is a sample then.
+A sample keeps its identity. It never gets a name that would not be uploaded. A file renamed over a sample
+replaces its bytes, and the sample keeps its id. A change of a file that is being uploaded waits for the end
+of the upload, and then changes the sample.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _DIRECTORY_MODE = 0o755
 
 
 def sample_name(path: str) -> str:
-    """The sample name whose path this is, "" where no sample can have it.
+    """Return the sample name whose path this is, "" where no sample can have it.
 
     Raises UnicodeEncodeError for a path that is not UTF-8.
     """
@@ -81,7 +82,7 @@ class TreeChanges:
         self._callers = callers
 
     def name_at(self, path: str) -> str:
-        """The sample name whose path this is, "" for a name that stays here.
+        """Return the sample name whose path this is, "" for a name that stays here.
 
         BadName for one that counts although no sample can have it.
         """

@@ -1,4 +1,4 @@
-"""What becomes of a local file once the server has it, and once a listing holds it.
+"""Turns a local file into a sample once the server has it, and removes it once a listing holds the sample.
 
 The bytes of an uploaded file become the cached content of its sample.
 """
@@ -74,7 +74,7 @@ class Completion:
             return sample_id in self._created
 
     def uploaded(self, file: LocalFile, record: Record) -> None:
-        """The uploader brought a generation of a file to the server; called in its thread."""
+        """Turn an uploaded generation of a file into a sample; called in the uploader's thread."""
         record, sample_id = self._adopt(record), record.sample_id
         assert sample_id is not None
         if not record.replaces:
@@ -103,7 +103,7 @@ class Completion:
         self._local.touch()
 
     def listed(self) -> None:
-        """A listing was taken: leave to the catalogue what it holds, and give way to what others created."""
+        """After a listing, drop files that it holds as samples, and move those whose names others use."""
         if not self._pruned:
             self._pruned = True
             self._times.prune(self._catalog.by_id)
@@ -117,11 +117,11 @@ class Completion:
                 self._give_way(file)
 
     def outdate(self) -> None:
-        """What others did to the samples uploaded so far has to be asked for; called with a refresh."""
+        """Have changes by others to the samples uploaded so far looked up again; called with a refresh."""
         self._known_since = self._clock()
 
     def name_taken(self, file: LocalFile) -> None:
-        """Another sample has a file's name, and its upload was given up; called in the uploader's thread."""
+        """Move a file whose upload ended because a sample has its name; called in the uploader's thread."""
         self._give_way(file)
         self._catalog.refresher.expect_changes()
 
@@ -207,7 +207,7 @@ def _split(directory: str) -> list[str]:
     return directory.split("/") if directory else []
 
 
-# larger files are read back from the server like any other, should anybody read them
+# larger files, if they are read, are fetched from the server like any other
 _MAX_ADOPTED_BYTES = 64 << 20
 _IDENTIFY_S = 30.0
 

@@ -1,8 +1,8 @@
-"""What lookup, list, open, read, write and the rest mean on a dataset; the one object the kernel edge calls.
+"""Implements lookup, list, open, read, write and the other calls on a dataset; `lightlyfs.kernel` calls it.
 
-Free of FUSE types and of HTTP: every method takes paths and numbers, returns plain values and raises
-errors of `lightlyfs.errors`. Paths have no leading slash; "" is the root. What a call means is decided here;
-how samples are read, files written and the tree changed is in the parts.
+This module must not know FUSE types or HTTP: every method takes paths and numbers, returns plain values and
+raises errors of `lightlyfs.errors`. Paths have no leading slash; "" is the root. It decides what a call
+means; the parts read samples, write files and change the tree.
 
 Threads: any may call anything; no lock is held while waiting.
 """
@@ -113,7 +113,7 @@ class Filesystem:
         return len(self._handles)
 
     def current_generation(self) -> int:
-        """The generation whose listings may be shown again; -1 where each one has to ask the API."""
+        """Return the generation whose listings may be shown again; -1 where each one has to ask the API."""
         return self._names.current_generation()
 
     @property
@@ -124,7 +124,7 @@ class Filesystem:
     # names and attributes
 
     def getattr(self, path: str) -> Attr:
-        """The attributes of a path; NoSuchFile, or SizeUnknown where the size cannot be found now."""
+        """Return the attributes of a path; NoSuchFile, or SizeUnknown where the size cannot be found now."""
         turn = self._patience.turn()
         _need_short_names(path)
         if self._views is not None and is_view(path):
@@ -148,7 +148,7 @@ class Filesystem:
         return self._times.numbered(found, node.id)
 
     def getattr_open(self, handle: int) -> Attr:
-        """The attributes of an open file: those of the version it was opened with.
+        """Return the attributes of an open file: those of the version it was opened with.
 
         Once another version is shown they are that one's, for the kernel keeps them for all who have it open.
         """
@@ -167,7 +167,7 @@ class Filesystem:
         return self.getattr(opened.path) if opened.entry is None else self._names.sample_attr(opened.entry)
 
     def open_directory(self, path: str) -> None:
-        """Somebody is about to list a directory; costs nothing unless that is a file manager."""
+        """Prepare for a directory to be listed; does nothing unless the caller is a file manager."""
         if self._prefill is not None and is_file_manager(self._caller_name()):
             self._prefill.opened(path, self._patience.turn().sleep)
 
@@ -178,20 +178,20 @@ class Filesystem:
         return self._names.list_directory(path, self._patience.turn())
 
     def read_link(self, path: str) -> str:
-        """Where a link points, relative to where it is; only the unlisted folder has links."""
+        """Return where a link points, relative to where it is; only the unlisted folder has links."""
         if self._views is None or not is_view(path):
             raise InvalidArgument(f"not a link: {path}")
         return self._views.read_link(path, self._patience.turn())
 
     def disk_usage(self) -> DiskUsage:
-        """The dataset's bytes and files, from its record."""
+        """Return the dataset's bytes and files, from its record."""
         record = self._names.catalog.dataset()
         if record is None:
             return DiskUsage(0, 0, _FREE_BYTES)
         return DiskUsage(record.bytes, record.samples, _FREE_BYTES)
 
     def sample(self, path: str) -> SampleEntry | None:
-        """The sample at a path; None where there is something else."""
+        """Return the sample at a path; None where there is something else."""
         node = self._names.lookup(path, self._patience.turn())
         return node if isinstance(node, SampleEntry) else None
 
@@ -230,7 +230,7 @@ class Filesystem:
             self._need_writing(path)
             views.need_writable(path)
         handle = ViewHandle(path, views.content(path, turn), bytearray(), writable)
-        # made anew for each open, so nothing of it is kept
+        # generated for each open, so the kernel keeps none of it
         return Opened(self._handles.add(handle), False, True, writable)
 
     def create(self, path: str, flags: int, mode: int = 0o644) -> Opened:
@@ -306,7 +306,7 @@ class Filesystem:
         writer.truncate_path(path, node, size)
 
     def flush(self, handle: int) -> None:
-        """A descriptor of an open file is closed; raises why what it wrote is not on the server."""
+        """Finish the writes of a closed descriptor; raises an error if they are not on the server."""
         opened = self._handles.get(handle)
         if isinstance(opened, ViewHandle):
             if opened.written and self._views is not None:
@@ -316,13 +316,13 @@ class Filesystem:
             self._writing.writer.flush(opened)
 
     def fsync(self, handle: int) -> None:
-        """What was written is durable: on the server for a real name, on this disk for a scratch name."""
+        """Make the writes durable: on the server for a real name, on this disk for a scratch name."""
         opened = self._handles.get(handle)
         if isinstance(opened, WriteHandle) and self._writing is not None:
             self._writing.writer.fsync(opened)
 
     def release(self, handle: int) -> None:
-        """The last descriptor of an open file is closed."""
+        """Close an open file, after its last descriptor was closed."""
         opened = self._handles.remove(handle)
         if isinstance(opened, ReadHandle):
             self._samples.release(opened)
@@ -330,7 +330,7 @@ class Filesystem:
             self._writing.writer.release(opened)
 
     def abandon(self, handle: int) -> None:
-        """A program lost an open file without closing it; what it wrote is kept, and not uploaded."""
+        """Drop an open file that a program did not close; its writes are kept, and not uploaded."""
         opened = self._handles.get(handle)
         if isinstance(opened, WriteHandle) and self._writing is not None:
             self._handles.remove(handle)
@@ -390,11 +390,11 @@ class Filesystem:
             writing.writer.set_mode(node, mode)
 
     def set_owner(self, path: str | None) -> None:
-        """An owner cannot be kept; refusing it would make rsync and cp fail, so it is ignored."""
+        """Ignore a change of owner, which cannot be stored; an error would make rsync and cp fail."""
         self._need_writing(path or "")
 
     def path_of(self, handle: int) -> str:
-        """The path of an open file, for people to read."""
+        """Return the path of an open file, for people to read."""
         try:
             opened = self._handles.get(handle)
         except BadHandle:
@@ -403,7 +403,7 @@ class Filesystem:
         return opened.path if file is None else file.path
 
     def _node(self, path: str | None, handle: int | None) -> tuple[str, Node]:
-        """What an open file or a path is."""
+        """Return the path and node of an open file, or of a path."""
         opened = None if handle is None else self._handles.get(handle)
         if isinstance(opened, WriteHandle) and opened.file is not None:
             return opened.file.path, opened.file
@@ -412,19 +412,19 @@ class Filesystem:
         return path, self._names.lookup(path, self._patience.turn())
 
     def refuse(self, path: str) -> None:
-        """What links and device files raise: a dataset has none."""
+        """Raise the error for links and device files, which a dataset cannot have."""
         self._need_writing(path)
         raise NotPermitted(f"a dataset has files and directories only: {path}")
 
     # extended attributes
 
     def list_xattrs(self, path: str) -> list[str]:
-        """The names of a path's extended attributes."""
+        """Return the names of a path's extended attributes."""
         turn = self._patience.turn()
         return self._xattrs.names(self._names.lookup(path, turn), turn)
 
     def get_xattr(self, path: str, name: str) -> bytes:
-        """The value of an extended attribute; NoAttribute or UnknownNamespace where there is none."""
+        """Return the value of an extended attribute; NoAttribute or UnknownNamespace where there is none."""
         self._xattrs.check_name(name)
         turn = self._patience.turn()
         return self._xattrs.value(path, self._names.lookup(path, turn), name, turn)
@@ -438,7 +438,7 @@ class Filesystem:
     # what the parts below report
 
     def note_changes(self, paths: tuple[str, ...] | None) -> None:
-        """The dataset changed at these paths (None: anywhere)."""
+        """Apply a change of the dataset at these paths (None: anywhere)."""
         self._names.renamed.prune(self._names.catalog)
         if self._writing is not None:
             self._writing.completion.listed()

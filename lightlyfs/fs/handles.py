@@ -1,4 +1,4 @@
-"""The table of open files, and what is known of each."""
+"""The table of open files, and the state of each."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class HandleTable:
         return number
 
     def get(self, number: int) -> Handle:
-        """The handle of this number; BadHandle if it is not open."""
+        """Return the handle of this number; BadHandle if it is not open."""
         try:
             return self._handles[number]
         except KeyError:

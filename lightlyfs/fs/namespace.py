@@ -1,4 +1,4 @@
-"""Remote samples and local unfinished files as one tree; the local ones come first."""
+"""Merges remote samples and local files into one tree; local files take precedence."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Namespace:
         self._show_samples = show
 
     def current_generation(self) -> int:
-        """The generation whose listings may be shown again; -1 where each one has to ask the API."""
+        """Return the generation whose listings may be shown again; -1 where each one has to ask the API."""
         remote = self.catalog.current_generation()
         if self._local is None or remote < 0:
             return remote
@@ -68,19 +68,19 @@ class Namespace:
 
     @property
     def sizes_moved(self) -> int:
-        """A number that moves whenever a listing may show a size that is another one by now."""
+        """A number that changes whenever a size in an earlier listing may be outdated."""
         here = 0 if self._local is None else self._local.generation + self.renamed.generation
         return self.catalog.sizes_moved + here
 
     def lookup(self, path: str, turn: Turn) -> Node:
-        """What is at a path; NoSuchFile where there is nothing."""
+        """Return what is at a path; NoSuchFile where there is nothing."""
         found = self.find(path, turn)
         if found is None:
             raise NoSuchFile(f"no such file: {path}")
         return found
 
     def find(self, path: str, turn: Turn) -> Node | None:
-        """What is at a path, or None."""
+        """Return what is at a path, or None."""
         local = self._local
         if local is not None:
             file = local.get(path)
@@ -138,14 +138,14 @@ class Namespace:
         return not self.list_directory(path, turn).entries
 
     def sample_attr(self, entry: SampleEntry) -> Attr:
-        """The attributes of a sample as this mount shows it: with the time and the number it has here."""
+        """Return the attributes of a sample with its time and inode number on this mount."""
         attr = attr_of_sample(self._times.apply(entry), trust_hint=not self.catalog.hints_are_wrong)
         if entry.ino in self.held_sizes:
             attr = attr._replace(size=max(attr.size, self.held_sizes.get(entry.ino, 0)))
         return self._times.numbered(attr, entry.id)
 
     def directory_attr(self, path: str, entry: DirectoryEntry) -> Attr:
-        """The attributes of a directory: as it was made here, else with the time of its last change."""
+        """Return the attributes of a directory: as created here, else with the time of its last change."""
         attr = attr_of_directory(entry)
         if self._local is None:
             return attr
@@ -165,7 +165,7 @@ class Namespace:
         return isinstance(self.renamed.at(path) or self.listed_at(path), SampleEntry)
 
     def listed_at(self, path: str) -> SampleEntry | DirectoryEntry | None:
-        """What the last listing has at a path, but for what this mount renamed since."""
+        """Return what the last listing has at a path, but for what this mount renamed since."""
         entry = self.catalog.known(path)
         if isinstance(entry, SampleEntry) and self.renamed.is_hidden(path, entry.ino):
             return None
@@ -209,7 +209,7 @@ class Namespace:
 
 
 def entry_of_uploaded(record: Record) -> SampleEntry:
-    """The directory entry of a file that the server has, before a listing holds it."""
+    """Return the directory entry of a file that the server has, before a listing holds it."""
     assert record.sample_id is not None
     sample_id = bytes.fromhex(record.sample_id)
     raw = None if record.name == record.path else record.name.encode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""Names that this mount changed and the catalogue does not show yet: renamed, removed, replaced."""
+"""Names that this mount changed (renamed, removed, replaced) and that the catalogue does not show yet."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RenamedSamples:
         self.generation = 0
 
     def note(self, old: str, new: str, entry: SampleEntry) -> None:
-        """A sample is at `new` now, and `entry` what it is there."""
+        """Note that a sample was renamed to `new`, with `entry` as its entry there."""
         with self._lock:
             self._forget_locked(old)
             self._forget_locked(new)
@@ -51,14 +51,14 @@ class RenamedSamples:
             self.generation += 1
 
     def note_directory(self, old: str, new: str) -> None:
-        """A whole directory is at `new` now."""
+        """Note that a whole directory was renamed to `new`."""
         self.note_removed(old)
         with self._lock:
             self._gone -= {new}
             self.generation += 1
 
     def note_removed(self, directory: str) -> None:
-        """A directory has nothing in it any more, and was removed."""
+        """Note that an empty directory was removed."""
         with self._lock:
             if self._hides_below_locked(directory):
                 self._gone |= {directory}
@@ -74,7 +74,7 @@ class RenamedSamples:
         return False
 
     def at(self, path: str) -> SampleEntry | None:
-        """The sample that was renamed to this path."""
+        """Return the sample that was renamed to this path."""
         return self._shown.get(path) if self._shown else None
 
     def is_hidden(self, path: str, ino: int) -> bool:
@@ -82,12 +82,12 @@ class RenamedSamples:
         return bool(self._hidden) and self._hidden.get(path) == ino
 
     def within(self, directory: str) -> list[SampleEntry]:
-        """The samples renamed to a place directly in a directory."""
+        """Return the samples renamed to a place directly in a directory."""
         with self._lock:
             return list(self._within.get(directory, {}).values())
 
     def directories_within(self, directory: str) -> set[str]:
-        """The names of directories in a directory that samples were renamed into."""
+        """Return the names of directories in a directory that samples were renamed into."""
         with self._lock:
             return self._occupied.within(directory)
 

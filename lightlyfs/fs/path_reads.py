@@ -1,11 +1,11 @@
-"""Reading by path: on a mount whose kernel opens files without telling us.
+"""Reads by path, for a mount whose kernel opens files without an OPEN request.
 
-A read-only mount needs to hear of no open once storage has reported every sample: the kernel then keeps the
-pages of a file from one open to the next, and a second epoch never reaches this process. From then on there
-are no handles, so what a path shows and what a read of it gives are held together here: a size is shown only
-once storage has reported it, and the version of a path stays the same until it is shown anew.
+Once storage has reported every sample, a read-only mount needs no OPEN requests: the kernel keeps the pages
+of a file from one open to the next, and a second epoch never reaches this process. From then on there are no
+handles. So this module keeps the attributes and the content of a path consistent: a size is shown only after
+storage reported it, and the version of a path stays the same until its attributes are shown again.
 
-Threads: any may call. Single operations on the dictionary of pins are atomic; a lost one costs a look-up.
+Threads: any may call. Single operations on the dictionary of pins are atomic; a lost one costs a lookup.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from lightlyfs.fs.samples import Samples, content_of
 
 # versions that are held for paths that were read; of others the catalogue's version counts
 _MAX_PINS = 100_000
-# paths that the kernel is told of at a time
+# paths per batch of invalidations that the kernel gets
 _FORGOTTEN_AT_ONCE = 1_000
-# a path that was read may have changed since, by which its first read finds out; the second one is sure
+# a path may have changed since it was read, which its first read detects; the second read is final
 _TRIES = 2
 
 
@@ -70,7 +70,7 @@ class PathReads:
         return self.active
 
     def attr(self, path: str, entry: SampleEntry, turn: Turn) -> Attr:
-        """The attributes of a sample, after asking storage where they are not verified.
+        """Return the attributes of a sample, after asking storage where they are not verified.
 
         Raises NoContent for a sample without an object, since its open could not be refused.
         """
@@ -84,10 +84,10 @@ class PathReads:
         return Attr(entry.ino, False, content.size, entry.mtime)
 
     def listed(self, prefix: str, samples: Sequence[SampleEntry]) -> Iterator[tuple[str, Attr]]:
-        """The samples of a directory; asks nobody.
+        """Yield the samples of a directory; sends no request.
 
-        After a refresh sizes are shown that storage has yet to confirm, for asking for each would take long:
-        one that turns out wrong fails the read that finds out, and is right from then on.
+        After a refresh it shows sizes that storage has yet to confirm, because a request for each would take
+        long. A read that detects a wrong size fails, and corrects it.
         """
         for entry in samples:
             if not entry.stands or entry.etag == NO_OBJECT:

@@ -36,7 +36,7 @@ class Patience:
         self._limit_s = limit_s
 
     def turn(self) -> Turn:
-        """The waiting rules for a call that begins now; used by the calling thread alone."""
+        """Return the waiting rules for a call that begins now; used by the calling thread alone."""
         return Turn(self._clock, self._interrupted, self._closing, self._limit_s)
 
 
@@ -71,11 +71,11 @@ class Turn:
         self.check()
 
     def restart(self) -> None:
-        """Something moved: the limit counts from now."""
+        """Restart the time limit, because the work made progress."""
         self._deadline = self._clock() + self._limit_s
 
     def result(self, future: Future[T], moved: Callable[[], int] | None = None) -> T:
-        """The result of a future, or what it raised; the limit begins anew whenever `moved` changes."""
+        """Return the result of a future or raise its error; a change of `moved` restarts the time limit."""
         seen = moved() if moved else 0
         while not future.done():
             if moved is not None and moved() != seen:

@@ -1,4 +1,4 @@
-"""Reading samples: which content an open pins, sizes that no metadata tell, what the kernel may keep."""
+"""Reads samples: which content an open pins, sizes missing from metadata, what the kernel may cache."""
 
 from __future__ import annotations
 
@@ -175,9 +175,9 @@ class Samples:
             self._is_untold(handle.path, handle.entry)
 
     def storage_reported(self, content: ContentId, certain: bool) -> None:
-        """Keep what storage says, and have the kernel forget what no longer holds; any thread may call.
+        """Keep what storage reported, and make the kernel drop what is outdated; any thread may call.
 
-        To be called before anyone is told of the content, so that who opens it then finds no older pages.
+        Call it before the content is handed to its readers, so that a new open finds no older pages.
         """
         ino = sample_ino(bytes.fromhex(content.sample_id))
         unreadable = self._unreadable.pop(content.sample_id, None)
@@ -206,7 +206,7 @@ class Samples:
             self._is_untold(*found)
 
     def note_forgotten(self, paths: tuple[str, ...] | None) -> None:
-        """The kernel was told to drop what it has of files at these paths (None: of all)."""
+        """Note that the kernel dropped its cache of the files at these paths (None: of all files)."""
         if paths is None:
             self._trusted.clear()
             return
@@ -216,7 +216,7 @@ class Samples:
                 self._trusted.discard(entry.ino)
 
     def outdate(self, sample_id: str) -> None:
-        """The kernel holds pages of a sample that are not its own; any thread may call."""
+        """Mark the kernel's pages of a sample as outdated; any thread may call."""
         with self._lock:
             self._kernel_has[sample_ino(bytes.fromhex(sample_id))] = _NO_VERSION
 
@@ -226,7 +226,7 @@ class Samples:
         return bool(self._kernel_has) or self._forgot_versions
 
     def begin_to_read(self, path: str, content: ContentId, size: int, turn: Turn) -> bytes:
-        """The first bytes of a file; sees to the files that are likely to be next where that helps."""
+        """Read the first bytes of a file, and prefetch the files that are likely to be next if that helps."""
         if not self._reader.holds(content):
             self._before_fetch(content.size)
         if self.prefetcher.expects(path):
@@ -250,7 +250,7 @@ class Samples:
             raise
 
     def identify(self, entry: SampleEntry, turn: Turn) -> ContentId:
-        """Which content a sample has; asks storage unless that is verified."""
+        """Return which content a sample has; asks storage unless that is verified."""
         if entry.verified and entry.etag != NO_OBJECT:
             return content_of(entry)
         return self._identify(entry, turn)
@@ -263,7 +263,7 @@ class Samples:
     def ask(self, entry: SampleEntry) -> Future[ContentId]:
         """Ask storage which content a sample has, and for its first bytes, as `Reader.identify` does.
 
-        What another process finds out meanwhile counts as well.
+        The answer may also come from another process.
         """
         return self._reader.identify(
             entry.sample_id,
@@ -441,7 +441,7 @@ class Samples:
 
 
 def known_content(entry: SampleEntry) -> ContentId | None:
-    """What storage last said, whether or not that still counts."""
+    """Return what storage last said, whether or not that still counts."""
     return None if entry.size is None or entry.etag is None else content_of(entry)
 
 
@@ -451,7 +451,7 @@ def _shows_another(entry: SampleEntry, content: ContentId) -> bool:
 
 
 def content_of(entry: SampleEntry) -> ContentId:
-    """The content that storage last reported of a sample; to be asked only where it did."""
+    """Return the content that storage last reported of a sample; to be asked only where it did."""
     assert entry.size is not None
     assert entry.etag is not None
     return ContentId(entry.sample_id, entry.etag, entry.size)

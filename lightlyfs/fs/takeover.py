@@ -1,4 +1,4 @@
-"""Samples that become local files because somebody changes them."""
+"""Turns samples into local files when a program changes them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Takeover:
         self._watched: dict[int, WriteHandle] = {}
 
     def join(self, file: LocalFile, writable: bool) -> bool:
-        """Open a local file once more; False where its bytes are the server's now, or nobody's."""
+        """Open a local file once more; False if it is on the server now, or deleted."""
         with file.lock:
             if file.unlinked or (file.uploaded and not file.handles):
                 return False
@@ -48,19 +48,19 @@ class Takeover:
             return True
 
     def watch(self, handle: WriteHandle) -> None:
-        """A sample was opened for changing it."""
+        """Track a handle that has a sample open for writing."""
         with self._lock:
             self._watched[id(handle)] = handle
 
     def forget(self, handle: WriteHandle) -> None:
-        """A handle is closed, or has a local file."""
+        """Stop tracking a handle that was closed, or that has a local file."""
         with self._lock:
             self._watched.pop(id(handle), None)
 
     def take(self, handle: WriteHandle, *, copy: bool) -> None:
         """Stage a sample that is about to change, with its present bytes unless they are cut away.
 
-        Whoever else changes it has the same staged file; nobody sees it before its bytes are there.
+        All writers of the sample share one staged file; none sees it before its bytes are complete.
         """
         while handle.file is None:
             entry = handle.entry
@@ -85,7 +85,7 @@ class Takeover:
         self.forget(handle)
 
     def follow(self, renamed: SampleEntry, path: str) -> None:
-        """A sample was renamed: whoever has it open for changing it goes on at its new path."""
+        """Move the handles that have a renamed sample open for writing to its new path."""
         with self._lock:
             for handle in self._watched.values():
                 if handle.entry is not None and handle.entry.id == renamed.id:

@@ -1,9 +1,9 @@
-"""What this machine knows of samples and the API has no place for: times that were set, inode numbers.
+"""Keeps what the API cannot store of samples: times that a program set, and inode numbers.
 
-A time counts for one version of a sample: once its content is another one, the server's time is shown. The
-time of the last change (ctime) is when it was set, or when this machine uploaded the version: backup programs
-find by it what was written and set back. A file keeps its inode number when it becomes a sample, or gives one
-its bytes, for as long as the mount lasts.
+A time is valid for one version of a sample: once its content changes, the server's time is shown. The ctime
+is when the time was set, or when this machine uploaded the version: backup programs use it to find files
+that were written and whose mtime was set back. A file keeps its inode number for the life of the mount when
+it becomes a sample, or when it replaces the bytes of one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SetTimes:
             self._inodes.pop(next(iter(self._inodes)), None)
 
     def numbered(self, attr: Attr, sample_id: bytes) -> Attr:
-        """The attributes of a sample with the inode number and the time of change it has on this mount."""
+        """Return the attributes of a sample with its inode number and ctime on this mount."""
         if self._times:
             known = self._times.get(sample_id.hex())
             if known is not None and known.mtime == attr.mtime:
@@ -48,7 +48,7 @@ class SetTimes:
         return attr if ino is None else attr._replace(ino=ino)
 
     def ino_of(self, entry: SampleEntry) -> int:
-        """The inode number of a sample on this mount."""
+        """Return the inode number of a sample on this mount."""
         return int(self._inodes.get(entry.id, entry.ino))
 
     def put(self, sample_id: str, size: int | None, etag: str | None, mtime: int) -> None:
@@ -60,7 +60,7 @@ class SetTimes:
             self._journal.put_time(sample_id, known)
 
     def apply(self, entry: SampleEntry) -> SampleEntry:
-        """The entry with the time that was set on it, if that still counts."""
+        """Return the entry with the time that was set on it, if that still counts."""
         if not self._times:
             return entry
         known = self._times.get(entry.sample_id)

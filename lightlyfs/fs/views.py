@@ -1,4 +1,4 @@
-"""The unlisted folder `.lightlyfs/`: what the mount and the API know, as files made when they are looked at.
+"""The unlisted folder `.lightlyfs/`: what the mount and the API know, as files generated on access.
 
     status.json          what `lightlyfs status --json` prints
     log                  the last lines of the mount's log
@@ -8,8 +8,8 @@
     tags/TAG/PATH        links to the samples of a tag
     prefetch             paths written into it, one a line, are fetched (on mounts that may be written to)
 
-No listing shows the folder, so `find`, rsync and data loaders never meet it. Nothing here is kept: what a
-path shows is made when it is asked for and stays for a moment, so that a size and the bytes after it agree.
+No listing shows the folder, so `find`, rsync and data loaders never see it. Nothing here is stored: a file is
+generated on access and cached for a moment, so that its size and its bytes agree.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Views:
         self.shown = threading.Event()
 
     def attr(self, path: str, turn: Turn) -> Attr:
-        """The attributes of a path in the folder."""
+        """Return the attributes of a path in the folder."""
         node = self._find(path, turn)
         with self._lock:
             if len(self._shown) < _MAX_SHOWN:  # on libfuse 2 no caller takes them
@@ -137,7 +137,7 @@ class Views:
         return Attr(view_ino(path), False, len(self._content(path, node, turn)), mtime)
 
     def list_directory(self, path: str, turn: Turn) -> Listing:
-        """What a directory in the folder holds; sizes are found out one by one."""
+        """Return what a directory in the folder holds; sizes are found out one by one."""
         node = self._find(path, turn)
         if not isinstance(node, ViewDirectory):
             raise NotADirectory(f"not a directory: {path}")
@@ -146,18 +146,18 @@ class Views:
             for name, is_directory, is_link in node.entries(turn)
         ]
         entries.sort(key=lambda entry: entry[0].encode())
-        # never the generation of anything: each look makes it anew
+        # no generation: each call creates the listing again
         return Listing(-1, view_ino(path), view_ino(path.rpartition("/")[0]), entries)
 
     def read_link(self, path: str, turn: Turn) -> str:
-        """Where a link points; InvalidArgument for anything else."""
+        """Return where a link points; InvalidArgument for anything else."""
         node = self._find(path, turn)
         if not isinstance(node, ViewLink):
             raise InvalidArgument(f"not a link: {path}")
         return node.target
 
     def content(self, path: str, turn: Turn) -> bytes:
-        """The bytes of a file in the folder, as they were shown if that was a moment ago."""
+        """Return the bytes of a file in the folder, as they were shown if that was a moment ago."""
         node = self._find(path, turn)
         if not isinstance(node, ViewFile):
             raise IsADirectory(f"not a file: {path}")
@@ -174,7 +174,7 @@ class Views:
         self._sources.fetch([line.strip().lstrip("/") for line in lines if line.strip()])
 
     def take_shown(self) -> list[str]:
-        """The paths that were looked at since this was last asked."""
+        """Return the paths that were looked at since this was last asked."""
         with self._lock:
             self.shown.clear()
             shown, self._shown = self._shown, set()

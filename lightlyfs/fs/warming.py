@@ -1,11 +1,11 @@
-"""Fetching files into the cache on request, in the order in which they are named.
+"""Fetches files into the cache on request, in the order in which they are named.
 
-A `Plan` says which files are meant and what is cached of them; a `Warming` fetches the rest with a bounded
-number of workers, in pieces, so that one large file is fetched by all of them. A file counts as warm once
-all its blocks are recorded as present, in the version that storage reported.
+A `Plan` lists the files and what is cached of them. A `Warming` fetches the rest with a bounded number of
+workers, in pieces, so that all workers can fetch parts of one large file. A file counts as warm once all its
+blocks are recorded as present, in the version that storage reported.
 
-Threads: a plan is made, and a warming started and watched, by one thread; the workers are its own. The
-fetches themselves run in the content pool, where readers never wait for more than `jobs` of them.
+Threads: one thread makes a plan, and starts and watches a warming, which has worker threads of its own. The
+fetches run in the content pool, where readers never wait for more than `jobs` of them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _POLL_S = 0.2
 _PAGE = 1_000
 # a piece of a large file: the usual unit of reading ahead, and no bigger than a small file
 _PIECE_BLOCKS = 4
-# who waits for a block has it before the cache does; and one may not come with the answer that promised it
+# a waiting reader gets a block before the cache has it; and a response may lack a block that it promised
 _MAX_ROUNDS = 4
 
 
@@ -137,13 +137,13 @@ class Warming:
             self._changed.notify_all()
 
     def wait(self, seconds: float) -> WarmingProgress:
-        """How far it is, after waiting for its end no longer than this."""
+        """Wait at most this long for the end, and return the progress."""
         with self._changed:
             self._changed.wait_for(lambda: self._running == 0, seconds)
             return self._counts._replace(ended=self._running == 0)
 
     def take_failures(self) -> list[Failure]:
-        """The failures that were not taken yet."""
+        """Return the failures that were not taken yet."""
         with self._changed:
             taken = list(self._failures)
             self._failures.clear()

@@ -1,10 +1,10 @@
-"""Writing files: staging, what close and fsync promise, the end of an upload.
+"""Writes files: staging, what close and fsync promise, the end of an upload.
 
-`close` of a name that counts returns once the server has the file, or says why not; the file is then owed,
-and stays readable. All other names, and empty files, stay on this disk. A generation that was sealed for
+For a name that is uploaded, `close` returns once the server has the file; if it raises an error, the file is
+owed and stays readable. All other names, and empty files, stay on this disk. A generation that was sealed for
 upload never changes; a later write goes to a copy of it.
 
-What a killed program leaves is half a file: it is kept, and uploaded only when a person says so.
+A file whose writer was killed is incomplete: it is kept, and uploaded only when a user asks for it.
 
 Locks: a file's own lock guards its disk work. Nothing waits for the server while holding it.
 """
@@ -82,7 +82,7 @@ class Writer:
     # opening
 
     def create(self, path: str, mode: int, flags: int) -> WriteHandle | None:
-        """Make an empty file, open for writing; None where there is one by now."""
+        """Create an empty file, open for writing; None if the path exists by now."""
         file = self._local.new(path, mode)
         return None if file is None else self._handle(path, file, None, True, flags)
 
@@ -157,7 +157,7 @@ class Writer:
             elif finished:
                 self._finish(file)
         except (LightlyFsError, OSError) as error:
-            # no program hears of it here, and its close was told; the file stays what it is, and shows why
+            # no program gets this error: `close` has reported one; the file keeps its state, and shows why
             log.warning("%s stays on this machine: %s", file.path, error)
         finally:
             if handle.watch is not None:
@@ -285,9 +285,9 @@ class Writer:
     # promises
 
     def flush(self, handle: WriteHandle) -> None:
-        """A descriptor is closed: what it wrote is the server's, or the error says why not.
+        """Finish the writes of a closed descriptor; raises an error if the server does not have them.
 
-        From another process than the opener's (a forked child closes its copies) only the disk is seen to.
+        A call from another process than the opener's (a forked child closes its copies) only syncs the disk.
         """
         file = handle.file
         if file is None or file.unlinked or not (handle.writable or handle.cut):
@@ -306,9 +306,9 @@ class Writer:
                 self._waits.wait(ticket)
 
     def fsync(self, handle: WriteHandle) -> None:
-        """What was written is the server's, for a name that counts; else on this disk.
+        """Make the writes durable: on the server for a name that is uploaded, else on this disk.
 
-        The kernel also sends one after each write with O_SYNC: that is for the disk alone.
+        The kernel also sends an fsync after each write with O_SYNC: it only syncs the disk.
         """
         file = handle.file
         if file is None or file.unlinked:
@@ -422,7 +422,7 @@ class Writer:
             raise NotPermitted(f"{file.path} may be on the server already, which cannot delete it")
 
     def show_again(self, file: LocalFile) -> None:
-        """A file that was set aside is not replaced after all; what was closed meanwhile is owed."""
+        """Show a file again that was set aside but not replaced; if it was closed meanwhile, it is owed."""
         with file.lock:
             file.unlinked = False
             self._local.show_beside(file)

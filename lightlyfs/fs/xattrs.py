@@ -1,4 +1,4 @@
-"""The extended attributes of samples: what Lightly knows of an image, one `getfattr` away."""
+"""The extended attributes of samples: the metadata that Lightly has of an image."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ExtendedAttributes:
         self._forget_details = forget_details
 
     def names(self, node: Node, turn: Turn) -> list[str]:
-        """The attributes a file has and lists."""
+        """Return the attributes a file has and lists."""
         if isinstance(node, DirectoryEntry):
             return []
         if isinstance(node, LocalFile):
@@ -51,7 +51,7 @@ class ExtendedAttributes:
         return [PREFIX + name for name in always + [key for key, value in _facts_of(sample).items() if value]]
 
     def value(self, path: str, node: Node, name: str, turn: Turn) -> bytes:
-        """The value of one attribute, text in UTF-8; NoAttribute where the file has no such thing."""
+        """Return the value of one attribute, text in UTF-8; NoAttribute where the file has no such thing."""
         key = name.removeprefix(PREFIX)
         if isinstance(node, LocalFile) and name == PREFIX + "upload":
             return describe(node.record).encode()
@@ -71,12 +71,12 @@ class ExtendedAttributes:
         return value
 
     def forget(self, entry: SampleEntry) -> None:
-        """The sample was changed: ask for its details again."""
+        """Drop the cached details of a sample that was changed."""
         self._forget_details(entry.sample_id)
 
     @staticmethod
     def check_name(name: str) -> None:
-        """UnknownNamespace for names outside `user.`: nothing is kept there, and nobody need be asked."""
+        """Raise UnknownNamespace for names outside `user.`, without a request."""
         if not name.startswith("user."):
             raise UnknownNamespace(f"attributes of this namespace are not kept: {name}")
 
@@ -103,7 +103,7 @@ def _json(value: object) -> bytes:
 
 
 def describe(record: Record) -> str:
-    """What is to become of a local file, for a person to read."""
+    """Return what is to become of a local file, for a person to read."""
     state = record.state.value
     if record.state is State.OPEN:
         return "being written"

@@ -110,7 +110,7 @@ class _File(AbstractBufferedFile):  # type: ignore[misc]
         return self._process != os.getpid()
 
     def _take_handle(self) -> int | None:
-        """The handle, for whoever lets go of it; None where that was done, or is not for this process."""
+        """Take the handle to release it; None if that was done, or the handle belongs to another process."""
         handle, self._handle = getattr(self, "_handle", None), None
         return None if handle is None or self._inherited else handle
 

@@ -107,7 +107,7 @@ def parts_of(dataset: str, flags: dict[str, str], token: Token | None = None) ->
 
 
 def close_all() -> None:
-    """Wait for uploads under way and let go of every dataset; what is used afterwards is opened anew."""
+    """Wait for running uploads and close every dataset; a dataset that is used afterwards is opened again."""
     _running.close()
 
 

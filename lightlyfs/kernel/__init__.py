@@ -1,1 +1,1 @@
-"""The edge to the kernel: FUSE libraries, their callbacks, errno."""
+"""The interface to the kernel: FUSE libraries, their callbacks, errno."""

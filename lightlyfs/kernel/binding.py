@@ -1,6 +1,6 @@
-"""Which libfuse this machine has, which Python binding drives it, and with which options.
+"""Finds libfuse on this machine, and chooses its Python binding and options.
 
-Knows that a mount has a file system's `Operations`; knows no samples.
+Knows the `Operations` of a file system; must not know samples.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Library:
 
 
 def find_library(wanted: FuseVersion = "auto") -> Library:
-    """The libfuse to use, 3 before 2; StartError with the way out where there is none."""
+    """Return the libfuse to use, 3 before 2; StartError with the way out where there is none."""
     for major in ("3", "2") if wanted == "auto" else (wanted,):
         for soname in _SONAMES[major]:
             try:
@@ -99,7 +99,7 @@ def load_fusepy(library: Library) -> Any:
 
 
 def option_list(options: MountOptions, library: Library) -> dict[str, str | bool | float | int]:
-    """The mount options as keyword arguments of the binding's `FUSE` class."""
+    """Return the mount options as keyword arguments of the binding's `FUSE` class."""
     timeout = min(options.timeout_s, MAX_KERNEL_TIMEOUT_S if library.version[0] == 3 else UNTOLD_TIMEOUT_S)
     result: dict[str, str | bool | float | int] = {
         "foreground": True,
@@ -133,7 +133,7 @@ def supports_noflush(library: Library) -> bool:
 
 
 def plain_time(seconds: int, nanoseconds: int) -> int | None:
-    """A timespec of utimensat in nanoseconds: None for now, KEEP_TIME for one that is not to change."""
+    """Convert a timespec of utimensat to nanoseconds: None for now, KEEP_TIME for a time to keep."""
     if nanoseconds == _UTIME_NOW:
         return None
     return KEEP_TIME if nanoseconds == _UTIME_OMIT else seconds * 1_000_000_000 + nanoseconds

@@ -1,7 +1,7 @@
-"""The programs that callbacks serve, as /proc shows them: their names, how they end, what they ask for.
+"""Finds the programs that callbacks serve in /proc: their names, how they end, which system call they make.
 
-The kernel tells the thread of a caller only (`fuse_get_context`). What cannot be found out is None, never a
-guess: the thread is gone, is in another pid namespace (0), or is not ours to look at.
+The kernel reports only the thread of a caller (`fuse_get_context`). An unknown value is None, never a guess:
+the thread may have ended, be in another pid namespace (0), or belong to another user.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The libfuse 2 form: fusepy's class as it is, with its callbacks kept from failing.
+"""The libfuse 2 mount: fusepy's class, with callbacks that catch every exception.
 
-libfuse 2 has neither readdirplus nor a way to tell the kernel to forget; time-outs do that there.
+libfuse 2 has neither readdirplus nor cache invalidation; the kernel's caches expire by time-out instead.
 """
 
 from __future__ import annotations

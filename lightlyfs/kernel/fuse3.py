@@ -1,10 +1,10 @@
-"""The libfuse 3 form: mfusepy's class with the callbacks that are hot, or wrong, done by hand.
+"""The libfuse 3 mount: mfusepy's class, with its slow or incorrect callbacks replaced.
 
-What is done here and not in mfusepy, and why:
-- readdirplus, from a listing packed once: ten times the speed of `ls -l`
-- getattr from packed structures: a quarter less of its cost
-- thread states kept, every exception answered, names that are not UTF-8 accepted
-- the flags of rename, without which `mv -n` would overwrite
+Differences from mfusepy:
+- readdirplus, from a listing packed once: `ls -l` is ten times as fast
+- getattr from packed structures: costs a quarter less
+- thread states are kept, every exception becomes an errno, names that are not UTF-8 are accepted
+- the flags of rename are passed on, without which `mv -n` would overwrite
 - an exception in `init` fails the mount instead of leaving one with default time-outs
 """
 

@@ -1,4 +1,4 @@
-"""What the kernel knows of mountpoints: which are ours, which are stale, which can be used."""
+"""Asks the kernel about mountpoints: which belong to lightlyfs, which are stale, which can be used."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Health(Enum):
 
 
 def resolve_mountpoint(path: Path) -> Path:
-    """The absolute path without links, never touching what may be a dead mount at its end."""
+    """Return the absolute path without links, never touching what may be a dead mount at its end."""
     return without_links(path)
 
 

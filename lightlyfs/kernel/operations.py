@@ -1,8 +1,8 @@
-"""The FUSE `Operations` class: unpack, one call of the file system, return.
+"""The FUSE `Operations` class: each callback unpacks its arguments and makes one call of the file system.
 
-The shape is that of fusepy's own class (dicts from `getattr`, names from `readdir`), so it runs under
-fusepy as it is; the libfuse 3 binding takes the same answers packed for the kernel, by the `*_packed`
-methods. Every error becomes an errno in one decorator, which also logs it, once.
+The interface is that of fusepy's own class (dicts from `getattr`, names from `readdir`), so fusepy uses it
+unchanged. The libfuse 3 binding calls the `*_packed` methods, which return the same values packed for the
+kernel. One decorator turns every error into an errno, and logs it once.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Operations:
         self.on_destroy: Callable[[], None] = lambda: None
 
     def destroy(self, path: str) -> None:
-        """The mount has ended, and libfuse is about to free what it knew of it."""
+        """Handle the end of the mount, before libfuse frees its handle."""
         self.on_destroy()
 
     def use_packer(self, packer: Packer) -> None:
@@ -77,7 +77,7 @@ class Operations:
         self._packer = packer
 
     def path_for_log(self, path: str | None, args: tuple[Any, ...]) -> str:
-        """The path that a callback is about; most callbacks of an open file come without one."""
+        """Return the path that a callback is about; most callbacks of an open file come without one."""
         if path is not None:
             return path
         handle = _handle(args[-1]) if args else None
@@ -95,7 +95,7 @@ class Operations:
         return self._packer.pack(self._attr(path, fh))
 
     def sizes_moved(self) -> int:
-        """A number that moves whenever a packed listing may show a size that is another one by now."""
+        """Return a number that changes whenever a size in a packed listing may be outdated."""
         return self._fs.sizes_moved
 
     @answers

@@ -1,7 +1,7 @@
-"""Attributes and directory listings as the C structures the kernel gets, packed once.
+"""Packs attributes and directory listings into the C structures that the kernel reads.
 
-A directory of 100,000 files is packed in a fraction of a second, once per generation of the catalogue and
-not per `ls`; after that a page of it costs one call of libfuse's filler an entry.
+A directory of 100,000 files takes a fraction of a second to pack, once per generation of the catalogue and
+not per `ls`. After that a page costs one call of libfuse's filler per entry.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SIGNED_CODES = {4: "i", 8: "q"}  # of times, which may be before 1970
 
 
 def mode_of(attr: Attr, owner: Ownership) -> int:
-    """The kind and the permissions of a file, as `st_mode` holds them."""
+    """Return the kind and the permissions of a file, as `st_mode` holds them."""
     if attr.is_directory:
         return stat.S_IFDIR | (owner.directory_mode if attr.exact is None else attr.exact.mode)
     if attr.exact is not None:
@@ -44,12 +44,12 @@ def mode_of(attr: Attr, owner: Ownership) -> int:
 
 
 def links_of(attr: Attr) -> int:
-    """The number of links: 1 for directories, which stands for "not counted"."""
+    """Return the number of links: 1 for directories, which stands for "not counted"."""
     return 1 if attr.exact is None else attr.exact.links
 
 
 def times_of(attr: Attr) -> tuple[int, int, int]:
-    """The times of access, content and change, in nanoseconds."""
+    """Return the times of access, content and change, in nanoseconds."""
     if attr.exact is not None:
         return attr.exact.atime_ns, attr.exact.mtime_ns, attr.exact.ctime_ns
     mtime_ns = attr.mtime * 1_000_000_000
@@ -100,7 +100,7 @@ class Packer:
         return self._layout.pack(*self._values(attr))
 
     def listing(self, path: str, generation: int, read: Callable[[str], Listing]) -> PackedListing:
-        """A directory packed, as it was kept if that was made in this generation; -1 is none."""
+        """Return a packed directory, cached if it was packed in this generation; -1 is never cached."""
         with self._lock:
             kept = self._kept.get(path)
         if kept is not None and kept.generation == generation >= 0:
@@ -122,7 +122,7 @@ class Packer:
                 pack_into(stats, index * size, *values(attr))
             except struct.error:
                 log.warning("the attributes of %r cannot be shown: %r", name, attr)
-                known[index] = 0  # whoever asks for it alone gets the error
+                known[index] = 0  # a lookup of this entry alone raises the error
         names = [name.encode() for name, _ in entries]
         return PackedListing(listing.generation, names, known, stats, size)
 

@@ -1,4 +1,4 @@
-"""One mount in this process: the session, the kernel's memory of it, and its end by signal."""
+"""Runs one mount in this process: the session, invalidation of kernel caches, and the end by signal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _RELOAD_SIGNAL = signal.SIGHUP
 # wakes the main thread, which sits in libfuse, to see that it has been stopped
 _WAKE_SIGNAL = signal.SIGUSR1
-# forgetting a path blocks while a read of it is in flight, so several do it and nobody waits for long
+# invalidating a path blocks while a read of it is in flight, so several threads do it in parallel
 _FORGETTERS = 4
 _M_ARENA_MAX = -8  # malloc.h
 _FORGET_WAIT_S = 0.2
@@ -84,11 +84,11 @@ class Mount:
         return self._session.interrupted()
 
     def caller_name(self) -> str:
-        """The program that the callback under way serves."""
+        """Return the program that the callback under way serves."""
         return callers.program_of(self.caller_process())
 
     def caller_process(self) -> int:
-        """The thread group that the callback under way serves."""
+        """Return the thread group that the callback under way serves."""
         return self._process_of(self._session.caller_pid())
 
     def was_killed(self, process: int) -> bool | None:
@@ -136,7 +136,7 @@ class Mount:
 
         `on_mounted` is called when the kernel has answered; `on_stop` when a signal asks for the end,
         and the mount ends when it returns. SIGHUP calls `on_reload`, and asks for the end where that has
-        nothing to read anew.
+        nothing to read again.
         """
         # fusepy takes what a class has for a callback, also where that is None
         silent = self._options.read_only and self.forgets_at_once

@@ -1,4 +1,4 @@
-"""What a mount through either libfuse has in common: its handle, its end, the caller of a callback."""
+"""The code shared by mounts on libfuse 2 and 3: the session handle, its end, the caller of a callback."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Session:
         return bool(self._libfuse.fuse_interrupted())
 
     def caller_pid(self) -> int:
-        """The thread that the callback under way serves; 0 outside of one."""
+        """Return the thread that the callback under way serves; 0 outside of one."""
         context = self._libfuse.fuse_get_context()
         return int(context.contents.pid) if context else 0
 
@@ -109,5 +109,5 @@ def plain_times(buffer: Any) -> tuple[int | None, ...] | None:
 
 
 def decode(path: bytes | None) -> str | None:
-    """A path from libfuse, which need not be UTF-8."""
+    """Return a path from libfuse, which need not be UTF-8."""
     return None if path is None else os.fsdecode(path)

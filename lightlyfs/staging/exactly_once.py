@@ -1,10 +1,10 @@
-"""Uploads that a task may repeat: one name and one content make one sample, whoever sends it how often.
+"""Idempotent uploads: one name and one content make one sample, however many processes send it how often.
 
-The journal is not told: a process that dies owes nothing, for whoever runs its task again calls again. What
-was under way then is found on the server by its mark, which follows from name and content alone, and is gone
-on with. Processes of one machine take turns at a name.
+The journal is not used: a process that dies owes nothing, because its scheduler runs the task, and so this
+call, again. The repeated call finds an unfinished upload on the server by its mark, which depends on name and
+content alone, and resumes it. Processes of one machine take turns at a name.
 
-API: POST create refuses no name that is there already, so nothing but looking first prevents a second one.
+API: POST create accepts a name that already exists, so only a lookup before it prevents a duplicate.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Once:
 
 
 class _Turn:
-    """What the lock file of a name says: whether a create of it was sent by somebody who never came back."""
+    """The content of a name's lock file: whether a process sent a create of the name and did not finish."""
 
     def __init__(self, descriptor: int, mark: str, *, sent_before: bool) -> None:
         self._descriptor = descriptor
@@ -142,7 +142,7 @@ class _Turn:
 
 
 def _locked(path: Path) -> int:
-    """A lock file that is still the one at its path; waits for whoever has it."""
+    """Lock the file that is at this path, and return its descriptor; waits for the process that holds it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
@@ -150,7 +150,7 @@ def _locked(path: Path) -> int:
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
         except FileNotFoundError:
-            pass  # whoever had it is done with it
+            pass  # the process that held it has finished
         except BaseException:
             os.close(descriptor)
             raise

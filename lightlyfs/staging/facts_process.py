@@ -1,8 +1,8 @@
-"""Pictures decoded in processes apart, so that none can take the mount down with it, or use its rights.
+"""Decodes images in separate processes, so that no image can crash the mount or use its permissions.
 
-The process may use a bounded amount of memory and time, write no file and, where the kernel lets it, reach no
-network; one that crashes, hangs or runs out is replaced, and the file counts as no image. Run as
-`python -m lightlyfs.staging.facts_process` it is that process.
+A process has limits on memory and time, can write no file and, if the kernel supports it, has no network. A
+process that crashes, hangs or exceeds its limits is replaced, and its file counts as no image. Such a process
+runs this module as `python -m lightlyfs.staging.facts_process`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class FactsPool:
             self._idle.put(process)
 
     def facts_of(self, path: Path) -> ImageFacts:
-        """The facts of a file; those of no image where they cannot be computed within the limits.
+        """Return the facts of a file; those of no image where they cannot be computed within the limits.
 
         A file that does not even begin as an image costs no process a question.
         """

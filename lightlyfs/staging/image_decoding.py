@@ -1,4 +1,4 @@
-"""Opens an image, and makes of it what is kept: its statistics, its EXIF and a thumbnail."""
+"""Opens an image, and computes its statistics, its EXIF and a thumbnail."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _MAX_INTEGER = 1 << 53  # JSON's, where numbers are doubles
 
 
 def opened(kind: str, file: IO[bytes]) -> Image.Image:
-    """The image in a file that begins as one of a format, by Pillow's name of it; only its header is read.
+    """Open an image file whose first bytes are those of a format, by Pillow's name; reads only the header.
 
     Raises whatever Pillow raises on a file that is none, or KeyError where Pillow does not know the format.
     An image of any size is opened: Pillow's own limit is not asked.
@@ -86,7 +86,7 @@ def release_memory() -> None:
 
 
 def statistics_and_thumbnail(image: Image.Image) -> tuple[dict[str, Any], bytes]:
-    """The statistics under the API's names, and a thumbnail, the right way up; the image is used up."""
+    """Return the statistics under the API's names and an upright thumbnail; consumes the image."""
     turn = _UPRIGHT.get(_orientation_of(image))
     if image_statistics.is_deep(image):
         statistics, small = image_statistics.statistics_and_small(image, _THUMBNAIL_PIXELS)

@@ -1,12 +1,11 @@
-"""What Lightly keeps of an image: statistics, EXIF and a thumbnail, computed as its own uploader did.
+"""What Lightly stores of an image: statistics, EXIF and a thumbnail, computed as its own uploader did.
 
-The files that count as images are those of a fixed list of raster formats, told by their first bytes. Nothing
-else is handed to a decoder. `shape` is that of the file as decoded, whichever way up its EXIF says it is; the
-thumbnail is the right way up. An image of too many pixels has its shape and no more. The size in bytes is the
-file's.
+Files of a fixed list of raster formats count as images, recognized by their first bytes. No other file is
+passed to a decoder. `shape` is the shape as decoded, without the EXIF orientation; the thumbnail has the
+orientation applied. An image with too many pixels has only its shape. The size in bytes is the file's.
 
-`image_statistics` has the statistics, `image_decoding` what opens a file and reads its EXIF. A process that
-asks for no facts of an image loads none of them, nor Pillow.
+`image_statistics` computes the statistics; `image_decoding` opens a file and reads its EXIF. A process that
+asks for no facts of an image imports neither of them, nor Pillow.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class ImageFacts:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> ImageFacts:
-        """The reverse of `as_json`."""
+        """Convert the result of `as_json` back."""
         thumbnail = values["thumbnail"]
         return ImageFacts(
             values["meta"], values["exif"], None if thumbnail is None else base64.b64decode(thumbnail)
@@ -65,14 +64,14 @@ class ImageFacts:
 
 
 def thumbnail_name(file_name: str) -> str:
-    """The name under which a sample's thumbnail goes: without the last extension, with `_thumb.webp`."""
+    """Return the file name of a sample's thumbnail: the last extension replaced by `_thumb.webp`."""
     directory, slash, name = file_name.rpartition("/")
     stem, dot, _ = name.rpartition(".")
     return f"{directory}{slash}{stem if dot else name}_thumb.webp"
 
 
 def no_image(size: int) -> ImageFacts:
-    """The facts of a file that is no image."""
+    """Return the facts of a file that is no image."""
     return ImageFacts({"sizeInBytes": size}, {}, None)
 
 
@@ -83,7 +82,7 @@ def looks_like_image(path: str | os.PathLike[str]) -> bool:
 
 
 def facts_of(path: str | os.PathLike[str]) -> ImageFacts:
-    """The facts of a file, whatever is in it.
+    """Return the facts of a file, whatever is in it.
 
     Raises OSError where the file itself cannot be read. A damaged or hostile image is treated as no image;
     it may still exhaust memory or time, so callers run this apart.

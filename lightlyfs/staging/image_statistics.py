@@ -1,9 +1,10 @@
-"""Statistics of pixels, from histograms and exact integers; pure, and as fast as Pillow's C loops allow.
+"""Computes statistics of pixels from histograms and exact integers, in Pillow's C loops. Pure.
 
-The statistics are those of `lightly_utils` 0.0.2, per channel on pixels from 0 to 1. No copy of an image in
-floating point is needed for them. Images that are not 3-channel are converted to RGB.
+The statistics are those of `lightly_utils` 0.0.2, per channel on pixels from 0 to 1. They need no copy of the
+image in floating point. Images that are not 3-channel are converted to RGB.
 
-Images of more than 8 bits have statistics and a small picture from their own range; Pillow has grey ones.
+Images of more than 8 bits get statistics and a small picture scaled to their own range; Pillow has only
+greyscale ones.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ class Moments:
 
 
 def moments_of(histogram: Sequence[int]) -> Moments:
-    """The moments of 256 levels."""
+    """Return the moments of 256 levels."""
     return Moments(sum(histogram), sum(map(mul, histogram, _LEVELS)), sum(map(mul, histogram, _SQUARES)))
 
 
 def moments_in(planes: Iterable[Image.Image]) -> Moments:
-    """The moments of images of one channel of 8 bits together."""
+    """Return the moments of images of one channel of 8 bits together."""
     return moments_of([*map(sum, zip(*chain.from_iterable(map(_histograms_of, planes)), strict=True))])
 
 
@@ -73,14 +74,14 @@ def _histograms_of(plane: Image.Image) -> list[list[int]]:
 
 
 def added(parts: Iterable[Moments]) -> Moments:
-    """The moments of several parts together."""
+    """Return the moments of several parts together."""
     return Moments(*map(sum, zip(*((part.count, part.total, part.squares) for part in parts), strict=True)))
 
 
 def described(
     channels: Sequence[Moments], sharpness: float, step: float, origin: float = 0.0
 ) -> dict[str, Any]:
-    """The statistics under the API's names, where level n of a channel stands for `origin + n * step`."""
+    """Return the statistics under the API's names; level n of a channel means `origin + n * step`."""
     everything = added(channels)
     noise = everything.std * step
     return {
@@ -97,7 +98,7 @@ def described(
 
 
 def statistics_of(image: Image.Image) -> dict[str, Any]:
-    """The statistics of an image of 8 bits a channel."""
+    """Return the statistics of an image of 8 bits a channel."""
     if image.mode == "L":
         grey = image
         channels = [moments_in([grey])] * 3
@@ -118,11 +119,11 @@ class Strip:
     padded: tuple[int, int]
 
     def padded_rows_of(self, image: Image.Image) -> Image.Image:
-        """The rows and, where the image has one, one more above and one more below."""
+        """Return the rows and, where the image has one, one more above and one more below."""
         return image.crop((0, self.padded[0], image.width, self.padded[1]))
 
     def without_padding(self, image: Image.Image) -> Image.Image:
-        """The rows alone, of what was made of the padded ones."""
+        """Return the rows alone, of what was made of the padded ones."""
         if self.padded == (self.top, self.bottom):
             return image
         return image.crop((0, self.top - self.padded[0], image.width, self.bottom - self.padded[0]))
@@ -139,7 +140,7 @@ def strips_of(size: tuple[int, int], multiple: int = 1) -> Iterator[Strip]:
 
 
 def edges_in(padded: Image.Image) -> Image.Image:
-    """The 3x3 Laplacian of an image in 32-bit integers, not clipped; the outermost pixels are as they were.
+    """Return the unclipped 3x3 Laplacian of an image in 32-bit integers; the outermost pixels are unchanged.
 
     Pillow's filter takes a sixth of the time on them that it takes on 8 bits, where it clips every pixel.
     """
@@ -171,7 +172,7 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def statistics_and_small(image: Image.Image, pixels: int) -> tuple[dict[str, Any], Image.Image]:
-    """The statistics of a deep image, and a picture of 8 bits with that many pixels on the longest side."""
+    """Return the statistics of a deep image, and an 8-bit picture with the given longest side."""
     scale = _scale_of(image)
     small = _Small(image.size, pixels)
     everything, edges = [], []
@@ -199,7 +200,7 @@ class _Scale:
     wraps: bool = False  # above the largest signed integer, to negative ones
 
     def levels_of(self, part: Image.Image) -> Image.Image:
-        """The levels of a part of the image."""
+        """Return the levels of a part of the image."""
         if self.slope is None:
             return part.convert("I")
         values: Image.Image = part.convert("F")
@@ -309,7 +310,7 @@ class _Small:
         self._sample += memoryview(levels.tobytes()).cast("i")[:: self._stride].tolist()
 
     def picture(self, scale: _Scale) -> Image.Image:
-        """The picture, of 8 bits; one of a single level is as bright as that."""
+        """Return the picture, of 8 bits; one of a single level is as bright as that."""
         self._sample.sort()
         last = len(self._sample) - 1
         black, white = self._sample[int(_DARKEST * last)], self._sample[math.ceil(_BRIGHTEST * last)]

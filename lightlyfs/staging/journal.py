@@ -1,8 +1,8 @@
-"""The durable record of local files and of what is owed to the server; read again after a crash.
+"""The durable record of local files and of pending uploads; read again after a crash.
 
-A write is on the disk when it returns, unless it says that it need not be. What is promised to a program is
-written here first: that a create is about to be sent, under which mark; which id came back; that the server
-has the file. Names and paths are stored as bytes, for a path may hold what is not UTF-8.
+A write is on the disk when it returns, unless the method says otherwise. Each promise to a program is
+recorded here before it is made: that a create is about to be sent, and under which mark; which id was
+returned; that the server has the file. Names and paths are stored as bytes, because a path need not be UTF-8.
 """
 
 from __future__ import annotations

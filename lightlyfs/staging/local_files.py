@@ -1,12 +1,11 @@
-"""Files and directories that live on this disk: for this machine only, being written, or owed to the server.
+"""Files and directories on this disk: for this machine only, being written, or owed to the server.
 
-A `LocalFile` is one such file, `LocalFiles` the owner of all of them: by path, with their bytes in the spool
-and their records in the journal. A record changes in one place, `LocalFiles.update`, in memory and on disk
-at once, while the file's lock is held. What a crash must not lose is in the journal before a program is told
-that it succeeded.
+A `LocalFile` is one such file. `LocalFiles` owns all of them, by path, with their bytes in the spool and
+their records in the journal. Only `LocalFiles.update` changes a record, in memory and on disk together, while
+the file's lock is held. What a crash must not lose is in the journal before the call of the program succeeds.
 
-Lock order: a file's lock, then the table's, then the uploader's or the journal's. Nothing else is taken under
-those three, no two files' locks are held at once, and none of them while waiting or asking the server.
+Lock order: a file's lock, then the table's, then the uploader's or the journal's. No other lock is taken
+under these three, no two files' locks are held at once, and no lock is held during a wait or a request.
 """
 
 from __future__ import annotations
@@ -219,7 +218,7 @@ class LocalFiles:
             return [file for path, file in self._files.items() if path.startswith(directory + "/")]
 
     def new(self, path: str, mode: int) -> LocalFile | None:
-        """Make an empty file, open for writing; None where there is one by now."""
+        """Create an empty file, open for writing; None if the path exists by now."""
         return self.publish(self.draft(), path, self.name_of(path), mode=mode)
 
     def draft(self) -> Draft:

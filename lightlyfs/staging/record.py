@@ -1,4 +1,4 @@
-"""What is known of one local file, and which of its states may follow which. Pure.
+"""The record of one local file, and the allowed transitions between its states. Pure.
 
     OPEN         being written; its bytes may change at any time
     LOCAL        complete, and for this machine only: its name does not count, or it is empty

@@ -1,4 +1,4 @@
-"""What the journal and the spool of an earlier mount amount to, wherever a crash left them."""
+"""Restores local files from the journal and the spool of an earlier mount, at whatever step it crashed."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _split(journal: Journal, spool: Spool, record: Record, present: set[tuple[st
 
 
 def _as_sealed(journal: Journal, spool: Spool, record: Record) -> Record:
-    """A record that is owed; where its bytes are not those that were promised, they go to nobody."""
+    """Check an owed record; bytes that differ from the promised ones are never uploaded."""
     if spool.is_whole(record.key, record.generation, record.size, record.checksum):
         return record
     kept = spool.put_aside(record.key, record.generation)
@@ -162,7 +162,7 @@ def _without_bytes(journal: Journal, record: Record) -> list[Record]:
     """A record whose bytes are not there.
 
     They are deleted only after an upload or a removal, which a crash of the machine may have made the
-    journal forget: then the server has what there is. Bytes that nobody was promised are no loss either.
+    journal forget: then the server has what there is. Bytes that were promised to no program are no loss.
     """
     if record.broken == errno.ENODATA:
         return [record]  # known to be lost, and a person has not said yet that it may be forgotten

@@ -1,7 +1,7 @@
 """Staged bytes on the local disk: one file per generation of a local file.
 
-A generation is written at will until it is sealed; from then on it never changes, and a later write goes
-to a copy of it. So what is being uploaded is always one state of the file.
+A generation can be written until it is sealed. A sealed generation never changes; a later write goes to a
+copy of it. So an upload always sends one consistent state of the file.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Spool:
         return self.path(key, generation).exists()
 
     def path(self, key: str, generation: int) -> Path:
-        """Where a generation of a file is."""
+        """Return the path of a generation of a file."""
         return self._directory / f"{key}.{generation}"
 
     def create(self, key: str, generation: int) -> StagedFile:
-        """A new, empty file."""
+        """Create a new, empty file."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             return StagedFile(os.open(self.path(key, generation), flags, 0o600))
@@ -58,17 +58,17 @@ class Spool:
         return StagedFile(os.open(self.path(key, generation), flags, 0o600))
 
     def recreate(self, key: str, generation: int) -> StagedFile:
-        """A new, empty file, in place of what an earlier failure left there."""
+        """Create a new, empty file that replaces one left by an earlier failure."""
         self.remove(key, generation)
         return self.create(key, generation)
 
     def open(self, key: str, generation: int) -> StagedFile:
-        """A file that is there already."""
+        """Open an existing file."""
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         return StagedFile(os.open(self.path(key, generation), flags))
 
     def copy(self, source: StagedFile, key: str, target: int) -> StagedFile:
-        """A copy of an open file as another generation, sharing its blocks where the disk can."""
+        """Copy an open file as another generation, sharing its blocks if the file system can."""
         copied = self.recreate(key, target)
         try:
             try:
@@ -168,7 +168,7 @@ class StagedFile:
         os.ftruncate(self.descriptor, size)
 
     def checksum(self) -> int:
-        """The CRC-32 of its bytes."""
+        """Return the CRC-32 of its bytes."""
         checksum, offset = 0, 0
         while data := self.read_at(offset, _COPY_BYTES):
             checksum, offset = zlib.crc32(data, checksum), offset + len(data)

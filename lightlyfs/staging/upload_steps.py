@@ -1,8 +1,8 @@
-"""The requests of one upload, in order; no table of jobs.
+"""The requests of one upload, in order; this module must not know the table of jobs.
 
-A create is sent only after the server was asked for the name, and the name is asked for once more after it:
-of two machines that create one name at the same moment, the later one finds the other's sample there and
-gives way. What depends on no other answer is sent at the same time.
+The server is asked for the name before a create and once more after it: if two machines create one name at
+the same moment, the later one finds the other's sample and gives way. Independent requests are sent in
+parallel.
 """
 
 from __future__ import annotations
@@ -296,7 +296,7 @@ class Steps:
         return None
 
     def named(self, name: str, *, alone: str | None = None) -> list[Sample]:
-        """The samples of exactly this name, as the server knows them now.
+        """Return the samples of exactly this name, as the server knows them now.
 
         Where the sample `alone` is all of the first page, no other is asked for: no server has pages of one.
         """
@@ -415,7 +415,7 @@ class _Urls:
         self._urls: dict[bool, str] = {}
 
     def keep(self, full: str, thumbnail: str) -> None:
-        """Those that came with the create."""
+        """Keep the URLs that came with the create."""
         self._urls = {False: full, True: thumbnail}
 
     def for_sample(self, sample_id: str, *, thumbnail: bool) -> None:
@@ -430,7 +430,7 @@ class _Urls:
             self.renewed(False)
 
     def get(self, thumbnail: bool) -> str:
-        """A write URL."""
+        """Return a write URL."""
         return self._urls.get(thumbnail) or self.renewed(thumbnail)
 
     def renewed(self, thumbnail: bool) -> str:
@@ -448,7 +448,7 @@ class _CountedBody(BodyFile):
         object.__setattr__(self, "_moving", moving)
 
     def open(self) -> BodyReader:
-        """A reader that counts each piece."""
+        """Return a reader that counts each piece."""
         return _CountedReader(self, getattr(self, "_moving"))  # noqa: B009 - set past the frozen class
 
 
@@ -477,7 +477,7 @@ def _new_sample(record: Record, facts: ImageFacts, meta: SampleMetaData) -> Samp
 
 
 def put_headers(url: str, s3_sse_kms_key: str) -> dict[str, str]:
-    """The headers a storage wants with a PUT, by whose URL it is; anything more would be refused.
+    """Return the headers a storage wants with a PUT, by whose URL it is; anything more would be refused.
 
     Azure wants the kind of blob; S3 is asked for encryption where that is set: `true` for its own keys,
     anything else names a key (as the official client does with LIGHTLY_S3_SSE_KMS_KEY).
@@ -497,7 +497,7 @@ def put_headers(url: str, s3_sse_kms_key: str) -> dict[str, str]:
 
 
 def mark_of(sample: Sample) -> str | None:
-    """What the create of a sample carried, or None where it was not one of ours."""
+    """Return what the create of a sample carried, or None where it was not one of ours."""
     custom = sample.meta_data.custom if sample.meta_data else None
     mark = custom.get(MARK) if isinstance(custom, dict) else None
     return mark if isinstance(mark, str) else None

@@ -1,11 +1,11 @@
-"""Bringing sealed files to the server: create, write URLs, thumbnail, image, confirm; retried, never doubled.
+"""Uploads sealed files: create, write URLs, thumbnail, image, confirm; retried, never duplicated.
 
-Each step that cannot be taken back is in the journal before it is taken. A create carries a random mark;
-after a lost reply the sample that bears it is adopted, and only where none does is another create sent. A PUT
-that storage answered with 2xx is the confirmation.
+Each irreversible step is in the journal before it is taken. A create carries a random mark: after a lost
+reply the sample with the mark is adopted, and another create is sent only if there is none. A 2xx response
+of storage to the PUT is the confirmation.
 
-While the server cannot be reached no file waits for its own time-outs: new uploads are owed at once, one of
-those that wait is the probe, and its success starts all others.
+While the server is unreachable, no file waits for its own time-outs: new uploads are owed at once, one of the
+waiting uploads is the probe, and its success starts all others.
 
 Threads: any may call. The lock guards the table of jobs; it is never held during a request or a callback.
 """
@@ -146,7 +146,7 @@ class Uploader:
             job = self._jobs.get(file.record.key)
             if job is not None and job.running:
                 if job.following is not None:
-                    # the generation between is never sent: who waits for it waits for this one
+                    # the generation between is never sent: its waiting callers wait for this one
                     ticket = job.following[1]
                 job.following = (generation, ticket)
                 return ticket

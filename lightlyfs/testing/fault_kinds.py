@@ -43,7 +43,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_
     """Base class of all faults.
 
     `target` is `any`, `api`, `storage`, or an endpoint name. A fault ends after `count` hits or `seconds`,
-    whichever comes first; `probability` is per request.
+    the earlier of the two; `probability` is per request.
     """
 
     target: str = "any"
