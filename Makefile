@@ -9,7 +9,7 @@ NAMES := all
 
 # tests wait more than they compute; those of one file stay together, for they share mounts
 JOBS := 3
-PARALLEL := -n $(JOBS) --dist loadfile
+PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install fuse test-tools demo unit test test-long fuzz soak ecosystem desktop check format bench clean

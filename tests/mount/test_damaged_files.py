@@ -27,7 +27,7 @@ pytestmark = pytest.mark.fuse
 FILES = 6
 OWED = {f"owed {number}.jpg": random.Random(number).randbytes(20_000) for number in range(3)}
 # of the cases of the long form, every so many in each run
-STEP = 5
+STEP = 9
 
 
 def empty(path: Path) -> None:
