@@ -27,7 +27,7 @@ _COMMANDS = {
     "index": "index:index",
     "serve": "serve:serve",
     "demo": "demo:demo",
-    "deploy": "services:deploy",
+    "deploy": "deploy:deploy",
     "doctor": "doctor:doctor",
     "completion": "help:completion",
     "help": "help:help_topic",

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from lightlyfs import app
 from lightlyfs.app.resolving import find_dataset
-from lightlyfs.cli import READY_VARIABLE, services
+from lightlyfs.cli import READY_VARIABLE, systemd
 from lightlyfs.cli.logs import file_handler, formatter
 from lightlyfs.cli.output import tell, wait_for_listing
 from lightlyfs.cli.sessions import sessions_of
@@ -144,11 +144,11 @@ def _run(parts: app.Dataset, mount: Mount, mountpoint: Path, told: int, dataset:
         log.info("mounted on %s", mountpoint)
         trim_memory()
         mountpoints.set_read_ahead(mountpoint, READ_AHEAD_BYTES >> 10)
-        services.notify("READY=1")
-        services.start_watchdog(lambda: _is_alive(parts))
+        systemd.notify("READY=1")
+        systemd.start_watchdog(lambda: _is_alive(parts))
 
     def on_stop() -> None:
-        services.notify("STOPPING=1")
+        systemd.notify("STOPPING=1")
         parts.drain()
         parts.stop_waiting()
 

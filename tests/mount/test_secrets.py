@@ -23,6 +23,7 @@ SIGNED = re.compile(rb"(?i)(x-amz-signature|[?&]sig)(=|%3d)(?!\*\*\*)")
 # what a person may call a program with who debugs it
 LOUD = """
 import http.client, logging, sys, traceback
+sys.modules["pycurl"] = None  # requests and urllib3 say what they send, libcurl does not
 logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
 import fsspec
 fs = fsspec.filesystem("lightly", server=sys.argv[2], upload="all")

@@ -175,7 +175,7 @@ import os, sys, time
 import fsspec
 fs = fsspec.filesystem("lightly", cache_dir=sys.argv[1])
 fs.ls("shared")
-from lightlyfs import fsspec_parts
+from lightlyfs.fsspec import parts as fsspec_parts
 (parts,) = fsspec_parts._running._parts.values()
 assert parts.place.locks.try_name("a lock of the parent")
 child = os.fork()

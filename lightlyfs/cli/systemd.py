@@ -1,50 +1,12 @@
-"""Mounts as services: `lightlyfs deploy NAME` prints the files, and a mount tells systemd how it is."""
+"""Telling systemd how a service is: ready, alive, stopping (sd_notify(3), without its library)."""
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
 import socket
-import sys
 import threading
 from collections.abc import Callable, Mapping
-from importlib import resources
-from pathlib import Path
-
-import click
-
-# name on the command line: file in lightlyfs/deploy
-_FILES = {
-    "system-unit": "system-unit.service",
-    "user-unit": "user-unit.service",
-    "containerfile": "Containerfile",
-    "kubernetes": "kubernetes.yaml",
-    "grafana": "grafana.json",
-}
-
-
-@click.command()
-@click.argument("name", type=click.Choice(tuple(_FILES)))
-def deploy(name: str) -> None:
-    """Print a file that runs a mount as a service; its first lines say how to use it.
-
-    system-unit and user-unit are for systemd, with the path of this program in them; containerfile is for
-    an image, kubernetes a pod whose sidecar mounts; grafana is a board of what --metrics-port answers.
-    """
-    text = resources.files("lightlyfs").joinpath("deploy", _FILES[name]).read_text(encoding="utf-8")
-    if name.endswith("-unit"):
-        # systemd looks in the system's own directories only, where a virtual environment is not
-        text = text.replace("=lightlyfs ", f"={_program()} ")
-    click.echo(text, nl=False)
-
-
-def _program() -> str:
-    beside = Path(sys.executable).with_name("lightlyfs")
-    return str(beside) if beside.exists() else shutil.which("lightlyfs") or "lightlyfs"
-
-
-# telling systemd how a service is: ready, alive, stopping (sd_notify(3))
 
 log = logging.getLogger(__name__)
 
