@@ -70,6 +70,8 @@ class _Job:
     failed: bool = False
     tries: int = 0
     retry_at: float = 0.0
+    # everything was to be tried again while this was on its way, perhaps with the token of before
+    again: bool = False
     # a later generation of the same file, sealed while this one is on its way
     following: tuple[int, Ticket] | None = field(default=None)
 
@@ -190,6 +192,8 @@ class Uploader:
         with self._state:
             self._offline, self._refused = "", False
             idle = [job for job in self._jobs.values() if not job.running]
+            for job in self._jobs.values():
+                job.again = job.running
             for job in idle:
                 job.tries = 0
                 self._start_locked(job)
@@ -272,7 +276,11 @@ class Uploader:
             job.running = False
             job.tries += 1
             job.failed = not again
-            job.retry_at = self._clock() + _delay_s(error, job.tries) if again else float("inf")
+            if job.again:
+                job.tries = 0
+            delay_s = 0.0 if job.again else _delay_s(error, job.tries)
+            job.again = False
+            job.retry_at = self._clock() + delay_s if again else float("inf")
             ticket = job.ticket
             if isinstance(error, Unreachable):
                 self._offline_locked(text)

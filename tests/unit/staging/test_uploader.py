@@ -164,6 +164,24 @@ def test_a_refused_token_keeps_a_file_pending_and_says_the_way_out(bench: Bench)
     assert "--token-file" in bench.record.error
 
 
+def test_what_is_refused_after_everything_was_tried_again_is_tried_at_once(bench: Bench) -> None:
+    """It was sent with the token of before; the next try is not a minute away."""
+    bench.steps.errors = [Unauthorized("the token is not valid", status=401), None]
+    bench.uploader.start()
+    ticket = bench.submit()
+    bench.begin()
+    bench.uploader.retry_all()  # the token file changed
+    bench.steps.leave.release(2)
+
+    with pytest.raises(Unauthorized):
+        ticket.result.result(WAIT_S)
+    deadline = time.monotonic() + WAIT_S
+    while not bench.done:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert bench.steps.begun == [0, 0]
+
+
 def test_a_name_that_is_taken_is_not_owed(bench: Bench) -> None:
     bench.steps.errors = [FileExists("taken")]
     bench.steps.leave.release(1)
