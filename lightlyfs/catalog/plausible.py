@@ -13,7 +13,7 @@ MAX_BYTES = 1 << 53  # 9 petabytes; JSON has no larger whole numbers
 MIN_SECONDS, MAX_SECONDS = -9_223_372_036, 9_223_372_036
 # numbers in between are times of our age (1973 to 2128) in seconds, sent in place of milliseconds
 _FIRST_SECONDS, _LAST_SECONDS = 100_000_000, 5_000_000_000
-_MAX_PROBLEMS = 1_000
+MAX_PROBLEMS = 1_000
 
 
 class Problem(NamedTuple):
@@ -49,7 +49,7 @@ class Problems:
             self._images.pop(name, None)
 
     def _note_locked(self, found: dict[str, str], name: str, reason: str) -> None:
-        if name in found or len(self._records) + len(self._images) < _MAX_PROBLEMS:
+        if name in found or len(self._records) + len(self._images) < MAX_PROBLEMS:
             found[name] = reason
         elif len(self._more) < 1_000_000:
             self._more.add(hash(name))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from lightlyfs.blocks import NO_OBJECT, SMALL_FILE_BYTES, ContentId
 from lightlyfs.catalog.entries import SampleEntry
-from lightlyfs.catalog.plausible import Problems
+from lightlyfs.catalog.plausible import MAX_PROBLEMS, Problems
 from lightlyfs.catalog.sample_catalog import Catalog
 from lightlyfs.desktop.programs import opens_without_reading
 from lightlyfs.errors import (
@@ -359,8 +359,12 @@ class Samples:
             return
         found = self._catalog.by_id(sample_id)
         if found is not None:
-            self._unreadable[sample_id] = found[0]
-            self._problems.note_unreadable(found[0], f"it cannot be read: {error}")
+            self._name_unreadable(sample_id, found[0], f"it cannot be read: {error}")
+
+    def _name_unreadable(self, sample_id: str, path: str, reason: str) -> None:
+        if len(self._unreadable) < MAX_PROBLEMS:
+            self._unreadable[sample_id] = path
+        self._problems.note_unreadable(path, reason)
 
     def _prefetch(self, entry: SampleEntry) -> Future[Any] | None:
         """Begin to fetch a small file that is likely to be read next."""
@@ -404,8 +408,7 @@ class Samples:
         self, path: str, entry: SampleEntry, content: ContentId, *, followed: bool = False
     ) -> OpenedSample:
         if not content.has_object and entry.size_hint:
-            self._unreadable[content.sample_id] = path
-            self._problems.note_unreadable(path, "storage has no image of it")
+            self._name_unreadable(content.sample_id, path, "storage has no image of it")
         _need_object(content, path)
         key = hash(content)  # the strings of a hundred thousand take 30 MB
         handle = ReadHandle(path, entry, content, followed=followed, used_at=time.monotonic())
