@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -68,16 +68,23 @@ def _mount_in_background(command: list[str], mountpoint: Path) -> None:
         command, pass_fds=(told,), env=environ, stdin=subprocess.DEVNULL, start_new_session=True
     )
     os.close(told)
+    signal.signal(signal.SIGTERM, _exit_on)
     try:
         answer = os.read(ready, 16)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         child.send_signal(signal.SIGTERM)
         child.wait()
         raise
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not answer:
         sys.exit(child.wait() or 1)
     if mountpoints.probe(mountpoint) is not mountpoints.Health.ANSWERS:
         raise StartError(f"{mountpoint} was mounted but does not answer")
+
+
+def _exit_on(number: int, _frame: object) -> NoReturn:
+    """End by a signal as by Ctrl-C: what was started ends first."""
+    raise SystemExit(128 + number)
 
 
 def _refuse_cache_inside(cache_dir: Path | None, mountpoint: Path) -> None:
