@@ -48,7 +48,7 @@ def etag_of(headers: Mapping[str, str]) -> str:
     """The version a storage answer names, with its lower-case headers; "" where it names none."""
     etag = headers.get("etag", "").strip()
     if etag:
-        # a weak tag still changes with the bytes for every storage we know of
+        # every storage we know of changes a weak ETag whenever the bytes change
         return "e" + etag.removeprefix("W/").strip('"')
     modified = headers.get("last-modified", "").strip()
     return "m" + modified if modified else ""

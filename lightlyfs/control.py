@@ -158,7 +158,7 @@ class ControlServer:
         try:
             listener.bind(address)
             if not address.startswith("\0"):
-                # before it listens, so nobody connects earlier; the umask is that of all threads
+                # before `listen`, so that no client connects earlier; a umask would affect all threads
                 os.chmod(address, 0o600)
             listener.listen(128)
             # one that hangs up between `poll` and `accept` must not be waited for

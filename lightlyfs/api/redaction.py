@@ -88,7 +88,7 @@ def shown_url(url: str) -> str:
 
 
 class Redacting(logging.Filter):
-    """Removes secrets from a library's log records, including tracebacks, for every handler."""
+    """A filter that removes secrets from log records and their tracebacks before any handler sees them."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Redact a record; it always passes."""

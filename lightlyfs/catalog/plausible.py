@@ -13,7 +13,7 @@ MAX_BYTES = 1 << 53  # 9 petabytes; JSON has no larger whole numbers
 MIN_SECONDS, MAX_SECONDS = -9_223_372_036, 9_223_372_036
 # numbers in between are times of our age (1973 to 2128) in seconds, sent in place of milliseconds
 _FIRST_SECONDS, _LAST_SECONDS = 100_000_000, 5_000_000_000
-MAX_PROBLEMS = 1_000
+_MAX_PROBLEMS = 1_000
 
 
 class Problem(NamedTuple):
@@ -28,31 +28,31 @@ class Problems:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # guarded by _lock: by name, of the record and of the image
-        self._records: dict[str, str] = {}
-        self._images: dict[str, str] = {}
+        # guarded by _lock: odd records by name, images that cannot be read by sample id
+        self._records: dict[str, Problem] = {}
+        self._images: dict[str, Problem] = {}
         self._more: set[int] = set()
 
     def note(self, name: str, reason: str) -> None:
         """Remember that a record is odd."""
-        with self._lock:
-            self._note_locked(self._records, name, reason)
+        self._note(self._records, name, Problem(name, reason))
 
-    def note_unreadable(self, name: str, reason: str) -> None:
-        """Remember that an image cannot be read."""
-        with self._lock:
-            self._note_locked(self._images, name, reason)
+    def note_unreadable(self, sample_id: str, name: str, reason: str) -> None:
+        """Remember that the image of a sample cannot be read."""
+        self._note(self._images, sample_id, Problem(name, reason))
 
-    def note_read(self, name: str) -> None:
-        """Forget that an image cannot be read."""
-        with self._lock:
-            self._images.pop(name, None)
+    def note_read(self, sample_id: str) -> None:
+        """Note that an image can be read; costs one look-up where that was never in doubt."""
+        if sample_id in self._images:
+            with self._lock:
+                self._images.pop(sample_id, None)
 
-    def _note_locked(self, found: dict[str, str], name: str, reason: str) -> None:
-        if name in found or len(self._records) + len(self._images) < MAX_PROBLEMS:
-            found[name] = reason
-        elif len(self._more) < 1_000_000:
-            self._more.add(hash(name))
+    def _note(self, found: dict[str, Problem], key: str, problem: Problem) -> None:
+        with self._lock:
+            if key in found or len(self._records) + len(self._images) < _MAX_PROBLEMS:
+                found[key] = problem
+            elif len(self._more) < 1_000_000:
+                self._more.add(hash(key))
 
     def count(self) -> int:
         """Return how many there are."""
@@ -62,8 +62,7 @@ class Problems:
     def all(self) -> list[Problem]:
         """Return the first of them."""
         with self._lock:
-            found = [*self._records.items(), *self._images.items()]
-        return [Problem(name, reason) for name, reason in found]
+            return [*self._records.values(), *self._images.values()]
 
 
 def plausible_size(size: int | None) -> int | None:

@@ -65,7 +65,7 @@ class ReaderStats(NamedTuple):
 
 
 class Reader:
-    """Reads contents; calls `on_facts(content, certain)` for every content that storage identifies.
+    """Reads contents, and reports each one that storage identifies to `on_facts(content, certain)`.
 
     A content that is not `certain` has to be identified again at the next open.
     """

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from lightlyfs.blocks import NO_OBJECT, SMALL_FILE_BYTES, ContentId
 from lightlyfs.catalog.entries import SampleEntry
-from lightlyfs.catalog.plausible import MAX_PROBLEMS, Problems
+from lightlyfs.catalog.plausible import Problems
 from lightlyfs.catalog.sample_catalog import Catalog
 from lightlyfs.desktop.programs import opens_without_reading
 from lightlyfs.errors import (
@@ -75,8 +75,6 @@ class Samples:
         self._catalog = catalog
         self._reader = reader
         self._problems = problems
-        # those of which `problems` says that they cannot be read; single operations on it are atomic
-        self._unreadable: dict[str, str] = {}
         self._caller_name = caller_name
         self._forget = forget
         self._before_fetch = before_fetch
@@ -180,9 +178,7 @@ class Samples:
         Call it before the content is handed to its readers, so that a new open finds no older pages.
         """
         ino = sample_ino(bytes.fromhex(content.sample_id))
-        unreadable = self._unreadable.pop(content.sample_id, None)
-        if unreadable is not None:
-            self._problems.note_read(unreadable)
+        self._problems.note_read(content.sample_id)
         self._let_finish(ino, content)
         outdated: list[int] = []
         trusted = not self._catalog.hints_are_wrong
@@ -359,12 +355,7 @@ class Samples:
             return
         found = self._catalog.by_id(sample_id)
         if found is not None:
-            self._name_unreadable(sample_id, found[0], f"it cannot be read: {error}")
-
-    def _name_unreadable(self, sample_id: str, path: str, reason: str) -> None:
-        if len(self._unreadable) < MAX_PROBLEMS:
-            self._unreadable[sample_id] = path
-        self._problems.note_unreadable(path, reason)
+            self._problems.note_unreadable(sample_id, found[0], f"it cannot be read: {error}")
 
     def _prefetch(self, entry: SampleEntry) -> Future[Any] | None:
         """Begin to fetch a small file that is likely to be read next."""
@@ -408,7 +399,7 @@ class Samples:
         self, path: str, entry: SampleEntry, content: ContentId, *, followed: bool = False
     ) -> OpenedSample:
         if not content.has_object and entry.size_hint:
-            self._name_unreadable(content.sample_id, path, "storage has no image of it")
+            self._problems.note_unreadable(content.sample_id, path, "storage has no image of it")
         _need_object(content, path)
         key = hash(content)  # the strings of a hundred thousand take 30 MB
         handle = ReadHandle(path, entry, content, followed=followed, used_at=time.monotonic())

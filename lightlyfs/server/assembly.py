@@ -51,7 +51,7 @@ class ServerParts:
 def assemble(options: ServeOptions, base_url: str, extension: Extension) -> ServerParts:
     """Build all parts and import the stored objects.
 
-    Raises `LocalServerError` for everything that the user can fix.
+    Raises `LocalServerError` for a mistake that the user can correct.
     """
     check(options, extension.dataset)
     state = StateFile(options.state / STATE_FILE if options.state else None)

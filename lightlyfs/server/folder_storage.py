@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .api_errors import LocalServerError
 from .signing import UrlSigner
-from .storage import RESERVED, ListedObject
+from .storage import RESERVED, ListedObject, bytes_of
 
 _UPLOADS = f"{RESERVED}/uploads"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -159,13 +159,7 @@ class FolderStorage:
 
     def read_bytes(self, key: str) -> bytes | None:
         """Return the bytes of the file, or None."""
-        blob = self.open_blob(key)
-        if blob is None:
-            return None
-        try:
-            return blob.read_at(0, blob.size)
-        finally:
-            blob.close()
+        return bytes_of(self.open_blob(key))
 
     def write_bytes(self, key: str, data: bytes) -> None:
         """Store bytes as an upload does."""

@@ -101,6 +101,16 @@ class Blob(Protocol):
         ...
 
 
+def bytes_of(blob: Blob | None) -> bytes | None:
+    """Read an open object to its end and close it; None for no object."""
+    if blob is None:
+        return None
+    try:
+        return blob.read_at(0, blob.size)
+    finally:
+        blob.close()
+
+
 class Upload(Protocol):
     """An upload in progress; the object is visible only after `commit`."""
 

@@ -376,3 +376,22 @@ def with_headers(app: App, change: Callable[[Headers], Headers]) -> App:
 def without(headers: Headers, name: bytes) -> Headers:
     """Return headers except those called `name`."""
     return [(key, value) for key, value in headers if key != name]
+
+
+AnyFault = (
+    Latency
+    | Status
+    | Stall
+    | Truncate
+    | IgnoreRange
+    | WrongContentRange
+    | Gzip
+    | Chunked
+    | Expired
+    | ChangedEtag
+    | Html
+    | BrokenJson
+    | DropReply
+    | Empty
+    | WrongTotal
+)

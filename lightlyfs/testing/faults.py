@@ -1,4 +1,4 @@
-"""Faults on demand: each wraps an endpoint, for every request that it hits while it is armed.
+"""Faults on demand: while a fault is armed, it changes the response to each request that it matches.
 
     Latency     respond later                   Status             respond with 429, 500, 503...
     Stall       accept, then hang               Truncate           send less than Content-Length
@@ -22,43 +22,7 @@ import msgspec
 
 from lightlyfs.server.asgi import App
 
-from .fault_kinds import (
-    BrokenJson,
-    ChangedEtag,
-    Chunked,
-    DropReply,
-    Empty,
-    Expired,
-    Fault,
-    Gzip,
-    HeldRequests,
-    Html,
-    IgnoreRange,
-    Latency,
-    Stall,
-    Status,
-    Truncate,
-    WrongContentRange,
-    WrongTotal,
-)
-
-AnyFault = (
-    Latency
-    | Status
-    | Stall
-    | Truncate
-    | IgnoreRange
-    | WrongContentRange
-    | Gzip
-    | Chunked
-    | Expired
-    | ChangedEtag
-    | Html
-    | BrokenJson
-    | DropReply
-    | Empty
-    | WrongTotal
-)
+from .fault_kinds import AnyFault, Fault, HeldRequests
 
 
 @dataclass

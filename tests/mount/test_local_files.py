@@ -19,7 +19,7 @@ import pytest
 import shared_mount
 from shared_mount import SharedMount, jpeg
 from test_writing import stored
-from trees import MountedTree, mounted, refused, start_mount
+from trees import MountedTree, mounted, refused, soon, start_mount
 
 from lightlyfs.testing import LocalServer
 
@@ -688,6 +688,8 @@ def test_an_image_that_is_written_synchronously_is_sent_once(
     with opened(tree.mountpoint / "a.jpg", os.O_WRONLY | os.O_CREAT | os.O_SYNC) as file:
         for start in range(0, len(data), 10_000):
             os.write(file, data[start : start + 10_000])
+    # the server counts a request a moment after its client has the answer
+    soon(lambda: own_server.stats.snapshot()["in_flight"] == 0)
     assert own_server.stats.count("storage.put") == 1
     assert own_server.stats.count("withWriteUrls") == 1
     assert stored(own_server) == {"a.jpg": data}
