@@ -61,6 +61,11 @@ def stats(tree: InProcessTree) -> tuple[int, int, int, str]:
     return found.under_way, found.waiting, found.failed, found.offline
 
 
+def wait_for_names(tree: InProcessTree) -> None:
+    """Wait for the first listing: without one no file can be made once the server is away."""
+    assert tree.names() == []
+
+
 def fail_once(tree: InProcessTree) -> None:
     """The close that finds out that the server is away."""
     with refused(errno.EIO):
@@ -110,6 +115,7 @@ def test_a_hundred_files_take_seconds_while_the_server_is_away(
     server: RestartableServer, tmp_path: Path, hasty: None
 ) -> None:
     with in_process(server.now, tmp_path / "tree", upload="images") as tree:
+        wait_for_names(tree)
         server.stop()
         fail_once(tree)
 
@@ -127,6 +133,7 @@ def test_files_that_are_written_behind_are_owed_without_an_error(
     server: RestartableServer, tmp_path: Path, hasty: None
 ) -> None:
     with in_process(server.now, tmp_path / "tree", upload="images", write_back="on") as tree:
+        wait_for_names(tree)
         server.stop()
 
         started = time.monotonic()
@@ -144,6 +151,7 @@ def test_files_that_one_mount_owes_are_sent_by_the_next(
 ) -> None:
     names = [f"{number}.jpg" for number in range(10)]
     with in_process(server.now, tmp_path / "tree", upload="images") as tree:
+        wait_for_names(tree)
         server.stop()
         fail_once(tree)
         for name in names:
@@ -178,6 +186,7 @@ def test_a_file_can_be_changed_and_removed_while_the_server_is_away(
     server: RestartableServer, tmp_path: Path, hasty: None
 ) -> None:
     with in_process(server.now, tmp_path / "tree", upload="images") as tree:
+        wait_for_names(tree)
         server.stop()
         fail_once(tree)
         for name in ("changed.jpg", "gone.jpg", "old.jpg"):

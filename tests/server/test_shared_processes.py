@@ -151,7 +151,9 @@ def test_processes_that_read_the_same_cold_files_fetch_each_once(
         assert read == digests(served)
 
     assert server.stats.snapshot()["bytes_sent"] <= 1.05 * size_of(served)
-    assert server.stats.count("partial") <= 4  # one listing, and a look at its end for each process
+    # one listing, which is a page and the empty one behind it, and a look at its end for each later process:
+    # on a slow machine they start seconds apart. A second listing would be two more
+    assert server.stats.count("partial") <= 2 + len(orders) - 1
 
 
 def test_a_process_that_is_stopped_holds_nobody_up_for_long(
