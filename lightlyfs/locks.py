@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 # `struct flock` of 64-bit Linux: type, whence, start, length, process (0 for these locks)
@@ -209,15 +210,18 @@ class SharedLocks:
 
         Waits as `name` does.
         """
-        start = _SAMPLES + int(sample_id[-10:], 16) * _BLOCKS_PER_SAMPLE + min(first, _BLOCKS_PER_SAMPLE - 1)
-        length = min(last - first + 1, _BLOCKS_PER_SAMPLE)
+        start, length = _bytes_of(sample_id, first, last)
         if not self._wait_for(start, length, timeout_s, cancelled):
             return lambda: None
+        return partial(self._free, start, length)
 
-        def release() -> None:
-            self._try(fcntl.F_UNLCK, start, length)
+    def try_blocks(self, sample_id: str, first: int, last: int) -> Callable[[], None] | None:
+        """As `take_blocks`, without waiting; None where another process has some of them."""
+        start, length = _bytes_of(sample_id, first, last)
+        return partial(self._free, start, length) if self._try(fcntl.F_WRLCK, start, length) else None
 
-        return release
+    def _free(self, start: int, length: int) -> None:
+        self._try(fcntl.F_UNLCK, start, length)
 
     def stripe(self, name: str) -> Stripe:
         """A lock between threads and processes."""
@@ -267,7 +271,8 @@ class SharedLocks:
 class Stripe:
     """A lock that threads and processes hold for a moment.
 
-    A process that keeps it for longer is stopped or stuck: it is passed by, and not waited for again soon.
+    A process that keeps it for longer is stopped or stuck: it is passed by, and not waited for again soon. A
+    process that has just come is noticed within `_COMPANY_S`.
     """
 
     def __init__(self, locks: SharedLocks, name: str) -> None:
@@ -277,10 +282,15 @@ class Stripe:
         self._start = start
         self._take = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
         self._free = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, start, 1, 0)
-        self._pass_by_until = float("-inf")  # guarded by _lock
+        # guarded by _lock
+        self._pass_by_until = float("-inf")
+        self._is_alone = False
 
     def __enter__(self) -> None:
         self._lock.acquire()
+        self._is_alone = not self._locks.has_company()
+        if self._is_alone:
+            return
         try:
             held = self._locks._request(self._take)
         except OSError:
@@ -292,7 +302,8 @@ class Stripe:
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._locks._request(self._free)
+            if not self._is_alone:
+                self._locks._request(self._free)
         except OSError:
             pass
         finally:
@@ -304,6 +315,12 @@ def _pauses() -> Iterator[float]:
     while True:
         yield pause_s
         pause_s = min(pause_s * 1.5, _MAX_PAUSE_S)
+
+
+def _bytes_of(sample_id: str, first: int, last: int) -> tuple[int, int]:
+    """Which bytes of the file stand for blocks of a sample: the first one, and how many."""
+    start = _SAMPLES + int(sample_id[-10:], 16) * _BLOCKS_PER_SAMPLE + min(first, _BLOCKS_PER_SAMPLE - 1)
+    return start, min(last - first + 1, _BLOCKS_PER_SAMPLE)
 
 
 def _offset_of(name: str) -> int:

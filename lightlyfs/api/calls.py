@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Generic, TypeVar
 from urllib.parse import quote
 
 from lightlyfs import errors
@@ -70,6 +70,14 @@ class Call:
     body: bytes | None = None
     redirect: bool = False
     """The answer is a redirect, which is returned, and the public token opens it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt(Generic[T]):
+    """One request for another part to send; `outcome` returns what its answer says, or raises why not."""
+
+    request: Request
+    outcome: Callable[[Response | errors.RequestError], T]
 
 
 def surely_unsent(exc: Failure) -> bool:
@@ -135,6 +143,28 @@ class Caller:
             may_retry=may_retry,
         )
 
+    def attempt(self, call: Call, read: Callable[[Response], T]) -> Attempt[T]:
+        """Return one try of `call`, for somebody else to send."""
+        credentials = self._credentials.resolved()
+
+        def outcome(answer: Response | errors.RequestError) -> T:
+            try:
+                if isinstance(answer, errors.RequestError):
+                    raise answer
+                found = read(self._checked(call, answer, credentials))
+            except errors.RequestError as error:
+                self._retrier.note(error)
+                raise
+            self._retrier.note(None)
+            return found
+
+        return Attempt(self._request(call, self._timeouts, credentials), outcome)
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the server answered the last request, and asks for no pause."""
+        return self._retrier.is_answering
+
     def _once_or_renewed(self, call: Call, deadline_s: float) -> Response:
         credentials = self._credentials.resolved()
         for _ in range(_RENEWALS):
@@ -165,6 +195,10 @@ class Caller:
             if self._on_request is not None:
                 seconds = self._retrier.clock() - started_s
                 self._on_request(call.method, call.operation, seconds, outcome)
+        return self._checked(call, answer, credentials)
+
+    def _checked(self, call: Call, answer: Response, credentials: Credentials) -> Response:
+        """Return an answer that is one to the call; raises what else it stands for."""
         if call.redirect and answer.status in _REDIRECTS:
             return answer
         what = f"{call.operation} {call.path}"

@@ -14,6 +14,7 @@ from urllib.parse import quote, urljoin
 from lightlyfs import errors
 from lightlyfs.api import models
 from lightlyfs.api.calls import (
+    Attempt,
     Call,
     Caller,
     Credentials,
@@ -160,10 +161,7 @@ class LightlyClient:
 
         Raises `errors.UnsafeUrl` unless it is http or https. A secret: never show it.
         """
-        path = f"{_sample(dataset_id, sample_id)}/readurl"
-        where = f"read URL of {sample_id}"
-        query = [("type", kind)]
-        return self._get("get_sample_read_url", path, query, policy, lambda body: address_in(body, where))
+        return self._caller.send(*_read_url_call(dataset_id, sample_id, kind), policy)
 
     def get_sample_redirect_url(
         self, dataset_id: str, sample_id: str, kind: Kind = "full", *, policy: RetryPolicy | None = None
@@ -173,8 +171,23 @@ class LightlyClient:
         API: GET .../samples/{sampleId}/readurlRedirect, 307. Raises as `get_sample_read_url`, also for a way
         from https to http. It is the one redirect that is followed: one of storage is a refusal.
         """
+        return self._caller.send(*self._redirect_url_call(dataset_id, sample_id, kind), policy)
+
+    def read_url_attempt(self, dataset_id: str, sample_id: str, *, redirect: bool) -> Attempt[str]:
+        """Return the request of the two methods above, for another part to send."""
+        if redirect:
+            return self._caller.attempt(*self._redirect_url_call(dataset_id, sample_id, "full"))
+        return self._caller.attempt(*_read_url_call(dataset_id, sample_id, "full"))
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the API answered the last request, and asks for no pause."""
+        return self._caller.is_answering
+
+    def _redirect_url_call(
+        self, dataset_id: str, sample_id: str, kind: Kind
+    ) -> tuple[Call, Callable[[Response], str]]:
         path = f"{_sample(dataset_id, sample_id)}/readurlRedirect"
-        call = Call("get_sample_redirect_url", "GET", path, [("type", kind)], redirect=True)
 
         def read(answer: Response) -> str:
             location = answer.headers.get("location", "").strip()
@@ -187,7 +200,8 @@ class LightlyClient:
                 raise errors.UnsafeUrl(f"the redirect of {sample_id} leads from https to http")
             return url
 
-        return self._caller.send(call, read, policy)
+        call = Call("get_sample_redirect_url", "GET", path, [("type", kind)], redirect=True)
+        return call, read
 
     def get_sample_write_url(
         self, dataset_id: str, sample_id: str, *, is_thumbnail: bool, policy: RetryPolicy | None = None
@@ -384,6 +398,12 @@ def _oid(value: str, what: str) -> str:
 
 def _dataset(dataset_id: str) -> str:
     return f"/v1/datasets/{_oid(dataset_id, 'dataset')}"
+
+
+def _read_url_call(dataset_id: str, sample_id: str, kind: Kind) -> tuple[Call, Callable[[Response], str]]:
+    where = f"read URL of {sample_id}"
+    call = Call("get_sample_read_url", "GET", f"{_sample(dataset_id, sample_id)}/readurl", [("type", kind)])
+    return call, lambda answer: address_in(answer.body, where)
 
 
 def _samples(dataset_id: str) -> str:

@@ -171,6 +171,18 @@ class Retrier:
         """Return what requests fail with, where none was answered for some seconds."""
         return self._failure if self.outage_s() >= _OUTAGE_S else None
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether the host answered the last request, and asks for no pause."""
+        return self._failing_since is None and self._throttled_until is None
+
+    def note(self, failure: errors.RequestError | None) -> None:
+        """Take note of a request that another part sent: why it failed, None where it was answered well."""
+        if isinstance(failure, errors.Retryable):
+            self._note_failure(failure)
+        else:
+            self._note_answer()
+
     def _await_host(self, tries: _Tries) -> None:
         """Wait while the host is throttled, unless this call is its probe, or at its end."""
         while self._throttled_until is not None:

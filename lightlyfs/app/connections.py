@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lightlyfs.api.addresses import AddressGuard
 from lightlyfs.api.calls import Credentials, TokenSource
@@ -23,11 +23,14 @@ from lightlyfs.api.retry import RetryPolicy
 from lightlyfs.errors import RequestError, SettingsError, Unauthorized
 from lightlyfs.settings import Secrets, Settings, read_token
 
+if TYPE_CHECKING:
+    from lightlyfs.api.curl_loop import CurlLoop
+
 # requests of the catalogue: pages, single samples, checks; apart from content, so that neither waits for
 # the other
 METADATA_THREADS = 16
-# requests for prefetched read URLs: 16 of 20 ms are 800 a second, what 2 cores can do
-URL_THREADS = 16
+# of the network loop: small files and read URLs, which take two requests of up to 100 ms each
+LOOP_CONNECTIONS = 160
 # what a program's guest keeps of idle connections to the API; of those to storage it keeps one a download
 _IDLE_OF_GUEST = 16
 
@@ -44,6 +47,8 @@ class Connections(NamedTuple):
     uploads: Transport
     fingerprint: str
     token_file: TokenFile | None = None
+    loop: CurlLoop | None = None
+    on_request: Callable[[str, str, float, str], None] | None = None
 
 
 def connect(
@@ -62,7 +67,7 @@ def connect(
     the token to send, in place of that of `secrets`.
     """
     config = TransportConfig(
-        connections=settings.jobs + METADATA_THREADS + URL_THREADS,
+        connections=settings.jobs + METADATA_THREADS,
         ca_bundle=trust_of(environ, settings.ca_certs).bundle,
         proxies=Proxies.from_environ(environ),
         network=Network(),
@@ -91,7 +96,15 @@ def connect(
     )
     if on_request is not None:
         to_storage, uploads = CountedTransport(to_storage, on_request), CountedTransport(uploads, on_request)
-    return Connections(client, to_storage, uploads, secrets.fingerprint(settings.read_mode), token_file)
+    return Connections(
+        client,
+        to_storage,
+        uploads,
+        secrets.fingerprint(settings.read_mode),
+        token_file,
+        _loop(replace(guarded, connections=LOOP_CONNECTIONS)),
+        on_request,
+    )
 
 
 class _OnFirstUse:
@@ -135,6 +148,15 @@ def _hot_transport(config: TransportConfig) -> Transport | None:
     except ImportError:
         return None
     return CurlTransport(config)
+
+
+def _loop(config: TransportConfig) -> CurlLoop | None:
+    """The network loop, or None as above."""
+    try:
+        from lightlyfs.api.curl_loop import CurlLoop
+    except ImportError:
+        return None
+    return CurlLoop(config)
 
 
 def _credentials(secrets: Secrets, token: str | TokenSource | None) -> Credentials:

@@ -26,6 +26,7 @@ from lightlyfs.cache.block_cache import BlockCache
 from lightlyfs.cache.budget import CacheConfig, bytes_beside, default_budget
 from lightlyfs.cache.fetch_once import FetchOnce
 from lightlyfs.catalog.census import Census
+from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.catalog.listing_writer import Changes
 from lightlyfs.catalog.refresher import Refresher
 from lightlyfs.catalog.remote import ApiRemote, Details, Remote, TaggedRemote
@@ -35,6 +36,7 @@ from lightlyfs.catalog.tags import Tags
 from lightlyfs.catalog.timing import FreshnessConfig
 from lightlyfs.desktop.programs import CrawlBudget
 from lightlyfs.errors import NoSuchFile, StartError, TooManyWaiting
+from lightlyfs.fetch.epoch_fetcher import Ended, EpochFetcher
 from lightlyfs.fetch.fetcher import FetchConfig, Fetcher
 from lightlyfs.fetch.prefetcher import PrefetchStats
 from lightlyfs.fetch.reader import Reader
@@ -43,7 +45,7 @@ from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.fs.namespace import Namespace
 from lightlyfs.fs.path_reads import PathReads
 from lightlyfs.fs.patience import Patience
-from lightlyfs.fs.samples import Samples
+from lightlyfs.fs.samples import FilesBelow, Samples, known_content
 from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.views import Views, ViewSources
 from lightlyfs.fs.warming import Warming, WarmingParts
@@ -58,6 +60,10 @@ log = logging.getLogger(__name__)
 _DOCUMENT_TTL_S = 60.0
 # lists of paths written into `.lightlyfs/prefetch` that are worked on at once, each by `jobs` threads
 _MAX_FETCHING = 4
+# files fetched ahead at once for a reader without order: 100 ms a file make it 1,200 a second
+EPOCH_REQUESTS = 120
+# and for readers in order
+IN_ORDER_REQUESTS = 96
 
 
 class Dataset:
@@ -93,31 +99,10 @@ class Dataset:
         self._page_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-pages")
         self._content_pool = ThreadPoolExecutor(settings.jobs, "lightlyfs-content")
         self._open_stores(kernel)
-        self._urls = UrlParts(
-            settings,
-            connections,
-            dataset_id,
-            place,
-            self.catalog,
-            self.cache,
-            later=self._metadata_pool.submit,
-            closing=self.closing.is_set,
-        )
         self.reader = self._make_reader()
         self.uploads: Uploads | None = None
         self._patience = Patience(clock=time.monotonic, interrupted=kernel.interrupted, closing=self.closing)
-        # a quarter of the downloads is left to readers who wait
-        max_prefetches = self.settings.jobs * 3 // 4
-        self._samples = Samples(
-            self.catalog,
-            self.reader,
-            problems=self.problems,
-            caller_name=kernel.caller_name,
-            forget=kernel.forget,
-            max_prefetches=max_prefetches,
-            on_opened=self._urls.ahead.opened,
-            before_fetch=CrawlBudget(kernel.caller_name, time.monotonic).spend,
-        )
+        self._samples = self._make_samples(kernel)
         self.recent_log = RecentLog()
         self._fetching: list[Warming] = []
         self._mountpoint = mountpoint
@@ -181,8 +166,30 @@ class Dataset:
 
     def url_stats(self) -> dict[str, int]:
         """Read URLs on disk, and those that were got before they were asked for."""
-        ahead = self._urls.ahead.stats()
-        return {"stored": len(self._urls.store), "store_errors": self._urls.store.errors, **ahead._asdict()}
+        ahead = self._epochs.stats()
+        return {
+            "stored": len(self._urls.store),
+            "store_errors": self._urls.store.errors,
+            "got": ahead.urls,
+            "under_way": ahead.under_way,
+            "limit": ahead.limit,
+        }
+
+    def epoch_stats(self) -> dict[str, int]:
+        """What was fetched ahead for readers without order, and how much of it was read."""
+        ahead = self._epochs.stats()
+        return {"files": ahead.files, "bytes": ahead.bytes, "files_read": ahead.files_read}
+
+    def _fetch_ahead(self, entry: SampleEntry, ended: Ended) -> bool:
+        return self._samples.fetch_ahead(entry, ended)
+
+    def _get_url_ahead(self, entry: SampleEntry, ended: Ended) -> bool:
+        """Get the read URL of a file that is not in the cache."""
+        entry = self.catalog.with_facts(entry)
+        content = known_content(entry)
+        if content is not None and (not content.has_object or self.cache.has_whole(content)):
+            return False
+        return self._urls.get_ahead(entry.sample_id, ended)
 
     def warming(self, names: Iterable[str], jobs: int | None, tag: str | None) -> Warming:
         """Files and directories, or what a tag holds of them, on their way into the cache.
@@ -309,6 +316,14 @@ class Dataset:
         self._storage_retrier = Retrier(
             clock=time.monotonic, sleep=self._pause, random=random.random, cancelled=self.closing.is_set
         )
+        self._urls = UrlParts(
+            self.settings,
+            self._connections,
+            self.dataset_id,
+            self.place,
+            self._storage_retrier,
+            later=self._metadata_pool.submit,
+        )
         fetcher = Fetcher(
             self._urls.urls,
             self._storage,
@@ -328,6 +343,30 @@ class Dataset:
             self._content_pool,
             lambda content, certain: self._samples.storage_reported(content, certain),
             self._once,
+            self._urls.first_try,
+        )
+
+    def _make_samples(self, kernel: Kernel) -> Samples:
+        # a quarter of the downloads is left to readers who wait
+        max_prefetches = self.settings.jobs * 3 // 4
+        self._epochs: EpochFetcher[SampleEntry] = EpochFetcher(
+            FilesBelow(self.catalog),
+            self._fetch_ahead,
+            self._get_url_ahead,
+            lambda: self.cache.room.epoch_bytes,
+            self._content_pool,
+            clock=time.monotonic,
+            max_under_way=max_prefetches if self._connections.loop is None else EPOCH_REQUESTS,
+        )
+        return Samples(
+            self.catalog,
+            self.reader,
+            problems=self.problems,
+            caller_name=kernel.caller_name,
+            forget=kernel.forget,
+            max_prefetches=max_prefetches if self._connections.loop is None else IN_ORDER_REQUESTS,
+            epochs=self._epochs,
+            before_fetch=CrawlBudget(kernel.caller_name, time.monotonic).spend,
         )
 
     def _make_desktop(self, mountpoint: Path | None) -> Desktop:

@@ -22,6 +22,7 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
@@ -37,6 +38,8 @@ from lightlyfs.locks import OPENING, OPENING_PATIENCE_S, SharedLocks, Stripe
 log = logging.getLogger(__name__)
 
 _CONTENT_LOCKS = 64
+# how often it is checked whether a cleaner deleted the cache
+_RENEW_EVERY_S = 0.25
 # of a file that others change all the while: then its bytes come from the network
 _MAX_LOOKS = 4
 
@@ -73,6 +76,7 @@ class BlockCache:
         # called, from any thread, when something is used or written for the first time since `keep_up`
         self.on_use: Callable[[], None] = lambda: None
         self._is_used = False
+        self._renew_at = 0.0
         self.room = Room(
             self._files.directory,
             config,
@@ -277,8 +281,9 @@ class BlockCache:
             if file is not None:
                 self._open.move_to_end(key)
                 return file
-        if create:
+        if create and time.monotonic() >= self._renew_at:
             self._renew()
+            self._renew_at = time.monotonic() + _RENEW_EVERY_S
         with self._lock_of(key):
             checksums = self._index.blocks(key)
             if not checksums and not create:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as futures_wait
 from typing import Protocol, TypeVar
@@ -194,6 +194,28 @@ class Catalog:
     def directories_in(self, path: str) -> list[str]:
         """Return the names of the directories directly in a directory; never asks the API."""
         return self._store.directories_in(path)
+
+    def samples_below(self, directory: str, page: int) -> Iterator[tuple[str, SampleEntry]]:
+        """Yield all samples below a directory, at any depth, with their paths; looks up a page at once."""
+        prefix = directory + "/" if directory else ""
+        last = prefix
+        while found := self.samples_after(last, page):
+            yield from found
+            last = found[-1][0]
+        for name in self.directories_in(directory):
+            yield from self.samples_below(prefix + name, page)
+
+    def sums_below(self, directory: str, unknown_bytes: int, most_bytes: int) -> tuple[int, int]:
+        """Count the samples below a directory, and their bytes; ends early once those are too many."""
+        files = size = 0
+        waiting = [directory]
+        while waiting and size <= most_bytes:
+            path = waiting.pop()
+            here = self._store.sums_in(path, unknown_bytes)
+            files, size = files + here[0], size + here[1]
+            prefix = path + "/" if path else ""
+            waiting += [prefix + name for name in self.directories_in(path)]
+        return files, size
 
     def with_facts(self, entry: SampleEntry) -> SampleEntry:
         """Return an entry with what storage reported of it since it was looked up; sends no request."""

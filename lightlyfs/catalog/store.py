@@ -188,6 +188,13 @@ class CatalogStore:
             rows = db.execute(query, (directory_ino(directory), name, abs(count))).fetchall()
         return [SampleEntry._make(row) for row in rows]
 
+    def sums_in(self, path: str, unknown_bytes: int) -> tuple[int, int]:
+        """Count the samples directly in a directory, and their bytes; one of unknown size counts so many."""
+        query = "SELECT count(*), total(coalesce(size, hint, ?)) FROM sample WHERE dir = ?"
+        with self._reader() as db:
+            files, size = db.execute(query, (unknown_bytes, directory_ino(path))).fetchone()
+        return files, int(size)
+
     def directories_in(self, path: str) -> list[str]:
         """Return the names of the directories directly in a directory, in byte order."""
         query = "SELECT name FROM directory WHERE parent = ? AND ino != ? ORDER BY name"

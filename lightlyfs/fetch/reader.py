@@ -1,7 +1,8 @@
 """`read(content, offset, size)`: from the cache, else from storage, with one fetch per block for all readers.
 
-Fetches run in the content pool and write to the cache. All readers of a block that is being fetched wait for
-the same future. A block that the cache could not store still reaches its waiting readers.
+The first try at a small file goes over the network loop (`first_try`); everything else, and whatever was not
+plainly right there, runs in the content pool. All readers of a block that is being fetched wait for the same
+future. A block that the cache could not store still reaches its waiting readers.
 
 Threads: any may call. No lock is held during a fetch, a wait, disk work or a callback. Every future is
 resolved, even if the pool is shut down or a job dies.
@@ -17,6 +18,7 @@ from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 from lightlyfs.ahead.within_file import ReadAhead
+from lightlyfs.api.contract import Response
 from lightlyfs.blocks import (
     BLOCK_BYTES,
     SMALL_FILE_BYTES,
@@ -30,10 +32,11 @@ from lightlyfs.blocks import (
 )
 from lightlyfs.cache.block_cache import BlockCache
 from lightlyfs.cache.fetch_once import FetchOnce
-from lightlyfs.errors import Cancelled, ContentChanged, NoContent, ServerFault
-from lightlyfs.fetch.answers import Known
+from lightlyfs.errors import Cancelled, ContentChanged, NoContent, ServerFault, Unreachable
+from lightlyfs.fetch.answers import Doubt, Known
 from lightlyfs.fetch.fetcher import Fetcher
-from lightlyfs.fetch.transfers import BlocksTaker, HeadTaker, NotBrought, Takes, Transfer, Transfers
+from lightlyfs.fetch.first_try import FirstTry, whole_content
+from lightlyfs.fetch.transfers import NotBrought, Transfer, Transfers
 
 log = logging.getLogger(__name__)
 
@@ -77,20 +80,19 @@ class Reader:
         executor: Executor,
         on_facts: Callable[[ContentId, bool], None],
         once: FetchOnce | None = None,
+        first_try: FirstTry | None = None,
     ) -> None:
-        """With `once` other processes may use the cache."""
+        """With `once` other processes may use the cache; without `first_try` all goes through the pool."""
+        self._first_try = first_try
         self._cache = cache
         self._once = once or FetchOnce.alone(cache)
         self._fetcher = fetcher
         self._executor = executor
         self._on_facts = on_facts
         self._transfers = Transfers()
-        self._takes = Takes(
-            self._transfers, cache.room, self._arrived, self._answered, self._tell, self._forget_head
-        )
         self._lock = threading.Lock()
         # guarded by _lock: the samples that storage is being asked about
-        self._heads: dict[str, Future[ContentId]] = {}
+        self._heads: dict[str, _Head] = {}
         self._read_ahead = ReadAhead()
         self._fetches = self._fetched_bytes = self._failures = 0
 
@@ -109,28 +111,30 @@ class Reader:
         for_reading: bool,
         known: ContentId | None = None,
         told: Callable[[], ContentId | None] = lambda: None,
+        ahead: bool = False,
     ) -> Future[ContentId]:
         """Ask storage which content a sample has now; done as soon as the headers of its answer are in.
 
         The same GET brings the first bytes: all of a file that the hint calls small when it is about to
         be read, a probe where nothing is known of its size, and one byte where only the size or the content
         that is `known` from before is to be confirmed. Storage is not asked where `told()`, called once no
-        other process asks it, knows what another one found.
+        other process asks it, knows what another one found. One that is asked `ahead` waits for all others.
         """
         with self._lock:
-            future = self._heads.get(sample_id)
-            if future is not None:
-                return future
-            future = self._heads[sample_id] = Future()
-        length = PROBE_BYTES
+            head = self._heads.get(sample_id)
+            if head is not None:
+                head.waits |= not ahead
+                return head.found
+            head = self._heads[sample_id] = _Head(
+                self, sample_id, Known(size_hint, known), told, waits=not ahead
+            )
         if known is not None and known.has_object and self._holds_start_of(known):
-            length = _CONFIRM_BYTES
+            head.length = _CONFIRM_BYTES
         elif for_reading:
-            length = _head_length(size_hint)
-        before = Known(size_hint, known)
-        head = HeadTaker(self._takes, self._cache, sample_id, future, length, before, told)
-        self._submit(lambda: self._run_head(head), lambda error: self._end_head(head, error))
-        return future
+            head.length = _head_length(size_hint)
+        if head.length not in (BLOCK_BYTES, SMALL_FILE_BYTES) or not self._try_head(head):
+            self._submit_head(head)
+        return head.found
 
     def read(
         self,
@@ -196,15 +200,126 @@ class Reader:
             futures.update(self._claim(content, run))
         return futures
 
-    def _claim(self, content: ContentId, run: Span) -> dict[int, Future[bytes]]:
+    def _claim(self, content: ContentId, run: Span, *, ahead: bool = False) -> dict[int, Future[bytes]]:
         """Return the futures of a run's blocks, after starting a fetch of those that have none yet."""
         futures, started = self._transfers.claim(content, run, to_fetch(run, content.size))
         for transfer in started:
-            self._start(transfer)
+            if not self._try_transfer(transfer, urgent=not ahead):
+                self._submit_transfer(transfer)
         return futures
 
-    def _start(self, transfer: Transfer) -> None:
+    def _submit_transfer(self, transfer: Transfer) -> None:
         self._submit(lambda: self._run_transfer(transfer), lambda error: self._end_transfer(transfer, error))
+
+    def _submit_head(self, head: _Head) -> None:
+        self._submit(lambda: self._run_head(head), lambda error: self._end_head(head, error))
+
+    # the first try: what is called by the network loop must not wait
+
+    def _try_head(self, head: _Head) -> bool:
+        """Ask over the network loop; False where that is not the time, or another process asks."""
+        if self._first_try is None:
+            return False
+        if not self._first_try.is_answering:
+            return self._drop_head(head)
+        release = self._once.try_blocks(head.sample_id)
+        if release is None:
+            return False
+        expected = head.length if head.known.size is None else min(head.known.size, head.length)
+        came = partial(self._head_came, head, release)
+        asked = not (self._once.has_company() and head.told() is not None) and self._first_try.fetch(
+            head.sample_id, head.length, expected, came, urgent=head.waits
+        )
+        if not asked:
+            release()
+        return asked
+
+    def _head_came(self, head: _Head, release: Callable[[], None], answer: Response | None) -> None:
+        content = None if answer is None else whole_content(head.sample_id, answer)
+        trusted = self._fetcher.trusts_hints
+        if (
+            answer is None
+            or content is None
+            or head.known.doubt(content, trust_hint=trusted) is not Doubt.NONE
+        ):
+            release()
+            if answer is not None or not self._drop_head(head):
+                self._submit_head(head)
+            return
+        take = partial(self._take_head, head, content, answer.body, release)
+        if head.known.size in (None, content.size):
+            take()
+        else:  # the kernel is to forget a size, which may take it a while
+            self._submit(take, lambda error: self._end_head(head, error))
+
+    def _drop_head(self, head: _Head) -> bool:
+        """Give up what was asked ahead and failed, unless a reader waits for it."""
+        with self._lock:
+            if head.waits:
+                return False
+            self._heads.pop(head.sample_id, None)
+        head.found.set_exception(Unreachable("it was not fetched ahead"))
+        return True
+
+    def _take_head(self, head: _Head, content: ContentId, body: bytes, release: Callable[[], None]) -> None:
+        head.came_whole = True
+        try:
+            wanted = head.identified(content, 0, block_count(content.size) - 1)
+            if wanted is not None and head.transfer is not None:
+                self._take_blocks(head.transfer, wanted, body)
+        except BaseException as error:
+            log.exception("what storage sent cannot be kept")
+            self._end_head(head, error)
+        else:
+            self._end_head(head, None)
+        finally:
+            release()
+
+    def _try_transfer(self, transfer: Transfer, *, urgent: bool) -> bool:
+        """Fetch all of a small content over the network loop; False where that is not the time."""
+        content = transfer.content
+        whole = (transfer.next, transfer.last) == (0, block_count(content.size) - 1)
+        if self._first_try is None or not whole or content.size > SMALL_FILE_BYTES:
+            return False
+        release = self._once.try_blocks(content.sample_id)
+        if release is None:
+            return False
+        self._cache.catch_up(content)
+        came = partial(self._transfer_came, transfer, release, not urgent)
+        asked = not self._holds_start_of(content) and self._first_try.fetch(
+            content.sample_id, content.size, content.size, came, urgent=urgent
+        )
+        if not asked:
+            release()
+        return asked
+
+    def _transfer_came(
+        self, transfer: Transfer, release: Callable[[], None], ahead: bool, answer: Response | None
+    ) -> None:
+        content = transfer.content
+        if answer is None or whole_content(content.sample_id, answer) != content:
+            release()
+            if answer is None and ahead:
+                self._end_transfer(transfer, None)  # a reader that waits for it asks for it again
+            else:
+                self._submit_transfer(transfer)
+            return
+        try:
+            self._answered()
+            self._take_blocks(transfer, Span(0, block_count(content.size) - 1), answer.body)
+        except BaseException as error:
+            log.exception("what storage sent cannot be kept")
+            self._end_transfer(transfer, error)
+        else:
+            self._end_transfer(transfer, None)
+        finally:
+            release()
+
+    def _take_blocks(self, transfer: Transfer, wanted: Span, body: bytes) -> None:
+        for block in range(wanted.first, wanted.last + 1):
+            start = block * BLOCK_BYTES
+            data = body if len(body) <= BLOCK_BYTES else body[start : start + BLOCK_BYTES]
+            self._arrived(transfer, block, data)
 
     def _assemble(
         self, content: ContentId, offset: int, length: int, span: Span, got: dict[int, bytes]
@@ -229,11 +344,11 @@ class Reader:
         if ahead is not None:
             self.ensure(content, ahead)
 
-    def fetch(self, content: ContentId, span: Span) -> list[Future[bytes]]:
+    def fetch(self, content: ContentId, span: Span, *, ahead: bool = False) -> list[Future[bytes]]:
         """Fetch what is missing of some blocks; futures that end with each of these, in order."""
         futures: dict[int, Future[bytes]] = {}
         for run in runs(self._cache.missing(content, span)):
-            futures.update(self._claim(content, run))
+            futures.update(self._claim(content, run, ahead=ahead))
         return list(futures.values())
 
     def room_ahead(self, size: int) -> int:
@@ -241,9 +356,9 @@ class Reader:
         return self._cache.room.ahead_bytes // max(1, size)
 
     def fetch_whole(self, content: ContentId) -> Future[bytes] | None:
-        """Fetch all of a small content; a future that ends with it, or None where it is here already."""
+        """Fetch all of a small content ahead; a future that ends with it, None where it is here already."""
         count = block_count(content.size)
-        futures = self.fetch(content, Span(0, count - 1)) if count and content.has_object else []
+        futures = self.fetch(content, Span(0, count - 1), ahead=True) if count and content.has_object else []
         return futures[-1] if futures else None
 
     def holds(self, content: ContentId) -> bool:
@@ -279,7 +394,7 @@ class Reader:
         try:
             with self._once.blocks(content, transfer.next, transfer.last):
                 for span in self._still_missing(transfer):
-                    self._fetcher.fetch_blocks(content, span, BlocksTaker(self._takes, transfer, span))
+                    self._fetcher.fetch_blocks(content, span, _Blocks(self, transfer, span))
                     if transfer.whole:
                         break
         except ContentChanged as error:
@@ -307,7 +422,7 @@ class Reader:
                 self._transfers.hand_over(content, block, data)
         return runs(sorted(missing))
 
-    def _run_head(self, head: HeadTaker) -> None:
+    def _run_head(self, head: _Head) -> None:
         try:
             with self._once.head(head.sample_id) as shared:
                 content = head.told() if shared else None
@@ -324,7 +439,7 @@ class Reader:
         else:
             self._end_head(head, None)
 
-    def _end_head(self, head: HeadTaker, error: BaseException | None) -> None:
+    def _end_head(self, head: _Head, error: BaseException | None) -> None:
         self._forget_head(head)
         if not head.found.done():
             with self._lock:
@@ -333,9 +448,9 @@ class Reader:
         if head.transfer is not None:
             self._end_transfer(head.transfer, error)
 
-    def _forget_head(self, head: HeadTaker) -> None:
+    def _forget_head(self, head: _Head) -> None:
         with self._lock:
-            if self._heads.get(head.sample_id) is head.found:
+            if self._heads.get(head.sample_id) is head:
                 del self._heads[head.sample_id]
 
     def _end_transfer(self, transfer: Transfer, error: BaseException | None) -> None:
@@ -363,6 +478,89 @@ class Reader:
         except Exception:
             # the callback failed; the bytes are correct all the same
             log.exception("what storage reported could not be passed on")
+
+
+class _Blocks:
+    """Takes the answer to a fetch of blocks of a known content."""
+
+    def __init__(self, reader: Reader, transfer: Transfer, asked: Span) -> None:
+        self._reader = reader
+        self._transfer = transfer
+        self._asked = asked
+
+    def identified(self, content: ContentId, first: int, last: int) -> Span | None:
+        """Return which of the arriving blocks are wanted."""
+        reader = self._reader
+        reader._answered()
+        if first >= self._asked.first and last <= self._asked.last:
+            return Span(first, last)
+        # the range was ignored: all comes, and is worth having unless it would displace itself
+        if not reader._cache.room.holds(content.size):
+            return self._asked
+        return Span(first, last) if reader._transfers.widen(self._transfer, first, last) else None
+
+    def block(self, index: int, data: bytes) -> None:
+        """Pass a block on to its readers."""
+        self._reader._arrived(self._transfer, index, data)
+
+
+class _Head:
+    """Takes the answer to the question what a sample is, and the bytes that come along."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        sample_id: str,
+        known: Known,
+        told: Callable[[], ContentId | None],
+        *,
+        waits: bool,
+    ) -> None:
+        """`waits` says whether a reader waits for it, and is changed under the reader's lock."""
+        self._reader = reader
+        self.sample_id = sample_id
+        self.found: Future[ContentId] = Future()
+        self.length = PROBE_BYTES
+        self.known = known
+        self.told = told
+        self.waits = waits
+        self.doubtful = False
+        self.came_whole = False  # the bytes are in memory: keeping them again costs less than a look
+        self.transfer: Transfer | None = None
+
+    def identified(self, content: ContentId, first: int, last: int) -> Span | None:
+        """Return which of the arriving blocks are wanted, after the caller that asked got its answer."""
+        reader = self._reader
+        wanted = self._wanted(content, first, last)
+        if wanted is not None:
+            self.transfer = reader._transfers.announce(content, wanted.first, wanted.last)
+            if last + 1 == block_count(content.size) == wanted.last + 1 and not reader._transfers.widen(
+                self.transfer, wanted.first, wanted.last
+            ):
+                wanted = None
+        reader._tell(content, not self.doubtful)
+        # from here on a new request is sent, because the object may have changed by then
+        reader._forget_head(self)
+        self.found.set_result(content)
+        return wanted
+
+    def mistrust(self) -> None:
+        """Note that what is about to be identified is doubtful, so that it is asked for again."""
+        self.doubtful = True
+
+    def block(self, index: int, data: bytes) -> None:
+        """Pass a block on to its readers."""
+        assert self.transfer is not None
+        self._reader._arrived(self.transfer, index, data)
+
+    def _wanted(self, content: ContentId, first: int, last: int) -> Span | None:
+        if last < first or not content.has_object:
+            return Span(first, last)
+        cache = self._reader._cache
+        if not self.came_whole and cache.has(content, Span(first, last)):
+            return None
+        asked = max(0, -(-self.length // BLOCK_BYTES) - 1)
+        return Span(first, last if cache.room.holds(content.size) else min(last, asked))
 
 
 def _head_length(size_hint: int | None) -> int:

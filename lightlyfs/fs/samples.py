@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, NamedTuple
 
-from lightlyfs.blocks import NO_OBJECT, SMALL_FILE_BYTES, ContentId
+from lightlyfs.blocks import BLOCK_BYTES, NO_OBJECT, SMALL_FILE_BYTES, ContentId
 from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.catalog.plausible import Problems
 from lightlyfs.catalog.sample_catalog import Catalog
@@ -26,6 +26,7 @@ from lightlyfs.errors import (
     Unauthorized,
     Unreachable,
 )
+from lightlyfs.fetch.epoch_fetcher import Ended, EpochFetcher
 from lightlyfs.fetch.prefetcher import Prefetcher
 from lightlyfs.fetch.reader import PROBE_BYTES, Reader
 from lightlyfs.fs.attributes import Attr
@@ -36,6 +37,8 @@ from lightlyfs.inodes import sample_ino
 # sizes of neighbours that are found along with one that was asked for
 _SIZES_AHEAD = 64
 # of so many files it is remembered which version the kernel holds pages of; beyond that they are dropped once
+# samples that are looked up at once to be fetched ahead: some 200 microseconds
+_LOOKED_UP_AT_ONCE = 64
 _NO_VERSION = -1  # no hash of a version that was opened
 _KERNEL_VERSIONS = 100_000
 # a program that reads a file asks for the next bytes sooner than this; it may finish with the version it has
@@ -69,7 +72,7 @@ class Samples:
         caller_name: Callable[[], str],
         forget: Callable[[tuple[str, ...] | None], bool],
         max_prefetches: int,
-        on_opened: Callable[[str, bool], None] | None = None,
+        epochs: EpochFetcher[SampleEntry] | None = None,
         before_fetch: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._catalog = catalog
@@ -83,7 +86,7 @@ class Samples:
             self._prefetch,
             max_under_way=max_prefetches,
             room=lambda entry: reader.room_ahead(entry.published_size or 0),
-            on_opened=on_opened,
+            epochs=epochs,
         )
         self._lock = threading.Lock()
         self._closed = threading.Condition(self._lock)  # a file of which another version is known was closed
@@ -113,7 +116,12 @@ class Samples:
             return self._opened(path, entry, content_of(entry))
         if opens_without_reading(self._caller_name()):
             return OpenedSample(ReadHandle(path, entry, None, followed=True), False, True)
-        content = self._identify(entry, turn, then=lambda: self.prefetcher.opened(path), confirm=verified)
+        content = self._identify(
+            entry,
+            turn,
+            then=lambda: self.prefetcher.opened(path, entry.published_size or 0),
+            confirm=verified,
+        )
         return self._opened(path, entry, content, followed=True)
 
     def read(self, handle: ReadHandle, offset: int, size: int, turn: Turn) -> bytes:
@@ -226,9 +234,9 @@ class Samples:
         if not self._reader.holds(content):
             self._before_fetch(content.size)
         if self.prefetcher.expects(path):
-            self.prefetcher.opened(path)
+            self.prefetcher.opened(path, content.size)
             return self.read_content(content, 0, size, turn)
-        return self.read_content(content, 0, size, turn, lambda: self.prefetcher.opened(path))
+        return self.read_content(content, 0, size, turn, lambda: self.prefetcher.opened(path, content.size))
 
     def read_content(
         self,
@@ -256,7 +264,21 @@ class Samples:
         content = content_of(entry) if entry.verified else self._identify(entry, turn)
         return b"" if not content.has_object else self.read_content(content, offset, size, turn)
 
-    def ask(self, entry: SampleEntry) -> Future[ContentId]:
+    def fetch_ahead(self, entry: SampleEntry, ended: Ended) -> bool:
+        """Begin to fetch a small file for a reader without order; False where there is nothing to fetch."""
+        future = self._prefetch(self._catalog.with_facts(entry))
+        if future is None:
+            return False
+
+        def told(future: Future[Any]) -> None:
+            error = None if future.cancelled() else future.exception()
+            came = not future.cancelled() and error is None
+            ended(came, error.retry_after_s if isinstance(error, RequestError) else None)
+
+        future.add_done_callback(told)
+        return True
+
+    def ask(self, entry: SampleEntry, *, ahead: bool = False) -> Future[ContentId]:
         """Ask storage which content a sample has, and for its first bytes, as `Reader.identify` does.
 
         The answer may also come from another process.
@@ -267,6 +289,7 @@ class Samples:
             for_reading=True,
             known=known_content(entry),
             told=partial(self._found_elsewhere, entry),
+            ahead=ahead,
         )
 
     def find_size(self, path: str, entry: SampleEntry, turn: Turn) -> Attr:
@@ -298,7 +321,7 @@ class Samples:
                     del self._changing[ino]
 
     def _busy_until_locked(self, ino: int, content: ContentId) -> float:
-        others = [other for other in self._open.get(ino, ()) if other.content != content]
+        others = [other for other in self._open.get(ino, ()) if other.content not in (None, content)]
         return max((other.used_at + _BUSY_S for other in others if not other.outdated), default=0.0)
 
     def _outdate_handles(self, ino: int, content: ContentId) -> None:
@@ -364,7 +387,7 @@ class Samples:
             return None
         if entry.verified:
             return self._reader.fetch_whole(content_of(entry))
-        return self.ask(entry)
+        return self.ask(entry, ahead=True)
 
     def _found_elsewhere(self, entry: SampleEntry) -> ContentId | None:
         """Which content a sample has, where that was found since the entry was looked up.
@@ -432,6 +455,23 @@ class Samples:
     def _ask_size(self, entry: SampleEntry) -> Future[ContentId]:
         told = partial(self._found_elsewhere, entry)
         return self._reader.identify(entry.sample_id, size_hint=entry.size_hint, for_reading=False, told=told)
+
+
+class FilesBelow:
+    """Finds the files below a directory in the catalogue, for `EpochFetcher`."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def count_below(self, directory: str, most_bytes: int) -> tuple[int, int]:
+        """Count the samples below a directory, and their bytes; ends early once those are too many."""
+        return self._catalog.sums_below(directory, BLOCK_BYTES, most_bytes)
+
+    def walk(self, directory: str) -> Iterator[tuple[str, SampleEntry, int]]:
+        """Yield the samples below a directory with their paths and sizes."""
+        for path, entry in self._catalog.samples_below(directory, _LOOKED_UP_AT_ONCE):
+            size = entry.published_size
+            yield path, entry, BLOCK_BYTES if size is None else size
 
 
 def known_content(entry: SampleEntry) -> ContentId | None:

@@ -60,7 +60,7 @@ ALLOWED = {
 ONLY_IMPORTER = {
     "requests": {"api/over_requests.py"},
     "urllib3": {"api/over_requests.py", "api/sockets.py"},
-    "pycurl": {"api/curl.py"},
+    "pycurl": {"api/curl.py", "api/curl_loop.py"},
     "fuse": {"kernel/binding.py"},
     "mfusepy": {"kernel/binding.py"},
 }

@@ -25,7 +25,6 @@ from lightlyfs.catalog import store
 from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.fetch.url_store import UrlStore
-from lightlyfs.fetch.urls import ReadUrls
 from lightlyfs.locks import SharedLocks
 from lightlyfs.places import DatasetPlace
 
@@ -547,19 +546,3 @@ def test_urls_are_shared_by_those_of_one_credential_alone(tmp_path: Path) -> Non
     urls(third, "yours").close()
     assert b"bucket.test" not in (third.path / "urls.db").read_bytes()
     third.close()
-
-
-def test_a_url_that_another_process_gets_ahead_is_left_to_it(tmp_path: Path) -> None:
-    clock, asked = Clock(), list[str]()
-    first, second = SharedLocks(tmp_path), SharedLocks(tmp_path)
-
-    def resolve(sample: str) -> str:
-        if not asked:
-            asked.append(sample)
-            assert theirs.get_ahead("a", lambda _: pytest.fail("asked twice")) is False
-            assert theirs.get("a") == "https://bucket.test/a"  # whoever needs it now asks
-        return f"https://bucket.test/{sample}"
-
-    mine, theirs = (ReadUrls(resolve, wall_clock=clock, locks=locks) for locks in (first, second))
-    assert mine.get_ahead("a", resolve)
-    assert theirs.get_ahead("b", resolve)
