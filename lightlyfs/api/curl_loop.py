@@ -367,7 +367,9 @@ class _Exchange:
         self.host = ""
         self._lines: list[bytes] = []
         self._chunks: list[bytes] = []
+        # what is set of the last request
         self._headers: Mapping[str, str] | None = None
+        self._limits: object = None
         self._refusal: errors.RequestError | None = None
         self._proxy: str | None = ""
         setopt = curl.setopt
@@ -400,14 +402,17 @@ class _Exchange:
         if proxy != self._proxy:
             setopt(pycurl.PROXY, proxy or "")
             self._proxy = proxy
-        if request.headers is not self._headers:
+        if request.headers != self._headers:
             headers = wire_headers(request, self._config.user_agent)
             setopt(pycurl.HTTPHEADER, [f"{name}: {value}" for name, value in headers.items()])
             self._headers = request.headers
-        setopt(pycurl.FRESH_CONNECT, int(request.fresh))
-        setopt(pycurl.CONNECTTIMEOUT_MS, milliseconds(request.timeouts.connect_s))
-        setopt(pycurl.TIMEOUT_MS, milliseconds(request.timeouts.total_s))
-        setopt(pycurl.MAXFILESIZE_LARGE, request.max_body_bytes)
+        limits = request.fresh, request.timeouts, request.max_body_bytes
+        if limits != self._limits:
+            self._limits = limits
+            setopt(pycurl.FRESH_CONNECT, int(request.fresh))
+            setopt(pycurl.CONNECTTIMEOUT_MS, milliseconds(request.timeouts.connect_s))
+            setopt(pycurl.TIMEOUT_MS, milliseconds(request.timeouts.total_s))
+            setopt(pycurl.MAXFILESIZE_LARGE, request.max_body_bytes)
         self.host = urlsplit(url).hostname or ""
         guard = self._config.guard
         if guard is not None and proxy and not guard.allows_host(self.host):

@@ -36,6 +36,10 @@ _KEEP_UP_EVERY_S = 1.0
 Release = Callable[[], None]
 
 
+def _no_release() -> None:
+    """What is to be done where no other process was kept out."""
+
+
 class FetchOnce:
     """Keeps other processes from fetching the same; any thread may call. `start` and `close` once.
 
@@ -112,6 +116,8 @@ class FetchOnce:
 
         None where another process fetches some of them.
         """
+        if not self._locks.has_company():
+            return _no_release
         release = self._locks.try_blocks(sample_id, 0, _HEAD_BLOCKS - 1)
         return None if release is None else partial(self._end, release, sample_id)
 

@@ -17,12 +17,15 @@ from lightlyfs.api.calls import Attempt
 from lightlyfs.api.contract import Request, Response, Timeouts
 from lightlyfs.api.retry import Retrier
 from lightlyfs.api.status import raise_for_status
-from lightlyfs.blocks import ContentId, etag_of, parse_content_range, range_header
+from lightlyfs.blocks import SMALL_FILE_BYTES, ContentId, etag_of, parse_content_range, range_header
 from lightlyfs.errors import RequestError
 from lightlyfs.fetch.urls import ReadUrls
 
 # of all answers on their way; further ones go through the pool, or are not fetched ahead
 MAX_BYTES_UNDER_WAY = 64 << 20
+
+# the same for all, so that a handle has them set already: an object that is longer than it should is odd
+_HEADERS = {"Range": range_header(0, SMALL_FILE_BYTES)}
 
 Done = Callable[[Response | None], None]
 
@@ -71,8 +74,8 @@ class FirstTry:
     def fetch(self, sample_id: str, length: int, expected: int, done: Done, *, urgent: bool) -> bool:
         """Get the first `length` bytes of a sample; False where this is not the time, and nothing is done.
 
-        `expected` is how many come probably. `done` gets the answer of storage where it is a 2xx, else None; in
-        the loop's thread, as a rule.
+        `expected` is how many come probably. `done` gets the answer of storage where it is a 2xx, else None,
+        in the loop's thread as a rule.
         """
         if not self.is_answering:
             return False
@@ -162,7 +165,7 @@ class _Fetch:
         request = Request(
             "GET",
             url,
-            headers={"Range": range_header(0, self._length)},
+            headers=_HEADERS,
             timeouts=self._of._timeouts,
             max_body_bytes=self._length,
         )

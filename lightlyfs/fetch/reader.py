@@ -262,16 +262,16 @@ class Reader:
         return True
 
     def _take_head(self, head: _Head, content: ContentId, body: bytes, release: Callable[[], None]) -> None:
-        head.came_whole = True
+        """Answer with a whole content, which is in memory by then; the disk comes after it."""
         try:
-            wanted = head.identified(content, 0, block_count(content.size) - 1)
-            if wanted is not None and head.transfer is not None:
-                self._take_blocks(head.transfer, wanted, body)
+            self._cache.hold(content, body)
+            self._tell(content, True)
+            self._forget_head(head)
+            head.found.set_result(content)
+            self._keep_whole(content, body)
         except BaseException as error:
             log.exception("what storage sent cannot be kept")
             self._end_head(head, error)
-        else:
-            self._end_head(head, None)
         finally:
             release()
 
@@ -306,7 +306,8 @@ class Reader:
             return
         try:
             self._answered()
-            self._take_blocks(transfer, Span(0, block_count(content.size) - 1), answer.body)
+            self._cache.hold(content, answer.body)
+            self._keep_whole(content, answer.body)
         except BaseException as error:
             log.exception("what storage sent cannot be kept")
             self._end_transfer(transfer, error)
@@ -315,11 +316,16 @@ class Reader:
         finally:
             release()
 
-    def _take_blocks(self, transfer: Transfer, wanted: Span, body: bytes) -> None:
-        for block in range(wanted.first, wanted.last + 1):
-            start = block * BLOCK_BYTES
-            data = body if len(body) <= BLOCK_BYTES else body[start : start + BLOCK_BYTES]
-            self._arrived(transfer, block, data)
+    def _keep_whole(self, content: ContentId, body: bytes) -> None:
+        """Give a small content to those who wait for its blocks, and to the cache."""
+        if self._transfers:
+            for block in range(block_count(content.size)):
+                start = block * BLOCK_BYTES
+                data = body if len(body) <= BLOCK_BYTES else body[start : start + BLOCK_BYTES]
+                self._transfers.hand_over(content, block, data)
+        self._cache.write_whole(content, body)
+        with self._lock:
+            self._fetched_bytes += len(body)
 
     def _assemble(
         self, content: ContentId, offset: int, length: int, span: Span, got: dict[int, bytes]
@@ -525,7 +531,6 @@ class _Head:
         self.told = told
         self.waits = waits
         self.doubtful = False
-        self.came_whole = False  # the bytes are in memory: keeping them again costs less than a look
         self.transfer: Transfer | None = None
 
     def identified(self, content: ContentId, first: int, last: int) -> Span | None:
@@ -557,7 +562,7 @@ class _Head:
         if last < first or not content.has_object:
             return Span(first, last)
         cache = self._reader._cache
-        if not self.came_whole and cache.has(content, Span(first, last)):
+        if cache.has(content, Span(first, last)):
             return None
         asked = max(0, -(-self.length // BLOCK_BYTES) - 1)
         return Span(first, last if cache.room.holds(content.size) else min(last, asked))

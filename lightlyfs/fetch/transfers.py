@@ -55,6 +55,9 @@ class Transfers:
         with self._lock:
             return sum(len(under_way.transfers) for under_way in self._contents.values())
 
+    def __bool__(self) -> bool:
+        return bool(self._contents)
+
     def will_bring(self, content: ContentId, block: int) -> bool:
         """Whether a block is under way."""
         with self._lock:
