@@ -57,6 +57,8 @@ class Settings:
     no_cache: bool
     read_mode: str
     jobs: int
+    read_ahead: str
+    read_ahead_limit_bytes: int | None
     page_size: int
     read_only: bool
     tag: str | None
@@ -188,6 +190,20 @@ SETTINGS: tuple[Setting, ...] = (
         choices=("url", "redirect"),
     ),
     Setting("jobs", "32", "Downloads at once.", parse_count),
+    Setting(
+        "read_ahead",
+        "epochs",
+        "What is fetched before it is asked for: nothing, the next files of a reader in order, or also the "
+        "rest of a directory that is read in random order.",
+        str,
+        choices=("off", "files", "epochs"),
+    ),
+    Setting(
+        "read_ahead_limit",
+        None,
+        "Most bytes that are fetched ahead and not read yet [a quarter of the cache, at most 256M].",
+        parse_bytes,
+    ),
     Setting("page_size", "5000", "Samples asked for at once while listing.", parse_count),
     Setting("read_only", "off", "Refuse every change.", parse_switch),
     Setting("tag", None, "Show only the samples of this tag, by name or id; read-only.", str),
@@ -246,7 +262,11 @@ SETTINGS: tuple[Setting, ...] = (
 )
 BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in SETTINGS}
 # what the settings are called where they carry their unit
-_FIELD_OF = {"metadata_ttl": "metadata_ttl_s", "cache_size": "cache_size_bytes"}
+_FIELD_OF = {
+    "metadata_ttl": "metadata_ttl_s",
+    "cache_size": "cache_size_bytes",
+    "read_ahead_limit": "read_ahead_limit_bytes",
+}
 
 
 def resolve(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Settings:

@@ -47,13 +47,14 @@ class Below(NamedTuple):
 
 
 class Epoch(Generic[T]):
-    """One pass over what is below a directory; used under the caller's lock.
+    """One pass over files below a directory, or over those that a program announced.
 
-    `below` is None until it was counted, `fits` says whether the cache has room for it. `files` gives the
-    files to fetch with their paths and sizes; None until they are found, and once there are no more.
+    Used under the caller's lock. `below` is None until it was counted, `fits` says whether the cache has room
+    for it. `files` gives the files to fetch with their paths and sizes; None until they are found, and once
+    there are no more.
     """
 
-    def __init__(self, directory: str, opens: int) -> None:
+    def __init__(self, directory: str = "", opens: int = 0) -> None:
         self.directory = directory
         self.below: Below | None = None
         self.fits = False
@@ -101,16 +102,21 @@ class EpochTable(Generic[T]):
         # by path, of files that were fetched ahead and not opened since; any thread may look
         self.unread: dict[str, tuple[Epoch[T], int]] = {}
 
-    def opened(self, path: str, size: int, now: float, *, in_order: bool) -> Epoch[T] | None:
+    def opened(
+        self, path: str, size: int, now: float, *, in_order: bool, guess: bool = True
+    ) -> Epoch[T] | None:
         """Note the open of a file that had to be fetched, or that was fetched ahead.
 
-        Returns an epoch that begins with it, whose `below`, `fits` and `files` are still to be found out.
+        With `guess` it returns an epoch that begins with it; its `below`, `fits` and `files` are still to be
+        found out.
         """
         epoch, fetched = self.unread.pop(path, (None, 0))
         if epoch is not None:
             epoch.unread_bytes -= fetched
             epoch.unread_files -= 1
         hit = epoch is not None
+        if not guess:
+            return None
         epoch = epoch or self._epoch_of(path, now)
         if epoch is not None:
             epoch.seen_at = now
@@ -143,6 +149,11 @@ class EpochTable(Generic[T]):
             if epoch.wants_more:
                 return epoch
         return None
+
+    def forget(self, epoch: Epoch[T]) -> None:
+        """Count what was fetched for an epoch as read."""
+        for path in [path for path, (of, _) in self.unread.items() if of is epoch]:
+            del self.unread[path]
 
     def _epoch_of(self, path: str, now: float) -> Epoch[T] | None:
         for directory in _above(path) if self._epochs else ():
@@ -181,8 +192,7 @@ class EpochTable(Generic[T]):
 
     def _end(self, epoch: Epoch[T]) -> None:
         del self._epochs[epoch.directory]
-        for path in [path for path, (of, _) in self.unread.items() if of is epoch]:
-            del self.unread[path]
+        self.forget(epoch)
 
 
 def _above(path: str) -> Iterator[str]:

@@ -7,7 +7,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from lightlyfs.app.kernel_interface import Kernel, NoKernel, open_files_limit
 from lightlyfs.app.metrics import status_of
 from lightlyfs.app.sharing import listing_turn, opening, renewing
 from lightlyfs.app.uploading import UploadNeeds, Uploads
-from lightlyfs.blocks import NO_OBJECT
+from lightlyfs.blocks import BLOCK_BYTES, NO_OBJECT
 from lightlyfs.cache.block_cache import BlockCache
 from lightlyfs.cache.budget import CacheConfig, bytes_beside, default_budget
 from lightlyfs.cache.fetch_once import FetchOnce
@@ -36,7 +36,7 @@ from lightlyfs.catalog.tags import Tags
 from lightlyfs.catalog.timing import FreshnessConfig
 from lightlyfs.desktop.programs import CrawlBudget
 from lightlyfs.errors import NoSuchFile, StartError, TooManyWaiting
-from lightlyfs.fetch.epoch_fetcher import Ended, EpochFetcher
+from lightlyfs.fetch.epoch_fetcher import Announcement, Ended, EpochFetcher
 from lightlyfs.fetch.fetcher import FetchConfig, Fetcher
 from lightlyfs.fetch.prefetcher import PrefetchStats
 from lightlyfs.fetch.reader import Reader
@@ -175,6 +175,24 @@ class Dataset:
             "limit": ahead.limit,
         }
 
+    def ahead(self, paths: Iterable[str]) -> Announcement:
+        """Fetch files, named by their paths, in this order ahead of a program that is about to read them.
+
+        Returns at once. The order may be of any length: it is asked for as it is needed, in another thread.
+        At most `read_ahead_limit` bytes are fetched and not read. Paths that name no sample are passed over.
+        """
+        limit = self.settings.read_ahead_limit_bytes
+        most = self.cache.room.ahead_bytes
+        return self._epochs.announce(self._samples_at(paths), most if limit is None else min(limit, most))
+
+    def _samples_at(self, paths: Iterable[str]) -> Iterator[tuple[str, SampleEntry, int]]:
+        self.catalog.wait_until_listed(self._own_patience().turn())
+        for path in paths:
+            entry = self.catalog.known(path)
+            if isinstance(entry, SampleEntry):
+                size = entry.published_size
+                yield path, entry, BLOCK_BYTES if size is None else size
+
     def epoch_stats(self) -> dict[str, int]:
         """What was fetched ahead for readers without order, and how much of it was read."""
         ahead = self._epochs.stats()
@@ -182,6 +200,9 @@ class Dataset:
 
     def _fetch_ahead(self, entry: SampleEntry, ended: Ended) -> bool:
         return self._samples.fetch_ahead(entry, ended)
+
+    def _epoch_room(self) -> int:
+        return self.cache.room.epoch_bytes
 
     def _get_url_ahead(self, entry: SampleEntry, ended: Ended) -> bool:
         """Get the read URL of a file that is not in the cache."""
@@ -353,8 +374,9 @@ class Dataset:
             FilesBelow(self.catalog),
             self._fetch_ahead,
             self._get_url_ahead,
-            lambda: self.cache.room.epoch_bytes,
+            self._epoch_room,
             self._content_pool,
+            guesses=self.settings.read_ahead == "epochs",
             clock=time.monotonic,
             max_under_way=max_prefetches if self._connections.loop is None else EPOCH_REQUESTS,
         )
@@ -366,6 +388,7 @@ class Dataset:
             forget=kernel.forget,
             max_prefetches=max_prefetches if self._connections.loop is None else IN_ORDER_REQUESTS,
             epochs=self._epochs,
+            follows_order=self.settings.read_ahead != "off",
             before_fetch=CrawlBudget(kernel.caller_name, time.monotonic).spend,
         )
 

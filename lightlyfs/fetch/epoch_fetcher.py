@@ -1,16 +1,17 @@
 """Fetches the rest of a directory whose files are opened in random order: contents, or only their read URLs.
 
 `ahead.epochs` decides when and how much. This module looks the files up and starts the fetches, which the
-network loop carries; one that ends starts the next one, so that no thread waits for any.
+network loop carries; one that ends starts the next one, so that no thread waits for any. What a program
+announces needs no decision: it is fetched in its order, by a thread of its own, as the order may come slowly.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Executor
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from lightlyfs.ahead.epochs import Below, Epoch, EpochTable, Pace
 
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)
+
+# an announcement that waits looks again so often: a pause that the server asked for may be over
+_LOOK_S = 0.25
 
 # called with whether what was started came, and in how many seconds to ask again where it did not
 Ended = Callable[[bool, float | None], None]
@@ -58,11 +62,33 @@ class EpochStats(NamedTuple):
     limit: int
 
 
+class Announcement:
+    """Files that a program says it will read, in its order; `close` ends the fetching, as `with` does."""
+
+    def __init__(self, fetcher: EpochFetcher[Any], limit_bytes: int) -> None:
+        self._fetcher = fetcher
+        self.epoch: Epoch[Any] = Epoch()
+        self.limit_bytes = limit_bytes
+        # changed under the fetcher's lock
+        self.is_closed = False
+        self.fetched = 0
+
+    def close(self) -> None:
+        """Fetch no more of it; idempotent."""
+        self._fetcher.close(self)
+
+    def __enter__(self) -> Announcement:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 class EpochFetcher(Generic[T]):
     """Follows the opens of files; any thread may call `opened`, which neither waits nor raises.
 
     `content(file, ended)` fetches a file into the cache, `url(file, ended)` its read URL alone. `room()` is
-    how many bytes an epoch may have to be fetched ahead.
+    how many bytes an epoch may have to be fetched ahead. Without `guesses` only what is announced is fetched.
     """
 
     def __init__(
@@ -73,6 +99,7 @@ class EpochFetcher(Generic[T]):
         room: Callable[[], int],
         executor: Executor,
         *,
+        guesses: bool,
         clock: Callable[[], float],
         max_under_way: int,
     ) -> None:
@@ -81,8 +108,10 @@ class EpochFetcher(Generic[T]):
         self._url = url
         self._room = room
         self._executor = executor
+        self._guesses = guesses
         self._clock = clock
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)  # what an announcement waits for
         # guarded by _lock
         self._table: EpochTable[T] = EpochTable()
         self._pace = Pace(max_under_way)
@@ -107,12 +136,58 @@ class EpochFetcher(Generic[T]):
         with self._lock:
             if path in self._table.unread:
                 self._stats = self._stats._replace(files_read=self._stats.files_read + 1)
-            begun = self._table.opened(path, size, now, in_order=in_order)
+                self._changed.notify_all()
+            begun = self._table.opened(path, size, now, in_order=in_order, guess=self._guesses)
             if begun is None and not self._may_go_locked(now):
                 return
             if begun is None:
                 self._is_going = True
         self._submit((lambda: self._begin(begun)) if begun is not None else self._go_on)
+
+    def announce(self, files: Iterable[tuple[str, T, int]], limit_bytes: int) -> Announcement:
+        """Fetch files in this order, at most so many bytes ahead of who reads them, until that is closed."""
+        announcement = Announcement(self, limit_bytes)
+        thread = threading.Thread(
+            target=self._follow, args=(files, announcement), name="lightlyfs-announced", daemon=True
+        )
+        thread.start()
+        return announcement
+
+    def _follow(self, files: Iterable[tuple[str, T, int]], announcement: Announcement) -> None:
+        epoch = announcement.epoch
+        try:
+            for path, file, size in files:
+                if not self._await_turn(announcement):
+                    break
+                with self._lock:
+                    self._under_way += 1
+                    self._table.started(epoch, path, size)
+                if not self._content(file, self._ended_content(path, size, announcement)):
+                    with self._lock:
+                        self._under_way -= 1
+                        self._table.dropped(path)
+        except Exception:
+            # the program reads what it needs itself
+            log.exception("what was announced cannot be fetched")
+
+    def _await_turn(self, announcement: Announcement) -> bool:
+        """Wait until one more file may be fetched; False once the announcement is closed."""
+        epoch = announcement.epoch
+        with self._changed:
+            while not announcement.is_closed:
+                if epoch.unread_bytes < announcement.limit_bytes and self._pace.allows(
+                    self._under_way, self._clock()
+                ):
+                    return True
+                self._changed.wait(_LOOK_S)
+        return False
+
+    def close(self, announcement: Announcement) -> None:
+        """Fetch no more of what was announced."""
+        with self._changed:
+            announcement.is_closed = True
+            self._table.forget(announcement.epoch)
+            self._changed.notify_all()
 
     def _submit(self, job: Callable[[], None]) -> None:
         try:
@@ -179,7 +254,7 @@ class EpochFetcher(Generic[T]):
             self._under_way += 1
             if fits:
                 self._table.started(epoch, path, size)
-        ended = self._ended_content(path, size) if fits else self._ended_url(epoch)
+        ended = self._ended_content(path, size, None) if fits else self._ended_url(epoch)
         if not (self._content if fits else self._url)(file, ended):
             with self._lock:
                 self._under_way -= 1
@@ -187,12 +262,14 @@ class EpochFetcher(Generic[T]):
                     self._table.dropped(path)
         return True
 
-    def _ended_content(self, path: str, size: int) -> Ended:
+    def _ended_content(self, path: str, size: int, announcement: Announcement | None) -> Ended:
         def ended(came: bool, retry_after_s: float | None) -> None:
             with self._lock:
                 if came:
                     files, total = self._stats.files + 1, self._stats.bytes + size
                     self._stats = self._stats._replace(files=files, bytes=total)
+                    if announcement is not None:
+                        announcement.fetched += 1
                 else:
                     self._table.dropped(path)
             self._ended(came, retry_after_s)
@@ -215,6 +292,7 @@ class EpochFetcher(Generic[T]):
                 self._pace.succeeded()
             else:
                 self._pace.failed(self._clock(), retry_after_s)
+            self._changed.notify_all()
             if self._is_going:
                 self._goes_again = True
                 return

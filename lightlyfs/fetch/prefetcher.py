@@ -54,10 +54,13 @@ class Prefetcher(Generic[T]):
         max_under_way: int,
         room: Callable[[T], int] = lambda _: MAX_WINDOW * MAX_SEQUENCES,
         epochs: EpochFetcher[T] | None = None,
+        is_on: bool = True,
     ) -> None:
+        """One that is not `is_on` follows nobody, and tells `epochs` alone."""
         self._after = after
         self._room = room
         self._epochs = epochs
+        self._is_on = is_on
         self._fetched_ahead: Container[str] = () if epochs is None else epochs.unread
         self._start = start
         self._max_under_way = max(_MIN_UNDER_WAY, max_under_way)
@@ -80,6 +83,12 @@ class Prefetcher(Generic[T]):
 
     def opened(self, path: str, size: int = 0) -> None:
         """Note the open of a file that was fetched or expected, and prefetch the files behind it."""
+        expected = self._is_on and self._follow(path)
+        if self._epochs is not None:
+            self._epochs.opened(path, size, in_order=expected)
+
+    def _follow(self, path: str) -> bool:
+        """Fetch what comes next; returns whether the file was expected."""
         with self._lock:
             expected = path in self._table.expected
             sequence = self._table.opened(path)
@@ -97,8 +106,7 @@ class Prefetcher(Generic[T]):
             with self._lock:
                 sequence = self._table.guess()
             self._go_on(sequence, path)
-        if self._epochs is not None:
-            self._epochs.opened(path, size, in_order=expected)
+        return expected
 
     def _look_around(self, sequence: FileSequence[T], path: str) -> None:
         """After an unexpected open, guess the next files, and check whether it continues a step."""

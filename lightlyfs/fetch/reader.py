@@ -117,8 +117,9 @@ class Reader:
 
         The same GET brings the first bytes: all of a file that the hint calls small when it is about to
         be read, a probe where nothing is known of its size, and one byte where only the size or the content
-        that is `known` from before is to be confirmed. Storage is not asked where `told()`, called once no
-        other process asks it, knows what another one found. One that is asked `ahead` waits for all others.
+        that is `known` from before is to be confirmed. Storage is not asked where `told()`, called once
+        nobody else asks, knows what was found meanwhile, here or by another process. A question that is asked
+        `ahead` of a reader goes behind all others.
         """
         with self._lock:
             head = self._heads.get(sample_id)
@@ -128,6 +129,11 @@ class Reader:
             head = self._heads[sample_id] = _Head(
                 self, sample_id, Known(size_hint, known), told, waits=not ahead
             )
+        found = told()
+        if found is not None:
+            self._forget_head(head)
+            head.found.set_result(found)
+            return head.found
         if known is not None and known.has_object and self._holds_start_of(known):
             head.length = _CONFIRM_BYTES
         elif for_reading:
@@ -161,6 +167,14 @@ class Reader:
             data = self._read_missing(content, offset, length, span, wait, on_miss)
         self._go_ahead(content, span)
         return data
+
+    def is_asked(self, sample_id: str) -> bool:
+        """Whether storage is being asked about a sample, so that its first bytes are on their way."""
+        return sample_id in self._heads
+
+    def has_company(self) -> bool:
+        """Whether another process uses the cache, as of a moment ago."""
+        return self._once.has_company()
 
     def ensure(self, content: ContentId, span: Span) -> None:
         """See that blocks are, or are being, fetched; does not wait."""

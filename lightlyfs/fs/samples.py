@@ -72,7 +72,8 @@ class Samples:
         caller_name: Callable[[], str],
         forget: Callable[[tuple[str, ...] | None], bool],
         max_prefetches: int,
-        epochs: EpochFetcher[SampleEntry] | None = None,
+        epochs: EpochFetcher[SampleEntry],
+        follows_order: bool = True,
         before_fetch: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._catalog = catalog
@@ -87,6 +88,7 @@ class Samples:
             max_under_way=max_prefetches,
             room=lambda entry: reader.room_ahead(entry.published_size or 0),
             epochs=epochs,
+            is_on=follows_order,
         )
         self._lock = threading.Lock()
         self._closed = threading.Condition(self._lock)  # a file of which another version is known was closed
@@ -266,7 +268,7 @@ class Samples:
 
     def fetch_ahead(self, entry: SampleEntry, ended: Ended) -> bool:
         """Begin to fetch a small file for a reader without order; False where there is nothing to fetch."""
-        future = self._prefetch(self._catalog.with_facts(entry))
+        future = self._prefetch(entry)
         if future is None:
             return False
 
@@ -288,7 +290,7 @@ class Samples:
             size_hint=entry.published_size,
             for_reading=True,
             known=known_content(entry),
-            told=partial(self._found_elsewhere, entry),
+            told=partial(self._found_meanwhile, entry),
             ahead=ahead,
         )
 
@@ -381,20 +383,26 @@ class Samples:
             self._problems.note_unreadable(sample_id, found[0], f"it cannot be read: {error}")
 
     def _prefetch(self, entry: SampleEntry) -> Future[Any] | None:
-        """Begin to fetch a small file that is likely to be read next."""
-        size = entry.published_size
-        if size is None or size > SMALL_FILE_BYTES:
-            return None
-        if entry.verified:
-            return self._reader.fetch_whole(content_of(entry))
-        return self.ask(entry, ahead=True)
+        """Begin to fetch a small file that is likely to be read next.
 
-    def _found_elsewhere(self, entry: SampleEntry) -> ContentId | None:
+        The entry may have been looked up a while ago, and the file read since.
+        """
+        now = self._catalog.told(entry)
+        size = None if now is None else now.published_size
+        if now is None or size is None or size > SMALL_FILE_BYTES or self._reader.is_asked(now.sample_id):
+            return None
+        if now.verified:
+            return self._reader.fetch_whole(content_of(now))
+        return self.ask(now, ahead=True)
+
+    def _found_meanwhile(self, entry: SampleEntry) -> ContentId | None:
         """Which content a sample has, where that was found since the entry was looked up.
 
         Another process may have asked; it told its kernel, and this one has to tell ours.
         """
-        told = self._catalog.told(entry)
+        told: SampleEntry | None = entry if entry.verified else self._catalog.with_facts(entry)
+        if entry.verified or (told is not None and not told.verified):
+            told = self._catalog.told(entry) if self._reader.has_company() else None
         if told is None or not told.verified or told.etag == NO_OBJECT:
             return None
         content = content_of(told)
@@ -453,7 +461,7 @@ class Samples:
                 self._ask_size(sample)
 
     def _ask_size(self, entry: SampleEntry) -> Future[ContentId]:
-        told = partial(self._found_elsewhere, entry)
+        told = partial(self._found_meanwhile, entry)
         return self._reader.identify(entry.sample_id, size_hint=entry.size_hint, for_reading=False, told=told)
 
 

@@ -54,6 +54,7 @@ class Bench:
             self.url,
             lambda: self.room,
             self.pool,
+            guesses=True,
             clock=lambda: self.now,
             max_under_way=max_under_way,
         )
