@@ -6,6 +6,9 @@
     with lightlyfs.open_cached("/mnt/images/cars/red.jpg") as file:  # past the kernel, from the local disk
         ...
 
+    with lightlyfs.ahead(paths):  # the order in which a program is about to read them
+        ...
+
 `LightlyClient` is the typed client of the Samples API that it stands on.
 """
 
@@ -14,14 +17,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightlyfs.announcing import Announced, ahead
     from lightlyfs.api.client import LightlyClient
     from lightlyfs.library import Mounted, mount, open_cached
 
-__all__ = ["LightlyClient", "Mounted", "mount", "open_cached"]
+__all__ = ["Announced", "LightlyClient", "Mounted", "ahead", "mount", "open_cached"]
 
 _HOMES = {
     "LightlyClient": "lightlyfs.api.client",
+    "Announced": "lightlyfs.announcing",
     "Mounted": "lightlyfs.library",
+    "ahead": "lightlyfs.announcing",
     "mount": "lightlyfs.library",
     "open_cached": "lightlyfs.library",
 }

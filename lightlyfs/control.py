@@ -62,6 +62,11 @@ class Channel:
         self._descriptors.clear()
         self._connection.close()
 
+    def hang_up(self) -> None:
+        """End what another thread waits for at this end; that thread closes it."""
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
     def send(self, message: Mapping[str, Any], descriptor: int | None = None) -> None:
         """Send a message, and a descriptor with it."""
         data = json.dumps(message).encode() + b"\n"

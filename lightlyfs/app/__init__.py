@@ -10,8 +10,10 @@ from lightlyfs.app.kernel_interface import fit_descriptors
 from lightlyfs.app.metrics import serve_metrics, status_of
 from lightlyfs.app.opening import list_once, open_place, open_spool
 from lightlyfs.app.owed import OwedFile, discard_owed, owed_files
+from lightlyfs.fetch.epoch_fetcher import Announcement
 
 __all__ = [
+    "Announcement",
     "Connections",
     "Dataset",
     "OwedFile",

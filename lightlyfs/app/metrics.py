@@ -139,6 +139,7 @@ def status_of(parts: Dataset) -> dict[str, Any]:
         },
         "content": reader._asdict(),
         "prefetch": parts.prefetch_stats()._asdict(),
+        "ahead": parts.epoch_stats(),
         "reads_by_path": parts.filesystem.reads_by_path,
         "urls": parts.url_stats(),
         "open_files": parts.filesystem.open_files,

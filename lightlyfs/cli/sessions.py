@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping
+from queue import Empty, Full, Queue
 from typing import Any
 
 from lightlyfs.app import Dataset
@@ -19,6 +21,8 @@ log = logging.getLogger(__name__)
 # how often a warming tells how far it is; a bar looks steady then
 _TELL_EVERY_S = 0.2
 _FAILURES_AT_ONCE = 100
+# a program whose order is not needed yet hears of us so often
+_SIGN_OF_LIFE_S = 2.0
 
 
 def sessions_of(parts: Dataset) -> Mapping[str, Session]:
@@ -45,7 +49,42 @@ def sessions_of(parts: Dataset) -> Mapping[str, Session]:
         else:
             channel.send({"ok": True, "refused": parts.uploads.send(names)})
 
-    return {"warm": warm, "open_cached": open_cached, "send": send}
+    def ahead(_: Mapping[str, Any], channel: Channel) -> None:
+        _fetch_ahead(parts, channel)
+
+    return {"warm": warm, "open_cached": open_cached, "send": send, "ahead": ahead}
+
+
+def _fetch_ahead(parts: Dataset, channel: Channel) -> None:
+    """Fetch what a program announces, a few paths at a time, until it hangs up or the mount ends."""
+    waiting: Queue[list[str]] = Queue(maxsize=1)
+    ended = threading.Event()
+
+    def names() -> Iterator[str]:
+        while not ended.is_set():
+            try:
+                yield from waiting.get(timeout=_TELL_EVERY_S)
+            except Empty:
+                continue
+
+    with parts.ahead(names()):
+        try:
+            while (message := channel.receive()) is not None:
+                while not _put(waiting, [str(name) for name in message["names"]]):
+                    channel.send({"ok": True, "taken": False})  # or the program would take us for gone
+                    if channel.has_ended() or parts.closing.is_set():
+                        return
+                channel.send({"ok": True, "taken": True})
+        finally:
+            ended.set()
+
+
+def _put(waiting: Queue[list[str]], names: list[str]) -> bool:
+    try:
+        waiting.put(names, timeout=_SIGN_OF_LIFE_S)
+    except Full:
+        return False
+    return True
 
 
 def _hand_out(cached_files: CachedFiles, path: str, channel: Channel) -> None:

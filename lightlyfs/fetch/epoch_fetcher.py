@@ -1,6 +1,6 @@
 """Fetches the rest of a directory whose files are opened in random order: contents, or only their read URLs.
 
-`ahead.epochs` decides when and how much. This module looks the files up and starts the fetches, which the
+`readahead.epochs` decides when and how much. This module looks the files up and starts the fetches, which the
 network loop carries; one that ends starts the next one, so that no thread waits for any. What a program
 announces needs no decision: it is fetched in its order, by a thread of its own, as the order may come slowly.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Executor
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from lightlyfs.ahead.epochs import Below, Epoch, EpochTable, Pace
+from lightlyfs.readahead.epochs import Below, Epoch, EpochTable, Pace
 
 log = logging.getLogger(__name__)
 

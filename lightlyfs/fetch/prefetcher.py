@@ -1,7 +1,7 @@
 """Prefetches the next files for a program that reads a directory in order.
 
-`ahead.in_order` decides which files are next. This module looks them up and starts the fetches. It limits how
-many run at once, and lowers the limit when the server fails, so that waiting readers always come first.
+`readahead.in_order` decides which files are next. This module looks them up and starts the fetches. It limits
+how many run at once, and lowers the limit when the server fails, so that waiting readers always come first.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from lightlyfs.ahead.in_order import (
+from lightlyfs.fetch.epoch_fetcher import EpochFetcher
+from lightlyfs.readahead.in_order import (
     MAX_SEQUENCES,
     MAX_STEP,
     MAX_WINDOW,
@@ -19,7 +20,6 @@ from lightlyfs.ahead.in_order import (
     SequenceTable,
     StepFinder,
 )
-from lightlyfs.fetch.epoch_fetcher import EpochFetcher
 
 T = TypeVar("T")
 

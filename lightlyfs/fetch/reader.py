@@ -17,7 +17,6 @@ from concurrent.futures import Executor, Future
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
-from lightlyfs.ahead.within_file import ReadAhead
 from lightlyfs.api.contract import Response
 from lightlyfs.blocks import (
     BLOCK_BYTES,
@@ -37,6 +36,7 @@ from lightlyfs.fetch.answers import Doubt, Known
 from lightlyfs.fetch.fetcher import Fetcher
 from lightlyfs.fetch.first_try import FirstTry, whole_content
 from lightlyfs.fetch.transfers import NotBrought, Transfer, Transfers
+from lightlyfs.readahead.within_file import ReadAhead
 
 log = logging.getLogger(__name__)
 

@@ -29,9 +29,9 @@ ALLOWED = {
     "places": {"locks", "mountinfo", "file_systems", "errors"},
     "api": {"forks", "errors"},
     "catalog": {"api", "forks", "database", "inodes", "errors"},
-    "ahead": {"blocks"},
+    "readahead": {"blocks"},
     "cache": {"blocks", "locks", "database", "errors"},
-    "fetch": {"ahead", "cache", "blocks", "api", "locks", "database", "errors"},
+    "fetch": {"readahead", "cache", "blocks", "api", "locks", "database", "errors"},
     "staging": {"api", "database", "inodes", "occupied", "upload_rules", "errors"},
     "desktop": {"catalog", "api", "database", "errors"},
     "fs": {
@@ -55,7 +55,8 @@ ALLOWED = {
     "fsspec": {"app", "fs", "blocks", "places", "settings", "errno_table", "errors"},
     "examples": {"fsspec", "errors"},
     "__main__": {"cli"},
-    "__init__": {"library", "api"},
+    "announcing": {"control", "places", "fsspec", "errors"},
+    "__init__": {"announcing", "library", "api"},
 }
 ONLY_IMPORTER = {
     "requests": {"api/over_requests.py"},
@@ -70,9 +71,9 @@ PURE = [
     "inodes.py",
     "upload_rules.py",
     "staging/record.py",
-    "ahead/within_file.py",
-    "ahead/in_order.py",
-    "ahead/epochs.py",
+    "readahead/within_file.py",
+    "readahead/in_order.py",
+    "readahead/epochs.py",
 ]
 IMPURE_IMPORTS = {"time", "threading", "os", "socket", "sqlite3", "pathlib", "random"}
 MAX_MODULE_LINES = 600

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from lightlyfs.ahead.epochs import IDLE_S, OPENS_TO_START, EpochTable, Pace
 from lightlyfs.fetch.epoch_fetcher import Ended, EpochFetcher
 from lightlyfs.fetch.prefetcher import Prefetcher
 from lightlyfs.fetch.urls import AskedOnce, ReadUrls
+from lightlyfs.readahead.epochs import IDLE_S, OPENS_TO_START, EpochTable, Pace
 
 SIZE = 100_000
 FILES = [f"d/{number:04d}.jpg" for number in range(2000)]
