@@ -76,6 +76,7 @@ class Call:
 class Attempt(Generic[T]):
     """One request for another part to send; `outcome` returns what its answer says, or raises why not."""
 
+    operation: str
     request: Request
     outcome: Callable[[Response | errors.RequestError], T]
 
@@ -158,7 +159,7 @@ class Caller:
             self._retrier.note(None)
             return found
 
-        return Attempt(self._request(call, self._timeouts, credentials), outcome)
+        return Attempt(call.operation, self._request(call, self._timeouts, credentials), outcome)
 
     @property
     def is_answering(self) -> bool:

@@ -107,7 +107,7 @@ class FirstTry:
             return
 
         def answered(answer: Response | RequestError) -> None:
-            self._note("get_sample_read_url", started, answer)
+            self._note(attempt.operation, started, answer)
             try:
                 url = attempt.outcome(answer)
             except RequestError:

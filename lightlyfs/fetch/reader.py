@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -93,6 +94,8 @@ class Reader:
         self._lock = threading.Lock()
         # guarded by _lock: the samples that storage is being asked about
         self._heads: dict[str, _Head] = {}
+        # by key, contents that are in memory and on their way to the disk
+        self._being_kept: dict[str, Future[bytes]] = {}
         self._read_ahead = ReadAhead()
         self._fetches = self._fetched_bytes = self._failures = 0
 
@@ -138,7 +141,8 @@ class Reader:
             head.length = _CONFIRM_BYTES
         elif for_reading:
             head.length = _head_length(size_hint)
-        if head.length not in (BLOCK_BYTES, SMALL_FILE_BYTES) or not self._try_head(head):
+        small = head.length == SMALL_FILE_BYTES and size_hint is not None
+        if not small or not self._try_head(head):
             self._submit_head(head)
         return head.found
 
@@ -278,11 +282,10 @@ class Reader:
     def _take_head(self, head: _Head, content: ContentId, body: bytes, release: Callable[[], None]) -> None:
         """Answer with a whole content, which is in memory by then; the disk comes after it."""
         try:
-            self._cache.hold(content, body)
-            self._tell(content, True)
-            self._forget_head(head)
-            head.found.set_result(content)
-            self._keep_whole(content, body)
+            with self._keeping(content, body):
+                self._tell(content, True)
+                self._forget_head(head)
+                head.found.set_result(content)
         except BaseException as error:
             log.exception("what storage sent cannot be kept")
             self._end_head(head, error)
@@ -320,8 +323,8 @@ class Reader:
             return
         try:
             self._answered()
-            self._cache.hold(content, answer.body)
-            self._keep_whole(content, answer.body)
+            with self._keeping(content, answer.body):
+                pass
         except BaseException as error:
             log.exception("what storage sent cannot be kept")
             self._end_transfer(transfer, error)
@@ -330,8 +333,19 @@ class Reader:
         finally:
             release()
 
+    @contextmanager
+    def _keeping(self, content: ContentId, body: bytes) -> Iterator[None]:
+        """Keep a small content: in memory within the block, and then on the disk."""
+        kept = self._being_kept[content.key()] = Future()
+        try:
+            self._cache.hold(content, body)
+            yield
+            self._keep_whole(content, body)
+        finally:
+            self._being_kept.pop(content.key(), None)
+            kept.set_result(b"")
+
     def _keep_whole(self, content: ContentId, body: bytes) -> None:
-        """Give a small content to those who wait for its blocks, and to the cache."""
         if self._transfers:
             for block in range(block_count(content.size)):
                 start = block * BLOCK_BYTES
@@ -365,11 +379,15 @@ class Reader:
             self.ensure(content, ahead)
 
     def fetch(self, content: ContentId, span: Span, *, ahead: bool = False) -> list[Future[bytes]]:
-        """Fetch what is missing of some blocks; futures that end with each of these, in order."""
+        """Fetch what is missing of some blocks; futures that end with each of these, in order.
+
+        One more ends when what came a moment ago is on the disk.
+        """
         futures: dict[int, Future[bytes]] = {}
         for run in runs(self._cache.missing(content, span)):
             futures.update(self._claim(content, run, ahead=ahead))
-        return list(futures.values())
+        kept = self._being_kept.get(content.key())
+        return [*futures.values()] if kept is None else [*futures.values(), kept]
 
     def room_ahead(self, size: int) -> int:
         """Return how many contents of this size may be fetched before they are asked for."""

@@ -81,8 +81,10 @@ def test_the_fetching_ends_with_the_block(tree: MountedTree, server: LocalServer
 
 
 def test_a_program_that_ends_takes_its_order_along(tree: MountedTree, server: LocalServer) -> None:
-    program = "import lightlyfs, sys; a = lightlyfs.ahead(sys.argv[1:]); "
+    program = (
+        "import lightlyfs, sys; a = lightlyfs.ahead(sys.argv[1:]); "
         "open(sys.argv[1], 'rb').read(); print('read')"
+    )
     paths = [str(path) for path in shuffled(tree.mountpoint)]
     done = subprocess.run([sys.executable, "-c", program, *paths], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "read\n"), done.stderr
