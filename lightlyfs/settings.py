@@ -189,7 +189,7 @@ SETTINGS: tuple[Setting, ...] = (
         str,
         choices=("url", "redirect"),
     ),
-    Setting("jobs", "32", "Downloads at once.", parse_count),
+    Setting("jobs", "256", "Downloads at once, at most.", parse_count),
     Setting(
         "read_ahead",
         "epochs",

@@ -53,7 +53,10 @@ Done = Callable[[Response | errors.RequestError], None]
 
 
 class CurlLoop:
-    """GETs of whole bodies, at most `config.connections` at once; `close` once."""
+    """GETs of whole bodies, at most `config.connections` at once; `close` once.
+
+    An eighth of them is kept for urgent ones.
+    """
 
     def __init__(self, config: TransportConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
@@ -151,7 +154,8 @@ class CurlLoop:
         multi = self._multi = pycurl.CurlMulti()
         multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
         multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
-        multi.setopt(pycurl.M_MAXCONNECTS, self._config.connections)
+        kept = self._config.idle
+        multi.setopt(pycurl.M_MAXCONNECTS, self._config.connections if kept is None else kept)
         multi.setopt(pycurl.M_PIPELINING, 0)
 
     def _send_waiting(self) -> None:
@@ -160,7 +164,7 @@ class CurlLoop:
         if self._config.network.look() != self._generation:
             self._drop_connections()
         added = False
-        while len(self._under_way) < self._config.connections:
+        while self._may_send():
             try:
                 request, done = self._urgent.popleft() if self._urgent else self._patient.popleft()
             except IndexError:
@@ -177,6 +181,12 @@ class CurlLoop:
             self._act(pycurl.SOCKET_TIMEOUT, 0)
             self._take_finished()
 
+    def _may_send(self) -> bool:
+        """Whether something waits that there is a connection for; an eighth is kept for urgent ones."""
+        most = self._config.connections
+        under_way = len(self._under_way)
+        return bool((self._urgent and under_way < most) or (self._patient and under_way < most - most // 8))
+
     def _add(self, exchange: _Exchange) -> None:
         self._sent += 1
         self._under_way[exchange.curl] = exchange
@@ -188,9 +198,8 @@ class CurlLoop:
         if self._due_at is not None:
             left_s = max(0.0, self._due_at - self._clock())
             timeout_s = left_s if timeout_s < 0 else min(timeout_s, left_s)
-        has_room = len(self._under_way) < self._config.connections
         self._sleeps = True
-        if self._closed or (has_room and (self._urgent or self._patient)):
+        if self._closed or self._may_send():
             timeout_s = 0.0
         try:
             return self._epoll.poll(timeout_s, _EVENTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import logging
+import resource
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 # requests of the catalogue: pages, single samples, checks; apart from content, so that neither waits for
 # the other
 METADATA_THREADS = 16
-# of the network loop: small files and read URLs, which take two requests of up to 100 ms each
-LOOP_CONNECTIONS = 160
+# downloads at once that have a thread each: large files, and what went wrong on the network loop
+CONTENT_THREADS = 32
 # what a program's guest keeps of idle connections to the API; of those to storage it keeps one a download
 _IDLE_OF_GUEST = 16
 
@@ -67,7 +68,7 @@ def connect(
     the token to send, in place of that of `secrets`.
     """
     config = TransportConfig(
-        connections=settings.jobs + METADATA_THREADS,
+        connections=min(settings.jobs, CONTENT_THREADS) + METADATA_THREADS,
         ca_bundle=trust_of(environ, settings.ca_certs).bundle,
         proxies=Proxies.from_environ(environ),
         network=Network(),
@@ -81,7 +82,7 @@ def connect(
 
     # one for each end: a handle that has just talked to the API has no warm connection to storage; and those
     # that change something apart from those that read, so that neither waits for the other
-    to_api, to_storage = transport(config, _IDLE_OF_GUEST), transport(guarded, settings.jobs)
+    to_api, to_storage = transport(config, _IDLE_OF_GUEST), transport(guarded, CONTENT_THREADS)
     changes, uploads = transport(config, _IDLE_OF_GUEST), transport(guarded, _IDLE_OF_GUEST)
     token_file = None
     if token is None and settings.token_file is not None and secrets.token is not None:
@@ -102,7 +103,7 @@ def connect(
         uploads,
         secrets.fingerprint(settings.read_mode),
         token_file,
-        _loop(replace(guarded, connections=LOOP_CONNECTIONS)),
+        _loop(guarded, settings.jobs, keep_few=keep_few),
         on_request,
     )
 
@@ -150,13 +151,18 @@ def _hot_transport(config: TransportConfig) -> Transport | None:
     return CurlTransport(config)
 
 
-def _loop(config: TransportConfig) -> CurlLoop | None:
+def _loop(config: TransportConfig, jobs: int, *, keep_few: bool) -> CurlLoop | None:
     """The network loop, or None as above."""
     try:
         from lightlyfs.api.curl_loop import CurlLoop
     except ImportError:
         return None
-    return CurlLoop(config)
+    if not keep_few:
+        return CurlLoop(replace(config, connections=jobs))
+    # the descriptors are the program's
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = jobs if soft == resource.RLIM_INFINITY else max(1, min(jobs, soft // 8))
+    return CurlLoop(replace(config, connections=most, idle=CONTENT_THREADS))
 
 
 def _credentials(secrets: Secrets, token: str | TokenSource | None) -> Credentials:

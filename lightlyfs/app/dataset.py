@@ -16,7 +16,7 @@ from lightlyfs import places
 from lightlyfs.api.models import Sample
 from lightlyfs.api.retry import Retrier
 from lightlyfs.app.builders import Desktop, DesktopNeeds, RecentLog, UrlParts, ViewForgetter
-from lightlyfs.app.connections import METADATA_THREADS, Connections, RequestCounter
+from lightlyfs.app.connections import CONTENT_THREADS, METADATA_THREADS, Connections, RequestCounter
 from lightlyfs.app.kernel_interface import Kernel, NoKernel, open_files_limit
 from lightlyfs.app.metrics import status_of
 from lightlyfs.app.sharing import listing_turn, opening, renewing
@@ -60,10 +60,8 @@ log = logging.getLogger(__name__)
 _DOCUMENT_TTL_S = 60.0
 # lists of paths written into `.lightlyfs/prefetch` that are worked on at once, each by `jobs` threads
 _MAX_FETCHING = 4
-# files fetched ahead at once for a reader without order: 100 ms a file make it 1,200 a second
-EPOCH_REQUESTS = 120
-# and for readers in order
-IN_ORDER_REQUESTS = 96
+# files that a warming fetches at once, unless more are asked for; each has a thread
+_WARMED_AT_ONCE = 64
 
 
 class Dataset:
@@ -97,7 +95,7 @@ class Dataset:
         self._connections = connections
         self._metadata_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-metadata")
         self._page_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-pages")
-        self._content_pool = ThreadPoolExecutor(settings.jobs, "lightlyfs-content")
+        self._content_pool = ThreadPoolExecutor(min(settings.jobs, CONTENT_THREADS), "lightlyfs-content")
         self._open_stores(kernel)
         self.reader = self._make_reader()
         self.uploads: Uploads | None = None
@@ -222,7 +220,7 @@ class Dataset:
             raise NoSuchFile(f"the dataset has no tag {tag!r}")
         only = None if found is None else self._tags.members(found)
         # a quarter of the downloads is left to readers who wait, unless all are asked for
-        jobs = max(1, min(jobs or self.settings.jobs * 3 // 4, self.settings.jobs))
+        jobs = max(1, min(jobs or min(self.settings.jobs * 3 // 4, _WARMED_AT_ONCE), self.settings.jobs))
         parts = WarmingParts(
             self._namespace,
             self.reader,
@@ -369,7 +367,8 @@ class Dataset:
 
     def _make_samples(self, kernel: Kernel) -> Samples:
         # a quarter of the downloads is left to readers who wait
-        max_prefetches = self.settings.jobs * 3 // 4
+        jobs = self.settings.jobs if self._connections.loop is not None else CONTENT_THREADS
+        most = jobs * 3 // 4
         self._epochs: EpochFetcher[SampleEntry] = EpochFetcher(
             FilesBelow(self.catalog),
             self._fetch_ahead,
@@ -378,7 +377,7 @@ class Dataset:
             self._content_pool,
             guesses=self.settings.read_ahead == "epochs",
             clock=time.monotonic,
-            max_under_way=max_prefetches if self._connections.loop is None else EPOCH_REQUESTS,
+            max_under_way=most,
         )
         return Samples(
             self.catalog,
@@ -386,7 +385,7 @@ class Dataset:
             problems=self.problems,
             caller_name=kernel.caller_name,
             forget=kernel.forget,
-            max_prefetches=max_prefetches if self._connections.loop is None else IN_ORDER_REQUESTS,
+            max_prefetches=most,
             epochs=self._epochs,
             follows_order=self.settings.read_ahead != "off",
             before_fetch=CrawlBudget(kernel.caller_name, time.monotonic).spend,

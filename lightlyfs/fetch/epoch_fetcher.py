@@ -289,7 +289,7 @@ class EpochFetcher(Generic[T]):
         with self._lock:
             self._under_way -= 1
             if came:
-                self._pace.succeeded()
+                self._pace.succeeded(self._clock())
             else:
                 self._pace.failed(self._clock(), retry_after_s)
             self._changed.notify_all()

@@ -37,6 +37,8 @@ _MAX_UNREAD = 200_000
 _MIN_UNDER_WAY, _FIRST_UNDER_WAY = 1.0, 16.0
 # after a failure that names no time of its own nothing is asked for this long
 _PAUSE_S = 0.5
+# twice as many requests are worth it where they bring so many times more; and how fast that is forgotten
+_WORTH_MORE, _FORGETTING = 1.2, 0.9
 
 
 class Below(NamedTuple):
@@ -203,12 +205,16 @@ def _above(path: str) -> Iterator[str]:
 
 
 class Pace:
-    """How many requests may be under way: more with each success, half after a failure."""
+    """How many requests may be under way: more while that brings more a second, half after a failure."""
 
     def __init__(self, most: int) -> None:
         self._most = float(most)
         self._limit = min(_FIRST_UNDER_WAY, float(most))
         self._paused_until = 0.0
+        # of the round under way, which has as many answers as requests may be under way
+        self._answers = 0
+        self._since: float | None = None
+        self._rate = 0.0
 
     @property
     def limit(self) -> int:
@@ -219,11 +225,23 @@ class Pace:
         """Whether one more request may begin."""
         return under_way < int(self._limit) and now >= self._paused_until
 
-    def succeeded(self) -> None:
+    def succeeded(self, now: float) -> None:
         """An answer came."""
-        self._limit = min(self._most, self._limit + 1.0)
+        if self._since is None:
+            self._since = now
+            return
+        self._answers += 1
+        if self._answers < self._limit:
+            return
+        rate = self._answers / max(now - self._since, 1e-3)
+        if rate > self._rate * _WORTH_MORE:
+            self._limit = min(self._most, self._limit * 2)
+        # a line that was fast once may be slow now: what it brought counts for less with each round
+        self._rate = max(rate, self._rate * _FORGETTING)
+        self._answers, self._since = 0, now
 
     def failed(self, now: float, retry_after_s: float | None) -> None:
         """The server was in trouble, and perhaps said for how long."""
         self._limit = max(_MIN_UNDER_WAY, self._limit / 2)
+        self._rate, self._answers, self._since = 0.0, 0, None
         self._paused_until = max(self._paused_until, now + max(_PAUSE_S, retry_after_s or 0.0))

@@ -196,9 +196,14 @@ def test_what_is_under_way_is_bounded() -> None:
     bench.holds = True
     bench.open(shuffled(200))
     assert len(bench.under_way) == 16
-    for answer in list(bench.under_way):
-        answer()
-    assert len(bench.under_way) - 16 == 24
+    while len(bench.under_way) < 200:
+        answered, bench.under_way = bench.under_way, []
+        bench.now += 0.2
+        for answer in answered:
+            answer()
+        if len(bench.under_way) == 24:
+            break
+    assert bench.ahead.stats().limit == len(bench.under_way) == 24
 
 
 @pytest.mark.parametrize("pause_s", [7.0, True])
@@ -221,21 +226,40 @@ def test_directories_that_are_watched_are_bounded() -> None:
     assert len(table._counts) == 2000
 
 
-def test_the_pace_falls_by_half_and_recovers_one_by_one() -> None:
+def rounds(pace: Pace, count: int, latency_s: float, most_per_s: float, now: float = 0.0) -> float:
+    """Answer rounds of requests as a line does that has a latency and brings at most so many a second."""
+    for _ in range(count):
+        each_s = max(latency_s / pace.limit, 1 / most_per_s)
+        for _ in range(pace.limit):
+            now += each_s
+            pace.succeeded(now)
+    return now
+
+
+def test_the_pace_grows_for_as_long_as_that_brings_more() -> None:
+    far, near = Pace(192), Pace(192)
+    rounds(far, 10, latency_s=0.2, most_per_s=10_000)
+    assert far.limit == 192
+    rounds(near, 10, latency_s=0.02, most_per_s=1_000)
+    assert near.limit == 32
+
+
+def test_the_pace_falls_by_half_after_a_failure_and_recovers() -> None:
     pace = Pace(32)
     assert pace.limit == 16
-    for _ in range(200):
-        pace.succeeded()
+    now = rounds(pace, 3, latency_s=0.2, most_per_s=10_000)
     assert pace.limit == 32
-    pace.failed(10.0, None)
+    pace.failed(now, None)
     assert pace.limit == 16
-    assert not pace.allows(0, 10.4)
-    assert pace.allows(15, 10.6)
-    assert not pace.allows(16, 10.6)
+    assert not pace.allows(0, now + 0.4)
+    assert pace.allows(15, now + 0.6)
+    assert not pace.allows(16, now + 0.6)
+    rounds(pace, 3, latency_s=0.2, most_per_s=10_000, now=now + 1.0)
+    assert pace.limit == 32
     for _ in range(10):
-        pace.failed(10.0, 3.0)
+        pace.failed(now, 3.0)
     assert pace.limit == 1
-    assert not pace.allows(0, 12.9)
+    assert not pace.allows(0, now + 2.9)
 
 
 def test_a_reader_who_meets_a_failed_one_that_was_ahead_of_it_asks_itself() -> None:
