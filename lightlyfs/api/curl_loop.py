@@ -62,7 +62,7 @@ class CurlLoop:
         self._config = config
         self._clock = clock
         self._ca_bundle = config.ca_bundle or certifi.where()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake = -1  # a descriptor, while the thread runs
         self._lock = threading.Lock()
         # guarded by _lock
         self._thread: threading.Thread | None = None
@@ -99,9 +99,14 @@ class CurlLoop:
             self._start()
         if self._sleeps:
             self._sleeps = False
-            os.eventfd_write(self._wake, 1)
+            self._wake_up()
         if self._closed:
             self._cancel_waiting()
+
+    def _wake_up(self) -> None:
+        with self._lock:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
         """End what is under way with `errors.Cancelled`; idempotent."""
@@ -109,13 +114,14 @@ class CurlLoop:
             self._closed = True
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            os.eventfd_write(self._wake, 1)
+            self._wake_up()
             thread.join()
         self._cancel_waiting()
 
     def _start(self) -> None:
         with self._lock:
             if self._thread is None and not self._closed:
+                self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
                 self._thread = threading.Thread(target=self._run, name="lightlyfs-network", daemon=True)
                 self._thread.start()
 
@@ -141,6 +147,9 @@ class CurlLoop:
         finally:
             self._end(lambda: errors.Cancelled("the network loop was closed", request_sent=True))
             self._epoll.close()
+            with self._lock:
+                os.close(self._wake)
+                self._wake = -1
             self._cancel_waiting()
 
     def _begin(self) -> None:

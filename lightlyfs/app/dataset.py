@@ -388,7 +388,7 @@ class Dataset:
             max_prefetches=most,
             epochs=self._epochs,
             follows_order=self.settings.read_ahead != "off",
-            before_fetch=CrawlBudget(kernel.caller_name, time.monotonic).spend,
+            crawls=CrawlBudget(kernel.caller_name, time.monotonic),
         )
 
     def _make_desktop(self, mountpoint: Path | None) -> Desktop:

@@ -24,8 +24,9 @@ T_contra = TypeVar("T_contra", contravariant=True)
 # an announcement that waits looks again so often: a pause that the server asked for may be over
 _LOOK_S = 0.25
 
-# called with whether what was started came, and in how many seconds to ask again where it did not
-Ended = Callable[[bool, float | None], None]
+# called with whether what was started came (None: it was left to another process), and in how many seconds to
+# ask again where it did not
+Ended = Callable[[bool | None, float | None], None]
 
 
 class Begin(Protocol[T_contra]):
@@ -263,7 +264,7 @@ class EpochFetcher(Generic[T]):
         return True
 
     def _ended_content(self, path: str, size: int, announcement: Announcement | None) -> Ended:
-        def ended(came: bool, retry_after_s: float | None) -> None:
+        def ended(came: bool | None, retry_after_s: float | None) -> None:
             with self._lock:
                 if came:
                     files, total = self._stats.files + 1, self._stats.bytes + size
@@ -277,20 +278,20 @@ class EpochFetcher(Generic[T]):
         return ended
 
     def _ended_url(self, epoch: Epoch[T]) -> Ended:
-        def ended(came: bool, retry_after_s: float | None) -> None:
+        def ended(came: bool | None, retry_after_s: float | None) -> None:
             with self._lock:
                 epoch.urls += 1
-                self._stats = self._stats._replace(urls=self._stats.urls + came)
+                self._stats = self._stats._replace(urls=self._stats.urls + bool(came))
             self._ended(came, retry_after_s)
 
         return ended
 
-    def _ended(self, came: bool, retry_after_s: float | None) -> None:
+    def _ended(self, came: bool | None, retry_after_s: float | None) -> None:
         with self._lock:
             self._under_way -= 1
             if came:
                 self._pace.succeeded(self._clock())
-            else:
+            elif came is False:
                 self._pace.failed(self._clock(), retry_after_s)
             self._changed.notify_all()
             if self._is_going:

@@ -20,12 +20,14 @@ from lightlyfs.api.status import raise_for_status
 from lightlyfs.blocks import SMALL_FILE_BYTES, ContentId, etag_of, parse_content_range, range_header
 from lightlyfs.errors import RequestError
 from lightlyfs.fetch.urls import ReadUrls
+from lightlyfs.readahead.heads import HEAD_BYTES
 
 # of all answers on their way; further ones go through the pool, or are not fetched ahead
 MAX_BYTES_UNDER_WAY = 64 << 20
 
 # the same for all, so that a handle has them set already: an object that is longer than it should is odd
 _HEADERS = {"Range": range_header(0, SMALL_FILE_BYTES)}
+_HEAD_HEADERS = {"Range": range_header(0, HEAD_BYTES)}
 
 Done = Callable[[Response | None], None]
 
@@ -165,7 +167,7 @@ class _Fetch:
         request = Request(
             "GET",
             url,
-            headers=_HEADERS,
+            headers=_HEADERS if self._length > HEAD_BYTES else _HEAD_HEADERS,
             timeouts=self._of._timeouts,
             max_body_bytes=self._length,
         )
@@ -189,16 +191,20 @@ class _Fetch:
         self._done(answer)
 
 
-def whole_content(sample_id: str, answer: Response) -> ContentId | None:
-    """Return which content an answer is, where it is plainly all of one: a version, a length, no encoding."""
+def content_in(sample_id: str, answer: Response) -> ContentId | None:
+    """Return which content an answer is of, where it is plainly all of it, or its first bytes.
+
+    None where something is odd: no version, no length, an encoding, another range than was asked for.
+    """
     headers = answer.headers
     if "content-encoding" in headers or not (etag := etag_of(headers)):
         return None
     length = len(answer.body)
     if answer.status == 206 or "content-range" in headers:
         part = parse_content_range(headers.get("content-range"))
-        if part is None or (part.start, part.end, part.total) != (0, length, length):
+        if part is None or (part.start, part.end) != (0, length) or part.total is None:
             return None
+        length = part.total
     elif "content-length" not in headers:
         return None
     return ContentId(sample_id, etag, length)

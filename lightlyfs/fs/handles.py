@@ -33,6 +33,7 @@ class ReadHandle:
     has_read: bool = False
     kept: bool = False
     used_at: float = 0.0
+    read_to: int = 0  # the end of the bytes that were read
 
 
 class ProcessWatch(Protocol):

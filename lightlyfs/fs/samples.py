@@ -13,7 +13,7 @@ from lightlyfs.blocks import BLOCK_BYTES, NO_OBJECT, SMALL_FILE_BYTES, ContentId
 from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.catalog.plausible import Problems
 from lightlyfs.catalog.sample_catalog import Catalog
-from lightlyfs.desktop.programs import opens_without_reading
+from lightlyfs.desktop.programs import CrawlBudget, opens_without_reading
 from lightlyfs.errors import (
     Cancelled,
     ContentChanged,
@@ -28,11 +28,14 @@ from lightlyfs.errors import (
 )
 from lightlyfs.fetch.epoch_fetcher import Ended, EpochFetcher
 from lightlyfs.fetch.prefetcher import Prefetcher
-from lightlyfs.fetch.reader import PROBE_BYTES, Reader
+from lightlyfs.fetch.reader import LeftToAnother, Reader
+from lightlyfs.fetch.takers import PROBE_BYTES
+from lightlyfs.fetch.transfers import NotBrought
 from lightlyfs.fs.attributes import Attr
 from lightlyfs.fs.handles import ReadHandle
 from lightlyfs.fs.patience import Turn
 from lightlyfs.inodes import sample_ino
+from lightlyfs.readahead.heads import HeadReaders
 
 # sizes of neighbours that are found along with one that was asked for
 _SIZES_AHEAD = 64
@@ -59,8 +62,7 @@ class Samples:
     """Opens and reads samples; any thread may call.
 
     `forget(paths)` tells the kernel that what it knows of these paths is outdated (None: everything); it
-    returns whether the kernel has forgotten by then. `before_fetch(size)` is called before a file is fetched
-    for the program of the call under way, and may raise.
+    returns whether the kernel has forgotten by then.
     """
 
     def __init__(
@@ -74,14 +76,14 @@ class Samples:
         max_prefetches: int,
         epochs: EpochFetcher[SampleEntry],
         follows_order: bool = True,
-        before_fetch: Callable[[int], None] = lambda _: None,
+        crawls: CrawlBudget,
     ) -> None:
         self._catalog = catalog
         self._reader = reader
         self._problems = problems
         self._caller_name = caller_name
         self._forget = forget
-        self._before_fetch = before_fetch
+        self._crawls = crawls
         self.prefetcher: Prefetcher[SampleEntry] = Prefetcher(
             catalog.samples_after,
             self._prefetch,
@@ -102,6 +104,7 @@ class Samples:
         self._forgot_versions = False
         # guarded by _lock: the open handles of each file
         self._open: dict[int, list[ReadHandle]] = {}
+        self._heads = HeadReaders()  # guarded by _lock
         # files whose pages the kernel was not told to drop since they were opened; used without a lock
         self._trusted: set[int] = set()
         # files of which the kernel may hold what no longer holds; single operations on it are atomic
@@ -118,12 +121,12 @@ class Samples:
             return self._opened(path, entry, content_of(entry))
         if opens_without_reading(self._caller_name()):
             return OpenedSample(ReadHandle(path, entry, None, followed=True), False, True)
-        content = self._identify(
-            entry,
-            turn,
-            then=lambda: self.prefetcher.opened(path, entry.published_size or 0),
-            confirm=verified,
-        )
+        head_only = self._heads.expects_head(path, entry.published_size)
+        asked = self._ask_unless_known(entry, confirm=verified, head_only=head_only)
+        if isinstance(asked, Future) and not head_only:
+            # the file's own request is out, and those for the files behind it come after it
+            self.prefetcher.opened(path, entry.published_size or 0)
+        content = self._answer(entry, asked, turn)
         return self._opened(path, entry, content, followed=True)
 
     def read(self, handle: ReadHandle, offset: int, size: int, turn: Turn) -> bytes:
@@ -145,6 +148,7 @@ class Samples:
 
     def _read(self, handle: ReadHandle, content: ContentId, offset: int, size: int, turn: Turn) -> bytes:
         handle.used_at = time.monotonic()
+        handle.read_to = max(handle.read_to, offset + size)
         if handle.outdated:
             raise ContentChanged(f"the stored object changed since it was opened: {handle.path}")
         if offset or handle.followed:
@@ -170,6 +174,8 @@ class Samples:
         """Close a sample."""
         ino = handle.entry.ino
         with self._lock:
+            if handle.content is not None:
+                self._heads.closed(handle.path, handle.read_to, handle.content.size)
             left = [other for other in self._open.pop(ino, ()) if other is not handle]
             if left:
                 self._open[ino] = left
@@ -233,24 +239,18 @@ class Samples:
 
     def begin_to_read(self, path: str, content: ContentId, size: int, turn: Turn) -> bytes:
         """Read the first bytes of a file, and prefetch the files that are likely to be next if that helps."""
-        if not self._reader.holds(content):
-            self._before_fetch(content.size)
-        if self.prefetcher.expects(path):
+        here = self._reader.holds(content)
+        if not here:
+            self._crawls.spend(content.size)
+            self._reader.begin(content, 0, size)
+        if not self._heads.expects_head(path, content.size) and (not here or self.prefetcher.expects(path)):
             self.prefetcher.opened(path, content.size)
-            return self.read_content(content, 0, size, turn)
-        return self.read_content(content, 0, size, turn, lambda: self.prefetcher.opened(path, content.size))
+        return self.read_content(content, 0, size, turn)
 
-    def read_content(
-        self,
-        content: ContentId,
-        offset: int,
-        size: int,
-        turn: Turn,
-        on_miss: Callable[[], None] = lambda: None,
-    ) -> bytes:
+    def read_content(self, content: ContentId, offset: int, size: int, turn: Turn) -> bytes:
         """Bytes of a content, short only at its end; ContentChanged once storage has another version."""
         try:
-            return self._reader.read(content, offset, size, turn.result, on_miss)
+            return self._reader.read(content, offset, size, turn.result)
         except RequestError as error:
             self._note_unreadable(content.sample_id, error)
             raise
@@ -274,13 +274,16 @@ class Samples:
 
         def told(future: Future[Any]) -> None:
             error = None if future.cancelled() else future.exception()
-            came = not future.cancelled() and error is None
-            ended(came, error.retry_after_s if isinstance(error, RequestError) else None)
+            if isinstance(error, LeftToAnother | NotBrought):
+                ended(None, None)
+            else:
+                came = not future.cancelled() and error is None
+                ended(came, error.retry_after_s if isinstance(error, RequestError) else None)
 
         future.add_done_callback(told)
         return True
 
-    def ask(self, entry: SampleEntry, *, ahead: bool = False) -> Future[ContentId]:
+    def ask(self, entry: SampleEntry, *, ahead: bool = False, head_only: bool = False) -> Future[ContentId]:
         """Ask storage which content a sample has, and for its first bytes, as `Reader.identify` does.
 
         The answer may also come from another process.
@@ -292,6 +295,7 @@ class Samples:
             known=known_content(entry),
             told=partial(self._found_meanwhile, entry),
             ahead=ahead,
+            head_only=head_only,
         )
 
     def find_size(self, path: str, entry: SampleEntry, turn: Turn) -> Attr:
@@ -344,32 +348,34 @@ class Samples:
         held = ino in self._trusted and self._kernel_has.get(ino) == hash(content)
         return held or self._reader.has_start(content)
 
-    def _identify(
-        self,
-        entry: SampleEntry,
-        turn: Turn,
-        then: Callable[[], None] | None = None,
-        *,
-        confirm: bool = False,
-    ) -> ContentId:
-        """Which content a sample has now; `then` is called when the question is on its way.
+    def _identify(self, entry: SampleEntry, turn: Turn) -> ContentId:
+        """Which content a sample has now."""
+        return self._answer(entry, self._ask_unless_known(entry), turn)
+
+    def _ask_unless_known(
+        self, entry: SampleEntry, *, confirm: bool = False, head_only: bool = False
+    ) -> ContentId | Future[ContentId]:
+        """Which content a sample has now, or the question to storage.
 
         With `confirm` storage is asked although it has answered before.
         """
         known = known_content(entry)
-        if known is not None and self._api_is_away() and self._reader.holds(known):
+        holds = known is not None and self._reader.holds(known)
+        if known is not None and holds and self._api_is_away():
             return known  # it cannot be confirmed now, and what is cached stays readable
-        if known is None or not self._reader.holds(known):
-            self._before_fetch(entry.published_size or PROBE_BYTES)
+        if not holds:
+            self._crawls.spend(entry.published_size or PROBE_BYTES)
         # last of all, so that no answer comes between this and the question
         told = self._catalog.with_facts(entry)
         if told.verified and told.etag != NO_OBJECT and not (confirm and told.etag == entry.etag):
             return content_of(told)  # another open asked since this one looked
-        future = self.ask(entry)
-        if then is not None:
-            then()
+        return self.ask(entry, head_only=head_only)
+
+    def _answer(self, entry: SampleEntry, asked: ContentId | Future[ContentId], turn: Turn) -> ContentId:
+        if not isinstance(asked, Future):
+            return asked
         try:
-            return turn.result(future)
+            return turn.result(asked)
         except RequestError as error:
             self._note_unreadable(entry.sample_id, error)
             raise

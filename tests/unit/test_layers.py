@@ -35,7 +35,7 @@ ALLOWED = {
     "staging": {"api", "database", "inodes", "occupied", "upload_rules", "errors"},
     "desktop": {"catalog", "api", "database", "errors"},
     "fs": {
-        *("desktop", "catalog", "fetch", "cache", "staging", "blocks", "api"),
+        *("desktop", "catalog", "fetch", "cache", "readahead", "staging", "blocks", "api"),
         *("inodes", "occupied", "upload_rules", "errors"),
     },
     "kernel": {"fs", "mountinfo", "errno_table", "errors"},
@@ -74,6 +74,7 @@ PURE = [
     "readahead/within_file.py",
     "readahead/in_order.py",
     "readahead/epochs.py",
+    "readahead/heads.py",
 ]
 IMPURE_IMPORTS = {"time", "threading", "os", "socket", "sqlite3", "pathlib", "random"}
 MAX_MODULE_LINES = 600

@@ -173,3 +173,25 @@ def test_what_is_announced_comes_in_its_order_up_to_a_limit(server: LocalServer,
         for path in paths[10:20]:
             read(tree, path)
         assert settled(lambda: sent(server)) == at_once + 10
+
+
+@pytest.mark.parametrize("order", ["in order", "shuffled"])
+def test_programs_that_read_only_heads_fetch_little_more(tmp_path: Path, order: str) -> None:
+    """`file *`, or the size of each picture: 24 bytes of each of 60 images fetched all of them."""
+    size, count = 1_000_000, 60
+    options = ServerOptions(fake_samples=count, fake_bytes=size, fake_per_directory=count)
+    with LocalServer(options) as server, in_process(server, tmp_path) as tree:
+        files, paths = tree.parts.filesystem, paths_in(tree)
+        if order == "shuffled":
+            random.Random(7).shuffle(paths)
+        for path in paths:
+            handle = files.open(path, os.O_RDONLY).handle
+            assert len(files.read(handle, 0, 16_384)) == 16_384
+            files.release(handle)
+        fetched = settled(lambda: int(server.stats.snapshot()["bytes_sent"]))
+        assert fetched < 0.4 * count * size
+        # and a program that reads all of them gets all of them
+        for path in paths:
+            handle = files.open(path, os.O_RDONLY).handle
+            assert len(files.read(handle, 0, size)) == size
+            files.release(handle)
