@@ -26,9 +26,8 @@ from urllib.parse import urlsplit
 import platformdirs
 
 from lightlyfs.errors import SettingsError
-from lightlyfs.file_systems import remote_kind
 from lightlyfs.locks import SharedLocks, open_lock
-from lightlyfs.mountinfo import MountEntry, our_mounts
+from lightlyfs.mountinfo import MountEntry, our_mounts, remote_kind
 
 log = logging.getLogger(__name__)
 

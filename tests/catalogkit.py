@@ -12,11 +12,11 @@ from pathlib import Path
 from contentkit import Clock, Inline
 
 from lightlyfs.api.models import Sample, SampleMetaData
-from lightlyfs.catalog.census import Census
-from lightlyfs.catalog.listing_writer import Changes, Row, make_row
+from lightlyfs.catalog.entries import Row, make_row
+from lightlyfs.catalog.listing_writer import Changes
 from lightlyfs.catalog.refresher import Refresher
 from lightlyfs.catalog.remote import DatasetState
-from lightlyfs.catalog.sample_catalog import Catalog
+from lightlyfs.catalog.sample_catalog import Catalog, Census
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.timing import FreshnessConfig
 from lightlyfs.errors import DeadlineExceeded, NotFound

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from lightlyfs import errors
 from lightlyfs.api.contract import Request, Response, Timeouts, Transport, wire_url
-from lightlyfs.api.lenient import parse, shown
+from lightlyfs.api.models import parse, shown
 from lightlyfs.api.redaction import conceal
 from lightlyfs.api.retry import Failure, Retrier, RetryPolicy
 from lightlyfs.api.status import raise_for_status

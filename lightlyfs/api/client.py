@@ -23,7 +23,6 @@ from lightlyfs.api.calls import (
     surely_unsent,
 )
 from lightlyfs.api.contract import Response, Timeouts, Transport
-from lightlyfs.api.lenient import parse, shown
 from lightlyfs.api.models import (
     CreatedSample,
     CreatedSampleWithWriteUrls,
@@ -34,6 +33,8 @@ from lightlyfs.api.models import (
     SampleUpdate,
     SampleWriteUrls,
     Tag,
+    parse,
+    shown,
 )
 from lightlyfs.api.retry import Retrier, RetryPolicy
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.contract import Transport
+from lightlyfs.api.redaction import LineFormatter
 from lightlyfs.api.retry import NO_RETRIES, RetryPolicy
 from lightlyfs.app.connections import URL_THREADS, Connections
 from lightlyfs.blocks import ContentId
@@ -35,7 +36,6 @@ from lightlyfs.fs.views import Views
 from lightlyfs.places import DatasetPlace
 from lightlyfs.settings import Settings
 from lightlyfs.staging.facts_process import FactsPool
-from lightlyfs.visible import LineFormatter
 
 # samples looked up at once
 _PAGE = 128

@@ -12,13 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lightlyfs.api.addresses import AddressGuard
+from lightlyfs.api.addresses import AddressGuard, Proxies
 from lightlyfs.api.calls import Credentials, TokenSource
 from lightlyfs.api.certificates import trust_of
 from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.contract import Request, Response, Transport, TransportConfig
 from lightlyfs.api.network import Network
-from lightlyfs.api.proxies import Proxies
 from lightlyfs.api.retry import RetryPolicy
 from lightlyfs.errors import RequestError, SettingsError, Unauthorized
 from lightlyfs.settings import Secrets, Settings, read_token

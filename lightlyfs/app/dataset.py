@@ -25,11 +25,10 @@ from lightlyfs.blocks import NO_OBJECT
 from lightlyfs.cache.block_cache import BlockCache
 from lightlyfs.cache.budget import CacheConfig, bytes_beside, default_budget
 from lightlyfs.cache.fetch_once import FetchOnce
-from lightlyfs.catalog.census import Census
 from lightlyfs.catalog.listing_writer import Changes
 from lightlyfs.catalog.refresher import Refresher
 from lightlyfs.catalog.remote import ApiRemote, Details, Remote, TaggedRemote
-from lightlyfs.catalog.sample_catalog import Catalog
+from lightlyfs.catalog.sample_catalog import Catalog, Census
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tags import Tags
 from lightlyfs.catalog.timing import FreshnessConfig

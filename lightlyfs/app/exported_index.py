@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 from lightlyfs import database, places
 from lightlyfs.catalog import foreign
-from lightlyfs.catalog.store import INDEX_OF
+from lightlyfs.catalog.tables import INDEX_OF
 from lightlyfs.errors import StartError
 from lightlyfs.forks import FORK_GATE
 

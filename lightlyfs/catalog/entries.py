@@ -1,11 +1,31 @@
-"""The entries that the catalogue has of samples and directories. Pure."""
+"""The records of the catalogue: samples and directories, and what storage reported of a sample. Pure."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from lightlyfs.catalog.listing_writer import Row
+from lightlyfs.catalog.names import split_path
 from lightlyfs.inodes import sample_ino
+
+
+class Row(NamedTuple):
+    """A sample as the API lists it, its name already split into a path."""
+
+    id: bytes
+    directory: str
+    wanted: str
+    file_name_raw: bytes | None
+    hint: int | None
+    mtime: int
+    created: int
+
+
+def make_row(sample_id: str, file_name: str, hint: int | None, mtime: int, created: int) -> Row:
+    """Split a sample's name into its path; `hint` is in bytes, the times in whole seconds."""
+    directory, wanted = split_path(file_name)
+    spelled = f"{directory}/{wanted}" if directory else wanted
+    raw = None if spelled == file_name else file_name.encode("utf-8", "surrogatepass")
+    return Row(bytes.fromhex(sample_id), directory, wanted, raw, hint, mtime, created)
 
 
 class SampleEntry(NamedTuple):

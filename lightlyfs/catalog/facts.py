@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 from lightlyfs import database
-from lightlyfs.catalog import totals
+from lightlyfs.catalog import tables
 from lightlyfs.catalog.entries import Facts, SampleEntry
 
 log = logging.getLogger(__name__)
@@ -169,9 +169,9 @@ def record_values(ino: int, facts: Facts) -> Values:
 def record(db: sqlite3.Connection, rows: Sequence[Values]) -> None:
     """Keep what storage reported, within a transaction."""
     inos = [row[2] for row in rows]
-    before = totals.sums_of(db, inos)
+    before = tables.sums_of(db, inos)
     db.executemany(_RECORD, rows)
-    totals.move(db, totals.sums_of(db, inos) - before)
+    tables.move_totals(db, tables.sums_of(db, inos) - before)
 
 
 class Publisher:

@@ -12,11 +12,10 @@ import sqlite3
 import time
 
 from lightlyfs import database
-from lightlyfs.catalog import totals
+from lightlyfs.catalog import tables
 from lightlyfs.catalog.names import is_component, is_plain_component, split_path
-from lightlyfs.catalog.plausible import MAX_BYTES, MAX_SECONDS, MIN_SECONDS
-from lightlyfs.catalog.remote import DatasetState
-from lightlyfs.catalog.store import INDEX_OF, SCHEMA, SCHEMA_VERSION
+from lightlyfs.catalog.remote import MAX_BYTES, MAX_SECONDS, MIN_SECONDS, DatasetState
+from lightlyfs.catalog.tables import INDEX_OF, SCHEMA, SCHEMA_VERSION
 from lightlyfs.inodes import ROOT_INO, directory_ino, sample_ino
 
 # clocks of machines differ; what was checked later than this would never be checked again
@@ -82,7 +81,7 @@ def check_foreign(db: sqlite3.Connection) -> None:
         raise database.Damaged(str(verdict).splitlines()[-1])
     if db.execute(_IS_ODD).fetchone() != (0,):
         raise database.Damaged("it holds sizes, times or ids that cannot be")
-    if totals.stored(db) != totals.counted(db):
+    if tables.stored_totals(db) != tables.scanned_totals(db):
         raise database.Damaged("its sums are not those of its samples")
     try:
         _check_names(db, _directories(db))

@@ -8,12 +8,14 @@ unchanged dataset costs no writes and keeps its verified sizes.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import NamedTuple
 
 from lightlyfs import database
-from lightlyfs.catalog import clashes, totals
-from lightlyfs.catalog.names import split_path
+from lightlyfs.catalog import tables
+from lightlyfs.catalog.entries import Row
+from lightlyfs.catalog.names import resolve_clashes
+from lightlyfs.catalog.tables import CHANGES, count, counted
 from lightlyfs.forks import FORK_GATE
 from lightlyfs.inodes import ROOT_INO, directory_ino, directory_inos, sample_ino
 
@@ -86,24 +88,6 @@ WHERE o.ino IS NULL OR o.mtime != n.mtime OR o.parent != n.parent OR o.name != n
 SAMPLE_BY_INO = "CREATE UNIQUE INDEX main.sample_by_ino ON sample (ino)"
 
 
-# counted in the catalogue, so that processes sharing it notice each other's: changes after which anything may
-# be another, and those of sizes that directories show
-CHANGES = "changes"
-RESIZED = "resized"
-
-
-class Row(NamedTuple):
-    """A sample as the API lists it, its name already split into a path."""
-
-    id: bytes
-    directory: str
-    wanted: str
-    file_name_raw: bytes | None
-    hint: int | None
-    mtime: int
-    created: int
-
-
 class Changes(NamedTuple):
     """What a new listing changed; `paths` is None where everything may have changed."""
 
@@ -114,14 +98,6 @@ class Changes(NamedTuple):
 
     def __bool__(self) -> bool:
         return bool(self.added or self.changed or self.gone)
-
-
-def make_row(sample_id: str, file_name: str, hint: int | None, mtime: int, created: int) -> Row:
-    """Split a sample's name into its path; `hint` is in bytes, the times in whole seconds."""
-    directory, wanted = split_path(file_name)
-    spelled = f"{directory}/{wanted}" if directory else wanted
-    raw = None if spelled == file_name else file_name.encode("utf-8", "surrogatepass")
-    return Row(bytes.fromhex(sample_id), directory, wanted, raw, hint, mtime, created)
 
 
 class Staging:
@@ -169,7 +145,7 @@ class Staging:
         """Give every sample its final name and every directory its time, then find what differs."""
         self._sort()
         self._db.execute("BEGIN")  # one transaction of temporary tables, not one for each name
-        clashes.settle(self._db)
+        settle_clashes(self._db)
         self._db.execute("CREATE INDEX temp.staged_dir_by_depth ON staged_dir (depth)")
         for depth in range(self._max_depth, 0, -1):
             self._db.execute(_RAISE_PARENTS, (depth,))
@@ -188,7 +164,7 @@ class Staging:
             self._swap_directories()
             if changes:
                 (directories,) = db.execute("SELECT count(*) FROM main.directory").fetchone()
-                totals.move(db, moved, directories)
+                tables.move_totals(db, moved, directories)
             db.executemany("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", meta.items())
             if changes:
                 self.counted = count(db, CHANGES)
@@ -246,14 +222,14 @@ class Staging:
         (found,) = self._db.execute("SELECT EXISTS (SELECT 1 FROM main.sample)").fetchone()
         return not found
 
-    def _insert_all(self) -> tuple[Changes, totals.CatalogSums]:
+    def _insert_all(self) -> tuple[Changes, tables.CatalogSums]:
         """The first listing: an index is made in a quarter of the time it takes to keep one."""
         self._db.execute("DROP INDEX main.sample_by_ino")
         added = self._db.execute(_ALL).rowcount
         self._db.execute(SAMPLE_BY_INO)
-        return Changes(added, 0, 0, None), totals.sums_in(self._db, "main.sample")
+        return Changes(added, 0, 0, None), tables.sums_in(self._db, "main.sample")
 
-    def _swap_in(self) -> tuple[Changes, totals.CatalogSums]:
+    def _swap_in(self) -> tuple[Changes, tables.CatalogSums]:
         db = self._db
         (changed,) = db.execute("SELECT count(*) FROM temp.changed").fetchone()
         (gone,) = db.execute("SELECT count(*) FROM temp.gone").fetchone()
@@ -263,7 +239,7 @@ class Staging:
         (known,) = db.execute(
             "SELECT count(*) FROM temp.changed c CROSS JOIN main.sample o ON o.ino = c.ino"
         ).fetchone()
-        moved = totals.sums_in(db, "temp.fresh") - totals.sums_in(db, f"main.sample WHERE ino IN {_TOUCHED}")
+        moved = tables.sums_in(db, "temp.fresh") - tables.sums_in(db, f"main.sample WHERE ino IN {_TOUCHED}")
         db.execute(f"DELETE FROM main.sample WHERE ino IN {_TOUCHED}")
         db.execute("INSERT INTO main.sample SELECT * FROM temp.fresh")
         if few:
@@ -282,7 +258,7 @@ class Staging:
         last, directory, paths = 0, "", [""]
         for ino, name in self._db.execute(query):
             if ino != last:
-                last, directory = ino, "/".join(clashes.directory_path(self._db, table, ino))
+                last, directory = ino, "/".join(directory_path(self._db, table, ino))
                 paths += _with_parents(directory)
             paths.append(f"{directory}/{name}" if directory else name)
         return paths
@@ -343,14 +319,68 @@ class ListingWriter:
         return changes
 
 
-def counted(db: sqlite3.Connection, what: str) -> int:
-    """How often something was counted."""
-    row = db.execute("SELECT value FROM main.meta WHERE key = ?", (what,)).fetchone()
-    return 0 if row is None else int(row[0])
+# name clashes: every sample gets a component that is unique in its directory
+
+_CLASHES = """
+CREATE TEMP TABLE clash AS
+SELECT dir, wanted, max(is_directory) AS is_directory FROM (
+    SELECT dir, wanted, 0 AS is_directory FROM temp.staged GROUP BY dir, wanted HAVING count(*) > 1
+    UNION ALL
+    SELECT s.dir, s.wanted, 1 FROM temp.staged_dir d CROSS JOIN temp.staged s
+    ON s.dir = d.parent AND s.wanted = d.name WHERE d.depth > 0)
+GROUP BY dir, wanted ORDER BY dir, wanted
+"""
 
 
-def count(db: sqlite3.Connection, what: str) -> int:
-    """Count something once more, within a transaction; the new number."""
-    number = counted(db, what) + 1
-    db.execute("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", (what, str(number)))
-    return number
+def settle_clashes(db: sqlite3.Connection) -> None:
+    """Name the samples that want a component others want too; the rest keep what they wanted."""
+    db.execute(_CLASHES)
+    directory = None
+    for ino, wanted, is_directory in db.execute("SELECT dir, wanted, is_directory FROM temp.clash"):
+        if directory is None or directory.ino != ino:
+            directory = _Directory(db, ino)
+        _settle_one(db, directory, wanted, is_directory=bool(is_directory))
+    db.execute("DROP TABLE temp.clash")
+
+
+def directory_path(db: sqlite3.Connection, table: str, ino: int) -> list[str]:
+    """Return the components of a directory's path, from a table that has `ino`, `parent` and `name`."""
+    parts: list[str] = []
+    while ino != ROOT_INO:
+        name, ino = db.execute(f"SELECT name, parent FROM {table} WHERE ino = ?", (ino,)).fetchone()
+        parts.append(name)
+    return parts[::-1]
+
+
+class _Directory(Container[str]):
+    """The components of one directory that are spoken for, asked one at a time: there may be a million."""
+
+    def __init__(self, db: sqlite3.Connection, ino: int) -> None:
+        self._db = db
+        self.ino = ino
+        self.path = "/".join(directory_path(db, "temp.staged_dir", ino))
+        self.given: set[str] = set()
+
+    def child(self, name: str) -> str:
+        return f"{self.path}/{name}" if self.path else name
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str) or name in self.given:
+            return True
+        query = """SELECT EXISTS (SELECT 1 FROM temp.staged WHERE dir = ? AND wanted = ?)
+                       OR EXISTS (SELECT 1 FROM temp.staged_dir WHERE ino = ?)"""
+        (found,) = self._db.execute(query, (self.ino, name, directory_ino(self.child(name)))).fetchone()
+        return bool(found)
+
+
+def _settle_one(db: sqlite3.Connection, directory: _Directory, wanted: str, *, is_directory: bool) -> None:
+    query = "SELECT id, rowid FROM temp.staged WHERE dir = ? AND wanted = ?"
+    rows = {sample_id.hex(): row for sample_id, row in db.execute(query, (directory.ino, wanted))}
+    names = resolve_clashes(wanted, rows, directory, is_directory=is_directory)
+    directory.given.update(names.values())
+    # one whose path no longer spells its true name keeps that beside it
+    spelled = directory.child(wanted).encode()
+    db.executemany(
+        "UPDATE temp.staged SET name = ?, file_name = coalesce(file_name, ?) WHERE rowid = ?",
+        [(name, spelled, rows[sample_id]) for sample_id, name in names.items() if name != wanted],
+    )

@@ -19,10 +19,12 @@ from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple, TypeVar
 
+from lightlyfs.catalog.entries import Row
 from lightlyfs.catalog.listing import Pager, Verifier
-from lightlyfs.catalog.listing_writer import Changes, ListingWriter, Row
+from lightlyfs.catalog.listing_writer import Changes, ListingWriter
 from lightlyfs.catalog.remote import DatasetState, Remote, is_settled
-from lightlyfs.catalog.store import INDEX_OF, CatalogStore
+from lightlyfs.catalog.store import CatalogStore
+from lightlyfs.catalog.tables import INDEX_OF
 from lightlyfs.catalog.timing import FreshnessConfig, Timing
 from lightlyfs.errors import Cancelled, Forbidden, LightlyFsError, NotFound, Unauthorized
 

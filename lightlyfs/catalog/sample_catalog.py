@@ -17,25 +17,31 @@ from concurrent.futures import Future
 from concurrent.futures import wait as futures_wait
 from typing import Protocol, TypeVar
 
-from cachetools import TTLCache
+from cachetools import LRUCache, TTLCache
 
 from lightlyfs.api.models import Sample
-from lightlyfs.catalog.census import Census
-from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, SampleEntry, entry_of, true_name
+from lightlyfs.catalog.entries import (
+    DirectoryEntry,
+    Entry,
+    Facts,
+    Place,
+    Row,
+    SampleEntry,
+    entry_of,
+    true_name,
+)
 from lightlyfs.catalog.facts import Reported
-from lightlyfs.catalog.listing_writer import Changes, Row
-from lightlyfs.catalog.lookup_cache import RecentLookups
+from lightlyfs.catalog.listing_writer import Changes
 from lightlyfs.catalog.names import join_name
 from lightlyfs.catalog.refresher import Refresher
 from lightlyfs.catalog.remote import DatasetState, Remote, stored_dataset
 from lightlyfs.catalog.store import CatalogStore
+from lightlyfs.catalog.tables import Totals
 from lightlyfs.catalog.timing import FreshnessConfig
-from lightlyfs.catalog.totals import Totals
 from lightlyfs.errors import Cancelled, LightlyFsError, NotFound, RequestError, Unreachable
 from lightlyfs.inodes import directory_ino, sample_ino
 
 log = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
 _FLUSH_EVERY_S = 0.5
@@ -43,6 +49,92 @@ _POLL_S = 0.2
 _WRONG_HINTS = "wrong_hints"
 # as long as the kernel keeps names that are not there
 _ANSWER_TTL_S = 2.0
+# before every sample: the inode numbers of directories are positive
+_START: Place = (0, "")
+
+
+class Census:
+    """Looks for samples that storage has not reported, or of which it has nothing; any thread may call.
+
+    Remembers where it found the first one, so that all looks together cost little more than one scan.
+    `absent_etag` is the version that stands for a sample without a stored object.
+    """
+
+    def __init__(self, store: CatalogStore, absent_etag: str) -> None:
+        self._store = store
+        self._absent_etag = absent_etag
+        self._lock = threading.Lock()
+        # guarded by _lock
+        self._from = _START
+        self._changes = 0
+        self.settled = False
+
+    def look(self) -> None:
+        """Set `settled` if storage has reported all samples by now. Raises sqlite3.Error."""
+        with self._lock:
+            start, changes = self._from, self._changes
+        found = self._store.first_unsettled(start, self._absent_etag)
+        with self._lock:
+            if self._changes == changes:
+                self._from = start if found is None else found
+                self.settled = found is None
+
+    def start_over(self) -> None:
+        """Start again from the first sample, because the catalogue changed."""
+        with self._lock:
+            self._from = _START
+            self._changes += 1
+            self.settled = False
+
+
+# a path that is looked at is soon opened, and its neighbours along with it
+_MAX_KEPT = 8_000
+# a caller that looks up names in directory order has the next ones read ahead, at most this many at once
+_MAX_AHEAD = 64
+_MAX_DIRECTORIES = 256
+
+
+class RecentLookups:
+    """The entries of paths, from memory where the store was asked recently; any thread may call.
+
+    `outdate` says that the store may answer differently now. Single operations on `_kept` are atomic, and one
+    that is lost costs a query.
+    """
+
+    def __init__(self, store: CatalogStore) -> None:
+        self._store = store
+        self.version = 0
+        self._kept: dict[str, tuple[int, Entry | None]] = {}
+        self._lock = threading.Lock()
+        # guarded by _lock, for a lookup moves entries: by directory the name that comes next where names are
+        # asked for in order, and how many were read
+        self._ahead: LRUCache[str, tuple[str, int]] = LRUCache(_MAX_DIRECTORIES)
+
+    def outdate(self) -> None:
+        """Invalidate all entries after the store changed; for one thread at a time."""
+        self.version += 1
+
+    def lookup(self, path: str) -> Entry | None:
+        """Return the entry of a path, or None where there is none; may raise sqlite3.Error."""
+        version = self.version  # before the store is read, so that what comes meanwhile outdates it
+        kept = self._kept.get(path)
+        if kept is not None and kept[0] == version:
+            return kept[1]
+        if len(self._kept) > _MAX_KEPT:
+            self._kept = {}
+        directory, _, name = path.rpartition("/")
+        with self._lock:
+            expected, count = self._ahead.get(directory, ("", 1))
+        count = min(_MAX_AHEAD, count * 2) if name == expected else 1
+        entry, behind = self._store.lookup_with_next(path, count)
+        prefix = directory + "/" if directory else ""
+        for other in behind[:-1]:
+            self._kept[prefix + other.name] = (version, other)
+        if behind:
+            with self._lock:
+                self._ahead[directory] = (behind[-1].name, count)
+        self._kept[path] = (version, entry)
+        return entry
 
 
 class Wait(Protocol):

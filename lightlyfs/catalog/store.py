@@ -24,37 +24,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightlyfs import database
-from lightlyfs.catalog import totals
-from lightlyfs.catalog.clashes import directory_path
-from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, Place, SampleEntry
+from lightlyfs.catalog import tables
+from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, Place, Row, SampleEntry
 from lightlyfs.catalog.facts import MOMENT_S, Publisher, record, record_values
-from lightlyfs.catalog.listing_writer import CHANGES, RESIZED, ListingWriter, Row, Staging, count, counted
-from lightlyfs.catalog.totals import Totals
+from lightlyfs.catalog.listing_writer import ListingWriter, Staging, directory_path
+from lightlyfs.catalog.tables import CHANGES, RESIZED, SCHEMA, Totals, count, counted, create_schema
 from lightlyfs.forks import FORK_GATE
 from lightlyfs.inodes import ROOT_INO, directory_ino, sample_ino
 
 log = logging.getLogger(__name__)
 
-# 1 kept no totals
-SCHEMA_VERSION = 2
-# the dataset whose exported index a catalogue is, until it was listed on this machine
-INDEX_OF = "index_of"
-
-SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE directory (
-    ino INTEGER PRIMARY KEY, parent INTEGER NOT NULL, name TEXT NOT NULL, mtime INTEGER NOT NULL DEFAULT 0);
-CREATE UNIQUE INDEX directory_by_name ON directory (parent, name);
-CREATE TABLE sample (
-    dir INTEGER NOT NULL, name TEXT NOT NULL, ino INTEGER NOT NULL, id BLOB NOT NULL,
-    file_name BLOB,      -- only where the path does not spell it
-    hint INTEGER,        -- metaData.sizeInBytes
-    mtime INTEGER NOT NULL, created INTEGER NOT NULL,
-    size INTEGER, etag TEXT,  -- what storage last reported; NULL until it did
-    verified INTEGER NOT NULL DEFAULT 0,  -- 1: that counts; 2: it did until a refresh; 0: it may not
-    PRIMARY KEY (dir, name)) WITHOUT ROWID;
-CREATE UNIQUE INDEX sample_by_ino ON sample (ino);
-"""
 _COLUMNS = "name, ino, id, file_name, hint, mtime, size, etag, verified = 1, verified != 0"
 # one connection's page cache; the operating system caches the file once for all of them
 _READER_CACHE_KIB = 512
@@ -244,7 +223,7 @@ class CatalogStore:
     def totals(self) -> Totals:
         """Sums over all samples, as they are kept."""
         with self._reader() as db:
-            return totals.stored(db)
+            return tables.stored_totals(db)
 
     # a file that was deleted
 
@@ -350,8 +329,8 @@ class CatalogStore:
         """Make every size and version unverified; they stay as the best guess."""
         with self._transaction() as db:
             db.execute("UPDATE sample SET verified = 2 WHERE verified = 1")
-            kept = totals.stored(db)
-            totals.keep(db, kept._replace(unverified=kept.samples))
+            kept = tables.stored_totals(db)
+            tables.keep_totals(db, kept._replace(unverified=kept.samples))
             self._count_locked(CHANGES)
 
     @contextmanager
@@ -463,7 +442,7 @@ class CatalogStore:
         db = database.connect(path, timeout_s=_WRITE_TIMEOUT_S, synchronous="NORMAL")
         try:
             db.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
-            _create_schema(db)
+            create_schema(db)
             database.check_tables(db, SCHEMA)
             db.execute(f"PRAGMA busy_timeout = {_FACTS_TIMEOUT_MS}")
         except BaseException:
@@ -484,21 +463,3 @@ def _is_same(
         return name == row.wanted
     spelled = f"{row.directory}/{row.wanted}" if row.directory else row.wanted
     return file_name_raw == spelled.encode()
-
-
-def _create_schema(db: sqlite3.Connection) -> None:
-    """Make or migrate the tables, unless another process did; raises Damaged where others are there."""
-    if database.user_version(db) == SCHEMA_VERSION:
-        return
-    with database.transaction(db):
-        version = database.user_version(db)
-        if version == SCHEMA_VERSION:
-            return
-        if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
-            for statement in SCHEMA.split(";\n"):
-                db.execute(statement)
-            db.execute("INSERT INTO directory VALUES (?, ?, '', 0)", (ROOT_INO, ROOT_INO))
-        elif version != 1:
-            raise database.Damaged(f"a catalogue of version {version}")
-        totals.keep(db, totals.counted(db))
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from lightlyfs.blocks import NO_OBJECT, SMALL_FILE_BYTES, ContentId
 from lightlyfs.catalog.entries import SampleEntry
-from lightlyfs.catalog.plausible import Problems
+from lightlyfs.catalog.remote import Problems
 from lightlyfs.catalog.sample_catalog import Catalog
 from lightlyfs.desktop.programs import opens_without_reading
 from lightlyfs.errors import (

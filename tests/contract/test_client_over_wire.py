@@ -9,8 +9,10 @@ from raw_server import Connection, RawServer, Received, answering
 
 from lightlyfs import errors
 from lightlyfs.api.client import Credentials, LightlyClient
+from lightlyfs.api.contract import Request, Transport
 from lightlyfs.api.models import ListedSample, SampleCreate
-from lightlyfs.api.transport import NO_RETRIES, Request, RetryPolicy, Transport, raise_for_status
+from lightlyfs.api.retry import NO_RETRIES, RetryPolicy
+from lightlyfs.api.status import raise_for_status
 
 Serve = Callable[..., RawServer]
 D, S = "d" * 24, "5" * 24

@@ -16,7 +16,8 @@ from authority import Authority
 from raw_server import Connection, RawServer, Received, answering, saying
 
 from lightlyfs import errors
-from lightlyfs.api.transport import BodyFile, Proxies, Request, Timeouts, Transport
+from lightlyfs.api.addresses import Proxies
+from lightlyfs.api.contract import BodyFile, Request, Timeouts, Transport
 
 Serve = Callable[..., RawServer]
 Make = Callable[..., Transport]

@@ -13,7 +13,6 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # who may import whom; what a layer may import, whoever stands above it may too
 ALLOWED = {
     "errors": set(),
-    "errno_table": {"errors"},
     "settings": {"upload_rules", "errors"},
     "forks": set(),
     "database": {"forks"},
@@ -21,12 +20,10 @@ ALLOWED = {
     "occupied": set(),
     "upload_rules": set(),
     "blocks": set(),
-    "visible": {"api"},
     "locks": set(),
     "watching": set(),
     "mountinfo": set(),
-    "file_systems": set(),
-    "places": {"locks", "mountinfo", "file_systems", "errors"},
+    "places": {"locks", "mountinfo", "errors"},
     "api": {"forks", "errors"},
     "catalog": {"api", "forks", "database", "inodes", "errors"},
     "ahead": {"blocks"},
@@ -38,28 +35,28 @@ ALLOWED = {
         *("desktop", "catalog", "fetch", "cache", "staging", "blocks", "api"),
         *("inodes", "occupied", "upload_rules", "errors"),
     },
-    "kernel": {"fs", "mountinfo", "errno_table", "errors"},
+    "kernel": {"fs", "mountinfo", "errors"},
     "control": {"errors"},
     "app": {
         *("kernel", "fs", "desktop", "catalog", "fetch", "cache", "staging", "blocks", "api"),
         *("forks", "database", "places", "locks", "watching"),
-        *("settings", "upload_rules", "visible", "errors"),
+        *("settings", "upload_rules", "errors"),
     },
     "cli": {
-        *("visible", "app", "control", "kernel", "fs", "api", "places", "mountinfo", "settings", "errors"),
-        *("errno_table", "server", "testing"),
+        *("app", "control", "kernel", "fs", "api", "places", "mountinfo", "settings", "errors"),
+        *("server", "testing"),
     },
     "server": set(),
     "testing": {"server"},
     "library": {"control", "places", "settings", "errors"},
-    "fsspec": {"app", "fs", "blocks", "places", "settings", "errno_table", "errors"},
+    "fsspec": {"app", "fs", "blocks", "places", "settings", "errors"},
     "examples": {"fsspec", "errors"},
     "__main__": {"cli"},
     "__init__": {"library", "api"},
 }
 ONLY_IMPORTER = {
     "requests": {"api/over_requests.py"},
-    "urllib3": {"api/over_requests.py", "api/sockets.py"},
+    "urllib3": {"api/over_requests.py"},
     "pycurl": {"api/curl.py"},
     "fuse": {"kernel/binding.py"},
     "mfusepy": {"kernel/binding.py"},
@@ -132,7 +129,7 @@ def test_errno_is_chosen_in_one_module() -> None:
 
     # the others read errno of the operating system, or answer where libfuse takes nothing else
     assert users <= {
-        "errno_table.py",
+        "errors.py",
         "kernel/operations.py",
         "kernel/session.py",
         "kernel/mountpoints.py",
@@ -147,8 +144,7 @@ def test_errno_is_chosen_in_one_module() -> None:
         "staging/spool.py",
         "cache/block_cache.py",
         "api/curl.py",
-        "api/sockets.py",
-        "api/transport.py",
+        "api/over_requests.py",
     }
 
 

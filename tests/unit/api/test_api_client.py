@@ -12,11 +12,10 @@ from contentkit import Clock
 
 from lightlyfs import errors
 from lightlyfs.api.client import Credentials, LightlyClient
-from lightlyfs.api.contract import Request, Response
+from lightlyfs.api.contract import Request, Response, TransportConfig
 from lightlyfs.api.models import ListedSample, Sample, SampleCreate, SampleUpdate, SampleWriteUrls
 from lightlyfs.api.over_requests import RequestsTransport
 from lightlyfs.api.retry import RetryPolicy
-from lightlyfs.api.transport import TransportConfig
 
 SERVER = "https://api.test"
 D, S = "d" * 24, "5" * 24

@@ -13,10 +13,9 @@ from catalogkit import FakeRemote, Impatient, Record, World
 from contentkit import Inline, sample_id
 
 from lightlyfs.api.models import Sample
-from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry
-from lightlyfs.catalog.listing_writer import Row
+from lightlyfs.catalog.entries import DirectoryEntry, Row, SampleEntry
 from lightlyfs.catalog.remote import Details
-from lightlyfs.catalog.store import INDEX_OF
+from lightlyfs.catalog.tables import INDEX_OF
 from lightlyfs.errors import (
     Cancelled,
     DeadlineExceeded,

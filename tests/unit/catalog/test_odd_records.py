@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from lightlyfs.api import models
 from lightlyfs.api.models import DatasetRecord, ListedSample
-from lightlyfs.catalog.plausible import (
+from lightlyfs.catalog.refresher import Refresher
+from lightlyfs.catalog.remote import (
     MAX_SECONDS,
     MIN_SECONDS,
+    ApiRemote,
     is_plausible_time,
     plausible_seconds,
     plausible_size,
 )
-from lightlyfs.catalog.refresher import Refresher
-from lightlyfs.catalog.remote import ApiRemote
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.timing import FreshnessConfig
 from lightlyfs.errors import LightlyFsError

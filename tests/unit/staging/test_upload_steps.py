@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from contentkit import Clock
 
+from lightlyfs.api.contract import Request, Response
 from lightlyfs.api.models import (
     CreatedSampleWithWriteUrls,
     DatasetRecord,
@@ -21,7 +22,6 @@ from lightlyfs.api.models import (
     SampleWriteUrls,
 )
 from lightlyfs.api.retry import Retrier
-from lightlyfs.api.transport import Request, Response
 from lightlyfs.errors import (
     FileExists,
     Forbidden,
