@@ -29,9 +29,9 @@ from lightlyfs.fetch.reader import Reader
 from lightlyfs.fetch.url_store import UrlStore
 from lightlyfs.fetch.urls import ReadUrls
 from lightlyfs.fetch.urls_ahead import UrlsAhead
+from lightlyfs.fs.attributes import SetTimes
 from lightlyfs.fs.patience import Patience
 from lightlyfs.fs.samples import content_of
-from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.views import Views
 from lightlyfs.places import DatasetPlace
 from lightlyfs.settings import Settings

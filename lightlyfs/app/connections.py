@@ -22,6 +22,8 @@ from lightlyfs.api.retry import RetryPolicy
 from lightlyfs.errors import RequestError, SettingsError, Unauthorized
 from lightlyfs.settings import Secrets, Settings, read_token
 
+log = logging.getLogger(__name__)
+
 # requests of the catalogue: pages, single samples, checks; apart from content, so that neither waits for
 # the other
 METADATA_THREADS = 16
@@ -232,7 +234,6 @@ class CountedTransport:
 
 # the API token in a file, which is rotated while programs run
 
-log = logging.getLogger(__name__)
 
 _Stamp = tuple[int, int, int]
 

@@ -1,10 +1,11 @@
-"""The running parts of one dataset, and the order in which they start and stop."""
+"""The running parts of one dataset, the order in which they start and stop, and the directories they use."""
 
 from __future__ import annotations
 
 import json
 import logging
 import random
+import sqlite3
 import threading
 import time
 from collections.abc import Iterable
@@ -12,17 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from lightlyfs import places
+from lightlyfs import database, places
 from lightlyfs.api.models import Sample
 from lightlyfs.api.retry import Retrier
 from lightlyfs.app.builders import Desktop, DesktopNeeds, RecentLog, UrlParts, ViewForgetter
 from lightlyfs.app.connections import METADATA_THREADS, Connections, RequestCounter
+from lightlyfs.app.exported_index import import_index
 from lightlyfs.app.kernel_interface import Kernel, NoKernel, open_files_limit
 from lightlyfs.app.metrics import status_of
-from lightlyfs.app.sharing import listing_turn, opening, renewing
+from lightlyfs.app.sharing import DirectoryWatch, listing_turn, opening, renewing
 from lightlyfs.app.uploading import UploadNeeds, Uploads
 from lightlyfs.blocks import NO_OBJECT
 from lightlyfs.cache.block_cache import BlockCache
+from lightlyfs.cache.block_files import shed
 from lightlyfs.cache.budget import CacheConfig, bytes_beside, default_budget
 from lightlyfs.cache.fetch_once import FetchOnce
 from lightlyfs.catalog.listing_writer import Changes
@@ -33,23 +36,22 @@ from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tags import Tags
 from lightlyfs.catalog.timing import FreshnessConfig
 from lightlyfs.desktop.programs import CrawlBudget
-from lightlyfs.errors import NoSuchFile, StartError, TooManyWaiting
+from lightlyfs.errors import NoSuchFile, SettingsError, StartError, TooManyWaiting
 from lightlyfs.fetch.fetcher import FetchConfig, Fetcher
 from lightlyfs.fetch.prefetcher import PrefetchStats
 from lightlyfs.fetch.reader import Reader
+from lightlyfs.fs.attributes import SetTimes
 from lightlyfs.fs.cached_files import CachedFiles, HandOutParts
 from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.fs.namespace import Namespace
 from lightlyfs.fs.path_reads import PathReads
 from lightlyfs.fs.patience import Patience
 from lightlyfs.fs.samples import Samples
-from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.views import Views, ViewSources
 from lightlyfs.fs.warming import Warming, WarmingParts
 from lightlyfs.fs.xattrs import ExtendedAttributes
 from lightlyfs.settings import Settings
 from lightlyfs.staging.facts_process import FactsPool
-from lightlyfs.watching import DirectoryWatch
 
 log = logging.getLogger(__name__)
 
@@ -443,3 +445,60 @@ class Dataset:
         self.catalog.note_changes()
         self._forget_details()
         self.filesystem.note_changes(changes.paths)
+
+
+# the logs of five databases, and what they are told while a mount starts
+_FREE_BYTES = 16 << 20
+
+
+def open_spool(settings: Settings, dataset_id: str) -> places.SpoolPlace | None:
+    """Open and lock the directory for a mount's pending uploads, with those of earlier mounts.
+
+    None for a read-only mount, and where the disk takes nothing, which is logged.
+    """
+    if settings.read_only:
+        return None
+    place = None
+    try:
+        state = places.state_root(settings.cache_dir)
+        places.remember_state_root(state)
+        place = places.SpoolPlace(places.server_directory(state, settings.server), dataset_id)
+        database.see_writable(place.path / "journal.db")
+    except (OSError, sqlite3.OperationalError, SettingsError) as error:
+        if place is not None:
+            place.close()
+        if isinstance(error, SettingsError) and not places.is_passing(error.__cause__):
+            raise
+        log.warning("this mount is read-only, for what is written cannot be kept: %s", error)
+        return None
+    return place
+
+
+def open_place(settings: Settings, dataset_id: str) -> places.DatasetPlace:
+    """Return the directory of a dataset on this machine; a private one with `--no-cache`.
+
+    On a full disk the cache shrinks first, for databases need some room. With an index it begins with that,
+    unless another process uses it, for then its names count. StartError where it is not one of this dataset.
+    """
+    if where := places.elsewhere(settings.cache_dir):
+        log.warning("%s", where)
+    root = places.server_cache(settings.cache_dir, settings.server)
+    place = places.DatasetPlace(root, dataset_id, temporary=settings.no_cache)
+    try:
+        shed(place.path / "blocks", _FREE_BYTES)
+        if settings.index is not None:
+            import_index(settings.index, place, settings.tag, dataset_id)
+    except BaseException:
+        place.close()
+        raise
+    return place
+
+
+def list_once(settings: Settings, connections: Connections, dataset_id: str) -> None:
+    """List a dataset into this machine's catalogue; raises what the API raised."""
+    with open_place(settings, dataset_id) as place:
+        parts = Dataset(settings, connections, dataset_id, place)
+        try:
+            parts.catalog.refresher.list_now()
+        finally:
+            parts.close()

@@ -23,13 +23,13 @@ from lightlyfs.cache.block_cache import BlockCache
 from lightlyfs.catalog.sample_catalog import Catalog
 from lightlyfs.errors import Cancelled, FileExists, LightlyFsError, NotFound, Retryable, SettingsError
 from lightlyfs.fetch.reader import Reader
+from lightlyfs.fs.attributes import SetTimes
 from lightlyfs.fs.changes import TreeChanges, sample_name
 from lightlyfs.fs.completion import Adoption, Completion
 from lightlyfs.fs.filesystem import WriteParts
 from lightlyfs.fs.namespace import Namespace
 from lightlyfs.fs.patience import Patience
 from lightlyfs.fs.samples import Samples
-from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.writer import Writer
 from lightlyfs.settings import Settings
 from lightlyfs.staging.edits import SampleEdits

@@ -13,6 +13,8 @@ from lightlyfs.api.contract import Request, Transport, whole_number
 from lightlyfs.api.status import raise_for_status
 from lightlyfs.errors import Cancelled, MalformedAnswer, NotFound, TooLarge
 
+log = logging.getLogger(__name__)
+
 # one of 128 pixels has some 10 KB, one of 256 pixels up to 150; a server may give the image instead
 MAX_THUMBNAIL_BYTES = 256 << 10
 _NONE = "the server has the image itself in place of a thumbnail"
@@ -97,8 +99,6 @@ class Thumbnails:
         raise_for_status(response, what="the read of a thumbnail from storage", storage=True)
         return response.body
 
-
-log = logging.getLogger(__name__)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS picture (

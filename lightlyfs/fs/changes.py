@@ -30,8 +30,7 @@ from lightlyfs.errors import (
 )
 from lightlyfs.fs.completion import Completion
 from lightlyfs.fs.handles import Callers
-from lightlyfs.fs.namespace import Namespace, Node
-from lightlyfs.fs.overlay import HIDDEN_PREFIX
+from lightlyfs.fs.namespace import HIDDEN_PREFIX, Namespace, Node
 from lightlyfs.fs.patience import Turn
 from lightlyfs.fs.writer import Writer
 from lightlyfs.fs.xattrs import PREFIX, SHOWN

@@ -19,8 +19,8 @@ from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.catalog.sample_catalog import Catalog
 from lightlyfs.errors import LightlyFsError
 from lightlyfs.fetch.reader import Reader
+from lightlyfs.fs.attributes import SetTimes
 from lightlyfs.fs.namespace import Namespace
-from lightlyfs.fs.times import SetTimes
 from lightlyfs.staging.local_files import LocalFile, LocalFiles
 from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.spool import Spool

@@ -18,11 +18,11 @@ from typing import Any
 
 from lightlyfs.catalog.entries import SampleEntry, true_name
 from lightlyfs.errors import BadHandle, LightlyFsError, NoSuchFile, NotPermitted
+from lightlyfs.fs.attributes import SetTimes
 from lightlyfs.fs.handles import Callers, WriteHandle
 from lightlyfs.fs.namespace import Node, entry_of_uploaded
 from lightlyfs.fs.patience import Patience, UploadWaits
 from lightlyfs.fs.takeover import ReadSample, Takeover
-from lightlyfs.fs.times import SetTimes
 from lightlyfs.staging.local_files import LocalFile, LocalFiles, Ticket
 from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.uploader import Uploader

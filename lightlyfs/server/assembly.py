@@ -8,22 +8,17 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .api_errors import LocalServerError
 from .application import Extension, Handlers, Middleware, build_application
-from .asgi import App
+from .asgi import App, LocalServerError
 from .client_connections import ClientConnections
 from .endpoints import DatasetsApi, SamplesApi, TagsApi
-from .folder_storage import FolderStorage
 from .object_endpoint import ObjectEndpoint
 from .request_checks import OBJECT_ID, AccessChecks
-from .s3_storage import S3Storage
-from .sample_table import ComputedDataset, ComputedSamples, SampleTable, derived_id
 from .serve_options import ServeOptions
 from .served_dataset import DatasetFacts, ServedDataset, now_ms
 from .signing import PublicTokens, UrlSigner, derive
-from .state_file import StateFile
-from .storage import RESERVED, LocalStorage, Storage
-from .tag_table import TagTable
+from .state_tables import ComputedDataset, ComputedSamples, SampleTable, StateFile, TagTable, derived_id
+from .storage import RESERVED, FolderStorage, LocalStorage, S3Storage, Storage
 
 STATE_FILE = "lightly-server.sqlite"
 

@@ -4,8 +4,8 @@ Files of a fixed list of raster formats count as images, recognized by their fir
 passed to a decoder. `shape` is the shape as decoded, without the EXIF orientation; the thumbnail has the
 orientation applied. An image with too many pixels has only its shape. The size in bytes is the file's.
 
-`image_statistics` computes the statistics; `image_decoding` opens a file and reads its EXIF. A process that
-asks for no facts of an image imports neither of them, nor Pillow.
+`image_decoding` opens a file and computes what is in it. A process that asks for no facts of an image imports
+neither that module nor Pillow.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ ALLOWED = {
     "upload_rules": set(),
     "blocks": set(),
     "locks": set(),
-    "watching": set(),
     "mountinfo": set(),
     "places": {"locks", "mountinfo", "errors"},
     "api": {"forks", "errors"},
@@ -39,7 +38,7 @@ ALLOWED = {
     "control": {"errors"},
     "app": {
         *("kernel", "fs", "desktop", "catalog", "fetch", "cache", "staging", "blocks", "api"),
-        *("forks", "database", "places", "locks", "watching"),
+        *("forks", "database", "places", "locks"),
         *("settings", "upload_rules", "errors"),
     },
     "cli": {
@@ -133,7 +132,7 @@ def test_errno_is_chosen_in_one_module() -> None:
         "kernel/operations.py",
         "kernel/session.py",
         "kernel/mountpoints.py",
-        "server/folder_storage.py",
+        "server/storage.py",
         "server/object_endpoint.py",
         "library.py",
         "database.py",
