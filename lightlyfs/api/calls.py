@@ -93,7 +93,6 @@ class Caller:
         *,
         timeouts: Timeouts,
         on_request: Callable[[str, str, float, str], None] | None,
-        cancelled: Callable[[], bool] | None,
     ) -> None:
         self.server = server.strip().rstrip("/")
         wire_url(self.server)
@@ -103,7 +102,6 @@ class Caller:
         self._retrier = retrier
         self._timeouts = timeouts
         self._on_request = on_request
-        self._cancelled = cancelled
 
     def outage_s(self) -> float:
         """Return for how long no request was answered, 0 where the last one was."""
@@ -194,7 +192,8 @@ class Caller:
             headers["Content-Type"] = "application/json"
         url = self.server + call.path + _encoded(query)
         slow = call.operation in _SLOW
-        return Request(call.method, url, headers, call.body, timeouts, cancelled=self._cancelled, slow=slow)
+        cancelled = self._retrier.cancelled
+        return Request(call.method, url, headers, call.body, timeouts, cancelled=cancelled, slow=slow)
 
 
 def _encoded(pairs: Query) -> str:

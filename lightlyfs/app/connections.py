@@ -18,8 +18,8 @@ from lightlyfs.api.certificates import trust_of
 from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.contract import Request, Response, Transport, TransportConfig
 from lightlyfs.api.network import Network
-from lightlyfs.api.retry import RetryPolicy
-from lightlyfs.errors import RequestError, SettingsError, Unauthorized
+from lightlyfs.api.retry import Retrier, RetryPolicy
+from lightlyfs.errors import RequestError, Retryable, SettingsError, Unauthorized
 from lightlyfs.settings import Secrets, Settings, read_token
 
 log = logging.getLogger(__name__)
@@ -34,24 +34,37 @@ _IDLE_OF_GUEST = 16
 
 
 class Connections(NamedTuple):
-    """The API client, and the transports to storage: one for reading, one for uploads.
+    """The API client, and the transports to storage: one for reading, one for uploads. A `ServerState`.
 
     `fingerprint` stands for the credential that read URLs are got with; `token_file` is where the token
-    comes from, if that is a file.
+    comes from, if that is a file. `requests` counts what is sent.
     """
 
     client: LightlyClient
     storage: Transport
     uploads: Transport
     fingerprint: str
+    requests: RequestCounter
     token_file: TokenFile | None = None
+
+    def outage(self) -> Retryable | None:
+        """Return what requests fail with, where none was answered for some seconds; otherwise None."""
+        return self.client.outage()
+
+    def outage_s(self) -> float:
+        """Return for how long no request was answered, 0 where the last one was."""
+        return self.client.outage_s()
+
+    def has_new_token(self) -> bool:
+        """Whether the token file holds another token than the last time this was asked."""
+        return self.token_file is not None and self.token_file.look()
 
 
 def connect(
     settings: Settings,
     secrets: Secrets,
     environ: Mapping[str, str],
-    on_request: RequestCounter | None = None,
+    requests: RequestCounter | None = None,
     cancelled: Callable[[], bool] | None = None,
     *,
     keep_few: bool = False,
@@ -70,10 +83,11 @@ def connect(
     )
     guard = AddressGuard(settings.server, settings.allow_private_storage)
     guarded = replace(config, guard=guard)
-    requests = _OnFirstUse(lambda: _requests_transport(guarded))
+    requests = requests or RequestCounter()
+    fallback = _OnFirstUse(lambda: _requests_transport(guarded))
 
     def transport(limits: TransportConfig, idle: int) -> Transport:
-        return _hot_transport(replace(limits, idle=idle) if keep_few else limits) or requests
+        return _hot_transport(replace(limits, idle=idle) if keep_few else limits) or fallback
 
     # one for each end: a handle that has just talked to the API has no warm connection to storage; and those
     # that change something apart from those that read, so that neither waits for the other
@@ -87,12 +101,17 @@ def connect(
         _credentials(secrets, token_file or (secrets.token if token is None else asked(token))),
         changes,
         hot_transport=to_api,
-        on_request=on_request,
-        cancelled=cancelled,
+        retrier=Retrier(cancelled=cancelled),
+        on_request=requests,
     )
-    if on_request is not None:
-        to_storage, uploads = CountedTransport(to_storage, on_request), CountedTransport(uploads, on_request)
-    return Connections(client, to_storage, uploads, secrets.fingerprint(settings.read_mode), token_file)
+    return Connections(
+        client,
+        CountedTransport(to_storage, requests),
+        CountedTransport(uploads, requests),
+        secrets.fingerprint(settings.read_mode),
+        requests,
+        token_file,
+    )
 
 
 class _OnFirstUse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 from lightlyfs.fs.handles import Callers, ProcessWatch
@@ -19,6 +20,11 @@ _FEW = 1_024
 
 class Kernel(Callers, Protocol):
     """What the parts need of the mount they serve; a no-op where there is none."""
+
+    @property
+    def mountpoint(self) -> Path | None:
+        """Where it is mounted; None where there is no mount."""
+        ...
 
     @property
     def forgets_at_once(self) -> bool:
@@ -37,6 +43,7 @@ class Kernel(Callers, Protocol):
 class NoKernel:
     """The file system without a mount, as tests and libraries use it."""
 
+    mountpoint: Path | None = None
     forgets_at_once = False
 
     def interrupted(self) -> bool:

@@ -31,13 +31,13 @@ from lightlyfs.catalog.entries import (
     true_name,
 )
 from lightlyfs.catalog.facts import Reported
+from lightlyfs.catalog.freshness import FreshnessConfig
 from lightlyfs.catalog.listing_writer import Changes
 from lightlyfs.catalog.names import join_name
 from lightlyfs.catalog.refresher import Refresher
 from lightlyfs.catalog.remote import DatasetState, Remote, stored_dataset
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tables import Totals
-from lightlyfs.catalog.timing import FreshnessConfig
 from lightlyfs.errors import Cancelled, LightlyFsError, NotFound, RequestError, Unreachable
 from lightlyfs.inodes import directory_ino, sample_ino
 
@@ -225,6 +225,10 @@ class Catalog:
             self._recent.outdate()
         self._reported.note_listing(self._stored)
         self._due.set()
+
+    def age_s(self) -> float | None:
+        """Return the seconds since the catalogue was last known to be true, over mounts; None if never."""
+        return self.refresher.age_s()
 
     def dataset(self) -> DatasetState | None:
         """Return the dataset's record as of the last listing."""

@@ -17,7 +17,7 @@ from lightlyfs.blocks import BLOCK_BYTES, ContentId, block_count, block_length, 
 from lightlyfs.cache.block_cache import BlockCache
 from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.catalog.sample_catalog import Catalog
-from lightlyfs.errors import LightlyFsError
+from lightlyfs.errors import FileExists, LightlyFsError
 from lightlyfs.fetch.reader import Reader
 from lightlyfs.fs.attributes import SetTimes
 from lightlyfs.fs.namespace import Namespace
@@ -120,8 +120,10 @@ class Completion:
         """Have changes by others to the samples uploaded so far looked up again; called with a refresh."""
         self._known_since = self._clock()
 
-    def name_taken(self, file: LocalFile) -> None:
+    def failed(self, file: LocalFile, error: Exception) -> None:
         """Move a file whose upload ended because a sample has its name; called in the uploader's thread."""
+        if not isinstance(error, FileExists):
+            return
         self._give_way(file)
         self._catalog.refresher.expect_changes()
 

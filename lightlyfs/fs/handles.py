@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from lightlyfs.blocks import ContentId
@@ -28,11 +28,11 @@ class ReadHandle:
     path: str
     entry: SampleEntry
     content: ContentId | None
-    outdated: bool = False
     followed: bool = False
-    has_read: bool = False
     kept: bool = False
     used_at: float = 0.0
+    outdated: bool = field(default=False, init=False)
+    has_read: bool = field(default=False, init=False)
 
 
 class ProcessWatch(Protocol):
@@ -88,8 +88,8 @@ class WriteHandle:
     process: int
     sync: bool = False
     cut: bool = False
-    unsynced: bool = False
-    watch: ProcessWatch | None = None
+    unsynced: bool = field(default=False, init=False)
+    watch: ProcessWatch | None = field(default=None, init=False)
 
 
 @dataclass

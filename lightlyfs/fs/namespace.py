@@ -270,7 +270,7 @@ class Namespace:
         self._forget = forget
         self.removed = Removed(self._changed)
         self._local = local
-        self._times = times
+        self.times = times
         self.renamed = RenamedSamples()
         # the least size to show, by inode number, while an older and longer version is open
         self.held_sizes: Mapping[int, int] = {}
@@ -306,7 +306,7 @@ class Namespace:
         if local is not None:
             file = local.get(path)
             if file is not None:
-                return self._times.apply(entry_of_uploaded(file.record)) if file.uploaded else file
+                return self.times.apply(entry_of_uploaded(file.record)) if file.uploaded else file
             if path.rpartition("/")[2].startswith(HIDDEN_PREFIX):
                 return self.removed.at(path)
             if self.removed.is_removed(path):
@@ -315,7 +315,7 @@ class Namespace:
             return None
         entry = self.renamed.at(path) or self.catalog.lookup(path, turn)
         if isinstance(entry, SampleEntry):
-            return None if self.renamed.is_hidden(path, entry.ino) else self._times.apply(entry)
+            return None if self.renamed.is_hidden(path, entry.ino) else self.times.apply(entry)
         if entry is not None and self.renamed.is_gone(path):
             entry = None
         if entry is not None or local is None:
@@ -360,10 +360,10 @@ class Namespace:
 
     def sample_attr(self, entry: SampleEntry) -> Attr:
         """Return the attributes of a sample with its time and inode number on this mount."""
-        attr = attr_of_sample(self._times.apply(entry), trust_hint=not self.catalog.hints_are_wrong)
+        attr = attr_of_sample(self.times.apply(entry), trust_hint=not self.catalog.hints_are_wrong)
         if entry.ino in self.held_sizes:
             attr = attr._replace(size=max(attr.size, self.held_sizes.get(entry.ino, 0)))
-        return self._times.numbered(attr, entry.id)
+        return self.times.numbered(attr, entry.id)
 
     def directory_attr(self, path: str, entry: DirectoryEntry) -> Attr:
         """Return the attributes of a directory: as created here, else with the time of its last change."""

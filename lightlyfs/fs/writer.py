@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from typing import Any
 
 from lightlyfs.catalog.entries import SampleEntry, true_name
 from lightlyfs.errors import BadHandle, LightlyFsError, NoSuchFile, NotPermitted
-from lightlyfs.fs.attributes import SetTimes
 from lightlyfs.fs.handles import Callers, WriteHandle
-from lightlyfs.fs.namespace import Node, entry_of_uploaded
-from lightlyfs.fs.patience import Patience, UploadWaits
-from lightlyfs.fs.takeover import ReadSample, Takeover
+from lightlyfs.fs.namespace import Namespace, Node, entry_of_uploaded
+from lightlyfs.fs.patience import UploadWaits
+from lightlyfs.fs.takeover import Takeover
 from lightlyfs.staging.local_files import LocalFile, LocalFiles, Ticket
 from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.uploader import Uploader
@@ -44,30 +42,19 @@ class Writer:
         local: LocalFiles,
         uploader: Uploader,
         policy: WritePolicy,
-        patience: Patience,
-        times: SetTimes,
-        *,
-        read_sample: ReadSample,
+        namespace: Namespace,
+        takeover: Takeover,
+        waits: UploadWaits,
         callers: Callers,
-        exists: Callable[[str], bool],
-        shows_again: Callable[[str, str], None],
     ) -> None:
-        """`exists(path)` tells from memory whether a path is there.
-
-        `shows_again(path, sample_id)` is called when a path shows the sample again that was being replaced.
-        """
         self._local = local
         self._uploader = uploader
         self.policy = policy
-        self._patience = patience
-        self._times = times
-        self._read_sample = read_sample
+        self._names = namespace
+        self.takeover = takeover
+        self._waits = waits
         self._callers = callers
-        self._exists = exists
-        self._shows_again = shows_again
-        self._waits = UploadWaits(patience)
         self._told: set[str] = set()
-        self.takeover = Takeover(local, read_sample, patience, times.ino_of)
 
     def resume(self) -> None:
         """Go on with what an earlier mount left."""
@@ -189,7 +176,7 @@ class Writer:
         file = handle.file
         if file is None:
             assert handle.entry is not None
-            return self._read_sample(handle.entry, offset, size, self._patience.turn())
+            return self.takeover.read(handle.entry, offset, size)
         with file.lock:
             return self._local.stage_locked(file).read_at(offset, size)
 
@@ -266,7 +253,7 @@ class Writer:
                 node_entry: Node = entry_of_uploaded(node.record)
             node = node_entry
         if isinstance(node, SampleEntry) and mtime_ns is not None:
-            self._times.put(node.sample_id, node.published_size, node.etag, mtime_ns // 1_000_000_000)
+            self._names.times.put(node.sample_id, node.published_size, node.etag, mtime_ns // 1_000_000_000)
             self._local.touch()
 
     def set_mode(self, node: Node, mode: int) -> None:
@@ -367,7 +354,7 @@ class Writer:
         except BaseException:
             self._local.scrap(draft)
             raise
-        name, ino = true_name(path, target), self._times.ino_of(source)
+        name, ino = true_name(path, target), self.takeover.ino_of(source)
         file = self._local.publish(draft, path, name, sample_id=target.sample_id, ino=ino)
         if file is None:
             raise NotPermitted(f"{path} is being changed by another program; try again when it is closed")
@@ -451,7 +438,7 @@ class Writer:
         return self._uploader.submit(file, delay_s=TEMPORARY_DELAY_S if file.delayed else 0.0)
 
     def _looks_temporary(self, record: Record) -> bool:
-        return not record.replaces and looks_temporary(record.path, self._exists)
+        return not record.replaces and looks_temporary(record.path, self._names.knows)
 
     def _is_for_server(self, file: LocalFile) -> bool:
         record = file.record
@@ -506,7 +493,7 @@ class Writer:
             why,
         )
         if record.replaces and record.sample_id is not None:
-            self._shows_again(record.path, record.sample_id)
+            self.takeover.shows_again(record.path, record.sample_id)
 
     def _tell_kept(self, file: LocalFile) -> None:
         """Log one line a directory of files that the name keeps from the server."""

@@ -8,6 +8,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from lightlyfs.fs.attributes import Ownership
 from lightlyfs.fs.filesystem import Filesystem
@@ -73,6 +74,11 @@ class Mount:
         self._forgets: queue.SimpleQueue[tuple[str | None, threading.Event | None]] = queue.SimpleQueue()
 
     # for the parts below
+
+    @property
+    def mountpoint(self) -> Path:
+        """Where it is mounted."""
+        return self._options.mountpoint
 
     @property
     def forgets_at_once(self) -> bool:

@@ -22,7 +22,7 @@ from lightlyfs.api.models import Sample
 from lightlyfs.api.status import raise_for_status
 from lightlyfs.errors import FileExists
 from lightlyfs.staging.record import Record, State
-from lightlyfs.staging.upload_steps import Steps, mark_of
+from lightlyfs.staging.upload_steps import Steps, UploadedSamples, mark_of
 
 _COPY_BYTES = 4 << 20
 # a storage that may not tell that an object is missing says that it is forbidden
@@ -41,9 +41,15 @@ class Once:
     """
 
     def __init__(
-        self, steps: Steps, storage: Transport, resolve: Callable[[str], str], directory: Path
+        self,
+        steps: Steps,
+        samples: UploadedSamples,
+        storage: Transport,
+        resolve: Callable[[str], str],
+        directory: Path,
     ) -> None:
         self._steps = steps
+        self._samples = samples
         self._storage = storage
         self._resolve = resolve
         self._directory = directory
@@ -57,7 +63,7 @@ class Once:
         digest, size = _digest_of(local)
         mark = "once-" + hashlib.sha256(f"{name}\0{digest}".encode("utf-8", "surrogateescape")).hexdigest()
         with self._turn(name, mark) as turn:
-            found = self._steps.named(name)  # whatever this process has listed is older
+            found = self._samples.named(name)  # whatever this process has listed is older
             mine = next((sample for sample in found if mark_of(sample) == mark), None)
             if mine is None and found:
                 if self._holds(found[0], digest, size):

@@ -515,7 +515,7 @@ def test_a_ttl_of_zero_asks_for_the_one_sample(make: Make) -> None:
     remote = dataset(4)
     world = make(remote, ttl_s=0)
     world.tree()
-    world.refresher._timing.listing_s = 1000.0
+    world.refresher._freshness.listing_s = 1000.0
 
     assert asked_by(remote, lambda: lookup(world, "d1/1.jpg")).count("sample") == 1
     assert world.catalog.current_generation() == -1
