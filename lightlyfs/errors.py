@@ -334,7 +334,7 @@ _TABLE: dict[type[BaseException], tuple[int, int]] = {
 
 
 def errno_of(error: BaseException) -> tuple[int, int]:
-    """The errno and log level of an error; an unforeseen one is EIO, and an error in the log."""
+    """Return the errno and log level of an error; an unforeseen one is EIO, and an error in the log."""
     for kind in type(error).__mro__:
         row = _TABLE.get(kind)
         if row is not None:
@@ -345,5 +345,5 @@ def errno_of(error: BaseException) -> tuple[int, int]:
 
 
 def has_row(kind: type[BaseException]) -> bool:
-    """Whether a class has a row of its own."""
+    """Return whether a class has a row of its own."""
     return kind in _TABLE

@@ -50,7 +50,7 @@ class _ForkGate:
                 self._moved.notify_all()
 
     def entered(self) -> bool:
-        """Whether the calling thread is inside."""
+        """Return whether the calling thread is inside."""
         return threading.get_ident() in self._inside
 
     def _wait_outside(self, thread: int) -> None:
@@ -77,7 +77,7 @@ class _ForkGate:
         self._forks.release()
 
     def after_in_child(self) -> None:
-        """Be open, with nobody inside but the thread that forked."""
+        """Be open, with no thread inside but the one that forked."""
         thread = threading.get_ident()
         self._inside = {thread: self._inside[thread]} if thread in self._inside else {}
         self._open_again()

@@ -46,13 +46,13 @@ def mount_table(process: str = "self") -> list[MountEntry]:
 
 
 def mount_at(mountpoint: Path) -> MountEntry | None:
-    """The topmost mount exactly at this path, or None."""
+    """Return the topmost mount exactly at this path, or None."""
     found = [entry for entry in mount_table() if entry.mountpoint == mountpoint]
     return found[-1] if found else None
 
 
 def our_mounts() -> dict[Path, MountEntry]:
-    """The mounts of this program, by their mountpoint."""
+    """Return the mounts of this program, by their mountpoint."""
     return {entry.mountpoint: entry for entry in mount_table() if entry.type == MOUNT_TYPE}
 
 
@@ -78,7 +78,7 @@ def other_places(device: str) -> list[str]:
 
 
 def without_links(path: Path, *, last: bool = False) -> Path:
-    """The absolute path with links resolved, of its last part where that is asked for.
+    """Return the absolute path with links resolved, of its last part where that is asked for.
 
     None at or below a mount of this program is, so that nothing is asked of a mount.
     """
@@ -130,12 +130,12 @@ _STATFS_BYTES = 256  # more than `struct statfs` has anywhere
 
 
 def remote_kind(path: Path) -> str:
-    """What the file system of a directory is called where other machines may use it, else ""."""
+    """Return what the file system of a directory is called where other machines may use it, otherwise ""."""
     return _REMOTE.get(type_of(path), "")
 
 
 def type_of(path: Path) -> int:
-    """The number of the file system's type; 0 where it cannot be told."""
+    """Return the number of the file system's type; 0 where it cannot be told."""
     found = ctypes.create_string_buffer(_STATFS_BYTES)
     try:
         if ctypes.CDLL(None).statfs(os.fsencode(path), found) != 0:

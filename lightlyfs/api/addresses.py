@@ -48,11 +48,11 @@ class AddressGuard:
         self._asked_at = float("-inf")
 
     def is_api(self, host: str) -> bool:
-        """Whether this host is that of the API, which the user named."""
+        """Return whether this host is that of the API, which the user named."""
         return host.strip("[]").lower() == self._api_host
 
     def allows(self, address: str) -> bool:
-        """Whether storage may be at an address, given as text."""
+        """Return whether storage may be at an address, given as text."""
         try:
             found = _plain(ipaddress.ip_address(address.partition("%")[0]))
         except ValueError:
@@ -64,7 +64,7 @@ class AddressGuard:
         return found.is_global or ((found.is_loopback or found.is_private) and self._api_near())
 
     def allows_host(self, host: str) -> bool:
-        """Whether the host of a URL may be asked through a proxy, which alone knows where a name leads."""
+        """Return whether a URL's host may be asked through a proxy, which alone resolves names."""
         try:
             ipaddress.ip_address(host.strip("[]").partition("%")[0])
         except ValueError:
@@ -72,7 +72,7 @@ class AddressGuard:
         return self.allows(host.strip("[]"))
 
     def _api_near(self) -> bool:
-        """Whether the API is at a loopback or private address."""
+        """Return whether the API is at a loopback or private address."""
         if self._clock() - self._asked_at >= _RESOLVED_S:
             texts = [text.partition("%")[0] for text in self._resolve(self._api_host)]
             found = [_plain(ipaddress.ip_address(text)) for text in texts]
@@ -82,7 +82,7 @@ class AddressGuard:
 
 
 def _plain(address: Address) -> Address:
-    """The address that is reached, where another form of one stands for it."""
+    """Return the address that is reached, where another form of one stands for it."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return address.ipv4_mapped

@@ -59,7 +59,7 @@ class ServerState(Protocol):
         ...
 
     def has_new_token(self) -> bool:
-        """Whether the token is another one than the last time this was asked."""
+        """Return whether the token is another one than the last time this was asked."""
         ...
 
 
@@ -105,7 +105,7 @@ class LightlyClient:
         return self._caller.outage_s()
 
     def outage(self) -> errors.Retryable | None:
-        """Return what requests fail with, where none was answered for some seconds; None else."""
+        """Return what requests fail with, where none was answered for some seconds; otherwise None."""
         return self._caller.outage()
 
     def __repr__(self) -> str:

@@ -261,7 +261,7 @@ class _TlsPool(HTTPSConnectionPool):
 
 
 def _renewed(conn: Any) -> Any:
-    """The connection, closed where it is old; it then connects again by itself."""
+    """Return the connection, closed where it is old; it then connects again by itself."""
     if conn.sock is not None and conn.is_old:
         conn.close()
     return conn

@@ -56,7 +56,7 @@ class Connections(NamedTuple):
         return self.client.outage_s()
 
     def has_new_token(self) -> bool:
-        """Whether the token file holds another token than the last time this was asked."""
+        """Return whether the token file holds another token than the last time this was asked."""
         return self.token_file is not None and self.token_file.look()
 
 
@@ -158,7 +158,7 @@ def _hot_transport(config: TransportConfig) -> Transport | None:
 
 
 def _credentials(secrets: Secrets, token: str | TokenSource | None) -> Credentials:
-    """What requests bear."""
+    """Return what requests bear."""
     return Credentials(token=token, bearer=secrets.bearer, public_token=secrets.public_token)
 
 
@@ -215,7 +215,7 @@ class RequestCounter:
             return dict(self._outcomes)
 
     def latencies(self) -> dict[str, Latencies]:
-        """How long the requests of each operation took."""
+        """Return how long the requests of each operation took."""
         with self._lock:
             return {
                 operation: Latencies(tuple(itertools.accumulate(buckets)), self._sums_s[operation])
@@ -273,7 +273,7 @@ class TokenFile:
         self.on_change: Callable[[], object] = lambda: None
 
     def __call__(self, refused: str | None = None) -> str:
-        """The token to send. One that was `refused` is read again although the file looks the same."""
+        """Return the token to send. One that was `refused` is read again although the file looks the same."""
         self.look(refused is not None)
         return self._token
 

@@ -42,7 +42,7 @@ from lightlyfs.fetch.fetcher import FetchConfig, Fetcher
 from lightlyfs.fetch.prefetcher import PrefetchStats
 from lightlyfs.fetch.reader import Reader
 from lightlyfs.fs.attributes import SetTimes
-from lightlyfs.fs.cached_files import CachedFiles, HandOutParts
+from lightlyfs.fs.cached_files import CachedFiles
 from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.fs.namespace import Namespace
 from lightlyfs.fs.path_reads import PathReads
@@ -135,8 +135,7 @@ class Dataset:
         self._watch.start()
         if self.uploads is not None:
             self.uploads.start()
-        if not self.catalog.refresher.complete:
-            self.catalog.refresher.start_listing()
+        self.catalog.start_listing()
 
     def drain(self) -> None:
         """Wait for the uploads under way, as long as they move; what is left stays in the journal."""
@@ -205,13 +204,11 @@ class Dataset:
 
     def cached_files(self) -> CachedFiles:
         """Return the cached files of samples, for programs that read them by themselves."""
-        return CachedFiles(
-            HandOutParts(self._namespace, self.samples, self.reader, self.cache, self._own_patience())
-        )
+        return CachedFiles(self._namespace, self.samples, self.reader, self.cache, self._own_patience())
 
     def _go_on(self) -> None:
         """There is another token: what the old one was refused is tried again."""
-        self.catalog.refresher.resume()
+        self.catalog.resume()
         if self.uploads is not None:
             self.uploads.retry_all()
 
@@ -236,7 +233,7 @@ class Dataset:
         return changes
 
     def _own_patience(self) -> Patience:
-        """The waiting rules of calls that no callback of the kernel makes."""
+        """Return the waiting rules of calls that no callback of the kernel makes."""
         return Patience(clock=time.monotonic, interrupted=lambda: False, closing=self.closing)
 
     def _open_stores(self, kernel: Kernel) -> None:
@@ -469,6 +466,6 @@ def list_once(settings: Settings, connections: Connections, dataset_id: str) -> 
     with open_place(settings, dataset_id) as place:
         parts = Dataset(settings, connections, dataset_id, place)
         try:
-            parts.catalog.refresher.list_now()
+            parts.catalog.list_now()
         finally:
             parts.close()

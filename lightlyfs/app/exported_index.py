@@ -124,7 +124,7 @@ def _open_plain(index: Path) -> BinaryIO:
 
 
 def _header(index: Path, path: Path, check: Callable[[sqlite3.Connection], None] = lambda _: None) -> Header:
-    """What an index, or a copy of it at a path, says of itself; StartError where it is none."""
+    """Return what an index, or a copy of it at a path, says of itself; StartError where it is none."""
     try:
         _open_plain(path).close()
         with FORK_GATE, database.damage_told(), contextlib.closing(database.open_foreign(path)) as db:
@@ -138,7 +138,7 @@ def _header(index: Path, path: Path, check: Callable[[sqlite3.Connection], None]
 
 
 def _checked_at(catalogue: Path) -> float:
-    """When a catalogue was last known to be true, in unix seconds; 0 where there is none."""
+    """Return when a catalogue was last known to be true, in unix seconds; 0 where there is none."""
     if not catalogue.exists():
         return 0.0
     try:

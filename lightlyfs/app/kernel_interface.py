@@ -32,7 +32,7 @@ class Kernel(Callers, Protocol):
         ...
 
     def interrupted(self) -> bool:
-        """Whether the caller of the callback under way was interrupted."""
+        """Return whether the caller of the callback under way was interrupted."""
         ...
 
     def forget(self, paths: tuple[str, ...] | None) -> bool:

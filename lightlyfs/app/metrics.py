@@ -68,7 +68,7 @@ def serve_metrics(parts: Dataset, address: tuple[str, int]) -> None:
 
 
 def metrics_of(parts: Dataset) -> Iterator[Metric]:
-    """Every metric, as of now."""
+    """Yield every metric, as of now."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
     def number(name: str, help_: str, value: float) -> Metric:

@@ -142,7 +142,7 @@ def _read_some(descriptor: int) -> bytes:
 
 
 def _watch(directory: Path) -> int:
-    """An inotify descriptor that can be read when something in a directory was written; raises OSError."""
+    """Return an inotify descriptor, readable after a write in a directory; raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
     if descriptor < 0:

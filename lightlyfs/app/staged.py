@@ -139,9 +139,9 @@ class OwedFile(NamedTuple):
 
 
 def owed_files(cache_dir: Path | None) -> list[OwedFile]:
-    """Every file on this machine that a server does not have, of any mount, and samples that were put away.
+    """Return every file on this machine that a server does not have, and samples that were put away.
 
-    Without a directory all are looked into that mounts of this user have used.
+    Without a directory, those that mounts of this user have used are searched.
     """
     roots = places.state_roots() if cache_dir is None else [places.state_root(cache_dir)]
     found = []
@@ -155,7 +155,7 @@ def owed_files(cache_dir: Path | None) -> list[OwedFile]:
 
 
 def _owed_in(spool: Path, server: str, dataset_id: str) -> list[OwedFile]:
-    """What a journal holds; one that cannot be read is logged, and does not hide the others."""
+    """Return what a journal holds; one that cannot be read is logged, and does not hide the others."""
     try:
         journal = Journal(spool / "journal.db")
     except StartError as error:

@@ -61,7 +61,7 @@ class Uploads:
         self.spool, self.journal, self.local = self._staged.spool, self._staged.journal, self._staged.local
         self.times = SetTimes(self.journal)
         self.namespace = Namespace(dataset.catalog, self.local, self.times, kernel.forget)
-        # thumbnail, image and the look for a rival are sent at the same time
+        # thumbnail, image and the search for a rival are sent at the same time
         self._side = ThreadPoolExecutor(2 * WORKERS, "lightlyfs-upload-side")
         adoption = Adoption(dataset.catalog, dataset.reader, dataset.cache, self.spool, self.times)
         self.completion = Completion(
@@ -103,7 +103,7 @@ class Uploads:
             clock=time.monotonic,
             closing=dataset.closing,
         )
-        self.once = Once(
+        self._once = Once(
             steps(lambda key, _: Path(key), replace(config, sole_writer=True)),
             self._samples,
             dataset.connections.storage,
@@ -138,7 +138,7 @@ class Uploads:
         return WriteParts(self.writer, changes, self.completion)
 
     def start(self) -> None:
-        """Go on with what an earlier mount left."""
+        """Resume what an earlier mount left."""
         self.uploader.start()
         self.writer.resume()
         renames = self.journal.renames()
@@ -179,6 +179,10 @@ class Uploads:
                 refused[path] = str(error)
         return refused
 
+    def put_once(self, local: Path, name: str) -> bool:
+        """Have the sample `name` hold the bytes of a file; see `Once.put`."""
+        return self._once.put(local, name)
+
     def stop(self) -> None:
         """Upload no more; what is not uploaded stays in the journal."""
         for line in kept_lines(self.local.all(), self.policy):
@@ -212,7 +216,7 @@ class Uploads:
         return all(half.path != path for half in self.local.aside())
 
     def _is_gone(self, sample_id: str) -> bool:
-        """Whether the API has no such sample; False where it cannot be asked."""
+        """Return whether the API has no such sample; False where it cannot be asked."""
         try:
             self._samples.get(sample_id)
         except NotFound:
@@ -280,7 +284,7 @@ def _file_status(record: Record) -> dict[str, Any]:
 
 
 def kept_lines(files: list[LocalFile], policy: WritePolicy) -> list[str]:
-    """One line a directory of the files that their name keeps from the server."""
+    """Return one line a directory of the files that their name keeps from the server."""
     by_directory: dict[str, list[str]] = {}
     for file in files:
         record = file.record

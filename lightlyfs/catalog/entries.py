@@ -85,7 +85,7 @@ class Facts(NamedTuple):
     certain: bool = True
 
     def hold_for(self, entry: SampleEntry) -> bool:
-        """Whether the sample is still what storage was asked about."""
+        """Return whether the sample is still what storage was asked about."""
         if self.of is None:
             return entry.size_hint in (None, self.size)
         return self.of == (entry.mtime, entry.size_hint)

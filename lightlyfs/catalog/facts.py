@@ -55,7 +55,7 @@ class Reported:
         return bool(self._facts or self._unlisted)
 
     def apply(self, entry: SampleEntry) -> SampleEntry:
-        """An entry with what storage reported of it since it was written."""
+        """Return an entry with what storage reported of it since it was written."""
         facts = self._facts.get(entry.ino) or self._unlisted.get(entry.ino)
         if facts is None or not facts.hold_for(entry):
             return entry

@@ -100,7 +100,7 @@ def _check_dataset(text: str) -> None:
 
 
 def _directories(db: sqlite3.Connection) -> dict[int, str]:
-    """The path of each directory by its number, which has to be that of its path."""
+    """Return the path of each directory by its number, which has to be that of its path."""
     below: dict[int, list[tuple[int, str]]] = {}
     for ino, parent, name in db.execute("SELECT ino, parent, name FROM directory"):
         if ino != ROOT_INO:

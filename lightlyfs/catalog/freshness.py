@@ -73,23 +73,23 @@ class Freshness:
     # decisions
 
     def is_due(self) -> bool:
-        """Whether the TTL is over."""
+        """Return whether the TTL is over."""
         return self.clock() - self._checked_at >= self._config.ttl_s
 
     def may_ask(self) -> bool:
-        """Whether the API may be asked again after a failure."""
+        """Return whether the API may be asked again after a failure."""
         return self.clock() >= self._retry_at
 
     def needs_listing(self) -> bool:
-        """Whether only a full listing can tell what is true."""
+        """Return whether only a full listing can tell what is true."""
         return math.isinf(self._full_at)
 
     def was_checked_elsewhere(self) -> bool:
-        """Whether another process checked recently, so that this one need not; after `hear`."""
+        """Return whether another process checked recently, so that this one need not; after `hear`."""
         return not self.needs_listing() and not self.is_due()
 
     def rows_stand(self) -> bool | None:
-        """Whether the rows may be believed by their age alone; None where some have to be compared."""
+        """Return whether the rows may be believed by their age alone; None where some have to be compared."""
         listed_ago_s = self.clock() - self._full_at
         if not self._config.ttl_s:
             return listed_ago_s < _LISTINGS_SHARE * self.listing_s
@@ -156,5 +156,5 @@ class Freshness:
 
 
 def _ago(then: str | None, now: float) -> float:
-    """The seconds since a stored time; infinite where there is none."""
+    """Return the seconds since a stored time; infinite where there is none."""
     return math.inf if then is None else max(0.0, now - float(then))

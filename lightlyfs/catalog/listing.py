@@ -269,7 +269,7 @@ class Lister:
         self._writer: ListingWriter | None = None
 
     def has_directory(self, path: str) -> bool:
-        """Whether the listing under way has met this directory already; any thread may call."""
+        """Return whether the listing under way has met this directory already; any thread may call."""
         writer = self._writer
         return writer is not None and writer.has_directory(path)
 
@@ -280,18 +280,18 @@ class Lister:
         return self._remote.dataset()
 
     def stands(self, record: DatasetState) -> bool:
-        """Whether the stored listing was taken under this record of the dataset."""
+        """Return whether the stored listing was taken under this record of the dataset."""
         return self._store.get_meta("dataset") == json.dumps(record)
 
     def tail_holds(self) -> bool:
-        """Whether the list still ends with the sample the last listing ended with."""
+        """Return whether the list still ends with the sample the last listing ended with."""
         listed = int(self._store.get_meta("listed") or 0)
         rows = self._remote.page(max(0, listed - 1), 2)
         tail = rows[-1].id.hex() if rows else ""
         return len(rows) == min(listed, 1) and tail == self._store.get_meta("tail")
 
     def rows_hold(self, listing_s: float) -> bool:
-        """Whether the rows hold whose turn it is to be compared, where a listing takes that long."""
+        """Return whether the rows hold whose turn it is to be compared, where a listing takes that long."""
         config = self._config
         return self._verifier.holds(most_rows=config.page_size, listing_s=listing_s, ttl_s=config.ttl_s)
 
@@ -333,7 +333,7 @@ class Lister:
         last: bool,
         believes_loss: bool,
     ) -> _Listed:
-        """One pass over all pages; kept if the dataset stood still meanwhile, or as the last try.
+        """Return one pass over all pages; kept if the dataset stood still meanwhile, or as the last try.
 
         A listing with fewer samples than the record has is kept only where that is to be believed.
         """

@@ -135,7 +135,7 @@ class Staging:
         return int(count)
 
     def has_directory(self, path: str) -> bool:
-        """Whether this directory was staged recently; any thread may call."""
+        """Return whether this directory was staged recently; any thread may call."""
         try:
             return directory_ino(path) in self._known
         except UnicodeEncodeError:
@@ -171,7 +171,7 @@ class Staging:
         return changes
 
     def _encode(self, rows: Iterable[Row], newest: dict[str, int]) -> Iterator[tuple[object, ...]]:
-        """The rows as the table takes them; notes the newest time in each directory."""
+        """Yield the rows as the table takes them; notes the newest time in each directory."""
         inos = self._inos
         for sample_id, directory, wanted, raw, hint, mtime, created in rows:
             ino = inos.get(directory)
@@ -184,7 +184,7 @@ class Staging:
             yield sample_ino(sample_id), sample_id, ino, wanted, raw, hint, mtime, created
 
     def _encode_directories(self, newest: dict[str, int]) -> Iterator[tuple[object, ...]]:
-        """Each directory with its time, and those above it with none."""
+        """Yield each directory with its time, and those above it with none."""
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
         for path, mtime in newest.items():
@@ -223,7 +223,7 @@ class Staging:
         return not found
 
     def _insert_all(self) -> tuple[Changes, tables.CatalogSums]:
-        """The first listing: an index is made in a quarter of the time it takes to keep one."""
+        """Return the first listing: an index is made in a quarter of the time it takes to keep one."""
         self._db.execute("DROP INDEX main.sample_by_ino")
         added = self._db.execute(_ALL).rowcount
         self._db.execute(SAMPLE_BY_INO)
@@ -252,7 +252,7 @@ class Staging:
         self._db.execute(_DIRECTORIES)
 
     def _changed_paths(self, *, staged: bool = False) -> list[str]:
-        """Where the catalogue, as it is now, holds the samples that change, and their directories."""
+        """Return where the catalogue, as it is now, holds the samples that change, and their directories."""
         table = "temp.staged_dir" if staged else "main.directory"
         query = f"SELECT dir, name FROM main.sample WHERE ino IN {_TOUCHED} ORDER BY dir"
         last, directory, paths = 0, "", [""]
@@ -298,7 +298,7 @@ class ListingWriter:
             return self._staging.count()
 
     def has_directory(self, path: str) -> bool:
-        """Whether a sample in or below this directory was added recently; any thread may call."""
+        """Return whether a sample in or below this directory was added recently; any thread may call."""
         return self._staging.has_directory(path)
 
     def commit(self, meta: dict[str, str], keep: frozenset[int] = frozenset()) -> Changes:

@@ -92,11 +92,11 @@ class Refresher:
         return self._progress
 
     def age_s(self) -> float | None:
-        """Seconds since the catalogue was last known to be true, over mounts; None if never."""
+        """Return seconds since the catalogue was last known to be true, over mounts; None if never."""
         return self._freshness.age_s()
 
     def listing_has_directory(self, path: str) -> bool:
-        """Whether the listing under way has met this directory already."""
+        """Return whether the listing under way has met this directory already."""
         return self._lister.has_directory(path)
 
     # asking for freshness
@@ -204,7 +204,7 @@ class Refresher:
             self._end_background_check()
 
     def _submit(self, job: Callable[[], None]) -> bool:
-        """Whether the pool takes the job; it takes none once it is shut down."""
+        """Return whether the pool takes the job; it takes none once it is shut down."""
         try:
             self._executor.submit(job)
         except RuntimeError:
@@ -250,7 +250,7 @@ class Refresher:
             self._state.notify_all()
 
     def _is_checked_elsewhere(self) -> bool:
-        """Whether another process checked recently, so that this one need not."""
+        """Return whether another process checked recently, so that this one need not."""
         self._hear()
         return self._freshness.was_checked_elsewhere()
 
@@ -288,7 +288,7 @@ class Refresher:
             self._list(record)
 
     def _is_true(self, record: DatasetState) -> bool:
-        """Whether the stored listing is that of the dataset, as far as a few requests can tell."""
+        """Return whether the stored listing is that of the dataset, as far as a few requests can tell."""
         if not self._complete or not self._lister.stands(record) or self._freshness.needs_listing():
             return False
         if self._store.get_meta(INDEX_OF):

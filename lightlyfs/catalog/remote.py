@@ -113,7 +113,7 @@ def plausible_seconds(milliseconds: int | None) -> int | None:
 
 
 def is_plausible_time(milliseconds: int | None) -> bool:
-    """Whether a time of the API is one in milliseconds, as it should be."""
+    """Return whether a time of the API is one in milliseconds, as it should be."""
     seconds = plausible_seconds(milliseconds)
     return milliseconds is None or (seconds == milliseconds // 1000 and milliseconds >= 0)
 
@@ -140,11 +140,11 @@ class Remote(Protocol):
         ...
 
     def page(self, offset: int, size: int) -> Sequence[Row]:
-        """At most `size` samples from `offset` on; empty past the end, perhaps shorter before it."""
+        """Return at most `size` samples from `offset` on; empty past the end, perhaps shorter before it."""
         ...
 
     def kept(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Those samples of a page that are wanted."""
+        """Return those samples of a page that are wanted."""
         ...
 
     def find(self, file_name: str) -> list[Row]:
@@ -152,7 +152,7 @@ class Remote(Protocol):
         ...
 
     def sample(self, sample_id: str) -> Sample:
-        """One sample, whole."""
+        """Return one sample, whole."""
         ...
 
 
@@ -190,7 +190,7 @@ class ApiRemote:
         return [self._row(sample) for sample in self._page(offset, size)]
 
     def kept(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """All but those that are no records."""
+        """Return all but those that are no records."""
         return rows if all(row.id for row in rows) else [row for row in rows if row.id]
 
     def tags(self) -> list[TagRecord]:
@@ -305,7 +305,7 @@ def _id_bytes(sample_id: str) -> bytes:
 
 
 def is_settled(before: DatasetState, after: DatasetState, listed: int, distinct: int) -> bool:
-    """Whether a listing holds every sample although the dataset may have moved meanwhile.
+    """Return whether a listing holds every sample although the dataset may have moved meanwhile.
 
     Rows that came twice show that rows moved, so others may have been missed. Samples that were only
     added were either met or are for the next check to find.
@@ -410,7 +410,7 @@ class TaggedRemote:
         return self._remote.page(offset, size)
 
     def kept(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Those that the tag holds."""
+        """Return those that the tag holds."""
         members = self._members
         return [row for row in rows if row.id in members]
 

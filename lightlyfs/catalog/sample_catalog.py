@@ -185,6 +185,23 @@ class Catalog:
         self._due.set()
         self._flusher.start()
 
+    def start_listing(self) -> None:
+        """Queue the first listing, unless one is stored."""
+        if not self.refresher.complete:
+            self.refresher.start_listing()
+
+    def list_now(self) -> Changes:
+        """List everything in this thread; raises what the API raised."""
+        return self.refresher.list_now()
+
+    def resume(self) -> None:
+        """Check with the next access, because the API may accept requests again."""
+        self.refresher.resume()
+
+    def expect_changes(self) -> None:
+        """Make a full listing due with the next access, because an answer contradicts the catalogue."""
+        self.refresher.expect_changes()
+
     def wake(self) -> None:
         """Look soon at what other processes wrote, and write down what storage reported."""
         self._due.set()
@@ -235,7 +252,7 @@ class Catalog:
         return stored_dataset(self._store)
 
     def totals(self) -> Totals:
-        """Sums over all samples; not for a hot path."""
+        """Return sums over all samples; not for a hot path."""
         return self._store.totals()
 
     # names
@@ -274,7 +291,7 @@ class Catalog:
             self._await_listing(wait)
 
     def samples_after(self, path: str, count: int) -> list[tuple[str, SampleEntry]]:
-        """At most `count` samples behind a path in its directory, with their paths; never asks the API.
+        """Return at most `count` samples after a path in its directory, with their paths; from the store.
 
         With a negative count those before it, the nearest first.
         """
@@ -370,7 +387,7 @@ class Catalog:
 
         Where the API cannot be asked, what was known stays in force.
         """
-        changes = self.refresher.list_now()
+        changes = self.list_now()
         self._reported.write()
         try:
             self._store.forget_facts()
@@ -417,12 +434,12 @@ class Catalog:
         except NotFound:
             sample = None
         if sample is None or sample.file_name != true_name(path, entry):
-            self.refresher.expect_changes()
+            self.expect_changes()
             return self._find(path, wait)
         modified = (sample.last_modified_at or sample.created_at or 0) // 1000
         hint = sample.meta_data.size_in_bytes if sample.meta_data else None
         if modified not in (0, entry.mtime) or hint != entry.size_hint:
-            self.refresher.expect_changes()
+            self.expect_changes()
             entry = entry._replace(
                 mtime=modified or entry.mtime, size_hint=hint, size=None, verified=False, stands=False
             )
@@ -468,7 +485,7 @@ class Catalog:
         return self._with_facts(entry_of(rows[0])) if rows else None
 
     def _asked(self, path: str, file_name: str) -> Future[list[Row]]:
-        """What the API says of a name; ten threads that ask cause one request."""
+        """Return what the API says of a name; ten threads that ask cause one request."""
         with self._lock:
             try:
                 return self._answers[path]
@@ -509,7 +526,7 @@ class Catalog:
         return entry
 
     def _shown_at(self, path: str) -> Entry | None:
-        """The entry of a path as it is shown now."""
+        """Return the entry of a path as it is shown now."""
         return self._reported.consistent(lambda: self._with_facts(self._recent.lookup(path)))
 
     def _listed_in(self, path: str) -> tuple[list[DirectoryEntry], list[SampleEntry]]:
@@ -519,12 +536,12 @@ class Catalog:
         return directories, samples
 
     def _stored_and_shown(self, ino: int) -> tuple[SampleEntry | None, SampleEntry | None]:
-        """The listed sample as the store has it, and as it is shown."""
+        """Return the listed sample as the store has it, and as it is shown."""
         found = self._stored(ino)
         return found, None if found is None else self._reported.apply(found)
 
     def _stored(self, ino: int) -> SampleEntry | None:
-        """The listed sample; None, too, where the disk fails."""
+        """Return the listed sample; None, too, where the disk fails."""
         try:
             return self._store.sample(ino)
         except sqlite3.Error as error:

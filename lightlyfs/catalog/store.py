@@ -129,7 +129,7 @@ class CatalogStore:
         return self._lookup_directory(path), []
 
     def _lookup_directory(self, path: str) -> Entry | None:
-        """The entry of a path that was no sample a moment ago."""
+        """Return the entry of a path that was no sample a moment ago."""
         directory, _, name = path.rpartition("/")
         sample = f"SELECT {_COLUMNS} FROM sample WHERE dir = ? AND name = ?"
         # both of one commit: a listing that comes between may make a file of a directory
@@ -156,7 +156,7 @@ class CatalogStore:
             )
 
     def samples_after(self, path: str, count: int) -> list[SampleEntry]:
-        """At most `count` samples that come behind a path in its directory, in the byte order of names.
+        """Return at most `count` samples after a path in its directory, in the byte order of names.
 
         With a negative count those before it, the nearest first.
         """
@@ -189,7 +189,7 @@ class CatalogStore:
             return "/".join([*directory_path(db, "main.directory", row[0]), entry.name]), entry
 
     def holds(self, rows: Iterable[Row]) -> bool:
-        """Whether every one of these samples is stored as it is listed."""
+        """Return whether every one of these samples is stored as it is listed."""
         query = "SELECT dir, name, file_name, hint, mtime FROM sample WHERE ino = ?"
         with self._snapshot() as db:
             for row in rows:
@@ -221,7 +221,7 @@ class CatalogStore:
         return frozenset(above)
 
     def totals(self) -> Totals:
-        """Sums over all samples, as they are kept."""
+        """Return sums over all samples, as they are kept."""
         with self._reader() as db:
             return tables.stored_totals(db)
 
@@ -251,7 +251,7 @@ class CatalogStore:
         return True
 
     def _renew_locked(self) -> bool:
-        """Go on with the file that is at the path now, which is made, or filled, from the deleted one.
+        """Use the file that is at the path now, which is made, or filled, from the deleted one.
 
         Returns whether it holds nothing, for that one was damaged.
         """
@@ -403,8 +403,9 @@ class CatalogStore:
                     idle.append(db)
 
     def _new_reader(self) -> tuple[sqlite3.Connection, list[sqlite3.Connection]] | None:
-        """One more connection, and where it is kept; None where it would find an empty file, or the process
-        has no descriptor left.
+        """Return one more connection, and where it is kept.
+
+        None where it would find an empty file, or the process has no descriptor left.
         """
         if not self._renew():
             return None
@@ -454,7 +455,7 @@ class CatalogStore:
 def _is_same(
     row: Row, directory: int, name: str, file_name_raw: bytes | None, hint: int | None, mtime: int
 ) -> bool:
-    """Whether a stored sample is what a listing says; its path may be spelled apart from another's."""
+    """Return whether a stored sample is what a listing says; its path may be spelled apart from another's."""
     if (directory, hint, mtime) != (directory_ino(row.directory), row.hint, row.mtime):
         return False
     if row.file_name_raw is not None:

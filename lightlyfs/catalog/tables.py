@@ -131,7 +131,7 @@ def create_schema(db: sqlite3.Connection) -> None:
 
 
 def counted(db: sqlite3.Connection, what: str) -> int:
-    """How often something was counted."""
+    """Return how often something was counted."""
     row = db.execute("SELECT value FROM main.meta WHERE key = ?", (what,)).fetchone()
     return 0 if row is None else int(row[0])
 

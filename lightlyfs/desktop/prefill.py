@@ -65,14 +65,14 @@ class PrefillStats(NamedTuple):
 
 
 def entry_names(path: str) -> list[tuple[str, str]]:
-    """The URIs of a file, as programs spell them, each with the file name of its entry."""
+    """Return the URIs of a file, as programs spell them, each with the file name of its entry."""
     raw = os.fsencode(path)
     uris = dict.fromkeys("file://" + quote(raw, safe=safe) for safe in (_GLIB_SAFE, _KDE_SAFE))
     return [(uri, hashlib.md5(uri.encode(), usedforsecurity=False).hexdigest() + ".png") for uri in uris]
 
 
 def entry_of(png: bytes, uri: str, mtime: int) -> bytes:
-    """A picture as the entry of a file with this modification time, in whole seconds."""
+    """Return a picture as the entry of a file with this modification time, in whole seconds."""
     texts = {"Thumb::URI": uri, "Thumb::MTime": str(mtime), "Software": "lightlyfs"}
     chunks = b"".join(_text_chunk(key, value) for key, value in texts.items())
     small = _fitted(png)
@@ -85,7 +85,7 @@ def _text_chunk(key: str, value: str) -> bytes:
 
 
 def _fitted(png: bytes) -> bytes:
-    """A PNG as small as an entry has to be; as it is where it is that small, for encoding takes long."""
+    """Return a PNG as small as an entry has to be; it is encoded again only where it is larger."""
     if not png.startswith(_PNG_START):
         raise ValueError("not a PNG")
     width, height = struct.unpack(">II", png[len(_PNG_START) : len(_PNG_START) + 8])
@@ -101,7 +101,7 @@ def _fitted(png: bytes) -> bytes:
 
 
 def mtime_of(entry: Path) -> int | None:
-    """The modification time that an entry is for; None where it is none, or damaged."""
+    """Return the modification time that an entry is for; None where it is none, or damaged."""
     from PIL import Image
 
     try:
@@ -112,7 +112,7 @@ def mtime_of(entry: Path) -> int | None:
 
 
 def thumbnail_cache(environ_cache: str | None, home: Path) -> Path | None:
-    """The user's thumbnail cache; None where it is another user's, for root may mount for others."""
+    """Return the user's thumbnail cache; None where it is another user's, for root may mount for others."""
     parent = Path(environ_cache) if environ_cache else home / ".cache"
     for path in (parent / "thumbnails", parent, parent.parent):
         try:
@@ -159,7 +159,7 @@ class ThumbnailPrefill:
         self._stats = PrefillStats(0, 0, 0)
 
     def stats(self) -> PrefillStats:
-        """What was done since the mount began."""
+        """Return what was done since the mount began."""
         with self._lock:
             return self._stats
 

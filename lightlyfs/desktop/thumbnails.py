@@ -49,7 +49,7 @@ class Thumbnails:
         self._store = store
 
     def png(self, sample_id: str, version: str = "") -> Future[bytes]:
-        """The thumbnail, at most 256 pixels wide and high; NotFound where there is none.
+        """Return the thumbnail, at most 256 pixels wide and high; NotFound where there is none.
 
         `version` moves when the sample does; the picture of another one does not count.
         """
@@ -145,7 +145,7 @@ class PictureStore:
                 self._db = None
 
     def get(self, key: str) -> bytes | None:
-        """The picture of this key, or None."""
+        """Return the picture of this key, or None."""
         with self._lock:
             if self._db is None:
                 return None

@@ -237,7 +237,7 @@ class TreeChanges:
                 self._local.discard(replaced)
 
     def _is_removable(self, file: LocalFile) -> bool:
-        """Whether a local file can be replaced without the server's hearing of it."""
+        """Return whether a local file can be replaced without the server's hearing of it."""
         return not (file.record.create_sent or file.record.sample_id) and self._writer.withdraw(file)
 
     def _rename_sent(self, file: LocalFile, new: str, target: Node | None, turn: Turn) -> None:

@@ -69,7 +69,7 @@ class Completion:
         self._known_since = float("-inf")
 
     def was_just_created(self, sample_id: str) -> bool:
-        """Whether this mount created a sample within the last minute."""
+        """Return whether this mount created a sample within the last minute."""
         with self._lock:
             return sample_id in self._created
 
@@ -98,7 +98,7 @@ class Completion:
             )
             if file.handles == 0:
                 self._local.unstage_locked(file)
-            self._local.spool.remove_up_to(record.key, record.generation)
+            self._local.drop_bytes(record)
         self._leave_to_catalogue(file)
         self._local.touch()
 
@@ -125,7 +125,7 @@ class Completion:
         if not isinstance(error, FileExists):
             return
         self._give_way(file)
-        self._catalog.refresher.expect_changes()
+        self._catalog.expect_changes()
 
     def _leave_to_catalogue(self, file: LocalFile, *, ask: bool = False) -> None:
         with file.lock:
@@ -199,7 +199,7 @@ class Completion:
             acknowledged=-1 if known.acknowledged <= record.generation else known.acknowledged,
         )
         if known.generation != record.generation:
-            self._local.spool.remove_up_to(record.key, record.generation)
+            self._local.drop_bytes(record)
         if file.record.hidden:
             # what was written since is half of an image, and the sample has the whole one before it
             self._local.set_aside_locked(file)
@@ -241,7 +241,7 @@ class Adoption:
         return record
 
     def _identify(self, record: Record) -> ContentId:
-        """The version storage gave it: from the answer to the PUT, else by asking."""
+        """Return the version storage gave it: from the answer to the PUT, else by asking."""
         assert record.sample_id is not None
         etag = etag_of({"etag": record.etag})
         if etag:

@@ -39,7 +39,7 @@ class ProcessWatch(Protocol):
     """Knows how a process ended, also once it is gone."""
 
     def was_killed(self) -> bool | None:
-        """Whether a signal ended it; None where that cannot be said."""
+        """Return whether a signal ended it; None where that cannot be said."""
         ...
 
     def close(self) -> None:
@@ -59,11 +59,11 @@ class Callers(Protocol):
         ...
 
     def caller_unlinks(self) -> bool | None:
-        """Whether the callback under way serves the removal of a name, not a rename; None: not known."""
+        """Return whether the callback under way removes a name (True) or renames; None if unknown."""
         ...
 
     def was_killed(self, process: int) -> bool | None:
-        """Whether a signal ended a process, or is ending it; None where that cannot be said."""
+        """Return whether a signal ended a process, or is ending it; None where that cannot be said."""
         ...
 
     def watch(self, process: int) -> ProcessWatch | None:

@@ -77,7 +77,7 @@ class RenamedSamples:
             self.generation += 1
 
     def is_gone(self, path: str) -> bool:
-        """Whether the directory that the catalogue shows at a path was renamed, or is in one that was."""
+        """Return whether the directory that the catalogue shows at a path, or one above, was renamed."""
         gone = self._gone
         while gone and path:
             if path in gone:
@@ -90,7 +90,7 @@ class RenamedSamples:
         return self._shown.get(path) if self._shown else None
 
     def is_hidden(self, path: str, ino: int) -> bool:
-        """Whether the sample that the catalogue shows at a path is elsewhere now."""
+        """Return whether the sample that the catalogue shows at a path is elsewhere now."""
         return bool(self._hidden) and self._hidden.get(path) == ino
 
     def within(self, directory: str) -> list[SampleEntry]:
@@ -104,7 +104,7 @@ class RenamedSamples:
             return self._occupied.within(directory)
 
     def has_directory(self, path: str) -> bool:
-        """Whether a sample was renamed to a place below this path."""
+        """Return whether a sample was renamed to a place below this path."""
         return path in self._occupied
 
     def prune(self, catalog: Catalog) -> None:
@@ -203,7 +203,7 @@ class Removed:
                 self._readers[process] = None
 
     def may_replace(self, process: int, program: str) -> bool:
-        """Whether a removal by this program is the first half of a replacement."""
+        """Return whether a removal by this program is the first half of a replacement."""
         return program in _REPLACERS and process not in self._readers
 
     def remove(self, path: str, entry: SampleEntry) -> None:
@@ -215,7 +215,7 @@ class Removed:
         timer.start()
 
     def is_removed(self, path: str) -> bool:
-        """Whether the sample at a path is out of view."""
+        """Return whether the sample at a path is out of view."""
         return bool(self._removals) and path in self._removals
 
     def names_within(self, directory: str) -> set[str]:
@@ -324,7 +324,7 @@ class Namespace:
         return self._local_directory(local, path) if known_here else None
 
     def list_directory(self, path: str, turn: Turn) -> Listing:
-        """Everything in a directory, in byte order; waits for the first listing to be complete."""
+        """Return everything in a directory, in byte order; waits for the first listing to be complete."""
         # a sample with the name of the directory would be found earlier
         self.catalog.wait_until_listed(turn)
         node = self.lookup(path, turn)
@@ -355,7 +355,7 @@ class Namespace:
         return Listing(generation, node.ino, directory_ino(path.rpartition("/")[0]), entries)
 
     def is_empty(self, path: str, turn: Turn) -> bool:
-        """Whether a directory has nothing in it."""
+        """Return whether a directory has nothing in it."""
         return not self.list_directory(path, turn).entries
 
     def sample_attr(self, entry: SampleEntry) -> Attr:
@@ -378,7 +378,7 @@ class Namespace:
         return attr if touched <= attr.mtime else attr._replace(mtime=touched)
 
     def knows(self, path: str) -> bool:
-        """Whether a file is at a path, as far as that is known without asking the API."""
+        """Return whether a file is at a path, as far as that is known without asking the API."""
         if self._local is not None and self._local.get(path) is not None:
             return True
         if self.removed.is_removed(path):

@@ -103,7 +103,7 @@ class Takeover:
 
     @staticmethod
     def _is_of(file: LocalFile, entry: SampleEntry) -> bool:
-        """Whether a local file at the sample's path is that sample's; NotPermitted where it is in its way."""
+        """Return whether a local file at a sample's path is its own; NotPermitted where it is another."""
         if file.record.sample_id == entry.sample_id:
             return True
         if not file.uploaded:

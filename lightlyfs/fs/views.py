@@ -90,7 +90,7 @@ ViewNode = ViewFile | ViewLink | ViewDirectory
 
 
 def is_view(path: str) -> bool:
-    """Whether a path is the unlisted folder, or in it; no sample can be there."""
+    """Return whether a path is the unlisted folder, or in it; no sample can be there."""
     return path.startswith(FOLDER) and (path == FOLDER or path.startswith(_BELOW))
 
 
@@ -281,7 +281,7 @@ class Views:
         return holding
 
     def _mirror(self, path: str, rest: str, turn: Turn, ending: str) -> ViewDirectory:
-        """A directory like that of the dataset; NoSuchFile where there is none."""
+        """Yield a directory like that of the dataset; NoSuchFile where there is none."""
         if not isinstance(self._names.lookup(rest, turn), DirectoryEntry):
             raise NoSuchFile(f"no such file: {path}")
 

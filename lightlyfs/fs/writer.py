@@ -57,13 +57,13 @@ class Writer:
         self._told: set[str] = set()
 
     def resume(self) -> None:
-        """Go on with what an earlier mount left."""
+        """Resume what an earlier mount left."""
         for file in self._local.load():
             if file.record.owed and not file.record.broken and not self.policy.rules.sends_nothing:
                 file.ticket = self._submit(file)
 
     def counts(self, path: str) -> bool:
-        """Whether a complete file at a path is for the server."""
+        """Return whether a complete file at a path is for the server."""
         return self.policy.rules.counts(path)
 
     # opening
@@ -112,7 +112,7 @@ class Writer:
         return handle
 
     def _open_uploaded(self, file: LocalFile, flags: int) -> WriteHandle:
-        """A file that became a sample, or was removed, since it was looked up."""
+        """Return a file that became a sample, or was removed, since it was looked up."""
         if not file.uploaded:
             raise NoSuchFile(f"no such file: {file.path}")
         entry = entry_of_uploaded(file.record)
@@ -160,7 +160,7 @@ class Writer:
         self.release(handle)
 
     def _ended_by_signal(self, handle: WriteHandle) -> bool:
-        """Whether the opener was killed; one that is gone was, unless something says otherwise."""
+        """Return whether the opener was killed; one that is gone was, unless something says otherwise."""
         if not handle.process:
             return False
         killed = self._callers.was_killed(handle.process)
@@ -413,7 +413,7 @@ class Writer:
         with file.lock:
             file.unlinked = False
             self._local.show_beside(file)
-            self._local.journal.put(file.record)
+            self._local.save(file)
             if file.record.owed and not file.record.broken and not file.dirty:
                 file.ticket = self._submit(file)
                 return
@@ -551,7 +551,7 @@ class Writer:
             file.ticket = self._submit(file) if owed else None
         if covered is not None and self._local.get(covered.path) is None:
             self._local.show_beside(covered)
-            self._local.journal.put(covered.record)
+            self._local.save(covered)
 
 
 def _raise_broken(file: LocalFile) -> None:

@@ -113,7 +113,7 @@ class Once:
         return found.hexdigest() == digest
 
     def _size(self, sample: Sample) -> int | None:
-        """The bytes that storage has of a sample; None without an object."""
+        """Return the bytes that storage has of a sample; None without an object."""
         response = self._read(sample, 0, 1)
         if response.status in _NO_OBJECT:
             return None
@@ -164,7 +164,7 @@ def _locked(path: Path) -> int:
 
 
 def _digest_of(path: Path) -> tuple[str, int]:
-    """The SHA-256 of a file and its size."""
+    """Return the SHA-256 of a file and its size."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return digest, file.tell()

@@ -59,7 +59,7 @@ def moments_in(planes: Iterable[Image.Image]) -> Moments:
 
 
 def _histograms_of(plane: Image.Image) -> list[list[int]]:
-    """The histogram of an image of one channel of 8 bits, in parts.
+    """Return the histogram of an image of one channel of 8 bits, in parts.
 
     Pillow counts it as four channels of a quarter of the pixels: one counter after the other waits where many
     pixels in a row have the same level.
@@ -132,7 +132,7 @@ class Strip:
 
 
 def strips_of(size: tuple[int, int], multiple: int = 1) -> Iterator[Strip]:
-    """The strips of an image from top to bottom, of a multiple of rows each but for the last."""
+    """Yield the strips of an image from top to bottom, of a multiple of rows each but for the last."""
     width, height = size
     # not one row alone: what lies beside it would be no more an edge of the image
     rows = max(2, _STRIP_PIXELS // width // multiple) * multiple
@@ -150,7 +150,7 @@ def edges_in(padded: Image.Image) -> Image.Image:
 
 
 def _edges_of(grey: Image.Image) -> Moments:
-    """The moments of the Laplacian of an image of 8 bits, which keeps to 0 to 255."""
+    """Return the moments of the Laplacian of an image of 8 bits, which keeps to 0 to 255."""
     edges = (
         strip.without_padding(edges_in(strip.padded_rows_of(grey).convert("I"))).convert("L")
         for strip in strips_of(grey.size)
@@ -169,7 +169,7 @@ _DARKEST, _BRIGHTEST = 0.005, 0.995
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether the image is one for this module."""
+    """Return whether the image is one for this module."""
     return image.mode in ("I", "F") or image.mode in _MODES_OF_16_BITS
 
 
@@ -241,7 +241,7 @@ def _scale_of(image: Image.Image) -> _Scale:
 
 
 def _scaled(least: float, greatest: float, start: float, end: float, *, wraps: bool = False) -> _Scale:
-    """The scale of values from `least` to `greatest` of which `start` stands for 0 and `end` for 1."""
+    """Return the scale of values from `least` to `greatest` of which `start` stands for 0 and `end` for 1."""
     if start == end:
         return _Scale(0.0, 0.0, 0.0)
     origin = (least - start) / (end - start)
@@ -252,7 +252,7 @@ def _scaled(least: float, greatest: float, start: float, end: float, *, wraps: b
 
 
 def _extrema(image: Image.Image) -> tuple[float, float]:
-    """The least and the greatest finite value; 0 and 0 where there is none."""
+    """Return the least and the greatest finite value; 0 and 0 where there is none."""
     least, greatest = image.getextrema()
     assert isinstance(least, int | float)
     assert isinstance(greatest, int | float)
@@ -269,7 +269,7 @@ def _finite_values(image: Image.Image) -> Iterator[list[float]]:
 
 
 def _moments(levels: Image.Image) -> Moments:
-    """The moments of levels below 2**24, exactly, from the histograms of their bytes.
+    """Return the moments of levels below 2**24, exactly, from the histograms of their bytes.
 
     A product of two bytes is half of what their squares exceed the square of their difference by.
     """
@@ -416,7 +416,7 @@ def statistics_and_thumbnail(image: Image.Image) -> tuple[dict[str, Any], bytes]
 
 
 def _small(image: Image.Image) -> Image.Image:
-    """The image, made small in place: a copy of a large one costs as much as its reduction."""
+    """Return the image, made small in place: a copy of a large one costs as much as its reduction."""
     premultiplied = {"LA": "La", "RGBA": "RGBa"}.get(image.mode)
     if premultiplied is not None:
         # as Pillow does too, but after the reduction, which it then goes without
@@ -459,7 +459,7 @@ def exif_of(image: Image.Image, max_bytes: int) -> dict[str, Any]:
 
 
 def _plain(value: object) -> Any:
-    """A value that JSON can hold, or None where there is none."""
+    """Return a value that JSON can hold, or None where there is none."""
     if isinstance(value, bytes):
         text = value.rstrip(b"\0").decode("ascii", "replace")
         return text if text.isprintable() and "\ufffd" not in text else None

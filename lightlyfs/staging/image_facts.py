@@ -76,7 +76,7 @@ def no_image(size: int) -> ImageFacts:
 
 
 def looks_like_image(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as an image does; reads 32 bytes. Raises OSError where it cannot be read."""
+    """Return whether a file begins as an image does; reads 32 bytes. Raises OSError."""
     with open(path, "rb", buffering=0) as file:
         return _format_of(file.read(_HEAD_BYTES)) is not None
 

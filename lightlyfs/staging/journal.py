@@ -134,11 +134,11 @@ class Journal:
             self._db.close()
 
     def is_deleted(self) -> bool:
-        """Whether a cleaner deleted the file: what is written then is lost with the mount."""
+        """Return whether a cleaner deleted the file: what is written then is lost with the mount."""
         return not self._anchor.holds()
 
     def move_to(self, path: Path) -> None:
-        """Write all of it into a new file, and go on with that; OSError where the disk does not take it."""
+        """Write all of it into a new file, and use that from now on; OSError where the disk refuses."""
         try:
             with self._lock:
                 fresh = database.connect(path, timeout_s=_BUSY_S, synchronous="FULL")
@@ -324,7 +324,7 @@ class Journal:
 
 
 def _checked(path: Path) -> sqlite3.Connection:
-    """The open database, of this version; raises sqlite3.DatabaseError where it is damaged."""
+    """Return the open database, of this version; raises sqlite3.DatabaseError where it is damaged."""
     db = database.connect(path, timeout_s=_BUSY_S, synchronous="FULL")
     try:
         (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
@@ -355,7 +355,7 @@ def _records(db: sqlite3.Connection) -> list[Record]:
 
 
 def _is_sound(row: tuple[Any, ...]) -> bool:
-    """Whether a row is as it was written; one of an earlier version has no checksum."""
+    """Return whether a row is as it was written; one of an earlier version has no checksum."""
     *values, checksum = row
     if checksum is not None:
         return bool(checksum == _checksum(values))
@@ -417,7 +417,7 @@ def _make_tables(db: sqlite3.Connection) -> None:
 
 
 def _row(record: Record) -> list[Any]:
-    """The values of a record as SQLite gives them back, and their checksum."""
+    """Return the values of a record as SQLite gives them back, and their checksum."""
     values = {**vars(record), "state": str(record.state)}
     for name in _TEXTS:
         values[name] = _bytes(values[name])

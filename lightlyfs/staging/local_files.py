@@ -184,7 +184,7 @@ class LocalFiles:
         file.record = record
 
     def _moved(self, record: Record, path: str) -> Record:
-        """A record at another path; what the server may have under the old name keeps that name there."""
+        """Return a record at another path; one that may be on the server keeps its name there."""
         if record.create_sent or record.sample_id is not None:
             return record.changed(path=path)
         return record.changed(path=path, name=self.name_of(path))
@@ -344,6 +344,14 @@ class LocalFiles:
             self.journal.remove(file.record.key)
         self.touch_parent(file.path)
 
+    def drop_bytes(self, record: Record) -> None:
+        """Delete a record's staged bytes, and those of earlier generations: the server has them."""
+        self.spool.remove_up_to(record.key, record.generation)
+
+    def save(self, file: LocalFile) -> None:
+        """Write a file's record to the journal once more, which had forgotten it."""
+        self.journal.put(file.record)
+
     def set_aside_locked(self, file: LocalFile) -> None:
         """Show a half of a new image for a sample no more; the file's lock is held."""
         with self._lock:
@@ -377,7 +385,7 @@ class LocalFiles:
     # directories
 
     def has_directory(self, path: str) -> bool:
-        """Whether a directory is known here: made, or with a local file below it."""
+        """Return whether a directory is known here: made, or with a local file below it."""
         return path in self._directories or path in self._occupied
 
     def directory(self, path: str) -> LocalDirectory | None:
@@ -509,7 +517,7 @@ class LocalFiles:
         """Return the staged file to change: a copy, or an empty one, of a generation that is sealed."""
         staged = self.stage_locked(file)
         if file.uploaded and self._files.get(file.path) not in (None, file):
-            # another file took the place of this sample: its open descriptors go on with what no path shows
+            # another file took the place of this sample: its open descriptors keep what no path shows
             file.unlinked = True
         if file.unlinked:
             return staged

@@ -197,7 +197,7 @@ class UploadedSamples:
         return created.id
 
     def _find_created(self, record: Record, looks: int, since_ms: int | None = None) -> str | None:
-        """The sample that bears this file's mark: by name, then among the newest.
+        """Return the sample that bears this file's mark: by name, then among the newest.
 
         With `since_ms` the last look goes back to the samples that were created then.
         """
@@ -211,7 +211,7 @@ class UploadedSamples:
         return None
 
     def _by_name(self, name: str, alone: str | None = None) -> Iterator[Sample]:
-        """The samples of a name, however short the pages are; few where the server ignores the name."""
+        """Yield the samples of a name, however short the pages are; few where the server ignores the name."""
         seen: set[str] = set()
         while page := self.client.list_samples_partial(
             self.dataset_id, mode="full", offset=len(seen), size=_BY_NAME, file_name=name
@@ -226,7 +226,7 @@ class UploadedSamples:
                 return
 
     def _newest(self, back_to_ms: int | None) -> Iterator[Sample]:
-        """The end of the list, and what is before it back to a time; however short the pages are."""
+        """Yield the end of the list, and what is before it back to a time; however short the pages are."""
         count = self.client.get_dataset(self.dataset_id).n_samples or 0
         start, end = max(0, count - _TAIL), None
         while True:
@@ -509,7 +509,7 @@ class _CountedReader(BodyReader):
 
 
 def _precedence(sample: Sample) -> tuple[int, str]:
-    """The order in which samples of one name were created."""
+    """Return the order in which samples of one name were created."""
     return sample.created_at or 0, sample.id
 
 

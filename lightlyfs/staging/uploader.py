@@ -328,7 +328,7 @@ class Uploader:
                     self._state.wait(self._pause_locked(now))
 
     def _pause_locked(self, now: float) -> float | None:
-        """How long nothing has to be tried again, unless a job changes; None where nothing waits."""
+        """Return how long nothing has to be tried again, unless a job changes; None where nothing waits."""
         if self._refused and self._jobs:
             return _LOOK_FOR_TOKEN_S
         idle = [job.retry_at for job in self._jobs.values() if not job.running and not job.failed]
@@ -342,7 +342,7 @@ class Uploader:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether trying again may help; the disk may have room again, the token be renewed."""
+    """Return whether trying again may help; the disk may have room again, the token be renewed."""
     if isinstance(error, FileExists):
         return False
     if isinstance(error, OSError):

@@ -132,7 +132,7 @@ def test_errno_is_chosen_in_one_module() -> None:
     assert users <= {
         "errors.py",
         "kernel/operations.py",
-        "kernel/session.py",
+        "kernel/fuse_sessions.py",
         "kernel/mountpoints.py",
         "server/storage.py",
         "server/object_endpoint.py",
