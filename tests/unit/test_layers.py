@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,16 @@ def parameters_of(made: ast.ClassDef) -> int:
         return 0
     fields = [node for node in made.body if isinstance(node, ast.AnnAssign)]
     return sum("init=False" not in ast.unparse(field) for field in fields)
+
+
+def test_the_map_for_contributors_names_files_that_are_there_and_about_as_long() -> None:
+    text = (PACKAGE.parent / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = dict(re.findall(r"`([a-z_0-9/]+)` \((\d+)\)", text))
+
+    assert named
+    for name, lines in named.items():
+        found = len((PACKAGE / f"{name}.py").read_text(encoding="utf-8").splitlines())
+        assert abs(found - int(lines)) <= max(40, found // 5), name
 
 
 def test_no_file_and_no_public_class_has_the_name_of_another() -> None:
