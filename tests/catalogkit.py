@@ -12,10 +12,9 @@ from pathlib import Path
 from contentkit import Clock, Inline
 
 from lightlyfs.api.models import Sample, SampleMetaData
-from lightlyfs.catalog.entries import Row, make_row
+from lightlyfs.catalog.entries import Changes, Row, make_row
 from lightlyfs.catalog.freshness import Freshness, FreshnessConfig
 from lightlyfs.catalog.listing import Lister
-from lightlyfs.catalog.listing_writer import Changes
 from lightlyfs.catalog.refresher import Refresher
 from lightlyfs.catalog.remote import DatasetState, Remote
 from lightlyfs.catalog.sample_catalog import Catalog, Census

@@ -28,9 +28,9 @@ from lightlyfs.cache.block_cache import BlockCache
 from lightlyfs.cache.block_files import shed
 from lightlyfs.cache.budget import CacheConfig, bytes_beside, default_budget
 from lightlyfs.cache.fetch_once import FetchOnce
+from lightlyfs.catalog.entries import Changes
 from lightlyfs.catalog.freshness import Freshness, FreshnessConfig
 from lightlyfs.catalog.listing import Lister
-from lightlyfs.catalog.listing_writer import Changes
 from lightlyfs.catalog.refresher import Refresher
 from lightlyfs.catalog.remote import ApiRemote, Details, Remote, TaggedRemote
 from lightlyfs.catalog.sample_catalog import Catalog, Census

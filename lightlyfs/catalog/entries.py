@@ -99,15 +99,35 @@ def true_name(path: str, entry: SampleEntry) -> str:
 
 def entry_of(row: Row) -> SampleEntry:
     """Return a sample that no listing has met yet, as a directory entry."""
-    return SampleEntry(
-        row.wanted,
-        sample_ino(row.id),
-        row.id,
-        row.file_name_raw,
-        row.hint,
-        row.mtime,
-        None,
-        None,
-        False,
-        False,
-    )
+    known = row.wanted, sample_ino(row.id), row.id, row.file_name_raw, row.hint, row.mtime
+    return SampleEntry(*known, size=None, etag=None, verified=False, stands=False)
+
+
+class Changes(NamedTuple):
+    """What a new listing changed; `paths` is None where everything may have changed."""
+
+    added: int
+    changed: int
+    gone: int
+    paths: tuple[str, ...] | None
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.changed or self.gone)
+
+
+class Totals(NamedTuple):
+    """Sums over the catalogue; `unverified` counts the samples storage has not reported yet."""
+
+    samples: int
+    directories: int
+    bytes: int
+    unverified: int
+
+
+class News(NamedTuple):
+    """What other processes wrote: names, or versions of what is shown (`changed`), sizes (`resized`), or
+    only what was not announced before.
+    """
+
+    changed: bool
+    resized: bool

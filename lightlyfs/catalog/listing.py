@@ -21,9 +21,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Executor, Future
 from typing import Generic, NamedTuple, TypeVar
 
-from lightlyfs.catalog.entries import Row
+from lightlyfs.catalog.entries import Changes, Row
 from lightlyfs.catalog.freshness import DEFAULT_PAGE_SIZE, FreshnessConfig
-from lightlyfs.catalog.listing_writer import Changes, ListingWriter
+from lightlyfs.catalog.listing_writer import ListingWriter
 from lightlyfs.catalog.remote import DatasetState, Remote, is_settled
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tables import INDEX_OF

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Container, Iterable, Iterator
-from typing import NamedTuple
 
 from lightlyfs import database
 from lightlyfs.catalog import tables
-from lightlyfs.catalog.entries import Row
+from lightlyfs.catalog.entries import Changes, Row
 from lightlyfs.catalog.names import resolve_clashes
 from lightlyfs.catalog.tables import CHANGES, count, counted
 from lightlyfs.forks import FORK_GATE
@@ -86,18 +85,6 @@ SELECT n.ino, n.parent, n.name, n.mtime FROM temp.staged_dir n LEFT JOIN main.di
 WHERE o.ino IS NULL OR o.mtime != n.mtime OR o.parent != n.parent OR o.name != n.name
 """
 SAMPLE_BY_INO = "CREATE UNIQUE INDEX main.sample_by_ino ON sample (ino)"
-
-
-class Changes(NamedTuple):
-    """What a new listing changed; `paths` is None where everything may have changed."""
-
-    added: int
-    changed: int
-    gone: int
-    paths: tuple[str, ...] | None
-
-    def __bool__(self) -> bool:
-        return bool(self.added or self.changed or self.gone)
 
 
 class Staging:

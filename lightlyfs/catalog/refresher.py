@@ -17,9 +17,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 from lightlyfs.api.client import ServerState
+from lightlyfs.catalog.entries import Changes
 from lightlyfs.catalog.freshness import Freshness
 from lightlyfs.catalog.listing import Lister, ListingProgress
-from lightlyfs.catalog.listing_writer import Changes
 from lightlyfs.catalog.remote import DatasetState
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tables import INDEX_OF

@@ -21,23 +21,23 @@ from cachetools import LRUCache, TTLCache
 
 from lightlyfs.api.models import Sample
 from lightlyfs.catalog.entries import (
+    Changes,
     DirectoryEntry,
     Entry,
     Facts,
     Place,
     Row,
     SampleEntry,
+    Totals,
     entry_of,
     true_name,
 )
 from lightlyfs.catalog.facts import Reported
 from lightlyfs.catalog.freshness import FreshnessConfig
-from lightlyfs.catalog.listing_writer import Changes
 from lightlyfs.catalog.names import join_name
 from lightlyfs.catalog.refresher import Refresher
 from lightlyfs.catalog.remote import DatasetState, Remote, stored_dataset
 from lightlyfs.catalog.store import CatalogStore
-from lightlyfs.catalog.tables import Totals
 from lightlyfs.errors import Cancelled, LightlyFsError, NotFound, RequestError, Unreachable
 from lightlyfs.inodes import directory_ino, sample_ino
 

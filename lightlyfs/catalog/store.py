@@ -21,14 +21,13 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 from lightlyfs import database
 from lightlyfs.catalog import tables
-from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, Place, Row, SampleEntry
+from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, News, Place, Row, SampleEntry, Totals
 from lightlyfs.catalog.facts import MOMENT_S, Publisher, record, record_values
 from lightlyfs.catalog.listing_writer import ListingWriter, Staging, directory_path
-from lightlyfs.catalog.tables import CHANGES, RESIZED, SCHEMA, Totals, count, counted, create_schema
+from lightlyfs.catalog.tables import CHANGES, RESIZED, SCHEMA, count, counted, create_schema
 from lightlyfs.forks import FORK_GATE
 from lightlyfs.inodes import ROOT_INO, directory_ino, sample_ino
 
@@ -47,15 +46,6 @@ _FACTS_TIMEOUT_MS = 5_000
 
 # a directory's number is asked for with each of its files
 _parent_ino = lru_cache(4_096)(directory_ino)
-
-
-class News(NamedTuple):
-    """What other processes wrote: names, or versions of what is shown (`changed`), sizes (`resized`), or
-    only what was not announced before.
-    """
-
-    changed: bool
-    resized: bool
 
 
 class CatalogStore:

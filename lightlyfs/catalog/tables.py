@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from lightlyfs import database
+from lightlyfs.catalog.entries import Totals
 from lightlyfs.inodes import ROOT_INO
 
 # 1 kept no totals
@@ -43,15 +44,6 @@ RESIZED = "resized"
 _KEY = "totals"
 _SIZE, _IS_UNVERIFIED = "coalesce(size, hint, 0)", "verified != 1"
 _HALF = 27  # bits
-
-
-class Totals(NamedTuple):
-    """Sums over the catalogue; `unverified` counts the samples storage has not reported yet."""
-
-    samples: int
-    directories: int
-    bytes: int
-    unverified: int
 
 
 class CatalogSums(NamedTuple):

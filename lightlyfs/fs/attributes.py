@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry
-from lightlyfs.staging.journal import Journal, SetTime
+from lightlyfs.staging.journal import Journal
 from lightlyfs.staging.local_files import LocalFile
+from lightlyfs.staging.record import SetTime
 
 log = logging.getLogger(__name__)
 

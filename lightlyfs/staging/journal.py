@@ -14,13 +14,13 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from lightlyfs import database
 from lightlyfs.errors import StartError
-from lightlyfs.staging.record import FIELDS, Record, State
+from lightlyfs.staging.record import FIELDS, Leftover, LocalDirectory, Record, SetTime, State
 
 log = logging.getLogger(__name__)
 
@@ -56,32 +56,6 @@ _TABLES: dict[str, dict[str, type]] = {
 T = TypeVar("T")
 # what is to be done to the database within a transaction
 Change = Callable[[sqlite3.Connection], object]
-
-
-class LocalDirectory(NamedTuple):
-    """A directory that was made on this mount; times in nanoseconds."""
-
-    path: str
-    mode: int
-    atime_ns: int
-    mtime_ns: int
-    ctime_ns: int
-
-
-class SetTime(NamedTuple):
-    """A time that was set on one version of a sample, in seconds, and when that was, in nanoseconds."""
-
-    mtime: int
-    version: str
-    ctime_ns: int
-
-
-class Leftover(NamedTuple):
-    """A sample that cannot be deleted and was renamed out of the way."""
-
-    sample_id: str
-    was: str  # its name before
-    name: str
 
 
 class _Write:

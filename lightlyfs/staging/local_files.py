@@ -25,8 +25,8 @@ from cachetools import LRUCache
 from lightlyfs.errors import FileExists, NoSuchFile
 from lightlyfs.inodes import local_ino
 from lightlyfs.occupied import Occupied
-from lightlyfs.staging.journal import Journal, LocalDirectory
-from lightlyfs.staging.record import IDENTITY, Record, State
+from lightlyfs.staging.journal import Journal
+from lightlyfs.staging.record import IDENTITY, LocalDirectory, Record, State
 from lightlyfs.staging.recovery import GONE, recovered
 from lightlyfs.staging.spool import Spool, StagedFile
 from lightlyfs.upload_rules import numbered

@@ -35,8 +35,7 @@ from lightlyfs.errors import (
     UnsafeUrl,
 )
 from lightlyfs.staging.image_facts import ImageFacts, thumbnail_name
-from lightlyfs.staging.journal import Leftover
-from lightlyfs.staging.record import Record, State
+from lightlyfs.staging.record import Leftover, Record, State
 from lightlyfs.upload_rules import REPLACED_FOLDER
 
 log = logging.getLogger(__name__)

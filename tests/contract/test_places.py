@@ -70,7 +70,7 @@ def test_commands_of_a_session_find_mounts_that_were_made_without_one(
 
     assert places.socket_of(mountpoint) == made
     assert places.mount_above(mountpoint / "a.jpg") == mountpoint
-    made.parent.chmod(0o777)  # anybody could have put it there
+    made.parent.chmod(0o777)  # any user could have put it there
     assert places.socket_of(mountpoint) == session / "lightlyfs" / made.name
     assert places.mount_above(mountpoint) is None
 

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "lightlyfs"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# who may import whom; what a layer may import, whoever stands above it may too
+# which layer may import which; every layer above may import the same
 ALLOWED = {
     "errors": set(),
     "settings": {"upload_rules", "errors"},

@@ -34,8 +34,7 @@ from lightlyfs.errors import (
     Unreachable,
 )
 from lightlyfs.staging.image_facts import ImageFacts
-from lightlyfs.staging.journal import Leftover
-from lightlyfs.staging.record import Record, State
+from lightlyfs.staging.record import Leftover, Record, State
 from lightlyfs.staging.upload_steps import (
     BLANK_THUMBNAIL,
     MARK,
