@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import certifi
 import requests
@@ -293,9 +293,8 @@ class RequestsTransport:
     the system takes to resolve a name.
     """
 
-    def __init__(self, config: TransportConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, config: TransportConfig) -> None:
         self._config = config
-        self._clock = clock
         self._verify = config.ca_bundle or certifi.where()
         self._slots = Slots(config.connections)
         self._closed = threading.Event()
@@ -311,7 +310,7 @@ class RequestsTransport:
         prepared.method = request.method
         prepared.url = url
         prepared.headers = CaseInsensitiveDict(wire_headers(request, self._config.user_agent))
-        watch = Watch(request, self._clock, self._closed, self._config.network)
+        watch = Watch(request, time.monotonic, self._closed, self._config.network)
         self._drop_outdated(watch.generation)
         watch.check()
         proxy = self._config.proxies.for_url(url)

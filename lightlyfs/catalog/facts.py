@@ -10,11 +10,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lightlyfs import database
 from lightlyfs.catalog import tables
 from lightlyfs.catalog.entries import Facts, SampleEntry
+
+if TYPE_CHECKING:
+    from lightlyfs.catalog.store import CatalogStore
 
 log = logging.getLogger(__name__)
 
@@ -24,22 +27,12 @@ T = TypeVar("T")
 _MAX_WAITING = 100_000
 
 
-class FactsStore(Protocol):
-    """Where facts are kept for the next mount, and for other processes."""
-
-    def record_facts(self, facts: dict[int, Facts], *, replaced: bool, resized: bool) -> None:
-        """Keep facts by inode number; may raise sqlite3.Error."""
-
-    def publish_facts(self, facts: dict[int, Facts]) -> None:
-        """Let other processes see facts, unless that takes more than a moment."""
-
-
 class Reported:
     """Facts by inode number that the store does not hold yet; `on_written` is called under the lock when
     the store has them and they are about to be dropped here.
     """
 
-    def __init__(self, store: FactsStore, on_written: Callable[[], None]) -> None:
+    def __init__(self, store: CatalogStore, on_written: Callable[[], None]) -> None:
         self._store = store
         self._on_written = on_written
         self._lock = threading.Lock()

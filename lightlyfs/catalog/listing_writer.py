@@ -87,48 +87,82 @@ WHERE o.ino IS NULL OR o.mtime != n.mtime OR o.parent != n.parent OR o.name != n
 SAMPLE_BY_INO = "CREATE UNIQUE INDEX main.sample_by_ino ON sample (ino)"
 
 
-class Staging:
-    """The temporary tables of one listing, on a connection of their own."""
+class ListingWriter:
+    """A listing being collected, in temporary tables of a connection of its own; used by one thread."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        write_lock: database.Lock,
+        on_counted: Callable[[int], None],
+        *,
+        stands: Callable[[], bool],
+    ) -> None:
+        """Make the empty tables. `stands()` says whether the catalogue is still at its path.
+
+        `on_counted` is called with the number of this change of the catalogue, where it was one, under the
+        write lock.
+        """
         self._db = db
+        self._write_lock = write_lock
+        self._on_counted = on_counted
+        self._stands = stands
         self._known: set[int] = set()
         self._inos: dict[str, int] = {}
         self._max_depth = 0
         self._is_sorted = False
         self._compared_with = 0
-        # the number of this change of the catalogue, where it was one
-        self.counted: int | None = None
-
-    def create(self) -> None:
-        """Make the empty tables."""
-        self._db.executescript(_TABLES)
-        self._db.execute(_STAGE_DIRECTORY, (ROOT_INO, ROOT_INO, "", 0, 0))
+        with FORK_GATE:
+            db.executescript(_TABLES)
+            db.execute(_STAGE_DIRECTORY, (ROOT_INO, ROOT_INO, "", 0, 0))
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Stage samples; one staged before is replaced. Not after `count`."""
+        """Add a page of samples; a sample seen before is replaced. Not after `count`."""
         newest: dict[str, int] = {}
-        self._db.execute("BEGIN")
-        self._db.executemany(
-            "INSERT INTO temp.staged VALUES (?, ?, ?, ?, NULL, ?, ?, ?, ?)", self._encode(rows, newest)
-        )
-        self._db.executemany(_STAGE_DIRECTORY, self._encode_directories(newest))
-        self._db.execute("COMMIT")
+        insert = "INSERT INTO temp.staged VALUES (?, ?, ?, ?, NULL, ?, ?, ?, ?)"
+        with FORK_GATE:
+            self._db.execute("BEGIN")
+            self._db.executemany(insert, self._encode(rows, newest))
+            self._db.executemany(_STAGE_DIRECTORY, self._encode_directories(newest))
+            self._db.execute("COMMIT")
 
     def count(self) -> int:
-        """Return how many different samples are staged; to be asked once all are."""
-        self._sort()
-        (count,) = self._db.execute("SELECT count(*) FROM temp.staged").fetchone()
+        """Return the number of distinct samples added; call it once all are."""
+        with FORK_GATE:
+            self._sort()
+            (count,) = self._db.execute("SELECT count(*) FROM temp.staged").fetchone()
         return int(count)
 
     def has_directory(self, path: str) -> bool:
-        """Return whether this directory was staged recently; any thread may call."""
+        """Return whether a sample in or below this directory was added recently; any thread may call."""
         try:
             return directory_ino(path) in self._known
         except UnicodeEncodeError:
             return False
 
-    def settle_names(self) -> None:
+    def commit(self, meta: dict[str, str]) -> Changes:
+        """Make this listing the catalogue, in one step, and say what differs from the last one.
+
+        What storage reported stays verified where neither the sample's time nor its size hint moved. Raises
+        sqlite3.Error where the disk fails, or a cleaner deleted the catalogue since the listing began.
+        """
+        with FORK_GATE:
+            self._settle_names()
+        with self._write_lock:
+            if not self._stands():
+                raise sqlite3.OperationalError("it was deleted while the dataset was listed")
+            counted_as: int | None = None
+            with database.transaction(self._db):
+                if counted(self._db, CHANGES) != self._compared_with:
+                    self._compare()  # another process listed meanwhile
+                changes = self._swap(meta)
+                if changes:
+                    counted_as = count(self._db, CHANGES)
+            if counted_as is not None:
+                self._on_counted(counted_as)
+        return changes
+
+    def _settle_names(self) -> None:
         """Give every sample its final name and every directory its time, then find what differs."""
         self._sort()
         self._db.execute("BEGIN")  # one transaction of temporary tables, not one for each name
@@ -140,21 +174,14 @@ class Staging:
         self._compared_with = counted(self._db, CHANGES)
         self._compare()
 
-    def commit(self, meta: dict[str, str], keep: frozenset[int]) -> Changes:
-        """Swap the differences in; the caller holds the store's write lock."""
+    def _swap(self, meta: dict[str, str]) -> Changes:
         db = self._db
-        with database.transaction(db):
-            if counted(db, CHANGES) != self._compared_with:
-                self._compare()  # another process listed meanwhile
-            db.executemany("DELETE FROM temp.gone WHERE ino = ?", [(ino,) for ino in keep])
-            changes, moved = self._insert_all() if self._is_first() else self._swap_in()
-            self._swap_directories()
-            if changes:
-                (directories,) = db.execute("SELECT count(*) FROM main.directory").fetchone()
-                tables.move_totals(db, moved, directories)
-            db.executemany("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", meta.items())
-            if changes:
-                self.counted = count(db, CHANGES)
+        changes, moved = self._insert_all() if self._is_first() else self._swap_in()
+        self._swap_directories()
+        if changes:
+            (directories,) = db.execute("SELECT count(*) FROM main.directory").fetchone()
+            tables.move_totals(db, moved, directories)
+        db.executemany("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", meta.items())
         return changes
 
     def _encode(self, rows: Iterable[Row], newest: dict[str, int]) -> Iterator[tuple[object, ...]]:
@@ -255,55 +282,6 @@ def _with_parents(directory: str) -> Iterator[str]:
     while directory:
         yield directory
         directory = directory.rpartition("/")[0]
-
-
-class ListingWriter:
-    """A listing being collected; used by one thread."""
-
-    def __init__(
-        self,
-        staging: Staging,
-        write_lock: database.Lock,
-        on_counted: Callable[[int], None],
-        *,
-        stands: Callable[[], bool],
-    ) -> None:
-        """`stands()` says whether the catalogue is still at its path."""
-        self._staging = staging
-        self._stands = stands
-        self._write_lock = write_lock
-        self._on_counted = on_counted
-
-    def add(self, rows: Iterable[Row]) -> None:
-        """Add a page of samples; a sample seen before is replaced."""
-        with FORK_GATE:
-            self._staging.add(rows)
-
-    def count(self) -> int:
-        """Return the number of distinct samples added; call it once all are."""
-        with FORK_GATE:
-            return self._staging.count()
-
-    def has_directory(self, path: str) -> bool:
-        """Return whether a sample in or below this directory was added recently; any thread may call."""
-        return self._staging.has_directory(path)
-
-    def commit(self, meta: dict[str, str], keep: frozenset[int] = frozenset()) -> Changes:
-        """Make this listing the catalogue, in one step, and say what differs from the last one.
-
-        What storage reported stays verified where neither the sample's time nor its size hint moved.
-        Samples whose inode number is in `keep` stay although the listing does not hold them. Raises
-        sqlite3.Error where the disk fails, or a cleaner deleted the catalogue since the listing began.
-        """
-        with FORK_GATE:
-            self._staging.settle_names()
-        with self._write_lock:
-            if not self._stands():
-                raise sqlite3.OperationalError("it was deleted while the dataset was listed")
-            changes = self._staging.commit(meta, keep)
-            if self._staging.counted is not None:
-                self._on_counted(self._staging.counted)
-        return changes
 
 
 # name clashes: every sample gets a component that is unique in its directory

@@ -26,7 +26,7 @@ from lightlyfs import database
 from lightlyfs.catalog import tables
 from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, News, Place, Row, SampleEntry, Totals
 from lightlyfs.catalog.facts import MOMENT_S, Publisher, record, record_values
-from lightlyfs.catalog.listing_writer import ListingWriter, Staging, directory_path
+from lightlyfs.catalog.listing_writer import ListingWriter, directory_path
 from lightlyfs.catalog.tables import CHANGES, RESIZED, SCHEMA, count, counted, create_schema
 from lightlyfs.forks import FORK_GATE
 from lightlyfs.inodes import ROOT_INO, directory_ino, sample_ino
@@ -330,13 +330,11 @@ class CatalogStore:
             raise sqlite3.OperationalError("the catalogue was deleted, and cannot be written again")
         anchor = self._anchor
         with self._noting_damage(), closing(self._connect(_WRITER_CACHE_KIB)) as db:
-            staging = Staging(db)
             with FORK_GATE:
                 db.execute("PRAGMA temp_store = FILE")
                 db.execute(f"PRAGMA temp.cache_size = -{_WRITER_CACHE_KIB}")
-                staging.create()
             yield ListingWriter(
-                staging,
+                db,
                 self._write_lock,
                 lambda number: self._note_own_locked(CHANGES, number),
                 stands=anchor.holds,

@@ -19,7 +19,7 @@ import struct
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
@@ -211,11 +211,14 @@ class ThumbnailPrefill:
     def changed(self, paths: tuple[str, ...]) -> None:
         """These samples changed: entries of their older pictures go, in all sizes."""
         for path in paths:
-            for mountpoint in self._mountpoints:
-                for _, name in entry_names(f"{mountpoint}/{path}"):
-                    for folder in _ALL_FOLDERS:
-                        with suppress(OSError):
-                            (self._cache / folder / name).unlink()
+            self._remove(path, _ALL_FOLDERS)
+
+    def _remove(self, path: str, folders: Iterable[str]) -> None:
+        for mountpoint in self._mountpoints:
+            for _, name in entry_names(f"{mountpoint}/{path}"):
+                for folder in folders:
+                    with suppress(OSError):
+                        (self._cache / folder / name).unlink()
 
     # in the pool
 
@@ -283,16 +286,9 @@ class ThumbnailPrefill:
                 made[uri] = entry_of(png, uri, sample.mtime)
             _write(place, made[uri])
         written = len(missing) * len(png)
-        self._forget_larger(path)
+        # an entry of an older picture in a larger size would be preferred to ours, and refused
+        self._remove(path, _ALL_FOLDERS[len(_FOLDERS) :])
         self._count(written=1, bytes_=written)
-
-    def _forget_larger(self, path: str) -> None:
-        """An entry of an older picture in a larger size would be preferred to ours, and refused."""
-        for mountpoint in self._mountpoints:
-            for _, name in entry_names(f"{mountpoint}/{path}"):
-                for folder in _ALL_FOLDERS[len(_FOLDERS) :]:
-                    with suppress(OSError):
-                        (self._cache / folder / name).unlink()
 
     def _count(self, *, written: int = 0, kept: int = 0, without: int = 0, bytes_: int = 0) -> None:
         with self._lock:

@@ -109,9 +109,8 @@ _MAX_INODES = 100_000
 class SetTimes:
     """The remembered times; any thread may call. Without a journal (a read-only mount) there are none."""
 
-    def __init__(self, journal: Journal | None, *, clock_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(self, journal: Journal | None) -> None:
         self._journal = journal
-        self._clock_ns = clock_ns
         self._times = journal.times() if journal else {}
         self._inodes: dict[bytes, int] = {}
 
@@ -139,7 +138,7 @@ class SetTimes:
     def put(self, sample_id: str, size: int | None, etag: str | None, mtime: int) -> None:
         """Remember a time, in seconds, for a sample of this size and, where it is known, this version."""
         version = f"{size} {etag or ''}"
-        known = SetTime(mtime, version, self._clock_ns())
+        known = SetTime(mtime, version, time.time_ns())
         self._times[sample_id] = known
         if self._journal is not None:
             self._journal.put_time(sample_id, known)

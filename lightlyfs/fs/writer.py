@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from typing import Any
 
 from lightlyfs.catalog.entries import SampleEntry, true_name
@@ -224,7 +225,7 @@ class Writer:
 
     def _note_changed_locked(self, file: LocalFile) -> None:
         """The bytes changed: the journal learns of size and times with the next promise."""
-        file.mtime_ns = file.ctime_ns = self._local.now_ns()
+        file.mtime_ns = file.ctime_ns = time.time_ns()
         file.dirty = True
 
     def truncate_path(self, path: str, node: LocalFile | SampleEntry, size: int) -> None:
@@ -265,7 +266,7 @@ class Writer:
 
     def _note_attributes_locked(self, file: LocalFile, **changes: Any) -> None:
         file.mtime_ns = changes.get("mtime_ns", file.mtime_ns)
-        file.ctime_ns = self._local.now_ns()
+        file.ctime_ns = time.time_ns()
         self._local.update(file, file.record.generation, durable=False, ctime_ns=file.ctime_ns, **changes)
         self._local.touch()
 

@@ -14,24 +14,19 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from lightlyfs.api.contract import Request, Response, Transport, whole_number
 from lightlyfs.api.models import Sample
 from lightlyfs.api.status import raise_for_status
 from lightlyfs.errors import FileExists
+from lightlyfs.staging.local_files import Ticket
 from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.upload_steps import Steps, UploadedSamples, mark_of
 
 _COPY_BYTES = 4 << 20
 # a storage that may not tell that an object is missing says that it is forbidden
 _NO_OBJECT = (403, 404)
-
-
-@dataclass
-class _Moving:
-    moved: int = 0
 
 
 class Once:
@@ -82,7 +77,7 @@ class Once:
                 mark=mark,
                 create_sent=mine is not None or turn.sent_before,
             )
-            self._steps.upload(record, _Moving(), turn.note)
+            self._steps.upload(record, Ticket(), turn.note)
             turn.ended = True
         return True
 

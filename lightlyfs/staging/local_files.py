@@ -106,13 +106,11 @@ class LocalFiles:
         *,
         name_of: Callable[[str], str],
         counts: Callable[[str], bool],
-        clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.spool = spool
         self.journal = journal
         self.counts = counts
         self.name_of = name_of
-        self._clock_ns = clock_ns
         self._lock = threading.Lock()
         # guarded by _lock
         self._files: dict[str, LocalFile] = {}
@@ -125,10 +123,6 @@ class LocalFiles:
         # halves of new images for samples, which show their old ones
         self._aside: dict[str, LocalFile] = {}
         self.generation = 0
-
-    def now_ns(self) -> int:
-        """Return the time in nanoseconds."""
-        return self._clock_ns()
 
     def touch(self) -> None:
         """Note that a file changed in a way that listings show."""
@@ -245,7 +239,7 @@ class LocalFiles:
 
         None, and the draft is gone, where another file is there by now, or is replacing the same image.
         """
-        replaces, now = sample_id is not None, self.now_ns()
+        replaces, now = sample_id is not None, time.time_ns()
         record = Record(
             draft.key,
             path,
@@ -288,7 +282,7 @@ class LocalFiles:
         """
         with file.lock:
             before = file.record
-            record = before.changed(path=path, ctime_ns=self.now_ns(), **changes)
+            record = before.changed(path=path, ctime_ns=time.time_ns(), **changes)
             with self._lock:
                 covered = self._files.get(path)
                 if not self._is_free_locked(path, file):
@@ -406,7 +400,7 @@ class LocalFiles:
 
     def make_directory(self, path: str, mode: int) -> None:
         """Make a directory; it lives until it is removed."""
-        now = self.now_ns()
+        now = time.time_ns()
         self._put_directory(LocalDirectory(path, mode, now, now, now))
         self.touch_parent(path)
 
@@ -434,12 +428,12 @@ class LocalFiles:
         made = self._directories.get(path)
         if made is None:
             return False
-        self._put_directory(made._replace(ctime_ns=self.now_ns(), **changes))
+        self._put_directory(made._replace(ctime_ns=time.time_ns(), **changes))
         return True
 
     def touch_parent(self, path: str) -> None:
         """Note that an entry of the directory above a path was added, removed or renamed."""
-        parent, now = path.rpartition("/")[0], self.now_ns()
+        parent, now = path.rpartition("/")[0], time.time_ns()
         made = self._directories.get(parent)
         if made is not None:
             self._put_directory(made._replace(mtime_ns=now, ctime_ns=now))
