@@ -484,7 +484,7 @@ def test_a_listing_that_began_before_another_ended_is_compared_anew(tmp_path: Pa
     first, second = World(tmp_path, remote), World(tmp_path, remote)
     with second.store.listing() as late:
         late.add([remote._row(*item) for item in remote.records.items()])
-        late._staging.settle_names()
+        late._settle_names()
         first.refresher.list_now()
         del remote.records[sample_id(0)]
         with second.store.listing() as later:
