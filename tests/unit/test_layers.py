@@ -39,7 +39,7 @@ ALLOWED = {
     "control": {"errors"},
     "app": {
         *("kernel", "fs", "desktop", "catalog", "fetch", "cache", "staging", "blocks", "api"),
-        *("forks", "database", "places", "locks"),
+        *("forks", "database", "inodes", "places", "locks"),
         *("settings", "upload_rules", "errors"),
     },
     "cli": {
