@@ -275,7 +275,7 @@ def _peer_of(connection: socket.socket) -> _Peer:
 
 @contextmanager
 def _short(address: Path | str) -> Iterator[str]:
-    """The address of a socket to bind or connect to; a longer path goes by a descriptor of its directory."""
+    """Give the address of a socket to bind or connect to; a longer path by a descriptor of its directory."""
     text = str(address)
     if isinstance(address, str) or len(os.fsencode(text)) <= _MAX_ADDRESS_BYTES:
         yield text
@@ -329,7 +329,7 @@ def ask(address: Path | str, command: str, *, timeout_s: float = 10.0) -> dict[s
 
 
 def request(address: Path | str, command: str, *, timeout_s: float) -> dict[str, Any] | None:
-    """As `ask`, but NoAnswer where a mount is there that is stopped, or does not answer in time."""
+    """Send a command as `ask` does; NoAnswer where the mount is stopped or does not answer in time."""
     channel = dial(address, timeout_s=timeout_s)
     if channel is None:
         return None

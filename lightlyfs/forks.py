@@ -1,4 +1,4 @@
-"""What no process is to be forked in the middle of: work in C libraries that have locks of their own.
+"""Keeps forks away from work in C libraries that have locks of their own.
 
 A fork copies the process while its other threads may be anywhere. A lock that one of them holds then, in
 SQLite or OpenSSL, is never let go of in the child. So such work is done inside `FORK_GATE`: transactions, and

@@ -160,7 +160,7 @@ class SharedLocks:
 
     @contextmanager
     def keeping_others_out(self) -> Iterator[bool]:
-        """Whether no other process is here; if so, none comes before the block ends."""
+        """Tell whether no other process is here; if so, none comes before the block ends."""
         if self._alone:
             yield True
             return

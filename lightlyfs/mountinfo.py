@@ -1,4 +1,4 @@
-"""What is mounted where, as the kernel lists it: read without touching a mount, which may not answer.
+"""Mounts, as the kernel lists them: read without touching a mount, which may not answer.
 
 Also tells which file systems other machines may write to: no lock of this machine excludes those.
 """

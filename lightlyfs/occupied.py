@@ -1,4 +1,4 @@
-"""Which directories exist because something is in them or below."""
+"""Tracks the directories that exist because a file is in them or below. Pure."""
 
 from __future__ import annotations
 

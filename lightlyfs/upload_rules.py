@@ -1,4 +1,4 @@
-"""Which names become samples, and which stay on this machine; what a mount lets programs write. Pure.
+"""The rules for names that become samples, and for what a mount lets programs write. Pure.
 
 There is no delete in the API, so a name is uploaded only where it says that an image is meant. Three rules,
 in this order:

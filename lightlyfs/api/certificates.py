@@ -1,4 +1,4 @@
-"""Which certificate authorities are trusted: those of the environment, else the system's, else certifi's.
+"""The certificate authorities to trust: those of the environment, else the system's, else certifi's.
 
 The first of the variables of requests, curl and OpenSSL that is set replaces the system's authorities.
 `--ca-certs` adds authorities to the result. The transports accept one PEM file, so several files are

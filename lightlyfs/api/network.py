@@ -1,4 +1,4 @@
-"""Whether kept connections can still be trusted: a laptop that slept, another network, a silent peer.
+"""Notices when kept connections can no longer be trusted: after sleep, on another network, by silence.
 
 A connection whose way is gone looks as before, and what is sent on it vanishes for a minute. So the
 transports of a process share one `Network`, whose generation counts such changes: connections of an earlier
@@ -83,7 +83,7 @@ class Network:
         log.info("reconnecting: %s", why)
 
     def note_answer(self, host: str, seconds: float) -> None:
-        """A request was answered, so long after it was sent."""
+        """Note that a request was answered, so long after it was sent."""
         with self._lock:
             if host not in self._answers_s and len(self._answers_s) >= _MAX_HOSTS:
                 self._answers_s.clear()

@@ -1,4 +1,4 @@
-"""What may be shown: removes secrets from any text, and makes text from outside safe for one line.
+"""Makes text safe to show: removes secrets from it, and what would act on a terminal or break a log line.
 
 Names of files and datasets, and the text of a server's errors, may hold escape sequences that overwrite a
 terminal, line breaks that forge a line of a log, and characters that reverse the reading order.

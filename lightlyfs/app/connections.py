@@ -231,7 +231,7 @@ class CountedTransport:
         self._counter = counter
 
     def send(self, request: Request) -> Response:
-        """As the transport's own."""
+        """Send a request, and count it; see `Transport.send`."""
         started = time.monotonic()
         outcome = "failed"
         try:
@@ -247,7 +247,7 @@ class CountedTransport:
             self._counter(request.method, operation, time.monotonic() - started, outcome)
 
     def close(self) -> None:
-        """As the transport's own."""
+        """Close the transport."""
         self._transport.close()
 
 

@@ -207,7 +207,7 @@ class Dataset:
         return CachedFiles(self._namespace, self.samples, self.reader, self.cache, self._own_patience())
 
     def _go_on(self) -> None:
-        """There is another token: what the old one was refused is tried again."""
+        """Try again what the old token was refused, because there is another one."""
         self.catalog.resume()
         if self.uploads is not None:
             self.uploads.retry_all()
@@ -404,7 +404,7 @@ class Dataset:
         self._tags.forget_all()
 
     def _hear_others(self) -> None:
-        """Something in the directory of the dataset was written, perhaps by another process."""
+        """Look at what was written to the directory of the dataset, perhaps by another process."""
         self.catalog.wake()
         self._once.keep_up_soon()
 

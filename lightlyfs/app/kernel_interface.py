@@ -1,4 +1,4 @@
-"""What the parts need from the mount they serve, and from the processes that use it."""
+"""The mount as the parts see it: its protocol, its absence, and the descriptors it may use."""
 
 from __future__ import annotations
 
@@ -47,31 +47,31 @@ class NoKernel:
     forgets_at_once = False
 
     def interrupted(self) -> bool:
-        """No call is interrupted."""
+        """Return that no call is interrupted."""
         return False
 
     def caller_name(self) -> str:
-        """No program known."""
+        """Return that no program is known."""
         return ""
 
     def caller_process(self) -> int:
-        """Always the same one."""
+        """Return the one process there is."""
         return 0
 
     def was_killed(self, process: int) -> bool | None:
-        """No caller is a process of its own."""
+        """Return that no caller is a process of its own."""
         return False
 
     def watch(self, process: int) -> ProcessWatch | None:
-        """No caller is a process of its own."""
+        """Return that no caller is a process of its own."""
         return None
 
     def caller_unlinks(self) -> bool | None:
-        """Not known."""
+        """Return that it is not known."""
         return None
 
     def forget(self, paths: tuple[str, ...] | None) -> bool:
-        """Nothing is kept, so nothing has to be forgotten."""
+        """Return that it is done: nothing is kept."""
         return True
 
 

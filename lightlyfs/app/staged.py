@@ -1,4 +1,4 @@
-"""What is staged on this machine: by one mount, by those before it, and what all of them owe to a server.
+"""Staged files of this machine: those of one mount and of earlier ones, and what all of them owe to a server.
 
 `Staged` is the directory of one mount: its spool, its journal and its local files. Files that other mounts
 left in theirs are taken over at its start; where a cleaner deletes the directory, it is made again.

@@ -1,4 +1,4 @@
-"""What storage reported of samples: valid at once, written in batches, published where processes wait.
+"""Keeps what storage reported of samples: valid at once, written in batches, published where processes wait.
 
 Threads: any may call. The lock is not held while the store is used.
 """

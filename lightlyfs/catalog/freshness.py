@@ -44,7 +44,7 @@ class Freshness:
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
     ) -> None:
-        """What is stored is to be checked once, unless the TTL is infinite."""
+        """Take what is stored as due for one check, unless the TTL is infinite."""
         self._config = config
         self._stored = stored
         self.clock = clock
@@ -115,7 +115,7 @@ class Freshness:
         self._full_at = self._checked_at = -math.inf
 
     def start_over(self) -> None:
-        """As `distrust`, and at once: the store lost its rows."""
+        """Make a full listing due at once, because the store lost its rows."""
         self.distrust()
         self._retry_at = -math.inf
 

@@ -1,4 +1,4 @@
-"""How a sample's name becomes a path: escaping, cutting and clashes. Pure: no I/O, clock or lock.
+"""Turns a sample's name into a path: escaping, cutting and clashes. Pure: no I/O, clock or lock.
 
 A sample name is any string; a path component is 1 to 255 bytes of UTF-8 without `/` and NUL that is
 neither `.` nor `..`. The rules, in order:

@@ -406,7 +406,7 @@ class TaggedRemote:
         return record._replace(selection=self._version)
 
     def page(self, offset: int, size: int) -> Sequence[Row]:
-        """As without a tag."""
+        """Return a page of all samples, tagged or not."""
         return self._remote.page(offset, size)
 
     def kept(self, rows: Sequence[Row]) -> Sequence[Row]:
@@ -419,5 +419,5 @@ class TaggedRemote:
         return list(self.kept(self._remote.find(file_name)))
 
     def sample(self, sample_id: str) -> Sample:
-        """As without a tag."""
+        """Return one sample, tagged or not."""
         return self._remote.sample(sample_id)

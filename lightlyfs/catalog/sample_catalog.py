@@ -416,7 +416,7 @@ class Catalog:
     # asking the API
 
     def _lookup_asking(self, path: str, entry: Entry | None, wait: Wait) -> Entry | None:
-        """With a TTL of zero: ask for the one sample; where it moved, everything is listed behind."""
+        """Ask for the one sample, with a TTL of zero; where it moved, list everything in the background."""
         if isinstance(entry, DirectoryEntry):
             return entry
         try:

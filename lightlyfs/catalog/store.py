@@ -287,7 +287,7 @@ class CatalogStore:
         self._note_own_locked(what, count(self._writer, what))
 
     def _note_own_locked(self, what: str, number: int) -> None:
-        """Something this process did is no news to it, unless others did something, too."""
+        """Note a change of this process, which is no news to it unless others changed something too."""
         if number == self._seen[what] + 1:
             self._seen[what] = number
 
@@ -411,7 +411,7 @@ class CatalogStore:
 
     @contextmanager
     def _snapshot(self) -> Iterator[sqlite3.Connection]:
-        """A reader to which no commit shows before it is done."""
+        """Lend a reader that sees one state of the catalogue."""
         with self._reader() as db:
             db.execute("BEGIN")
             try:

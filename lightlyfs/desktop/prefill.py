@@ -1,4 +1,4 @@
-"""Filling the desktop's thumbnail cache, so that a folder of images is looked at without fetching one.
+"""Fills the desktop's thumbnail cache, so that a folder of images is shown without fetching one.
 
 When a file manager opens a directory, the server's thumbnails of its samples are put where the freedesktop
 thumbnail specification has every file manager look first, in the order of names, ahead of its own reading.
@@ -164,7 +164,7 @@ class ThumbnailPrefill:
             return self._stats
 
     def opened(self, directory: str, wait: Callable[[float], None]) -> None:
-        """A file manager opened a directory: fill it, and hold the caller while that goes quickly.
+        """Fill the directory that a file manager opened, and hold the caller while that goes quickly.
 
         `wait(seconds)` sleeps, or raises what ends the caller's wait.
         """
@@ -209,7 +209,7 @@ class ThumbnailPrefill:
         return True
 
     def changed(self, paths: tuple[str, ...]) -> None:
-        """These samples changed: entries of their older pictures go, in all sizes."""
+        """Remove the entries, in all sizes, of samples that changed."""
         for path in paths:
             self._remove(path, _ALL_FOLDERS)
 

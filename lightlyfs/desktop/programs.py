@@ -113,7 +113,7 @@ class CrawlBudget:
         self._refilled_at = clock()
 
     def spend(self, size: int) -> None:
-        """About to fetch so many bytes: NotPermitted where a crawler has had its share."""
+        """Count bytes that are about to be fetched; NotPermitted where a crawler has had its share."""
         program = self._program()
         if not is_crawler(program):
             return

@@ -61,7 +61,7 @@ class Thumbnails:
             return refused
 
     def get(self, sample_id: str, version: str) -> bytes:
-        """As `png`, in the calling thread."""
+        """Return the thumbnail as `png` does, in the calling thread."""
         key = f"{sample_id}.{version}"
         kept = self._store.get(key) if self._store is not None else None
         if kept is not None:

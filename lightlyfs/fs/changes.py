@@ -241,7 +241,7 @@ class TreeChanges:
         return not (file.record.create_sent or file.record.sample_id) and self._writer.withdraw(file)
 
     def _rename_sent(self, file: LocalFile, new: str, target: Node | None, turn: Turn) -> None:
-        """It is on its way under its old name: once there, it is renamed like any sample."""
+        """Wait for a file that is on its way under its old name, and rename it like any sample."""
         old = file.path
         self._writer.wait_uploaded(file)
         entry = self._names.lookup(old, turn)

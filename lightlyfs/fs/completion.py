@@ -187,7 +187,7 @@ class Completion:
         )
 
     def _note_older_locked(self, file: LocalFile, record: Record) -> None:
-        """An earlier generation is on the server: later ones go to the same sample."""
+        """Note that an earlier generation is on the server: later ones go to the same sample."""
         known = file.record
         self._local.update(
             file,

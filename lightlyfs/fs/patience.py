@@ -1,4 +1,4 @@
-"""How long one call on the mount may wait: a deadline, the caller's signals, the end of the mount."""
+"""Bounds the waits of one call on the mount: a deadline, the caller's signals, the end of the mount."""
 
 from __future__ import annotations
 

@@ -224,7 +224,7 @@ class Writer:
         self._local.touch()
 
     def _note_changed_locked(self, file: LocalFile) -> None:
-        """The bytes changed: the journal learns of size and times with the next promise."""
+        """Note changed bytes; the journal gets size and times with the next promise."""
         file.mtime_ns = file.ctime_ns = time.time_ns()
         file.dirty = True
 
@@ -476,7 +476,7 @@ class Writer:
         file.dirty = False
 
     def _interrupt(self, file: LocalFile, why: str) -> None:
-        """The writer did not get to its close: what it left is half a file, and for no server."""
+        """Keep what a killed writer left: half a file, which is not uploaded."""
         with file.lock:
             if file.unlinked or file.uploaded or not file.dirty or file.writers > 1:
                 return
@@ -527,7 +527,7 @@ class Writer:
         return handle.file
 
     def _put_back(self, file: LocalFile, before: Record, covered: LocalFile | None) -> None:
-        """A rename whose upload failed: the old name stays, and nothing is owed unless a create was sent.
+        """Undo a rename whose upload failed; nothing is owed unless a create was sent.
 
         `covered` is what was shown at the new name; a sample that no listing shows yet is shown again.
         """

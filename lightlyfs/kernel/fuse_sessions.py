@@ -172,7 +172,7 @@ class _Fuse2Operations:
         return getattr(self._operations, name)
 
     def init(self, path: str) -> None:
-        """Called by libfuse when the mount is there."""
+        """Note that the mount is there; libfuse calls it."""
         self._on_init()
 
 
@@ -184,7 +184,7 @@ class _Fuse2Callbacks:
         return answer(func, *args, **kwargs)
 
     def utimens(self, path: bytes, buf: Any) -> int:
-        """With "now" and "as it was" told apart from times."""
+        """Tell "now" and "as it was" apart from times."""
         operations: Any = self.operations  # type: ignore[attr-defined]
         return int(operations("utimens", decode(path), plain_times(buf)))
 
@@ -324,14 +324,14 @@ class _Fuse3Callbacks:
         return answer(func, *args, **kwargs)
 
     def init_fuse_3(self, connection: Any, config: Any) -> None:
-        """Called once; an exception has no caller to reach, so it is kept and the mount ended."""
+        """Configure the connection; an exception, which has no caller to reach, ends the mount."""
         try:
             self._on_init(connection.contents, config.contents)
         except BaseException as error:
             self._failure.append(error)
 
     def getattr_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> int:
-        """Attributes from packed bytes."""
+        """Answer with packed bytes."""
         packed = self.operations.getattr_packed(decode(path), fip.contents if fip else None)
         ctypes.memmove(buf, packed, len(packed))
         return 0
@@ -367,22 +367,22 @@ class _Fuse3Callbacks:
         return 0
 
     def truncate_fuse_3(self, path: bytes | None, length: int, fip: Any) -> int:
-        """With the handle, which mfusepy drops: an open file may have lost its name."""
+        """Pass on the handle, which mfusepy drops: an open file may have lost its name."""
         return int(self.operations.truncate(decode(path), length, fip.contents if fip else None))
 
     def chmod_fuse_3(self, path: bytes | None, mode: int, fip: Any) -> int:
-        """With the handle, likewise."""
+        """Pass on the handle, likewise."""
         return int(self.operations.chmod(decode(path), mode, fip.contents if fip else None))
 
     def chown_fuse_3(self, path: bytes | None, uid: int, gid: int, fip: Any) -> int:
-        """With the handle, likewise."""
+        """Pass on the handle, likewise."""
         return int(self.operations.chown(decode(path), uid, gid, fip.contents if fip else None))
 
     def utimens_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> int:
-        """With the handle, and with "now" and "as it was" told apart from times."""
+        """Pass on the handle, and tell "now" and "as it was" apart from times."""
         handle = fip.contents if fip else None
         return int(self.operations.utimens(decode(path), plain_times(buf), handle))
 
     def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> int:
-        """With the flags, which mfusepy drops."""
+        """Pass on the flags, which mfusepy drops."""
         return int(self.operations.rename(os.fsdecode(old), os.fsdecode(new), flags))

@@ -1,4 +1,4 @@
-"""What Lightly stores of an image: statistics, EXIF and a thumbnail, computed as its own uploader did.
+"""Facts of an image as Lightly stores them: statistics, EXIF, a thumbnail, computed as its own uploader did.
 
 Files of a fixed list of raster formats count as images, recognized by their first bytes. No other file is
 passed to a decoder. `shape` is the shape as decoded, without the EXIF orientation; the thumbnail has the

@@ -304,7 +304,7 @@ class Uploader:
         self._probe_at = self._clock() + _PROBE_S
 
     def _online_locked(self) -> None:
-        """The server answered: what waited for it goes on."""
+        """Start what waited for the server, because it answered."""
         if not self._offline:
             return
         self._offline = ""
