@@ -79,7 +79,7 @@ class SharedLocks:
 
     @classmethod
     def of_nobody_else(cls) -> SharedLocks:
-        """The locks of what no other process can reach."""
+        """Return the locks of what no other process can reach."""
         locks = cls(None)
         locks.join()
         return locks
@@ -111,7 +111,7 @@ class SharedLocks:
 
     @property
     def alone(self) -> bool:
-        """Whether nobody else is here and nobody can come."""
+        """Whether no other process is here or can come."""
         return self._alone
 
     def share(self) -> None:
@@ -147,7 +147,7 @@ class SharedLocks:
             return False
 
     def has_company(self) -> bool:
-        """Whether another process uses the directory, as of a moment ago."""
+        """Return whether another process uses the directory, as of a moment ago."""
         if self._alone:
             return False
         now = time.monotonic()
@@ -161,7 +161,7 @@ class SharedLocks:
 
     @contextmanager
     def keeping_others_out(self) -> Iterator[bool]:
-        """Whether nobody else is here; if so, nobody comes before the block ends."""
+        """Tell whether no other process is here; if so, none comes before the block ends."""
         if self._alone:
             yield True
             return
@@ -176,7 +176,7 @@ class SharedLocks:
     # what one process at a time does
 
     def try_name(self, name: str) -> bool:
-        """Whether this process may now do what a name stands for; if so, `release_name` comes after it."""
+        """Return whether this process may now do what a name stands for; if so, `release_name` follows."""
         return self._try(fcntl.F_WRLCK, _offset_of(name), 1)
 
     def release_name(self, name: str) -> None:
@@ -224,7 +224,7 @@ class SharedLocks:
         self._try(fcntl.F_UNLCK, start, length)
 
     def stripe(self, name: str) -> Stripe:
-        """A lock between threads and processes."""
+        """Return a lock between threads and processes."""
         return Stripe(self, name)
 
     def _wait_for(
@@ -250,7 +250,7 @@ class SharedLocks:
         raise AssertionError("the pauses do not end")
 
     def _try(self, kind: int, start: int, length: int) -> bool:
-        """Whether the lock is ours now; never waits, and a file that is closed by now locks nothing."""
+        """Return whether the lock is ours now; never waits, and a closed file locks nothing."""
         try:
             return self._set(kind, start, length)
         except OSError:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from lightlyfs import errors
 from lightlyfs.api.contract import Request, Response, Timeouts, Transport, wire_url
-from lightlyfs.api.lenient import parse, shown
+from lightlyfs.api.models import parse, shown
 from lightlyfs.api.redaction import conceal
 from lightlyfs.api.retry import Failure, Retrier, RetryPolicy
 from lightlyfs.api.status import raise_for_status
@@ -102,7 +102,6 @@ class Caller:
         *,
         timeouts: Timeouts,
         on_request: Callable[[str, str, float, str], None] | None,
-        cancelled: Callable[[], bool] | None,
     ) -> None:
         self.server = server.strip().rstrip("/")
         wire_url(self.server)
@@ -112,7 +111,6 @@ class Caller:
         self._retrier = retrier
         self._timeouts = timeouts
         self._on_request = on_request
-        self._cancelled = cancelled
 
     def outage_s(self) -> float:
         """Return for how long no request was answered, 0 where the last one was."""
@@ -229,7 +227,8 @@ class Caller:
             headers["Content-Type"] = "application/json"
         url = self.server + call.path + _encoded(query)
         slow = call.operation in _SLOW
-        return Request(call.method, url, headers, call.body, timeouts, cancelled=self._cancelled, slow=slow)
+        cancelled = self._retrier.cancelled
+        return Request(call.method, url, headers, call.body, timeouts, cancelled=cancelled, slow=slow)
 
 
 def _encoded(pairs: Query) -> str:

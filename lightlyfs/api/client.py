@@ -5,10 +5,8 @@ Knows paths, parameters and models; how a call travels is `calls`.
 
 from __future__ import annotations
 
-import random as random_module
-import time
 from collections.abc import Callable, Iterable
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 from urllib.parse import quote, urljoin
 
 from lightlyfs import errors
@@ -24,7 +22,6 @@ from lightlyfs.api.calls import (
     surely_unsent,
 )
 from lightlyfs.api.contract import Response, Timeouts, Transport
-from lightlyfs.api.lenient import parse, shown
 from lightlyfs.api.models import (
     CreatedSample,
     CreatedSampleWithWriteUrls,
@@ -35,6 +32,8 @@ from lightlyfs.api.models import (
     SampleUpdate,
     SampleWriteUrls,
     Tag,
+    parse,
+    shown,
 )
 from lightlyfs.api.retry import Retrier, RetryPolicy
 
@@ -50,15 +49,30 @@ DEFAULT_SERVER = "https://api.lightly.ai"
 _DATASETS_PER_PAGE = 5000
 
 
+class ServerState(Protocol):
+    """What a process knows of the API: whether it answers, and whether there is another token to try."""
+
+    def outage(self) -> errors.Retryable | None:
+        """Return what requests fail with, where none was answered for some seconds; otherwise None."""
+
+    def outage_s(self) -> float:
+        """Return for how long no request was answered, 0 where the last one was."""
+        ...
+
+    def has_new_token(self) -> bool:
+        """Return whether the token is another one than the last time this was asked."""
+        ...
+
+
 class LightlyClient:
     """Calls the Lightly v1 API; any number of threads may share one.
 
     Every method raises `errors.RequestError`: by status (see `status.raise_for_status`), what the
-    transport raises, and `MalformedAnswer` for an answer that is not what the API promises. All but the
-    creates are tried again under the policy (`policy=` overrides it for one call). GETs go over
-    `hot_transport` where one is given. `on_request(method, operation, seconds, outcome)` is called after each
-    attempt, failed ones too, in the calling thread. Once `cancelled` says so, calls and waits end with
-    `errors.Cancelled` within a second or so.
+    transport raises, and `MalformedAnswer` for an answer that is not what the API promises. `retrier`
+    repeats all but the creates (`policy=` overrides its policy for one call); once that is cancelled, calls
+    and waits end with `errors.Cancelled` within a second or so. GETs go over `hot_transport` where one is
+    given. `on_request(method, operation, seconds, outcome)` is called after each attempt, failed ones too,
+    in the calling thread.
     """
 
     def __init__(
@@ -68,23 +82,18 @@ class LightlyClient:
         transport: Transport,
         *,
         hot_transport: Transport | None = None,
-        policy: RetryPolicy | None = None,
+        retrier: Retrier | None = None,
         timeouts: Timeouts | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-        random: Callable[[], float] = random_module.random,
         on_request: Callable[[str, str, float, str], None] | None = None,
-        cancelled: Callable[[], bool] | None = None,
     ) -> None:
         self._caller = Caller(
             server,
             credentials,
             transport,
             hot_transport or transport,
-            Retrier(policy, clock=clock, sleep=sleep, random=random, cancelled=cancelled),
+            retrier or Retrier(),
             timeouts=timeouts or Timeouts(),
             on_request=on_request,
-            cancelled=cancelled,
         )
 
     @property
@@ -97,7 +106,7 @@ class LightlyClient:
         return self._caller.outage_s()
 
     def outage(self) -> errors.Retryable | None:
-        """Return what requests fail with, where none was answered for some seconds; None else."""
+        """Return what requests fail with, where none was answered for some seconds; otherwise None."""
         return self._caller.outage()
 
     def __repr__(self) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.contract import Timeouts, Transport
+from lightlyfs.api.redaction import LineFormatter
 from lightlyfs.api.retry import Retrier
 from lightlyfs.app.connections import Connections
 from lightlyfs.catalog.entries import SampleEntry
@@ -27,14 +28,13 @@ from lightlyfs.fetch.first_try import FirstTry
 from lightlyfs.fetch.reader import Reader
 from lightlyfs.fetch.url_store import UrlStore
 from lightlyfs.fetch.urls import ReadUrls
+from lightlyfs.fs.attributes import SetTimes
 from lightlyfs.fs.patience import Patience
 from lightlyfs.fs.samples import content_of
-from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.views import Views
 from lightlyfs.places import DatasetPlace
 from lightlyfs.settings import Settings
 from lightlyfs.staging.facts_process import FactsPool
-from lightlyfs.visible import LineFormatter
 
 # samples looked up at once
 _PAGE = 128
@@ -233,7 +233,7 @@ class UrlParts:
                 partial(self._client.read_url_attempt, dataset_id, redirect=self._redirect),
                 lambda: self._client.is_answering,
                 storage,
-                connections.on_request,
+                connections.requests,
                 _FIRST_TRY,
             )
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import click
 
+from lightlyfs.api.redaction import visible
 from lightlyfs.cli.output import size_text
 from lightlyfs.control import NoAnswer, ask, process_state, request
 from lightlyfs.errors import StartError
 from lightlyfs.kernel import mountpoints
 from lightlyfs.mountinfo import MOUNT_TYPE, mount_at, other_places, our_mounts
 from lightlyfs.places import socket_of
-from lightlyfs.visible import visible
 
 # a mount that ends waits for callbacks under way, and those end within a minute
 _END_WAIT_S = 70.0

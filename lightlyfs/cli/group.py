@@ -9,8 +9,8 @@ from importlib import import_module
 
 import click
 
+from lightlyfs.api.redaction import visible
 from lightlyfs.errors import LightlyFsError, SettingsError
-from lightlyfs.visible import visible
 
 _COMPLETING = "_LIGHTLYFS_COMPLETE"
 _MOUNT_HELPER = "mount.fuse.lightlyfs"

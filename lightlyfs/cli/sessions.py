@@ -11,8 +11,7 @@ from typing import Any
 
 from lightlyfs.app import Dataset
 from lightlyfs.control import Channel, Session, failure
-from lightlyfs.errno_table import errno_of
-from lightlyfs.errors import LightlyFsError
+from lightlyfs.errors import LightlyFsError, errno_of
 from lightlyfs.fs.cached_files import CachedFiles
 from lightlyfs.fs.warming import Failure, Warming
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from lightlyfs.api.redaction import visible
 from lightlyfs.app import OwedFile, discard_owed, owed_files
 from lightlyfs.cli.output import size_text
 from lightlyfs.cli.warm import batches, within_mount
@@ -19,7 +20,6 @@ from lightlyfs.control import ask, dial
 from lightlyfs.errors import StartError
 from lightlyfs.fs.xattrs import describe
 from lightlyfs.places import socket_of, sockets
-from lightlyfs.visible import visible
 
 # an upload may take as long as a file is large
 _SEND_WAIT_S = 3600.0

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import click
 
+from lightlyfs.api.redaction import visible
 from lightlyfs.cli.commands import need_answer
 from lightlyfs.cli.output import size_text
 from lightlyfs.cli.progress import byte_progress_bar
@@ -22,7 +23,6 @@ from lightlyfs.control import Channel, dial
 from lightlyfs.errors import StartError
 from lightlyfs.mountinfo import without_links
 from lightlyfs.places import mount_above, socket_of
-from lightlyfs.visible import visible
 
 # looking up a million files takes the mount a minute before it says a word
 _ANSWER_WAIT_S = 600.0

@@ -41,7 +41,11 @@ class Begin(Protocol[T_contra]):
 
 
 class Files(Protocol[T_co]):
-    """Where files are looked up, on the local disk."""
+    """Where files are looked up, on the local disk, and kept."""
+
+    def room_bytes(self) -> int:
+        """Return how many bytes an epoch may have in all to be fetched ahead."""
+        ...
 
     def count_below(self, directory: str, most_bytes: int) -> tuple[int, int]:
         """Count files below a directory, and their bytes; may end once those are more than so many."""
@@ -88,8 +92,8 @@ class Announcement:
 class EpochFetcher(Generic[T]):
     """Follows the opens of files; any thread may call `opened`, which neither waits nor raises.
 
-    `content(file, ended)` fetches a file into the cache, `url(file, ended)` its read URL alone. `room()` is
-    how many bytes an epoch may have to be fetched ahead. Without `guesses` only what is announced is fetched.
+    `content(file, ended)` fetches a file into the cache, `url(file, ended)` its read URL alone. Without
+    `guesses` only what is announced is fetched.
     """
 
     def __init__(
@@ -97,7 +101,6 @@ class EpochFetcher(Generic[T]):
         files: Files[T],
         content: Begin[T],
         url: Begin[T],
-        room: Callable[[], int],
         executor: Executor,
         *,
         guesses: bool,
@@ -107,7 +110,6 @@ class EpochFetcher(Generic[T]):
         self._files = files
         self._content = content
         self._url = url
-        self._room = room
         self._executor = executor
         self._guesses = guesses
         self._clock = clock
@@ -207,7 +209,7 @@ class EpochFetcher(Generic[T]):
     def _begin(self, epoch: Epoch[T]) -> None:
         """Find out what is below the directory of an epoch, and go on."""
         try:
-            room = self._room()
+            room = self._files.room_bytes()
             below = Below(*self._files.count_below(epoch.directory, room))
             files = self._files.walk(epoch.directory)
         except Exception:

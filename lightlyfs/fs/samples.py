@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from lightlyfs.blocks import BLOCK_BYTES, NO_OBJECT, SMALL_FILE_BYTES, ContentId
 from lightlyfs.catalog.entries import SampleEntry
-from lightlyfs.catalog.plausible import Problems
+from lightlyfs.catalog.remote import Problems
 from lightlyfs.catalog.sample_catalog import Catalog
 from lightlyfs.desktop.programs import CrawlBudget, opens_without_reading
 from lightlyfs.errors import (
@@ -474,8 +474,13 @@ class Samples:
 class FilesBelow:
     """Finds the files below a directory in the catalogue, for `EpochFetcher`."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, reader: Reader) -> None:
         self._catalog = catalog
+        self._reader = reader
+
+    def room_bytes(self) -> int:
+        """Return how many bytes an epoch may have in all to be fetched ahead."""
+        return self._reader.cache.room.epoch_bytes
 
     def count_below(self, directory: str, most_bytes: int) -> tuple[int, int]:
         """Count the samples below a directory, and their bytes; ends early once those are too many."""

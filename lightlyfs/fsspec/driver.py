@@ -260,9 +260,9 @@ class LightlyFileSystem(AskingFileSystem):
             name = sample_name(inside)
             if not name:
                 raise BadName(f"no sample can be called so, for its path would be another one: {inside}")
-            sent = parts.uploads.once.put(Path(lpath), name)
+            sent = parts.uploads.put_once(Path(lpath), name)
             if sent:
-                parts.catalog.refresher.expect_changes()
+                parts.catalog.expect_changes()
         return sent
 
     # changes

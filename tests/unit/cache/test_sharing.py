@@ -483,7 +483,7 @@ def test_a_listing_that_began_before_another_ended_is_compared_anew(tmp_path: Pa
     first, second = World(tmp_path, remote), World(tmp_path, remote)
     with second.store.listing() as late:
         late.add([remote._row(*item) for item in remote.records.items()])
-        late._staging.settle_names()
+        late._settle_names()
         first.refresher.list_now()
         del remote.records[sample_id(0)]
         with second.store.listing() as later:
@@ -494,14 +494,14 @@ def test_a_listing_that_began_before_another_ended_is_compared_anew(tmp_path: Pa
 
 
 def test_two_that_find_no_catalogue_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    create = store._create_schema
+    create = store.create_schema
 
     def late(db: sqlite3.Connection) -> None:
-        monkeypatch.setattr(store, "_create_schema", create)
+        monkeypatch.setattr(store, "create_schema", create)
         CatalogStore(tmp_path / "catalog.db", alone=False).close()  # another process is first
         create(db)
 
-    monkeypatch.setattr(store, "_create_schema", late)
+    monkeypatch.setattr(store, "create_schema", late)
     made = CatalogStore(tmp_path / "catalog.db", alone=False)
     assert made.totals() == (0, 1, 0, 0)
     made.close()

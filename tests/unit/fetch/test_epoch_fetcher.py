@@ -52,12 +52,14 @@ class Bench:
             self,
             self.content,
             self.url,
-            lambda: self.room,
             self.pool,
             guesses=True,
             clock=lambda: self.now,
             max_under_way=max_under_way,
         )
+
+    def room_bytes(self) -> int:
+        return self.room
 
     def count_below(self, directory: str, most_bytes: int) -> tuple[int, int]:
         files = len(list(self.walk(directory)))
