@@ -10,12 +10,12 @@ import click
 
 from lightlyfs import app, places
 from lightlyfs.app.resolving import find_dataset
-from lightlyfs.cli.options import merge, setting_options, split_fstab_options
+from lightlyfs.cli.options import CommandGroup, merge, setting_options, split_fstab_options
 from lightlyfs.cli.output import size_text, tell
 from lightlyfs.settings import exposure_of, read_secrets, resolve
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def index() -> None:
     """Share the names of a dataset as one file."""
 

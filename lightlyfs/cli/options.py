@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import click
@@ -21,6 +22,27 @@ _IGNORED = {
 # options the kernel enforces for us
 _KERNEL = {"nodev", "nosuid", "noexec", "noatime", "nodiratime", "sync", "dirsync"}
 _ALIASES = {"ro": "read_only"}
+TOKEN_REFUSAL = (
+    "a token is never an argument, for every user of this machine can read those; set LIGHTLY_TOKEN to it, "
+    "or name a file that holds it with --token-file"
+)
+
+
+class CommandGroup(click.Group):
+    """A group that answers an unknown command with the one that was meant, or with its way out."""
+
+    way_out = ""
+
+    def resolve_command(
+        self, context: click.Context, words: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the first word names."""
+        known = self.list_commands(context)
+        if words and words[0] not in known and not words[0].startswith("-"):
+            close = get_close_matches(words[0], known, 1) or [one for one in known if one in words[0]]
+            asked = f"did you mean {close[0]}?" if close else self.way_out or f"there are {', '.join(known)}"
+            raise click.UsageError(f"no such command {words[0]!r}; {asked}", context)
+        return super().resolve_command(context, words)
 
 
 def setting_options(command: F) -> F:
@@ -61,7 +83,11 @@ def split_fstab_options(texts: tuple[str, ...]) -> tuple[dict[str, str], tuple[s
         elif name in _KERNEL:
             kernel.append(option)
         elif name not in _IGNORED and not name.startswith(("x_", "X_", "comment")):
-            raise SettingsError(f"-o {name}: no such option; `lightlyfs mount --help` lists them")
+            if "token" in name:
+                raise SettingsError(f"-o {name}: {TOKEN_REFUSAL}")
+            close = get_close_matches(name, BY_NAME, 1)
+            asked = f"did you mean {close[0]}?" if close else "`lightlyfs mount --help` lists them"
+            raise SettingsError(f"-o {name}: no such option; {asked}")
     return settings, tuple(kernel)
 
 

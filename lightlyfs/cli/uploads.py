@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from lightlyfs.app import OwedFile, discard_owed, owed_files
+from lightlyfs.cli.options import CommandGroup
 from lightlyfs.cli.output import size_text
 from lightlyfs.cli.warm import batches, within_mount
 from lightlyfs.control import ask, dial
@@ -33,7 +34,7 @@ _cache_dir = click.option(
 _dataset = click.option("--dataset", help="Only files of this dataset, by its id.")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def uploads() -> None:
     """Show, retry, send, export or discard files that the server does not have."""
 
