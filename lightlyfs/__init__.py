@@ -6,7 +6,8 @@
     with lightlyfs.open_cached("/mnt/images/cars/red.jpg") as file:  # past the kernel, from the local disk
         ...
 
-`LightlyClient` is the typed client of the Samples API that it stands on.
+`LightlyClient` is the typed client of the Samples API that it stands on. What fails raises a subclass of
+`LightlyFsError`: `StartError`, or `SettingsError` for a wrong argument.
 """
 
 from __future__ import annotations
@@ -15,22 +16,47 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightlyfs.api.client import LightlyClient
-    from lightlyfs.library import Mounted, mount, open_cached
+    from lightlyfs.errors import LightlyFsError, SettingsError, StartError
+    from lightlyfs.library import Mounted, MountSettings, mount, open_cached
 
-__all__ = ["LightlyClient", "Mounted", "mount", "open_cached"]
+    __version__: str
 
 _HOMES = {
     "LightlyClient": "lightlyfs.api.client",
+    "LightlyFsError": "lightlyfs.errors",
+    "MountSettings": "lightlyfs.library",
     "Mounted": "lightlyfs.library",
+    "SettingsError": "lightlyfs.errors",
+    "StartError": "lightlyfs.errors",
     "mount": "lightlyfs.library",
     "open_cached": "lightlyfs.library",
 }
 
+__all__ = [
+    "LightlyClient",
+    "LightlyFsError",
+    "MountSettings",
+    "Mounted",
+    "SettingsError",
+    "StartError",
+    "__version__",
+    "mount",
+    "open_cached",
+]
+
 
 def __getattr__(name: str) -> Any:
     # on first use, so that a command does not import what another one needs
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("lightlyfs")
     if name not in _HOMES:
         raise AttributeError(f"module 'lightlyfs' has no attribute {name!r}")
     from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

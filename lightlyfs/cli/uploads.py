@@ -13,13 +13,14 @@ from typing import Any
 import click
 
 from lightlyfs.app import OwedFile, discard_owed, owed_files
+from lightlyfs.asking import session
 from lightlyfs.cli.options import CommandGroup
 from lightlyfs.cli.output import size_text
-from lightlyfs.cli.warm import batches, within_mount
-from lightlyfs.control import ask, dial
+from lightlyfs.cli.warm import within_mount
+from lightlyfs.control import ask
 from lightlyfs.errors import StartError
 from lightlyfs.fs.xattrs import describe
-from lightlyfs.places import socket_of, sockets
+from lightlyfs.places import sockets
 from lightlyfs.visible import visible
 
 # an upload may take as long as a file is large
@@ -85,21 +86,9 @@ def send(paths: tuple[Path, ...]) -> None:
 
 
 def _send(mountpoint: Path, names: list[str]) -> dict[str, str]:
-    channel = dial(socket_of(mountpoint), timeout_s=_SEND_WAIT_S)
-    if channel is None:
-        raise StartError(f"the mount on {mountpoint} does not answer")
-    try:
-        channel.send({"command": "send"})
-        for batch in batches(names):
-            channel.send({"names": batch})
-        answer = channel.receive()
-    except OSError as error:
-        raise StartError(f"the mount on {mountpoint} hung up: {error}") from None
-    finally:
-        channel.close()
-    if answer is None or not answer["ok"]:
-        raise StartError(str(answer["error"]) if answer else f"the mount on {mountpoint} ended")
-    refused: dict[str, str] = answer["refused"]
+    messages = session(mountpoint, {"command": "send"}, names, timeout_s=_SEND_WAIT_S)
+    refused: dict[str, str] = next(messages)["refused"]
+    messages.close()
     return refused
 
 

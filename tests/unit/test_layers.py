@@ -40,6 +40,8 @@ ALLOWED = {
     },
     "kernel": {"fs", "mountinfo", "errno_table", "errors"},
     "control": {"errors"},
+    "wording": set(),
+    "asking": {"control", "places", "errors"},
     "app": {
         *("kernel", "fs", "desktop", "catalog", "fetch", "cache", "staging", "blocks", "api"),
         *("forks", "database", "places", "locks", "watching"),
@@ -47,15 +49,15 @@ ALLOWED = {
     },
     "cli": {
         *("visible", "app", "control", "kernel", "fs", "api", "places", "mountinfo", "settings", "errors"),
-        *("errno_table", "server", "testing"),
+        *("errno_table", "server", "testing", "asking", "wording"),
     },
     "server": set(),
     "testing": {"server"},
-    "library": {"control", "places", "settings", "errors"},
+    "library": {"asking", "control", "places", "mountinfo", "settings", "wording", "errors"},
     "fsspec": {"app", "fs", "blocks", "places", "settings", "errno_table", "errors"},
     "examples": {"fsspec", "errors"},
     "__main__": {"cli"},
-    "__init__": {"library", "api"},
+    "__init__": {"library", "api", "errors"},
 }
 ONLY_IMPORTER = {
     "requests": {"api/over_requests.py"},
