@@ -11,6 +11,7 @@ from lightlyfs import errors
 _TABLE: dict[type[BaseException], tuple[int, int]] = {
     errors.SettingsError: (errno.EINVAL, logging.ERROR),
     errors.StartError: (errno.EIO, logging.ERROR),
+    errors.NoSuchDataset: (errno.ENOENT, logging.ERROR),
     errors.BadRequest: (errno.EINVAL, logging.WARNING),
     errors.Unauthorized: (errno.EACCES, logging.WARNING),
     errors.Forbidden: (errno.EACCES, logging.WARNING),

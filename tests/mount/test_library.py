@@ -35,7 +35,7 @@ def place(server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_exception_of_the_block_is_never_replaced(server: LocalServer, place: Path) -> None:
     """Also where the mount cannot be ended: a file is still open."""
-    with (
+    with (  # noqa: PT012
         contextlib.ExitStack() as kept,
         pytest.raises(ZeroDivisionError) as caught,
         lightlyfs.mount(server.dataset_id, place),
