@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -85,6 +86,18 @@ def run(arguments: Sequence[str] | None = None) -> None:
     except LightlyFsError as error:
         click.echo(f"lightlyfs: {visible(str(error))}", err=True)
         code = 2 if isinstance(error, SettingsError) else 1
+    except BrokenPipeError:
+        # who read the output has enough; the interpreter would complain once more when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        click.echo(f"lightlyfs: {visible(str(error))}", err=True)
+        code = 1
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        told = f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno})"
+        click.echo(f"lightlyfs: this is a fault of lightlyfs, please report it: {visible(told)}", err=True)
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)
 
 

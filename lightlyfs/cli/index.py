@@ -10,7 +10,7 @@ import click
 
 from lightlyfs import app, places
 from lightlyfs.app.resolving import find_dataset
-from lightlyfs.cli.options import CommandGroup, merge, setting_options, split_fstab_options
+from lightlyfs.cli.options import CONNECTION, CommandGroup, merge, setting_options, split_fstab_options
 from lightlyfs.cli.output import size_text, tell
 from lightlyfs.settings import exposure_of, read_secrets, resolve
 
@@ -24,7 +24,7 @@ def index() -> None:
 @click.argument("dataset")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("-o", "fstab_options", multiple=True, metavar="NAME=VALUE", help="Options of `mount`.")
-@setting_options
+@setting_options(*CONNECTION, "cache_dir", "tag", "page_size")
 def export(dataset: str, file: Path, fstab_options: tuple[str, ...], **flags: str | None) -> None:
     """Write what this machine knows of DATASET's names and sizes to FILE.
 
@@ -51,7 +51,7 @@ def export(dataset: str, file: Path, fstab_options: tuple[str, ...], **flags: st
 @index.command("import")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @click.option("-o", "fstab_options", multiple=True, metavar="NAME=VALUE", help="Options of `mount`.")
-@setting_options
+@setting_options("server", "cache_dir", "tag")
 def import_(file: Path, fstab_options: tuple[str, ...], **flags: str | None) -> None:
     """Have later mounts on this machine begin with the names and sizes in FILE, which knows its dataset.
 

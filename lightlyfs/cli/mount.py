@@ -17,19 +17,19 @@ from typing import Any, NoReturn
 import click
 
 from lightlyfs.cli import READY_VARIABLE
-from lightlyfs.cli.options import merge, setting_options, split_fstab_options
+from lightlyfs.cli.options import GroupedCommand, merge, setting_options, split_fstab_options
 from lightlyfs.cli.output import tell
 from lightlyfs.errors import StartError
 from lightlyfs.kernel import binding, mountpoints
 from lightlyfs.settings import exposure_of, read_secrets, resolve
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=GroupedCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("dataset")
 @click.argument("mountpoint", type=Path)  # not `click.Path`, which asks a mount that is there for its root
 @click.option("--foreground", "-f", is_flag=True, help="Stay, and log to the terminal.")
 @click.option("-o", "fstab", metavar="OPT[,OPT]", multiple=True, help="Options as in /etc/fstab, such as ro.")
-@setting_options
+@setting_options()
 def mount(dataset: str, mountpoint: Path, foreground: bool, fstab: tuple[str, ...], **flags: Any) -> None:
     """Mount DATASET (its id or its name) on the empty directory MOUNTPOINT.
 

@@ -17,11 +17,25 @@ F = TypeVar("F", bound=Callable[..., Any])
 # what mount(8) and systemd put among the options, for themselves or for other file systems
 _IGNORED = {
     *("rw", "auto", "noauto", "nofail", "_netdev", "user", "users", "nouser", "owner", "group", "defaults"),
-    *("dev", "suid", "exec", "async", "atime", "diratime", "relatime", "loud", "silent"),
+    *("dev", "suid", "exec", "async", "atime", "diratime", "relatime", "loud", "silent", "norelatime"),
+    *("strictatime", "nostrictatime", "lazytime", "nolazytime", "iversion", "noiversion", "mand", "nomand"),
+    *("noowner", "nogroup", "nousers", "default_permissions", "fsname", "subtype", "helper", "uhelper"),
+    *("context", "fscontext", "defcontext", "rootcontext", "_rnetdev"),
 }
 # options the kernel enforces for us
 _KERNEL = {"nodev", "nosuid", "noexec", "noatime", "nodiratime", "sync", "dirsync"}
 _ALIASES = {"ro": "read_only"}
+# the settings under the headings that help and `docs/options.md` have
+GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Connection", ("server", "token_file", "ca_certs", "allow_private_storage", "read_mode", "fuse")),
+    ("What is shown", ("tag", "thumbnails", "metadata_ttl", "no_wait", "index", "page_size")),
+    ("Cache", ("cache_dir", "cache_size", "no_cache", "jobs")),
+    ("Writing", ("read_only", "upload", "allow_overwrite", "write_back", "sole_writer", "s3_sse_kms_key")),
+    ("Permissions", ("uid", "gid", "umask", "allow_other")),
+    ("Log and metrics", ("log_file", "log_level", "log_format", "metrics_port")),
+)
+# what reaches a dataset; enough for commands that do without a mount
+CONNECTION = ("server", "token_file", "ca_certs", "allow_private_storage")
 TOKEN_REFUSAL = (
     "a token is never an argument, for every user of this machine can read those; set LIGHTLY_TOKEN to it, "
     "or name a file that holds it with --token-file"
@@ -45,9 +59,33 @@ class CommandGroup(click.Group):
         return super().resolve_command(context, words)
 
 
-def setting_options(command: F) -> F:
-    """Add one option a row of the settings table."""
-    for row in reversed(SETTINGS):
+class GroupedCommand(click.Command):
+    """A command that shows the settings among its options under the headings of `GROUPS`."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command's own options first."""
+        options = [one for one in self.get_params(context) if isinstance(one, click.Option)]
+        records = {option.name: option.get_help_record(context) for option in options}
+        grouped = {name for _, names in GROUPS for name in names}
+        own = [name for name in records if name not in grouped]
+        for heading, names in (("Options", own), *GROUPS):
+            shown = [record for name in names if (record := records.get(name)) is not None]
+            if shown:
+                with formatter.section(heading):
+                    formatter.write_dl(shown)
+
+
+def setting_options(*names: str) -> Callable[[F], F]:
+    """Add the options of these settings, of all without a name."""
+
+    def add(command: F) -> F:
+        return _add_options(command, [row for row in SETTINGS if not names or row.name in names])
+
+    return add
+
+
+def _add_options(command: F, rows: list[Setting]) -> F:
+    for row in reversed(rows):
         origin = f"  [env {row.variable}]" if row.variable else ""
         shown = row.default not in (None, "", "off") and row.name not in ("uid", "gid")
         default = f"  [default {row.default}]" if shown else ""
