@@ -77,6 +77,11 @@ def find_dataset(
     return found
 
 
+def known_names(settings: Settings, secrets: Secrets) -> list[str]:
+    """The names of datasets that were met before with this token; asks nothing of the network."""
+    return _Names(places.server_cache(settings.cache_dir, settings.server) / "names.json", secrets).names()
+
+
 def list_datasets(client: LightlyClient, settings: Settings) -> list[DatasetRecord]:
     """Return every dataset that the token may see; StartError says in one line why that cannot be said."""
     try:
@@ -163,6 +168,12 @@ class _Names:
     def id_of(self, wanted: str) -> str | None:
         found = self._known.get(f"{self._fingerprint}/{wanted}")
         return found if isinstance(found, str) and _ID.fullmatch(found) else None
+
+    def names(self) -> list[str]:
+        """Those that are names, not ids, for completion."""
+        begin = f"{self._fingerprint}/"
+        known = {key.removeprefix(begin) for key in self._known if key.startswith(begin)}
+        return sorted(name for name in known if not _ID.fullmatch(name))
 
     def remember(self, wanted: str, dataset_id: str) -> None:
         if self.id_of(wanted) == dataset_id:

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from lightlyfs.cli.completing import mounts
 from lightlyfs.cli.output import size_text
 from lightlyfs.control import NoAnswer, ask, process_state, request
 from lightlyfs.errors import StartError
@@ -18,6 +19,7 @@ from lightlyfs.kernel import mountpoints
 from lightlyfs.mountinfo import MOUNT_TYPE, mount_at, other_places, our_mounts
 from lightlyfs.places import socket_of
 from lightlyfs.visible import visible
+from lightlyfs.wording import counted
 
 # a mount that ends waits for callbacks under way, and those end within a minute
 _END_WAIT_S = 70.0
@@ -34,7 +36,7 @@ _NAMED_FILES = 3
 _NAME_COLUMNS = 11
 
 # not `click.Path`, which asks a mount for its root, and one that hangs never answers
-_mountpoint = click.argument("mountpoint", type=Path)
+_mountpoint = click.argument("mountpoint", type=Path, shell_complete=mounts)
 
 
 @click.command()
@@ -91,8 +93,8 @@ def _unmount_unasked(mountpoint: Path, *, lazy: bool) -> None:
     ]
     if left:
         click.echo(
-            f"lightlyfs: {len(left):,} files on this machine are not on the server yet; the next mount of "
-            "their dataset uploads what is pending. To see them: lightlyfs uploads list",
+            f"lightlyfs: {counted(len(left), 'file')} on this machine not on the server yet; the next mount "
+            "of their dataset uploads what is pending. To see them: lightlyfs uploads list",
             err=True,
         )
 
@@ -148,15 +150,15 @@ def _tell_left(uploads: dict[str, Any], cache_dir: str | None) -> None:
     if uploads["local"]:
         named = ", ".join(local[:_NAMED_FILES]) + (", ..." if uploads["local"] > _NAMED_FILES else "")
         click.echo(
-            f"lightlyfs: {uploads['local']:,} local files stay on this machine only: {named}", err=True
+            f"lightlyfs: on this machine only: {counted(uploads['local'], 'local file')}: {named}", err=True
         )
     for file in owed[:_SHOWN_FILES]:
         reason = f" ({file['error']})" if file["error"] else ""
         click.echo(visible(f"  {file['path']}: {file['state']}{reason}"), err=True)
     if owed:
         raise StartError(
-            f"{len(owed):,} files are not on the server yet; the next mount of this dataset uploads what is "
-            f"pending. To see them: {command}"
+            f"{counted(len(owed), 'file is', 'files are')} not on the server yet; the next mount of this "
+            f"dataset uploads what is pending. To see them: {command}"
         )
 
 
@@ -251,15 +253,16 @@ def _status_text(answer: dict[str, Any]) -> str:
     lines = {
         "dataset": f"{answer['dataset']['name']} ({answer['dataset']['id']}) at {answer['server']}"
         + ("" if answer["tag"] is None else f", tag {answer['tag']}"),
-        "names": f"{samples:,} samples in {directories:,} directories, {_freshness(names)}"
+        "names": f"{counted(samples, 'sample')} in {counted(directories, 'directory')}, {_freshness(names)}"
         + (f"; {names['problems']:,} odd or unreadable (--problems)" if names["problems"] else ""),
-        "sizes": f"{size_text(names['bytes'])} in all; {unverified:,} files not yet confirmed by storage",
+        "sizes": f"{size_text(names['bytes'])} in all; {counted(unverified, 'file')} not yet confirmed "
+        "by storage",
         "reads": f"{cache['hits']:,} from the cache, {size_text(content['fetched_bytes'])} fetched, "
         f"{content['under_way']} under way, {content['failures']} failed",
         "URLs": f"{answer['urls']['stored']:,} kept, {answer['urls']['got']:,} got before they were needed",
         "open": "not told: files are read by their path"
         if answer["reads_by_path"]
-        else f"{answer['open_files']} files",
+        else counted(answer["open_files"], "file"),
         "requests": requests or "none",
     }
     rows = {name: [line] for name, line in lines.items()}
@@ -283,7 +286,7 @@ def _uploads_lines(answer: dict[str, Any]) -> list[str]:
     uploads = answer["uploads"]
     lines = [
         f"{uploads['uploaded']:,} done, {uploads['pending']:,} pending, {uploads['failed']:,} failed, "
-        f"{uploads['local']:,} files on this machine only (--upload {answer['upload']})"
+        f"{counted(uploads['local'], 'file')} on this machine only (--upload {answer['upload']})"
     ]
     if uploads["offline"]:
         lines.append(f"the server cannot be reached: {uploads['offline']}")
@@ -293,7 +296,7 @@ def _uploads_lines(answer: dict[str, Any]) -> list[str]:
         f"{file['path']}: {file['error']}" for file in uploads["files"] if file["owed"] and file["error"]
     ]
     if uploads["leftovers"]:
-        lines.append(f"{len(uploads['leftovers']):,} samples were replaced and are hidden")
+        lines.append(f"{counted(len(uploads['leftovers']), 'replaced sample')} hidden")
     return lines[:_SHOWN_FILES] + list(uploads["kept"])
 
 

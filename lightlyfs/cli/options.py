@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar
@@ -36,6 +37,9 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 # what reaches a dataset; enough for commands that do without a mount
 CONNECTION = ("server", "token_file", "ca_certs", "allow_private_storage")
+# how alike a word has to be to a command; a dataset may be called nearly so
+_ALIKE = 0.8
+_ID = re.compile(r"\b[0-9a-f]{24}\b")
 TOKEN_REFUSAL = (
     "a token is never an argument, for every user of this machine can read those; set LIGHTLY_TOKEN to it, "
     "or name a file that holds it with --token-file"
@@ -53,7 +57,7 @@ class CommandGroup(click.Group):
         """The command that the first word names."""
         known = self.list_commands(context)
         if words and words[0] not in known and not words[0].startswith("-"):
-            close = get_close_matches(words[0], known, 1) or [one for one in known if one in words[0]]
+            close = get_close_matches(words[0], known, 1, _ALIKE)
             asked = f"did you mean {close[0]}?" if close else self.way_out or f"there are {', '.join(known)}"
             raise click.UsageError(f"no such command {words[0]!r}; {asked}", context)
         return super().resolve_command(context, words)
@@ -105,6 +109,22 @@ def _add_options(command: F, rows: list[Setting]) -> F:
             )
         command = option(command)
     return command
+
+
+def split_source(text: str) -> tuple[str, str]:
+    """The dataset, by name or id, and the path in it that a text names.
+
+    It may be `DATASET/PATH`, either after `lightly:` or `lightly://`, or an address of the web application.
+    """
+    if text.startswith(("http://", "https://")):
+        found = _ID.search(text)
+        if found is None:
+            raise SettingsError(f"{text} names no dataset; give its name or its id of 24 hex digits")
+        return found[0], ""
+    for prefix in ("lightly://", "lightly:"):
+        text = text.removeprefix(prefix)
+    dataset, _, inside = text.partition("/")
+    return dataset, inside.strip("/")
 
 
 def split_fstab_options(texts: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...]]:

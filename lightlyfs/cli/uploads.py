@@ -22,6 +22,7 @@ from lightlyfs.errors import StartError
 from lightlyfs.fs.xattrs import describe
 from lightlyfs.places import sockets
 from lightlyfs.visible import visible
+from lightlyfs.wording import counted
 
 # an upload may take as long as a file is large
 _SEND_WAIT_S = 3600.0
@@ -63,9 +64,9 @@ def retry(cache_dir: Path | None) -> None:
     answers = [ask(path, "retry") for path in sockets()]
     retried = sum(int(answer["retried"]) for answer in answers if answer and answer.get("ok"))
     waiting = [owed for owed in _found(cache_dir, None) if not owed.in_use and owed.record.owed]
-    click.echo(f"{retried} files are tried again")
+    click.echo(f"{counted(retried, 'file is', 'files are')} tried again")
     if waiting:
-        click.echo(f"{len(waiting)} files wait for their dataset to be mounted")
+        click.echo(f"{counted(len(waiting), 'file waits', 'files wait')} for their dataset to be mounted")
 
 
 @uploads.command()
@@ -80,9 +81,9 @@ def send(paths: tuple[Path, ...]) -> None:
             failed += 1
             click.echo(visible(f"{mountpoint / name}: {reason}"), err=True)
         sent += len(names)
-    click.echo(f"{sent - failed} files sent")
+    click.echo(f"{counted(sent - failed, 'file')} sent")
     if failed:
-        raise StartError(f"{failed} files were not sent; they are still here")
+        raise StartError(f"{counted(failed, 'file')} not sent, and still here")
 
 
 def _send(mountpoint: Path, names: list[str]) -> dict[str, str]:
@@ -105,7 +106,7 @@ def export(directory: Path, cache_dir: Path | None, dataset: str | None) -> None
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(owed.staged, target)
             copied += 1
-    click.echo(f"{copied} files copied to {directory}")
+    click.echo(f"{counted(copied, 'file')} copied to {directory}")
 
 
 @uploads.command()
@@ -134,10 +135,10 @@ def discard(
     if not yes:
         if not sys.stdin.isatty():
             raise StartError("nothing was discarded; without a terminal to ask on, --yes is needed")
-        click.confirm(f"Delete these {len(chosen)} files for good?", abort=True)
+        click.confirm(f"Delete {counted(len(chosen), 'file')} for good?", abort=True)
     for owed in chosen:
         discard_owed(owed)
-    click.echo(f"{len(chosen)} files discarded")
+    click.echo(f"{counted(len(chosen), 'file')} discarded")
 
 
 def _need_unique(chosen: list[OwedFile], names: tuple[str, ...], everything: bool) -> None:

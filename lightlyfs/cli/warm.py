@@ -22,6 +22,7 @@ from lightlyfs.errors import StartError
 from lightlyfs.mountinfo import without_links
 from lightlyfs.places import mount_above
 from lightlyfs.visible import visible
+from lightlyfs.wording import counted
 
 _LINE_EVERY_S = 5.0
 _SHOWN_FAILURES = 1_000
@@ -52,7 +53,7 @@ def warm(paths: tuple[Path, ...], jobs: int | None, files: BinaryIO | None, tag:
         for mountpoint, names in groupby(found, key=lambda within: within[0])
     )
     if failed:
-        raise StartError(f"{failed:,} files are not in the cache")
+        raise StartError(f"{counted(failed, 'file is', 'files are')} not in the cache")
 
 
 def listed_names(data: bytes) -> list[str]:
@@ -129,7 +130,7 @@ class _Run:
 
     def _tell_plan(self, plan: dict[str, int]) -> None:
         cached = f"{plan['cached_files']:,} ({size_text(plan['cached_bytes'])}) of them in the cache already"
-        click.echo(f"{plan['files']:,} files, {size_text(plan['bytes'])}; {cached}")
+        click.echo(f"{counted(plan['files'], 'file')}, {size_text(plan['bytes'])}; {cached}")
         if plan["bytes"] > plan["budget_bytes"]:
             budget = size_text(plan["budget_bytes"])
             click.echo(
@@ -143,7 +144,7 @@ class _Run:
         self._next_line = now + _LINE_EVERY_S
         rate = progress["fetched_bytes"] / (now - self._started)
         left = f", {(plan['bytes'] - progress['bytes']) / rate:,.0f} s left" if rate else ""
-        done = f"{progress['files']:,} of {plan['files']:,} files, {size_text(progress['bytes'])}"
+        done = f"{progress['files']:,} of {counted(plan['files'], 'file')}, {size_text(progress['bytes'])}"
         click.echo(f"lightlyfs: {done}, {size_text(rate)}/s{left}", err=True)
 
     def _list_failures(self, failures: Iterable[tuple[str, str]]) -> None:
@@ -155,4 +156,5 @@ class _Run:
     def _tell_end(self, progress: dict[str, int]) -> None:
         seconds = time.monotonic() - self._started
         fetched = f"{progress['fetched_files']:,} fetched ({size_text(progress['fetched_bytes'])})"
-        click.echo(f"{progress['files']:,} files are in the cache; {fetched} in {seconds:,.1f} s")
+        files = counted(progress["files"], "file is", "files are")
+        click.echo(f"{files} in the cache; {fetched} in {seconds:,.1f} s")
