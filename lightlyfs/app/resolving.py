@@ -140,7 +140,9 @@ def _start_text(error: LightlyFsError, settings: Settings, wanted: str) -> str:
         cause = cause_of(error)
         if "wrong version number" in cause:
             return f"{settings.server} does not speak TLS; if that is right, use http:// instead"
-        return f"the certificate of {settings.server} is not trusted: {cause}"
+        return (
+            f"the certificate of {settings.server} is not trusted: {cause} (lightlyfs help troubleshooting)"
+        )
     answered = isinstance(error, RequestError) and error.status == 200
     if answered or isinstance(error, (MalformedAnswer, NotFound, Refused)):
         cause = cause_of(error)
@@ -149,7 +151,8 @@ def _start_text(error: LightlyFsError, settings: Settings, wanted: str) -> str:
         )
     if isinstance(error, Retryable):
         return (
-            f"{_reason(error, settings)}; check the network, the proxy variables and LIGHTLY_SERVER_LOCATION"
+            f"{_reason(error, settings)}; check the network, the proxy variables and LIGHTLY_SERVER_LOCATION "
+            "(lightlyfs help troubleshooting)"
         )
     return str(error)
 
