@@ -38,6 +38,7 @@ _SHOWN_FAILURES = 10
 class MountSettings(TypedDict, total=False):
     """The options of `lightlyfs mount` as keywords; `help(lightlyfs.mount)` says what each means."""
 
+    profile: str
     server: str
     metadata_ttl: float | str
     cache_dir: str | os.PathLike[str]
@@ -175,6 +176,8 @@ mount.__doc__ = f"{mount.__doc__}\n" + "".join(f"        {row.name}: {row.help}\
 
 
 def _words(name: str, value: object) -> Sequence[str]:
+    if name == "profile":
+        return [f"--profile={value}"]
     row = BY_NAME.get(name)
     if row is None:
         raise SettingsError(f"unknown setting {name}; it may be {', '.join(BY_NAME)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from lightlyfs import profiles
 from lightlyfs.errors import SettingsError
 from lightlyfs.settings import BY_NAME, SETTINGS, Setting
 
@@ -83,6 +85,8 @@ def setting_options(*names: str) -> Callable[[F], F]:
     """Add the options of these settings, of all without a name."""
 
     def add(command: F) -> F:
+        text = f"Settings by name: of the configuration file, train or browse.  [env {profiles.VARIABLE}]"
+        command = click.option("--profile", help=text)(command)
         return _add_options(command, [row for row in SETTINGS if not names or row.name in names])
 
     return add
@@ -128,13 +132,15 @@ def split_source(text: str) -> tuple[str, str]:
 
 
 def split_fstab_options(texts: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The settings among `-o` options, and what goes to the kernel; the rest is refused by name."""
+    """The settings and the profile among `-o` options, and what goes to the kernel; the rest is refused."""
     settings: dict[str, str] = {}
     kernel: list[str] = []
     for option in (option for text in texts for option in text.split(",") if option):
         name, equals, value = option.partition("=")
         name = _ALIASES.get(name, name.replace("-", "_"))
-        if name in BY_NAME:
+        if name == "profile":
+            settings[name] = value
+        elif name in BY_NAME:
             value = value if equals or not BY_NAME[name].is_switch else "on"
             repeated = BY_NAME[name].repeatable and name in settings
             settings[name] = f"{settings[name]},{value}" if repeated else value
@@ -150,8 +156,9 @@ def split_fstab_options(texts: tuple[str, ...]) -> tuple[dict[str, str], tuple[s
 
 
 def merge(flags: Mapping[str, str | None], fstab: Mapping[str, str]) -> dict[str, str | None]:
-    """Flags beat the fstab form."""
-    return {**fstab, **{name: text for name, text in flags.items() if text is not None}}
+    """Flags beat the fstab form, that beats the configuration file and the profile."""
+    given = {**fstab, **{name: text for name, text in flags.items() if text is not None}}
+    return profiles.beneath(given, given.pop("profile", None), os.environ)
 
 
 def _joined(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> str | None:

@@ -39,13 +39,14 @@ WRONG = [
     ("mount my-dataset /mnt --read-only --write-back", 2, "--write-back contradicts --read-only"),
     ("mount my-dataset /mnt --server api.lightly.ai", 2, "expected an address that starts with https://"),
     ("mount my-dataset /mnt --read-mode fast", 2, "it may be url, redirect"),
-    ("umount", 2, "missing argument"),
+    ("umount", 2, "name the mounts to end, or all of them with --all"),
     ("umount /etc", 1, "no dataset is mounted on /etc"),
     ("status /nowhere", 1, "no dataset is mounted on /nowhere"),
     ("warm", 2, "name files or directories of a mount"),
     ("warm /etc/passwd", 1, "/etc/passwd is not in a dataset that you have mounted"),
     ("uploads forget x", 2, "no such command 'forget'; there are discard, export, list, retry, send"),
     ("uploads discard", 2, "name the files to discard"),
+    ("mount my-dataset /mnt --profile wrk", 2, "there is no profile 'wrk'"),
     ("help everything", 2, "'everything' is not one of"),
     ("serve", 2, "name one source: a folder"),
     ("--verbose", 2, "no such option --verbose"),
@@ -58,6 +59,8 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CACHE_HOME", "STATE_HOME", "CONFIG_HOME", "RUNTIME_DIR"):
         (tmp_path / name).mkdir(mode=0o700)
         monkeypatch.setenv(f"XDG_{name}", str(tmp_path / name))
+    # `umount --all` is among the random lines
+    monkeypatch.setattr("lightlyfs.mountinfo.mount_table", lambda _process="self": [])
     monkeypatch.setenv("LIGHTLY_SERVER_LOCATION", "http://127.0.0.1:9")
     monkeypatch.setenv("LIGHTLY_TOKEN", "no-such-token")
     monkeypatch.setattr(

@@ -94,7 +94,7 @@ def test_the_package_shows_what_there_is() -> None:
 
 
 def test_the_keywords_are_the_settings_and_help_says_what_they_mean() -> None:
-    assert list(MountSettings.__annotations__) == [row.name for row in SETTINGS]
+    assert list(MountSettings.__annotations__) == ["profile", *[row.name for row in SETTINGS]]
     told = inspect.getdoc(lightlyfs.mount)
     assert told is not None
     assert [row.name for row in SETTINGS if f"{row.name}: {row.help}" not in told] == []

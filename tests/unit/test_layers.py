@@ -15,6 +15,7 @@ ALLOWED = {
     "errors": set(),
     "errno_table": {"errors"},
     "settings": {"upload_rules", "errors"},
+    "profiles": {"settings", "errors"},
     "forks": set(),
     "database": {"forks"},
     "inodes": set(),
@@ -49,7 +50,7 @@ ALLOWED = {
     },
     "cli": {
         *("visible", "app", "control", "kernel", "fs", "api", "places", "mountinfo", "settings", "errors"),
-        *("errno_table", "server", "testing", "asking", "wording"),
+        *("errno_table", "server", "testing", "asking", "profiles", "wording"),
     },
     "server": set(),
     "testing": {"server"},
