@@ -9,7 +9,8 @@
     with lightlyfs.ahead(paths):  # the order in which a program is about to read them
         ...
 
-`LightlyClient` is the typed client of the Samples API that it stands on.
+`LightlyClient` is the typed client of the Samples API that it stands on. What fails raises a subclass of
+`LightlyFsError`: `StartError`, or `SettingsError` for a wrong argument.
 """
 
 from __future__ import annotations
@@ -19,24 +20,51 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightlyfs.announcing import Announced, ahead
     from lightlyfs.api.client import LightlyClient
-    from lightlyfs.library import Mounted, mount, open_cached
+    from lightlyfs.errors import LightlyFsError, SettingsError, StartError
+    from lightlyfs.library import Mounted, MountSettings, mount, open_cached
 
-__all__ = ["Announced", "LightlyClient", "Mounted", "ahead", "mount", "open_cached"]
+    __version__: str
 
 _HOMES = {
-    "LightlyClient": "lightlyfs.api.client",
     "Announced": "lightlyfs.announcing",
+    "LightlyClient": "lightlyfs.api.client",
+    "LightlyFsError": "lightlyfs.errors",
+    "MountSettings": "lightlyfs.library",
     "Mounted": "lightlyfs.library",
+    "SettingsError": "lightlyfs.errors",
+    "StartError": "lightlyfs.errors",
     "ahead": "lightlyfs.announcing",
     "mount": "lightlyfs.library",
     "open_cached": "lightlyfs.library",
 }
 
+__all__ = [
+    "Announced",
+    "LightlyClient",
+    "LightlyFsError",
+    "MountSettings",
+    "Mounted",
+    "SettingsError",
+    "StartError",
+    "__version__",
+    "ahead",
+    "mount",
+    "open_cached",
+]
+
 
 def __getattr__(name: str) -> Any:
     # on first use, so that a command does not import what another one needs
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("lightlyfs")
     if name not in _HOMES:
         raise AttributeError(f"module 'lightlyfs' has no attribute {name!r}")
     from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

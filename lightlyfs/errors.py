@@ -3,6 +3,7 @@
     LightlyFsError
     +-- SettingsError            an argument, option or environment variable is wrong
     +-- StartError               the mount cannot start on this machine
+    |   +-- NoSuchDataset        no dataset of this name or id can be seen with the token
     +-- RequestError             a request to the API or to storage failed
     |   +-- BadRequest           400: the server does not understand the request
     |   +-- Unauthorized         401: no token, or one the server does not know
@@ -68,6 +69,10 @@ class SettingsError(LightlyFsError):
 
 class StartError(LightlyFsError):
     """The mount cannot start on this machine; the text names the reason and the way out."""
+
+
+class NoSuchDataset(StartError):
+    """No dataset of this name or id can be seen with the token."""
 
 
 class RequestError(LightlyFsError):
@@ -284,6 +289,7 @@ class DeadlineExceeded(FileError):
 _TABLE: dict[type[BaseException], tuple[int, int]] = {
     SettingsError: (errno.EINVAL, logging.ERROR),
     StartError: (errno.EIO, logging.ERROR),
+    NoSuchDataset: (errno.ENOENT, logging.ERROR),
     BadRequest: (errno.EINVAL, logging.WARNING),
     Unauthorized: (errno.EACCES, logging.WARNING),
     Forbidden: (errno.EACCES, logging.WARNING),

@@ -1,23 +1,74 @@
 """Mounts a dataset from Python in a separate process, and opens cached files without the mount.
 
 A mount inside the calling process would stop with it, and a program that reads its own mount can deadlock.
+Nothing is printed to the caller's stdout.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import subprocess
 import sys
 import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict, Unpack
 
+from lightlyfs.asking import session
 from lightlyfs.control import Channel, ask, dial
 from lightlyfs.errors import SettingsError, StartError
+from lightlyfs.mountinfo import mount_at
 from lightlyfs.places import mount_above, socket_of
-from lightlyfs.settings import BY_NAME
+from lightlyfs.settings import BY_NAME, SETTINGS
+from lightlyfs.wording import counted
+
+log = logging.getLogger(__name__)
+
+# called with the bytes that are there, and with those of all
+Progress = Callable[[int, int], object]
+
+_SHOWN_FAILURES = 10
+
+
+class MountSettings(TypedDict, total=False):
+    """The options of `lightlyfs mount` as keywords; `help(lightlyfs.mount)` says what each means."""
+
+    profile: str
+    server: str
+    metadata_ttl: float | str
+    cache_dir: str | os.PathLike[str]
+    cache_size: int | str
+    no_cache: bool
+    read_mode: str
+    jobs: int
+    page_size: int
+    read_only: bool
+    tag: str
+    thumbnails: str
+    upload: str | Sequence[str]
+    allow_overwrite: bool
+    write_back: bool
+    sole_writer: bool
+    no_wait: bool
+    index: str | os.PathLike[str]
+    uid: int
+    gid: int
+    umask: str
+    allow_other: bool
+    fuse: str
+    token_file: str | os.PathLike[str]
+    ca_certs: str | os.PathLike[str]
+    allow_private_storage: str | Sequence[str]
+    s3_sse_kms_key: str
+    log_file: str | os.PathLike[str]
+    log_level: str
+    log_format: str
+    metrics_port: int | str
 
 
 class Mounted:
@@ -35,7 +86,22 @@ class Mounted:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.unmount()
+        """End the mount; one that a program still uses is detached, with a RuntimeWarning.
+
+        An exception of the block stays the one that is raised; what else went wrong is a note to it.
+        """
+        try:
+            self.unmount()
+        except StartError as failure:
+            busy = mount_at(self.path) is not None
+            if busy:
+                _run("umount", "--lazy", str(self.path))
+            if error is not None:
+                error.add_note(f"lightlyfs: {failure}")
+            elif busy:
+                warnings.warn(f"{failure}; it was detached", RuntimeWarning, stacklevel=2)
+            else:
+                raise
 
     def __repr__(self) -> str:
         return f"Mounted({str(self.path)!r})"
@@ -48,17 +114,42 @@ class Mounted:
         """Ask the API for everything now; how many samples were added, changed and are gone."""
         return self._ask("refresh", 600.0)
 
-    def warm(self, *names: str, jobs: int | None = None, tag: str | None = None) -> None:
+    def warm(
+        self,
+        *names: str | os.PathLike[str],
+        jobs: int | None = None,
+        tag: str | None = None,
+        progress: Progress | bool = False,
+    ) -> None:
         """Fetch files and directories, named as within the mount (none: everything), into its cache.
 
-        Returns once they are there; StartError names those that cannot be had, and why.
+        Returns once they are there; StartError names those that cannot be had, and why. `progress` is called
+        with the bytes that are there and those of all; True shows a bar on stderr.
         """
-        words = [*([] if jobs is None else [f"--jobs={jobs}"]), *([] if tag is None else [f"--tag={tag}"])]
-        _run("warm", *words, "--", *(str(self.path / name) for name in names or ("",)))
+        within = [self._within(name) for name in names or ("",)]
+        failed: list[tuple[str, str]] = []
+        total = 0
+        with _shown(progress) as show:
+            for message in session(self.path, {"command": "warm", "jobs": jobs, "tag": tag}, within):
+                total = message["plan"]["bytes"] if "plan" in message else total
+                failed += message.get("failed", ())
+                if "progress" in message:
+                    show(message["progress"]["bytes"], total)
+                if "done" in message:
+                    break
+        if failed:
+            lines = [f"{path}: {reason}" for path, reason in failed[:_SHOWN_FAILURES]]
+            raise StartError("\n".join([f"{counted(len(failed), 'file')} not in the cache", *lines]))
 
     def unmount(self) -> None:
-        """End the mount; StartError where a program still uses it."""
+        """End the mount; StartError where a program still uses it, or something is not on the server yet."""
         _run("umount", str(self.path))
+
+    def _within(self, name: str | os.PathLike[str]) -> str:
+        found = os.path.relpath(self.path / name, self.path)
+        if found.split(os.sep)[0] == os.pardir:
+            raise StartError(f"{name} is not in the mount on {self.path}")
+        return "" if found == os.curdir else found
 
     def _ask(self, command: str, timeout_s: float) -> dict[str, Any]:
         answer = ask(socket_of(self.path), command, timeout_s=timeout_s)
@@ -69,33 +160,57 @@ class Mounted:
         return answer
 
 
-def mount(dataset: str, mountpoint: str | os.PathLike[str], **settings: object) -> Mounted:
+def mount(dataset: str, mountpoint: str | os.PathLike[str], **settings: Unpack[MountSettings]) -> Mounted:
     """Mount a dataset (id or name) on an empty directory and return when it is usable.
 
-    `settings` are the options of `lightlyfs mount` (`cache_dir="/data/cache"`, `no_wait=True`). The token
-    is taken from the environment. Raises StartError or SettingsError with the command's own line.
+    The token is taken from the environment, or from `token_file`. Raises StartError or SettingsError with the
+    line that the command would print. The keywords are the options of `lightlyfs mount`:
     """
     path = Path(mountpoint).absolute()
-    _run("mount", *(_word(name, value) for name, value in settings.items()), "--", dataset, str(path))
+    words = [word for name, value in settings.items() if value is not None for word in _words(name, value)]
+    _run("mount", *words, "--", dataset, str(path))
     return Mounted(path)
 
 
-def _word(name: str, value: object) -> str:
+mount.__doc__ = f"{mount.__doc__}\n" + "".join(f"        {row.name}: {row.help}\n" for row in SETTINGS)
+
+
+def _words(name: str, value: object) -> Sequence[str]:
+    if name == "profile":
+        return [f"--profile={value}"]
     row = BY_NAME.get(name)
     if row is None:
         raise SettingsError(f"unknown setting {name}; it may be {', '.join(BY_NAME)}")
-    if row.is_switch:
-        return f"-o{name}={'on' if value else 'off'}"
-    return f"{row.flag}={value}"
+    if isinstance(value, bool):
+        return [f"-o{name}={'on' if value else 'off'}"]
+    if isinstance(value, (list, tuple)):
+        value = ",".join(map(str, value))
+    return [f"-o{name}={value}"] if row.is_switch else [f"{row.flag}={value}"]
+
+
+@contextmanager
+def _shown(progress: Progress | bool) -> Iterator[Progress]:
+    if not isinstance(progress, bool):
+        yield progress
+    elif not progress:
+        yield lambda _done, _all: None
+    else:
+        from rich.console import Console
+        from rich.progress import Progress as Bar
+
+        with Bar(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("warming")
+            yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _run(*words: str) -> None:
     command = [sys.executable, "-m", "lightlyfs", *words]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode == 0:
-        return
-    text = done.stderr.strip().removeprefix("lightlyfs: ")
-    raise (SettingsError if done.returncode == 2 else StartError)(text)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    lines = [line.removeprefix("lightlyfs: ") for line in done.stderr.splitlines()]
+    if done.returncode:
+        raise (SettingsError if done.returncode == 2 else StartError)("\n".join(lines))
+    for line in lines:
+        log.warning("%s", line)
 
 
 # a sample's cached file itself, past the kernel's way through the mount

@@ -1,14 +1,16 @@
 """Every setting, once: its name, its default, where it can come from and what it means.
 
 A flag beats an environment variable beats the default. The rows of `SETTINGS` feed the command line, its
-help, the fstab form (`-o name=value`) and the README; a test compares them.
+help, the fstab form (`-o name=value`) and `docs/options.md`; a test compares them.
 """
 
 from __future__ import annotations
 
+import grp
 import hashlib
 import ipaddress
 import os
+import pwd
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -21,6 +23,14 @@ from lightlyfs.upload_rules import UploadRules, parse_upload
 
 DEFAULT_SERVER = "https://api.lightly.ai"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "min": 60, "s": 1, "": 1}
+_FOREVER = ("infinite", "indefinite", "inf", "never")
+# a thread each; more only wait for one another
+MAX_JOBS = 1024
+# blocks of less would be evicted while the files they belong to are read
+LEAST_CACHE_BYTES = 64 << 20
+# what tests set to fill a cache quickly
+_SMALL_CACHE = "LIGHTLYFS_SMALL_CACHE"
 
 
 @dataclass(frozen=True)
@@ -94,37 +104,67 @@ def parse_switch(text: str) -> bool:
 
 
 def parse_seconds(text: str) -> float:
-    """Seconds, or `infinite`."""
-    if text.lower() in ("infinite", "inf"):
+    """Seconds, as 90, 5m or 1h30m, or `infinite`."""
+    text = text.strip().lower()
+    if text in _FOREVER:
         return float("inf")
-    value = float(text.removesuffix("s"))
-    if not value >= 0:
-        raise ValueError("expected a number of seconds from 0 on, or infinite")
-    return value
+    if not re.fullmatch(r"(\d+(\.\d+)?\s*(d|h|min|m|s|$)\s*)+", text):
+        raise ValueError("expected a time such as 90, 5m, 1h30m or infinite")
+    parts = re.findall(r"([\d.]+)\s*([a-z]*)", text)
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 
-def parse_bytes(text: str) -> int:
-    """A size such as 512M, 20G or 1.5T (units of 1,024)."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip().upper().replace("IB", "B"))
-    if match is None:
-        raise ValueError("expected a size such as 512M or 20G")
-    return int(float(match[1]) * _UNITS[match[2]])
+def parse_bytes(text: str) -> int | Share:
+    """A size such as 512M, 20G or 1.5T (units of 1,024), or a share such as 50%."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[KMGT]?(?:IB|B)?)", text.strip().upper())
+    if match is None or (match[2] == "%" and not 0 < float(match[1]) <= 100):
+        raise ValueError("expected a size such as 512M, 20G or 50%")
+    number, unit = float(match[1]), match[2]
+    return Share(number / 100) if unit == "%" else int(number * _UNITS[unit[:1].strip("B")])
+
+
+class Share(float):
+    """A part of the disk that the cache is on."""
+
+    def of_disk_with(self, path: Path) -> int:
+        """Return it in bytes."""
+        while not path.exists():
+            path = path.parent
+        found = os.statvfs(path)
+        return int(self * found.f_blocks * found.f_frsize)
 
 
 def parse_count(text: str) -> int:
     """A whole number from 1 on."""
-    value = int(text)
-    if value < 1:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise ValueError("expected a whole number from 1 on")
-    return value
+    return int(text)
 
 
-def parse_id(text: str) -> int:
-    """A user or group id."""
-    value = int(text)
-    if value < 0:
-        raise ValueError("expected a user or group id")
-    return value
+def parse_jobs(text: str) -> int:
+    """How much may go on at once."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_JOBS:
+        raise ValueError(f"expected a whole number from 1 to {MAX_JOBS}")
+    return int(text)
+
+
+def parse_user(text: str) -> int:
+    """A user, by name or id."""
+    return _number_of(text, "user", lambda name: pwd.getpwnam(name).pw_uid)
+
+
+def parse_group(text: str) -> int:
+    """A group, by name or id."""
+    return _number_of(text, "group", lambda name: grp.getgrnam(name).gr_gid)
+
+
+def _number_of(text: str, kind: str, by_name: Callable[[str], int]) -> int:
+    if text.isascii() and text.isdigit() and int(text) < 1 << 32:
+        return int(text)
+    try:
+        return by_name(text)
+    except (KeyError, ValueError):
+        raise ValueError(f"expected the name or number of a {kind} of this machine") from None
 
 
 def parse_networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
@@ -134,10 +174,10 @@ def parse_networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Net
 
 def parse_umask(text: str) -> int:
     """Permission bits to take away, in octal."""
-    value = int(text, 8)
-    if not 0 <= value <= 0o777:
-        raise ValueError("expected octal digits up to 777")
-    return value
+    digits = text.removeprefix("0o")
+    if not re.fullmatch("0?[0-7]{1,3}", digits):
+        raise ValueError("expected octal digits up to 777, such as 022")
+    return int(digits, 8)
 
 
 def parse_path(text: str) -> Path:
@@ -176,11 +216,16 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "metadata_ttl",
         "60",
-        "Seconds for which names and attributes are trusted; 0 asks always, infinite never.",
+        "For how long names and attributes are trusted, as 90, 5m or 1h30m; 0 asks always, infinite never.",
         parse_seconds,
     ),
     Setting("cache_dir", None, "Directory for cached blocks and the catalogue.", parse_path),
-    Setting("cache_size", None, "Most bytes of cached blocks [20G, or half of the free disk].", parse_bytes),
+    Setting(
+        "cache_size",
+        None,
+        "Most bytes of cached blocks, as 20G or 50% [20G, or half of the free disk].",
+        parse_bytes,
+    ),
     Setting("no_cache", "off", "Keep nothing on disk after the mount ends.", parse_switch),
     Setting(
         "read_mode",
@@ -189,7 +234,7 @@ SETTINGS: tuple[Setting, ...] = (
         str,
         choices=("url", "redirect"),
     ),
-    Setting("jobs", "256", "Downloads at once, at most.", parse_count),
+    Setting("jobs", "256", f"Downloads at once, at most {MAX_JOBS}.", parse_jobs),
     Setting(
         "read_ahead",
         "epochs",
@@ -231,8 +276,18 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("no_wait", "off", "Mount before the first listing is complete.", parse_switch),
     Setting("index", None, "Names to begin with, made by `lightlyfs index export`.", parse_file),
-    Setting("uid", str(os.getuid()), "Owner of everything on the mount [the mounting user].", parse_id),
-    Setting("gid", str(os.getgid()), "Group of everything on the mount [the mounting user's].", parse_id),
+    Setting(
+        "uid",
+        str(os.getuid()),
+        "Owner of everything on the mount, by name or number [the mounting user].",
+        parse_user,
+    ),
+    Setting(
+        "gid",
+        str(os.getgid()),
+        "Group of everything on the mount, by name or number [the mounting user's].",
+        parse_group,
+    ),
     Setting("umask", "022", "Permission bits to take away, octal.", parse_umask),
     Setting("allow_other", "off", "Let other users in (needs user_allow_other in fuse.conf).", parse_switch),
     Setting("fuse", "auto", "Which libfuse to use.", str, "LIGHTLYFS_FUSE", ("auto", "3", "2")),
@@ -281,6 +336,15 @@ def resolve(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Sett
     assert set(values) == {field.name for field in fields(Settings)}
     if values["tag"] == "":
         raise SettingsError("--tag is empty; give the name or the id of a tag")
+    for name in ("allow_overwrite", "write_back", "sole_writer"):
+        if values[name] and (values["read_only"] or values["tag"]):
+            other = "--read-only" if values["read_only"] else "--tag, which is read-only"
+            raise SettingsError(f"{BY_NAME[name].flag} contradicts {other}; leave one of them out")
+    size = values["cache_size_bytes"]
+    if isinstance(size, Share):
+        size = values["cache_size_bytes"] = size.of_disk_with(values["cache_dir"] or Path.home())
+    if size is not None and size < LEAST_CACHE_BYTES and not environ.get(_SMALL_CACHE):
+        raise SettingsError(f"--cache-size is {flags.get('cache_size')!r}; expected 64M or more")
     # a new sample is in no tag, so a file that is written there would vanish
     values["read_only"] |= values["tag"] is not None
     return Settings(**values)
@@ -299,7 +363,7 @@ def _value(row: Setting, flags: Mapping[str, str | None], environ: Mapping[str, 
     try:
         return row.parse(text)
     except ValueError as error:
-        reason = str(error) if str(error).startswith("expected") else "expected a number"
+        reason = str(error) if str(error).startswith("expected") else "expected something else"
         raise SettingsError(f"{origin} is {text!r}; {reason}") from None
 
 
@@ -355,7 +419,8 @@ SECRET_VARIABLES = ("LIGHTLY_TOKEN", "LIGHTLY_BEARER_TOKEN", "LIGHTLY_PUBLIC_TOK
 
 def read_secrets(environ: Mapping[str, str], token_file: Path | None, read_mode: str = "url") -> Secrets:
     """The tokens; SettingsError where one that is needed is missing, or the token file cannot be read."""
-    token, bearer, public_token = (environ.get(name) or None for name in SECRET_VARIABLES)
+    # what is pasted brings blanks and line ends along
+    token, bearer, public_token = (environ.get(name, "").strip() or None for name in SECRET_VARIABLES)
     if token_file is not None:
         token = read_token(token_file)
     if read_mode == "redirect" and public_token is None:

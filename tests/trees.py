@@ -141,6 +141,8 @@ def environment(server: LocalServer, cache: Path) -> dict[str, str]:
         "LIGHTLY_TOKEN": server.token,
         "LIGHTLY_PUBLIC_TOKEN": server.public_token,
         "XDG_CACHE_HOME": str(cache),
+        "XDG_CONFIG_HOME": str(cache / "config"),
+        "LIGHTLYFS_SMALL_CACHE": "1",
         "XDG_STATE_HOME": str(cache / "state"),
         "XDG_RUNTIME_DIR": str(runtime),
     }

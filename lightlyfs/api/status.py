@@ -64,6 +64,12 @@ _XML_REQUEST = re.compile(r"<RequestId>\s*([^<]{1,200}?)\s*</RequestId>", re.IGN
 _TITLE = re.compile(r"<title[^>]*>\s*([^<]*?)\s*</title>", re.IGNORECASE)
 _REQUEST_ID_HEADERS = ("x-request-id", "x-amz-request-id", "x-ms-request-id", "x-guploader-uploadid")
 
+# what a person can do about it, wherever the text is shown
+_WAYS_OUT = {
+    401: "check LIGHTLY_TOKEN, or the file of --token-file",
+    403: "the token may not do this: ask the owner of the dataset, or use another token",
+}
+
 
 def raise_for_status(
     response: Response,
@@ -91,6 +97,8 @@ def raise_for_status(
     for name in _REQUEST_ID_HEADERS:
         request_id = request_id or response.headers.get(name, "")
     line = f"{what}: {status}" + (f" {code}" if code else "") + (f": {text}" if text else "")
+    if not storage and status in _WAYS_OUT:
+        line += f"; {_WAYS_OUT[status]}"
     raise _error_class(status, code, storage, reads)(
         redact(line),
         status=status,

@@ -50,7 +50,7 @@ def serve_metrics(parts: Dataset, address: tuple[str, int]) -> None:
         from prometheus_client.registry import Collector
     except ImportError:
         raise StartError(
-            "--metrics-port needs prometheus_client; install it with: pip install 'lightlyfs[metrics]'"
+            "--metrics-port needs prometheus_client; install it with: pip install prometheus_client"
         ) from None
 
     class _Collector(Collector):

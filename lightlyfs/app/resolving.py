@@ -21,6 +21,7 @@ from lightlyfs.errors import (
     Forbidden,
     LightlyFsError,
     MalformedAnswer,
+    NoSuchDataset,
     NotFound,
     Refused,
     RequestError,
@@ -71,9 +72,22 @@ def find_dataset(
             say(f"{_reason(error, settings)}; the names of an earlier mount are shown")
             assert stored is not None
             return FoundDataset(stored, wanted)
-        raise StartError(_start_text(error, settings, wanted)) from error
+        raise _start_error(error, settings, wanted) from error
     names.remember(wanted, found.id)
     return found
+
+
+def known_names(settings: Settings, secrets: Secrets) -> list[str]:
+    """The names of datasets that were met before with this token; asks nothing of the network."""
+    return _Names(places.server_cache(settings.cache_dir, settings.server) / "names.json", secrets).names()
+
+
+def list_datasets(client: LightlyClient, settings: Settings) -> list[DatasetRecord]:
+    """Return every dataset that the token may see; StartError says in one line why that cannot be said."""
+    try:
+        return client.list_datasets(policy=quick_policy())
+    except LightlyFsError as error:
+        raise _start_error(error, settings, "") from error
 
 
 def _ask(client: LightlyClient, wanted: str, policy: RetryPolicy) -> FoundDataset:
@@ -90,7 +104,10 @@ def _ask(client: LightlyClient, wanted: str, policy: RetryPolicy) -> FoundDatase
         raise StartError(f"{len(found)} datasets are called {wanted!r}; mount one by its id: {ids}")
     if not found:
         kind = "id or name" if by_id else "name"
-        raise StartError(f"no dataset of {kind} {wanted!r} can be seen with this token")
+        raise NoSuchDataset(
+            f"no dataset of {kind} {wanted!r} can be seen with this token; `lightlyfs datasets` lists those "
+            "that can"
+        )
     return _found(found[0])
 
 
@@ -109,18 +126,23 @@ def cause_of(error: LightlyFsError) -> str:
     return cause if colon and request.startswith(("GET ", "POST ", "PUT ")) else text
 
 
+def _start_error(error: LightlyFsError, settings: Settings, wanted: str) -> StartError:
+    return error if isinstance(error, StartError) else StartError(_start_text(error, settings, wanted))
+
+
 def _start_text(error: LightlyFsError, settings: Settings, wanted: str) -> str:
-    if isinstance(error, StartError):
-        return str(error)
     if isinstance(error, Unauthorized):
         return f"{settings.server} does not accept the token; check LIGHTLY_TOKEN (or --token-file)"
     if isinstance(error, Forbidden):
-        return f"the token may not read dataset {wanted!r}; ask its owner to share it, or use another token"
+        what = f"dataset {wanted!r}" if wanted else "datasets"
+        return f"the token may not read {what}; ask its owner to share it, or use another token"
     if isinstance(error, TlsFailed):
         cause = cause_of(error)
         if "wrong version number" in cause:
             return f"{settings.server} does not speak TLS; if that is right, use http:// instead"
-        return f"the certificate of {settings.server} is not trusted: {cause}"
+        return (
+            f"the certificate of {settings.server} is not trusted: {cause} (lightlyfs help troubleshooting)"
+        )
     answered = isinstance(error, RequestError) and error.status == 200
     if answered or isinstance(error, (MalformedAnswer, NotFound, Refused)):
         cause = cause_of(error)
@@ -129,7 +151,8 @@ def _start_text(error: LightlyFsError, settings: Settings, wanted: str) -> str:
         )
     if isinstance(error, Retryable):
         return (
-            f"{_reason(error, settings)}; check the network, the proxy variables and LIGHTLY_SERVER_LOCATION"
+            f"{_reason(error, settings)}; check the network, the proxy variables and LIGHTLY_SERVER_LOCATION "
+            "(lightlyfs help troubleshooting)"
         )
     return str(error)
 
@@ -148,6 +171,12 @@ class _Names:
     def id_of(self, wanted: str) -> str | None:
         found = self._known.get(f"{self._fingerprint}/{wanted}")
         return found if isinstance(found, str) and _ID.fullmatch(found) else None
+
+    def names(self) -> list[str]:
+        """Those that are names, not ids, for completion."""
+        begin = f"{self._fingerprint}/"
+        known = {key.removeprefix(begin) for key in self._known if key.startswith(begin)}
+        return sorted(name for name in known if not _ID.fullmatch(name))
 
     def remember(self, wanted: str, dataset_id: str) -> None:
         if self.id_of(wanted) == dataset_id:

@@ -12,12 +12,14 @@ from typing import Any
 import click
 
 from lightlyfs.api.redaction import visible
+from lightlyfs.cli.completing import mounts
 from lightlyfs.cli.output import size_text
 from lightlyfs.control import NoAnswer, ask, process_state, request
 from lightlyfs.errors import StartError
 from lightlyfs.kernel import mountpoints
-from lightlyfs.mountinfo import MOUNT_TYPE, mount_at, other_places, our_mounts
-from lightlyfs.places import socket_of
+from lightlyfs.mountinfo import mount_at, other_places, our_mounts
+from lightlyfs.places import mount_above, socket_of
+from lightlyfs.wording import counted
 
 # a mount that ends waits for callbacks under way, and those end within a minute
 _END_WAIT_S = 70.0
@@ -30,23 +32,47 @@ _REFRESH_WAIT_S = 600.0
 # an umount waits for uploads this long while none of them moves
 _DRAIN_STALLED_S = 10.0
 _SHOWN_FILES = 10
+_WATCH_S = 1.0
 _NAMED_FILES = 3
 _NAME_COLUMNS = 11
 
 # not `click.Path`, which asks a mount for its root, and one that hangs never answers
-_mountpoint = click.argument("mountpoint", type=Path)
+_mountpoint = click.argument("mountpoint", type=Path, shell_complete=mounts)
+
+
+def mount_of(path: Path) -> Path:
+    """The mountpoint of the mount that a path is in, or the path itself where it is in none."""
+    path = mountpoints.resolve_mountpoint(path)
+    return mount_above(path) or path
 
 
 @click.command()
-@_mountpoint
+@click.argument("directories", nargs=-1, type=Path, metavar="MOUNTPOINT...", shell_complete=mounts)
+@click.option("--all", "everything", is_flag=True, help="All mounts of this user.")
 @click.option(
     "--lazy",
     is_flag=True,
     help="Detach it now, also where it does not answer or programs use it.",
 )
-def umount(mountpoint: Path, lazy: bool) -> None:
-    """End the mount at MOUNTPOINT; fails while anything is owed to the server."""
-    mountpoint = mountpoints.resolve_mountpoint(mountpoint)
+def umount(directories: tuple[Path, ...], everything: bool, lazy: bool) -> None:
+    """End the mounts at MOUNTPOINT...; fails while anything is owed to the server."""
+    if everything == bool(directories):
+        raise click.UsageError("name the mounts to end, or all of them with --all")
+    if everything:
+        directories = tuple(path for path, one in our_mounts().items() if one.owner == os.getuid())
+    errors = []
+    for directory in directories:
+        try:
+            _umount(mountpoints.resolve_mountpoint(directory), lazy)
+        except StartError as error:
+            errors.append(str(error))
+    for told in errors[:-1]:
+        click.echo(f"lightlyfs: {visible(told)}", err=True)
+    if errors:
+        raise StartError(errors[-1])
+
+
+def _umount(mountpoint: Path, lazy: bool) -> None:
     try:
         answer = _request(mountpoint, "status", _ANSWER_S)
     except NoAnswer as error:
@@ -91,8 +117,8 @@ def _unmount_unasked(mountpoint: Path, *, lazy: bool) -> None:
     ]
     if left:
         click.echo(
-            f"lightlyfs: {len(left):,} files on this machine are not on the server yet; the next mount of "
-            "their dataset uploads what is pending. To see them: lightlyfs uploads list",
+            f"lightlyfs: {counted(len(left), 'file')} on this machine not on the server yet; the next mount "
+            "of their dataset uploads what is pending. To see them: lightlyfs uploads list",
             err=True,
         )
 
@@ -101,9 +127,19 @@ def _unmount_unasked(mountpoint: Path, *, lazy: bool) -> None:
 @_mountpoint
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 @click.option("--problems", is_flag=True, help="Odd records, and images that cannot be read, one a line.")
-def status(mountpoint: Path, as_json: bool, problems: bool) -> None:
-    """Show how fresh the names are, what is cached, and what was asked of the API."""
-    answer = _ask(mountpoints.resolve_mountpoint(mountpoint), "status")
+@click.option("--watch", is_flag=True, help="Again each second, until Ctrl-C.")
+def status(mountpoint: Path, as_json: bool, problems: bool, watch: bool) -> None:
+    """Show how fresh the names are, what is cached, and what was asked of the API.
+
+    MOUNTPOINT may be any path in the mount.
+    """
+    mountpoint = mount_of(mountpoint)
+    answer = _ask(mountpoint, "status")
+    while watch:
+        click.clear()
+        click.echo(_status_text(answer))
+        time.sleep(_WATCH_S)
+        answer = _ask(mountpoint, "status")
     if as_json:
         click.echo(json.dumps(answer, indent=2))
     elif problems:
@@ -117,7 +153,7 @@ def status(mountpoint: Path, as_json: bool, problems: bool) -> None:
 @_mountpoint
 def refresh(mountpoint: Path) -> None:
     """Ask the API for everything now, whatever the TTL, and show the changes at once."""
-    mountpoint = mountpoints.resolve_mountpoint(mountpoint)
+    mountpoint = mount_of(mountpoint)
     _ask(mountpoint, "status")  # one that hangs is not waited for as long as a listing may take
     answer = _ask(mountpoint, "refresh", timeout_s=_REFRESH_WAIT_S)
     click.echo(f"{answer['added']:,} added, {answer['changed']:,} changed, {answer['gone']:,} gone")
@@ -148,23 +184,21 @@ def _tell_left(uploads: dict[str, Any], cache_dir: str | None) -> None:
     if uploads["local"]:
         named = ", ".join(local[:_NAMED_FILES]) + (", ..." if uploads["local"] > _NAMED_FILES else "")
         click.echo(
-            f"lightlyfs: {uploads['local']:,} local files stay on this machine only: {named}", err=True
+            f"lightlyfs: on this machine only: {counted(uploads['local'], 'local file')}: {named}", err=True
         )
     for file in owed[:_SHOWN_FILES]:
         reason = f" ({file['error']})" if file["error"] else ""
         click.echo(visible(f"  {file['path']}: {file['state']}{reason}"), err=True)
     if owed:
         raise StartError(
-            f"{len(owed):,} files are not on the server yet; the next mount of this dataset uploads what is "
-            f"pending. To see them: {command}"
+            f"{counted(len(owed), 'file is', 'files are')} not on the server yet; the next mount of this "
+            f"dataset uploads what is pending. To see them: {command}"
         )
 
 
 def _need_mount(mountpoint: Path) -> None:
     if mountpoint not in our_mounts():
-        raise StartError(
-            f"no dataset is mounted on {mountpoint}; `mount -t {MOUNT_TYPE}` lists those that are"
-        )
+        raise StartError(f"no dataset is mounted on {mountpoint}; `lightlyfs mounts` lists those that are")
 
 
 def _request(mountpoint: Path, command: str, timeout_s: float) -> dict[str, Any] | None:
@@ -251,15 +285,16 @@ def _status_text(answer: dict[str, Any]) -> str:
     lines = {
         "dataset": f"{answer['dataset']['name']} ({answer['dataset']['id']}) at {answer['server']}"
         + ("" if answer["tag"] is None else f", tag {answer['tag']}"),
-        "names": f"{samples:,} samples in {directories:,} directories, {_freshness(names)}"
+        "names": f"{counted(samples, 'sample')} in {counted(directories, 'directory')}, {_freshness(names)}"
         + (f"; {names['problems']:,} odd or unreadable (--problems)" if names["problems"] else ""),
-        "sizes": f"{size_text(names['bytes'])} in all; {unverified:,} files not yet confirmed by storage",
+        "sizes": f"{size_text(names['bytes'])} in all; {counted(unverified, 'file')} not yet confirmed "
+        "by storage",
         "reads": f"{cache['hits']:,} from the cache, {size_text(content['fetched_bytes'])} fetched, "
         f"{content['under_way']} under way, {content['failures']} failed",
         "URLs": f"{answer['urls']['stored']:,} kept, {answer['urls']['got']:,} got before they were needed",
         "open": "not told: files are read by their path"
         if answer["reads_by_path"]
-        else f"{answer['open_files']} files",
+        else counted(answer["open_files"], "file"),
         "requests": requests or "none",
     }
     rows = {name: [line] for name, line in lines.items()}
@@ -283,7 +318,7 @@ def _uploads_lines(answer: dict[str, Any]) -> list[str]:
     uploads = answer["uploads"]
     lines = [
         f"{uploads['uploaded']:,} done, {uploads['pending']:,} pending, {uploads['failed']:,} failed, "
-        f"{uploads['local']:,} files on this machine only (--upload {answer['upload']})"
+        f"{counted(uploads['local'], 'file')} on this machine only (--upload {answer['upload']})"
     ]
     if uploads["offline"]:
         lines.append(f"the server cannot be reached: {uploads['offline']}")
@@ -293,7 +328,7 @@ def _uploads_lines(answer: dict[str, Any]) -> list[str]:
         f"{file['path']}: {file['error']}" for file in uploads["files"] if file["owed"] and file["error"]
     ]
     if uploads["leftovers"]:
-        lines.append(f"{len(uploads['leftovers']):,} samples were replaced and are hidden")
+        lines.append(f"{counted(len(uploads['leftovers']), 'replaced sample')} hidden")
     return lines[:_SHOWN_FILES] + list(uploads["kept"])
 
 

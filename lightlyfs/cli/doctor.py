@@ -15,6 +15,7 @@ from lightlyfs.app.resolving import cause_of
 from lightlyfs.errors import LightlyFsError, NotFound, Retryable, Unauthorized
 from lightlyfs.kernel import binding
 from lightlyfs.settings import read_secrets, resolve
+from lightlyfs.wording import counted
 
 
 @click.command()
@@ -34,7 +35,7 @@ def doctor(context: click.Context) -> None:
             raise NotFound(
                 f"{settings.server} cannot be reached ({cause}); check the network and proxies"
             ) from None
-        return f"{settings.server} answers, {count} datasets"
+        return f"{settings.server} answers, {counted(count, 'dataset')}"
 
     checks: list[tuple[str, Callable[[], str]]] = [
         ("Python", lambda: ".".join(map(str, sys.version_info[:3]))),

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
 import click
 
 from lightlyfs.api.redaction import visible
+from lightlyfs.cli.options import TOKEN_REFUSAL, CommandGroup
 from lightlyfs.errors import LightlyFsError, SettingsError
 
 _COMPLETING = "_LIGHTLYFS_COMPLETE"
+# what people give a token as; no option of ours, for the arguments of a program are no secret
+_TOKEN_FLAGS = {"--token", "--api-token", "--bearer-token", "--public-token"}
 _MOUNT_HELPER = "mount.fuse.lightlyfs"
 # flags that mount(8) hands on to its helper: sloppy, no mtab, verbose
 _MOUNT_FLAGS = {"-s", "-n", "-v"}
@@ -21,8 +25,15 @@ _COMMANDS = {
     "mount": "mount:mount",
     "umount": "commands:umount",
     "status": "commands:status",
+    "datasets": "without_mount:datasets",
+    "ls": "copying:ls",
+    "cat": "copying:cat",
+    "cp": "copying:cp",
     "warm": "warm:warm",
     "refresh": "commands:refresh",
+    "mounts": "mounts:mounts",
+    "log": "mounts:log",
+    "config": "config:config",
     "uploads": "uploads:uploads",
     "index": "index:index",
     "serve": "serve:serve",
@@ -34,8 +45,10 @@ _COMMANDS = {
 }
 
 
-class _Commands(click.Group):
+class _Commands(CommandGroup):
     """A group whose commands are imported when they are asked for."""
+
+    way_out = "a dataset is mounted by: lightlyfs mount DATASET DIR"
 
     def list_commands(self, _context: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -53,7 +66,7 @@ class _Commands(click.Group):
 def commands() -> None:
     """Mount a Lightly dataset as a folder of images.
 
-    `lightlyfs DATASET DIR -o OPTIONS`, the form of /etc/fstab, is the same as `lightlyfs mount`.
+    `lightlyfs DATASET DIR -o OPTIONS`, the form that mount(8) uses, is the same as `lightlyfs mount`.
     """
 
 
@@ -65,20 +78,62 @@ def run(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None and os.path.basename(sys.argv[0]) == _MOUNT_HELPER:
         words = _words_of_mount(words)
-    # the form that mount(8) uses has no command word
-    if len(words) >= 2 and not words[0].startswith("-") and words[0] not in _COMMANDS:
+    if _is_form_of_mount(words):
         words.insert(0, "mount")
     try:
         code = commands.main(words, prog_name="lightlyfs", standalone_mode=False)
     except click.UsageError as error:
-        error.show()
+        _show_usage_error(error)
         code = 2
+    except click.ClickException as error:
+        click.echo(f"lightlyfs: {visible(_plain(error.format_message()))}", err=True)
+        code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = 130
     except LightlyFsError as error:
         click.echo(f"lightlyfs: {visible(str(error))}", err=True)
         code = 2 if isinstance(error, SettingsError) else 1
+    except BrokenPipeError:
+        # who read the output has enough; the interpreter would complain once more when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        click.echo(f"lightlyfs: {visible(str(error))}", err=True)
+        code = 1
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        told = f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno})"
+        click.echo(f"lightlyfs: this is a fault of lightlyfs, please report it: {visible(told)}", err=True)
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_form_of_mount(words: Sequence[str]) -> bool:
+    """Whether these are the words of mount(8), `DATASET DIR -o OPTIONS`: they have no command."""
+    options = any(word.startswith("-o") for word in words[2:])
+    return options and not words[0].startswith("-") and words[0] not in _COMMANDS
+
+
+def _show_usage_error(error: click.UsageError) -> None:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return
+    text = _plain(error.format_message())
+    if isinstance(error, click.NoSuchOption):
+        close = " or ".join(error.possibilities or ())
+        text = f"no such option {error.option_name}" + (f"; did you mean {close}?" if close else "")
+        if error.option_name in _TOKEN_FLAGS:
+            text = TOKEN_REFUSAL
+    click.echo(f"lightlyfs: {visible(text)}", err=True)
+    if error.ctx is not None and error.ctx.parent is not None:
+        usage = " ".join(error.ctx.get_usage().split()).removeprefix("Usage: ")
+        click.echo(f"usage: {usage}  (see {error.ctx.command_path} --help)", err=True)
+
+
+def _plain(text: str) -> str:
+    """A message of click as one of ours: on one line, it begins small and ends without a full stop."""
+    text = " ".join(text.split()).removesuffix(".")
+    return text[:1].lower() + text[1:]
 
 
 def _words_of_mount(words: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from importlib import metadata, resources
 
@@ -11,16 +12,18 @@ from click.shell_completion import get_completion_class
 from lightlyfs.settings import SETTINGS, Setting
 
 _SHELLS = ("bash", "zsh", "fish")
+_DOCS = resources.files("lightlyfs").joinpath("docs")
+TOPICS = tuple(sorted(path.name.removesuffix(".md") for path in _DOCS.iterdir()))
 
 
 @click.command("help")
-@click.argument("topic", type=click.Choice(("semantics", "scale", "man")), required=False)
+@click.argument("topic", type=click.Choice((*TOPICS, "man")), required=False)
 @click.pass_context
 def help_topic(context: click.Context, topic: str | None) -> None:
     """Show a longer text.
 
-    `lightlyfs help semantics` says what the mount promises, `lightlyfs help scale` what millions of samples
-    cost. `lightlyfs help man` is the man page; to keep it:
+    `lightlyfs help semantics` says what the mount promises, `lightlyfs help troubleshooting` what to do about
+    each error. `lightlyfs help man` is the man page; to keep it:
     `lightlyfs help man > ~/.local/share/man/man1/lightlyfs.1`.
     """
     program = context.find_root().command
@@ -30,8 +33,20 @@ def help_topic(context: click.Context, topic: str | None) -> None:
     elif topic == "man":
         click.echo(man_page(program), nl=False)
     else:
-        text = resources.files("lightlyfs").joinpath(f"{topic}.md").read_text(encoding="utf-8")
-        click.echo_via_pager(text)
+        _show(_DOCS.joinpath(f"{topic}.md").read_text(encoding="utf-8"))
+
+
+def _show(text: str) -> None:
+    """Show a text in a pager on a terminal, as it is elsewhere."""
+    if not sys.stdout.isatty():
+        click.echo(text, nl=False)
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    console = Console()
+    with console.pager(styles=True):
+        console.print(Markdown(text))
 
 
 @click.command()

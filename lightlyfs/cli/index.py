@@ -10,21 +10,30 @@ import click
 
 from lightlyfs import app, places
 from lightlyfs.app.resolving import find_dataset
-from lightlyfs.cli.options import merge, setting_options, split_fstab_options
+from lightlyfs.cli.completing import datasets
+from lightlyfs.cli.options import (
+    CONNECTION,
+    CommandGroup,
+    merge,
+    setting_options,
+    split_fstab_options,
+    split_source,
+)
 from lightlyfs.cli.output import size_text, tell
 from lightlyfs.settings import exposure_of, read_secrets, resolve
+from lightlyfs.wording import counted
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def index() -> None:
     """Share the names of a dataset as one file."""
 
 
 @index.command("export")
-@click.argument("dataset")
+@click.argument("dataset", shell_complete=datasets)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("-o", "fstab_options", multiple=True, metavar="NAME=VALUE", help="Options of `mount`.")
-@setting_options
+@setting_options(*CONNECTION, "cache_dir", "tag", "page_size")
 def export(dataset: str, file: Path, fstab_options: tuple[str, ...], **flags: str | None) -> None:
     """Write what this machine knows of DATASET's names and sizes to FILE.
 
@@ -37,6 +46,7 @@ def export(dataset: str, file: Path, fstab_options: tuple[str, ...], **flags: st
     if exposed := exposure_of(settings.token_file):
         tell(exposed)
     connections = app.connect(settings, secrets, os.environ)
+    dataset, _ = split_source(dataset)
     found = find_dataset(connections.client, settings, secrets, dataset, tell)
     root = places.server_cache(settings.cache_dir, settings.server)
     catalogue = root / found.id / places.catalogue_name(settings.tag)
@@ -45,13 +55,13 @@ def export(dataset: str, file: Path, fstab_options: tuple[str, ...], **flags: st
     started = time.monotonic()
     samples = app.export_index(catalogue, file.absolute(), found.id)
     size = size_text(file.stat().st_size)
-    click.echo(f"{samples:,} samples, {size}, in {time.monotonic() - started:.1f} s: {file}")
+    click.echo(f"{counted(samples, 'sample')}, {size}, in {time.monotonic() - started:.1f} s: {file}")
 
 
 @index.command("import")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @click.option("-o", "fstab_options", multiple=True, metavar="NAME=VALUE", help="Options of `mount`.")
-@setting_options
+@setting_options("server", "cache_dir", "tag")
 def import_(file: Path, fstab_options: tuple[str, ...], **flags: str | None) -> None:
     """Have later mounts on this machine begin with the names and sizes in FILE, which knows its dataset.
 

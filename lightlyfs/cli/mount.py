@@ -17,25 +17,31 @@ from typing import Any, NoReturn
 import click
 
 from lightlyfs.cli import READY_VARIABLE
-from lightlyfs.cli.options import merge, setting_options, split_fstab_options
+from lightlyfs.cli.completing import datasets, directories
+from lightlyfs.cli.options import GroupedCommand, merge, setting_options, split_fstab_options, split_source
 from lightlyfs.cli.output import tell
-from lightlyfs.errors import StartError
+from lightlyfs.errors import SettingsError, StartError
 from lightlyfs.kernel import binding, mountpoints
 from lightlyfs.settings import exposure_of, read_secrets, resolve
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("dataset")
-@click.argument("mountpoint", type=Path)  # not `click.Path`, which asks a mount that is there for its root
+@click.command(cls=GroupedCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("dataset", shell_complete=datasets)
+@click.argument(
+    "mountpoint", type=Path, shell_complete=directories
+)  # not `click.Path`, which asks a mount that is there for its root
 @click.option("--foreground", "-f", is_flag=True, help="Stay, and log to the terminal.")
 @click.option("-o", "fstab", metavar="OPT[,OPT]", multiple=True, help="Options as in /etc/fstab, such as ro.")
-@setting_options
+@setting_options()
 def mount(dataset: str, mountpoint: Path, foreground: bool, fstab: tuple[str, ...], **flags: Any) -> None:
-    """Mount DATASET (its id or its name) on the empty directory MOUNTPOINT.
+    """Mount DATASET (its name, its id or its address in the web app) on the empty directory MOUNTPOINT.
 
     Returns once the mount is usable and goes on in the background. The API token is read from
     LIGHTLY_TOKEN or --token-file.
     """
+    dataset, part = split_source(dataset)
+    if part:
+        raise SettingsError(f"{dataset}/{part} is a part of a dataset; mount {dataset}, and use {part} in it")
     from_fstab, kernel_options = split_fstab_options(fstab)
     texts = merge(flags, from_fstab)
     settings = resolve(texts, os.environ)

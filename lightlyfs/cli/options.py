@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
+from lightlyfs import profiles
 from lightlyfs.errors import SettingsError
 from lightlyfs.settings import BY_NAME, SETTINGS, Setting
 
@@ -16,16 +20,80 @@ F = TypeVar("F", bound=Callable[..., Any])
 # what mount(8) and systemd put among the options, for themselves or for other file systems
 _IGNORED = {
     *("rw", "auto", "noauto", "nofail", "_netdev", "user", "users", "nouser", "owner", "group", "defaults"),
-    *("dev", "suid", "exec", "async", "atime", "diratime", "relatime", "loud", "silent"),
+    *("dev", "suid", "exec", "async", "atime", "diratime", "relatime", "loud", "silent", "norelatime"),
+    *("strictatime", "nostrictatime", "lazytime", "nolazytime", "iversion", "noiversion", "mand", "nomand"),
+    *("noowner", "nogroup", "nousers", "default_permissions", "fsname", "subtype", "helper", "uhelper"),
+    *("context", "fscontext", "defcontext", "rootcontext", "_rnetdev"),
 }
 # options the kernel enforces for us
 _KERNEL = {"nodev", "nosuid", "noexec", "noatime", "nodiratime", "sync", "dirsync"}
 _ALIASES = {"ro": "read_only"}
+# the settings under the headings that help and `docs/options.md` have
+GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Connection", ("server", "token_file", "ca_certs", "allow_private_storage", "read_mode", "fuse")),
+    ("What is shown", ("tag", "thumbnails", "metadata_ttl", "no_wait", "index", "page_size")),
+    ("Cache", ("cache_dir", "cache_size", "no_cache", "jobs")),
+    ("Writing", ("read_only", "upload", "allow_overwrite", "write_back", "sole_writer", "s3_sse_kms_key")),
+    ("Permissions", ("uid", "gid", "umask", "allow_other")),
+    ("Log and metrics", ("log_file", "log_level", "log_format", "metrics_port")),
+)
+# what reaches a dataset; enough for commands that do without a mount
+CONNECTION = ("server", "token_file", "ca_certs", "allow_private_storage")
+# how alike a word has to be to a command; a dataset may be called nearly so
+_ALIKE = 0.8
+_ID = re.compile(r"\b[0-9a-f]{24}\b")
+TOKEN_REFUSAL = (
+    "a token is never an argument, for every user of this machine can read those; set LIGHTLY_TOKEN to it, "
+    "or name a file that holds it with --token-file"
+)
 
 
-def setting_options(command: F) -> F:
-    """Add one option a row of the settings table."""
-    for row in reversed(SETTINGS):
+class CommandGroup(click.Group):
+    """A group that answers an unknown command with the one that was meant, or with its way out."""
+
+    way_out = ""
+
+    def resolve_command(
+        self, context: click.Context, words: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the first word names."""
+        known = self.list_commands(context)
+        if words and words[0] not in known and not words[0].startswith("-"):
+            close = get_close_matches(words[0], known, 1, _ALIKE)
+            asked = f"did you mean {close[0]}?" if close else self.way_out or f"there are {', '.join(known)}"
+            raise click.UsageError(f"no such command {words[0]!r}; {asked}", context)
+        return super().resolve_command(context, words)
+
+
+class GroupedCommand(click.Command):
+    """A command that shows the settings among its options under the headings of `GROUPS`."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command's own options first."""
+        options = [one for one in self.get_params(context) if isinstance(one, click.Option)]
+        records = {option.name: option.get_help_record(context) for option in options}
+        grouped = {name for _, names in GROUPS for name in names}
+        own = [name for name in records if name not in grouped]
+        for heading, names in (("Options", own), *GROUPS):
+            shown = [record for name in names if (record := records.get(name)) is not None]
+            if shown:
+                with formatter.section(heading):
+                    formatter.write_dl(shown)
+
+
+def setting_options(*names: str) -> Callable[[F], F]:
+    """Add the options of these settings, of all without a name."""
+
+    def add(command: F) -> F:
+        text = f"Settings by name: of the configuration file, train or browse.  [env {profiles.VARIABLE}]"
+        command = click.option("--profile", help=text)(command)
+        return _add_options(command, [row for row in SETTINGS if not names or row.name in names])
+
+    return add
+
+
+def _add_options(command: F, rows: list[Setting]) -> F:
+    for row in reversed(rows):
         origin = f"  [env {row.variable}]" if row.variable else ""
         shown = row.default not in (None, "", "off") and row.name not in ("uid", "gid")
         default = f"  [default {row.default}]" if shown else ""
@@ -47,27 +115,50 @@ def setting_options(command: F) -> F:
     return command
 
 
+def split_source(text: str) -> tuple[str, str]:
+    """The dataset, by name or id, and the path in it that a text names.
+
+    It may be `DATASET/PATH`, either after `lightly:` or `lightly://`, or an address of the web application.
+    """
+    if text.startswith(("http://", "https://")):
+        found = _ID.search(text)
+        if found is None:
+            raise SettingsError(f"{text} names no dataset; give its name or its id of 24 hex digits")
+        return found[0], ""
+    for prefix in ("lightly://", "lightly:"):
+        text = text.removeprefix(prefix)
+    dataset, _, inside = text.partition("/")
+    return dataset, inside.strip("/")
+
+
 def split_fstab_options(texts: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The settings among `-o` options, and what goes to the kernel; the rest is refused by name."""
+    """The settings and the profile among `-o` options, and what goes to the kernel; the rest is refused."""
     settings: dict[str, str] = {}
     kernel: list[str] = []
     for option in (option for text in texts for option in text.split(",") if option):
         name, equals, value = option.partition("=")
         name = _ALIASES.get(name, name.replace("-", "_"))
-        if name in BY_NAME:
+        if name == "profile":
+            settings[name] = value
+        elif name in BY_NAME:
             value = value if equals or not BY_NAME[name].is_switch else "on"
             repeated = BY_NAME[name].repeatable and name in settings
             settings[name] = f"{settings[name]},{value}" if repeated else value
         elif name in _KERNEL:
             kernel.append(option)
         elif name not in _IGNORED and not name.startswith(("x_", "X_", "comment")):
-            raise SettingsError(f"-o {name}: no such option; `lightlyfs mount --help` lists them")
+            if "token" in name:
+                raise SettingsError(f"-o {name}: {TOKEN_REFUSAL}")
+            close = get_close_matches(name, BY_NAME, 1)
+            asked = f"did you mean {close[0]}?" if close else "`lightlyfs mount --help` lists them"
+            raise SettingsError(f"-o {name}: no such option; {asked}")
     return settings, tuple(kernel)
 
 
 def merge(flags: Mapping[str, str | None], fstab: Mapping[str, str]) -> dict[str, str | None]:
-    """Flags beat the fstab form."""
-    return {**fstab, **{name: text for name, text in flags.items() if text is not None}}
+    """Flags beat the fstab form, that beats the configuration file and the profile."""
+    given = {**fstab, **{name: text for name, text in flags.items() if text is not None}}
+    return profiles.beneath(given, given.pop("profile", None), os.environ)
 
 
 def _joined(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> str | None:

@@ -82,8 +82,12 @@ def serve(
 def _server_for_tests(
     options: ServeOptions, latency_s: float, samples: int | None, file_bytes: int, per_directory: int | None
 ) -> LocalServer:
-    from lightlyfs.testing import LocalServer, ServerOptions
-
+    try:
+        from lightlyfs.testing import LocalServer, ServerOptions
+    except ModuleNotFoundError:
+        raise StartError(
+            "--fake and --latency are for tests: run them from a clone of the repository"
+        ) from None
     return LocalServer(
         ServerOptions(
             **vars(options),

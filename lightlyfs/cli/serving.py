@@ -28,6 +28,7 @@ from lightlyfs.kernel.runner import Mount, block_signals, share_arenas, trim_mem
 from lightlyfs.mountinfo import mount_at
 from lightlyfs.places import SpoolPlace, elsewhere, lasting_name, socket_path
 from lightlyfs.settings import Secrets, Settings
+from lightlyfs.wording import counted
 
 log = logging.getLogger("lightlyfs")
 
@@ -198,7 +199,8 @@ def _tell_owed(settings: Settings, dataset_id: str, spool_place: SpoolPlace | No
     found = app.owed_files(settings.cache_dir)
     owed = [owed for owed in found if owed.dataset_id == dataset_id and owed.record.owed]
     if owed:
-        text = f"{len(owed)} files are not on the server yet; mount without --read-only to upload them"
+        files = counted(len(owed), "file is", "files are")
+        text = f"{files} not on the server yet; mount without --read-only to upload them"
         tell(f"{text} (`lightlyfs uploads list` shows them)")
 
 

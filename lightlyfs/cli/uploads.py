@@ -14,12 +14,15 @@ import click
 
 from lightlyfs.api.redaction import visible
 from lightlyfs.app import OwedFile, discard_owed, owed_files
+from lightlyfs.asking import session
+from lightlyfs.cli.options import CommandGroup
 from lightlyfs.cli.output import size_text
-from lightlyfs.cli.warm import batches, within_mount
-from lightlyfs.control import ask, dial
+from lightlyfs.cli.warm import within_mount
+from lightlyfs.control import ask
 from lightlyfs.errors import StartError
 from lightlyfs.fs.xattrs import describe
-from lightlyfs.places import socket_of, sockets
+from lightlyfs.places import sockets
+from lightlyfs.wording import counted
 
 # an upload may take as long as a file is large
 _SEND_WAIT_S = 3600.0
@@ -33,7 +36,7 @@ _cache_dir = click.option(
 _dataset = click.option("--dataset", help="Only files of this dataset, by its id.")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def uploads() -> None:
     """Show, retry, send, export or discard files that the server does not have."""
 
@@ -61,9 +64,9 @@ def retry(cache_dir: Path | None) -> None:
     answers = [ask(path, "retry") for path in sockets()]
     retried = sum(int(answer["retried"]) for answer in answers if answer and answer.get("ok"))
     waiting = [owed for owed in _found(cache_dir, None) if not owed.in_use and owed.record.owed]
-    click.echo(f"{retried} files are tried again")
+    click.echo(f"{counted(retried, 'file is', 'files are')} tried again")
     if waiting:
-        click.echo(f"{len(waiting)} files wait for their dataset to be mounted")
+        click.echo(f"{counted(len(waiting), 'file waits', 'files wait')} for their dataset to be mounted")
 
 
 @uploads.command()
@@ -78,27 +81,15 @@ def send(paths: tuple[Path, ...]) -> None:
             failed += 1
             click.echo(visible(f"{mountpoint / name}: {reason}"), err=True)
         sent += len(names)
-    click.echo(f"{sent - failed} files sent")
+    click.echo(f"{counted(sent - failed, 'file')} sent")
     if failed:
-        raise StartError(f"{failed} files were not sent; they are still here")
+        raise StartError(f"{counted(failed, 'file')} not sent, and still here")
 
 
 def _send(mountpoint: Path, names: list[str]) -> dict[str, str]:
-    channel = dial(socket_of(mountpoint), timeout_s=_SEND_WAIT_S)
-    if channel is None:
-        raise StartError(f"the mount on {mountpoint} does not answer")
-    try:
-        channel.send({"command": "send"})
-        for batch in batches(names):
-            channel.send({"names": batch})
-        answer = channel.receive()
-    except OSError as error:
-        raise StartError(f"the mount on {mountpoint} hung up: {error}") from None
-    finally:
-        channel.close()
-    if answer is None or not answer["ok"]:
-        raise StartError(str(answer["error"]) if answer else f"the mount on {mountpoint} ended")
-    refused: dict[str, str] = answer["refused"]
+    messages = session(mountpoint, {"command": "send"}, names, timeout_s=_SEND_WAIT_S)
+    refused: dict[str, str] = next(messages)["refused"]
+    messages.close()
     return refused
 
 
@@ -115,7 +106,7 @@ def export(directory: Path, cache_dir: Path | None, dataset: str | None) -> None
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(owed.staged, target)
             copied += 1
-    click.echo(f"{copied} files copied to {directory}")
+    click.echo(f"{counted(copied, 'file')} copied to {directory}")
 
 
 @uploads.command()
@@ -144,10 +135,10 @@ def discard(
     if not yes:
         if not sys.stdin.isatty():
             raise StartError("nothing was discarded; without a terminal to ask on, --yes is needed")
-        click.confirm(f"Delete these {len(chosen)} files for good?", abort=True)
+        click.confirm(f"Delete {counted(len(chosen), 'file')} for good?", abort=True)
     for owed in chosen:
         discard_owed(owed)
-    click.echo(f"{len(chosen)} files discarded")
+    click.echo(f"{counted(len(chosen), 'file')} discarded")
 
 
 def _need_unique(chosen: list[OwedFile], names: tuple[str, ...], everything: bool) -> None:

@@ -6,27 +6,24 @@ import codecs
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable
 from functools import lru_cache
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import click
 
 from lightlyfs.api.redaction import visible
+from lightlyfs.asking import session
 from lightlyfs.cli.commands import need_answer
 from lightlyfs.cli.output import size_text
 from lightlyfs.cli.progress import byte_progress_bar
-from lightlyfs.control import Channel, dial
 from lightlyfs.errors import StartError
 from lightlyfs.mountinfo import without_links
-from lightlyfs.places import mount_above, socket_of
+from lightlyfs.places import mount_above
+from lightlyfs.wording import counted
 
-# looking up a million files takes the mount a minute before it says a word
-_ANSWER_WAIT_S = 600.0
-_NAMES_AT_ONCE = 100
 _LINE_EVERY_S = 5.0
 _SHOWN_FAILURES = 1_000
 
@@ -56,7 +53,7 @@ def warm(paths: tuple[Path, ...], jobs: int | None, files: BinaryIO | None, tag:
         for mountpoint, names in groupby(found, key=lambda within: within[0])
     )
     if failed:
-        raise StartError(f"{failed:,} files are not in the cache")
+        raise StartError(f"{counted(failed, 'file is', 'files are')} not in the cache")
 
 
 def listed_names(data: bytes) -> list[str]:
@@ -111,48 +108,29 @@ class _Run:
     def warm(self, names: Iterable[str], jobs: int | None, tag: str | None) -> int:
         """Fetch them; how many failed."""
         need_answer(self._mountpoint)
-        channel = dial(socket_of(self._mountpoint), timeout_s=_ANSWER_WAIT_S)
-        if channel is None:
-            raise StartError(f"the mount on {self._mountpoint} does not answer")
+        messages = session(self._mountpoint, {"command": "warm", "jobs": jobs, "tag": tag}, names)
         try:
-            with suppress(BrokenPipeError):  # it has refused already, and says why
-                channel.send({"command": "warm", "jobs": jobs, "tag": tag})
-                for batch in batches(names):
-                    channel.send({"names": batch})
-            self._watch(channel)
-        except OSError as error:
-            raise StartError(f"the mount on {self._mountpoint} hung up: {error}") from None
+            plan = next(messages)["plan"]
+            self._tell_plan(plan)
+            with byte_progress_bar() as bar:
+                task = bar.add_task("warming", total=plan["bytes"] or None)
+                while "done" not in (message := next(messages)):
+                    self._list_failures(message.get("failed", ()))
+                    if "progress" in message:
+                        progress = message["progress"]
+                        bar.update(task, completed=progress["bytes"])
+                        self._tell_progress(progress, plan)
         except KeyboardInterrupt:
             click.echo("lightlyfs: stopped; what was fetched stays, and is skipped the next time", err=True)
             raise
         finally:
-            channel.close()
-        return self._failed
-
-    def _watch(self, channel: Channel) -> None:
-        plan = self._receive(channel)["plan"]
-        self._tell_plan(plan)
-        with byte_progress_bar() as bar:
-            task = bar.add_task("warming", total=plan["bytes"] or None)
-            while "done" not in (message := self._receive(channel)):
-                self._list_failures(message.get("failed", ()))
-                if "progress" in message:
-                    progress = message["progress"]
-                    bar.update(task, completed=progress["bytes"])
-                    self._tell_progress(progress, plan)
+            messages.close()
         self._tell_end(progress)
-
-    def _receive(self, channel: Channel) -> dict[str, Any]:
-        message = channel.receive()
-        if message is None:
-            raise StartError(f"the mount on {self._mountpoint} ended before all was fetched; run it again")
-        if not message["ok"]:
-            raise StartError(str(message["error"]))
-        return message
+        return self._failed
 
     def _tell_plan(self, plan: dict[str, int]) -> None:
         cached = f"{plan['cached_files']:,} ({size_text(plan['cached_bytes'])}) of them in the cache already"
-        click.echo(f"{plan['files']:,} files, {size_text(plan['bytes'])}; {cached}")
+        click.echo(f"{counted(plan['files'], 'file')}, {size_text(plan['bytes'])}; {cached}")
         if plan["bytes"] > plan["budget_bytes"]:
             budget = size_text(plan["budget_bytes"])
             click.echo(
@@ -166,7 +144,7 @@ class _Run:
         self._next_line = now + _LINE_EVERY_S
         rate = progress["fetched_bytes"] / (now - self._started)
         left = f", {(plan['bytes'] - progress['bytes']) / rate:,.0f} s left" if rate else ""
-        done = f"{progress['files']:,} of {plan['files']:,} files, {size_text(progress['bytes'])}"
+        done = f"{progress['files']:,} of {counted(plan['files'], 'file')}, {size_text(progress['bytes'])}"
         click.echo(f"lightlyfs: {done}, {size_text(rate)}/s{left}", err=True)
 
     def _list_failures(self, failures: Iterable[tuple[str, str]]) -> None:
@@ -178,12 +156,5 @@ class _Run:
     def _tell_end(self, progress: dict[str, int]) -> None:
         seconds = time.monotonic() - self._started
         fetched = f"{progress['fetched_files']:,} fetched ({size_text(progress['fetched_bytes'])})"
-        click.echo(f"{progress['files']:,} files are in the cache; {fetched} in {seconds:,.1f} s")
-
-
-def batches(names: Iterable[str]) -> Iterator[list[str]]:
-    """The names in messages of some each, and an empty one at the end."""
-    left = iter(names)
-    while batch := list(islice(left, _NAMES_AT_ONCE)):
-        yield batch
-    yield []
+        files = counted(progress["files"], "file is", "files are")
+        click.echo(f"{files} in the cache; {fetched} in {seconds:,.1f} s")

@@ -59,15 +59,15 @@ class Result:
 Work = Callable[[Place, argparse.Namespace], Result]
 
 
-def run(doc: str, needs: Sequence[str], single: Work, parallel: Work, *, extra: str = "ecosystem") -> None:
+def run(doc: str, needs: Sequence[str], single: Work, parallel: Work) -> None:
     """The main program of an example: one process, workers, or both of them compared.
 
-    `needs` are the packages that it imports, of the package's `extra`.
+    `needs` are the packages that it imports.
     """
     given = _parser(doc).parse_args()
     missing = [name for name in needs if find_spec(name) is None]
     if missing:
-        sys.exit(f"{', '.join(missing)} is not installed: pip install 'lightlyfs[{extra}]'")
+        sys.exit(f"{', '.join(missing)} is not installed; install it with: pip install {' '.join(missing)}")
     ways = {"one process": single} if given.single else {f"{given.workers} workers": parallel}
     if given.compare:
         ways = {"one process": single, f"{given.workers} workers": parallel}
@@ -133,7 +133,7 @@ def placed(given: argparse.Namespace) -> Iterator[Place]:
 def served(folder: Path, *, latency_s: float = 0.0) -> Iterator[None]:
     """`lightlyfs serve` over a folder as the dataset `example`; this process's environment names it."""
     command = [sys.executable, "-m", "lightlyfs", "serve", str(folder), "--dataset-name", "example"]
-    command += ["--latency", str(latency_s)]
+    command += ["--latency", str(latency_s)] if latency_s else []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         before = dict(os.environ)
         try:

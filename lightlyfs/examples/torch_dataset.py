@@ -85,4 +85,4 @@ def _directory(path: str) -> str:
 
 
 if __name__ == "__main__":
-    run(__doc__ or "", ["torch", "numpy"], in_one_process, by_loader, extra="torch")
+    run(__doc__ or "", ["torch", "numpy"], in_one_process, by_loader)

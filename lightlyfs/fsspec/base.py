@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fsspec import AbstractFileSystem
@@ -15,7 +16,42 @@ from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem, make_path_posix, trailing_sep
 from fsspec.utils import other_paths
 
-from lightlyfs.errors import NameTooLong
+from lightlyfs.errors import (
+    Forbidden,
+    LightlyFsError,
+    NameTooLong,
+    NoSuchDataset,
+    NotFound,
+    Retryable,
+    StartError,
+    TlsFailed,
+    Unauthorized,
+    errno_of,
+)
+
+
+class DatasetNotFoundError(FileNotFoundError):
+    """The dataset is not there: that says nothing of a path, so no call takes it for an empty answer."""
+
+
+@contextmanager
+def opening(path: str) -> Iterator[None]:
+    """What keeps a dataset from being opened, as what a user of `open` expects.
+
+    A token that is refused is a PermissionError, a dataset that is not there a FileNotFoundError, a server
+    that cannot be reached a ConnectionError.
+    """
+    try:
+        yield
+    except LightlyFsError as error:
+        cause = error.__cause__ if isinstance(error, StartError) else error
+        kind: type[OSError] = OSError
+        if isinstance(error, NoSuchDataset | NotFound):
+            kind = DatasetNotFoundError
+        elif isinstance(cause, Retryable | TlsFailed):
+            kind = ConnectionError
+        number, _ = errno_of(cause if isinstance(cause, Unauthorized | Forbidden) else error)
+        raise kind(number, f"{os.strerror(number)} ({error})", path) from error
 
 
 class AskingFileSystem(AbstractFileSystem):  # type: ignore[misc]
@@ -64,6 +100,14 @@ class AskingFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if on_error == "omit":
             on_error = _raise_unless_absent
         yield from super().walk(path, maxdepth=maxdepth, topdown=topdown, on_error=on_error, **kwargs)
+
+    def get_mapper(self, root: str = "", *args: Any, **kwargs: Any) -> Any:
+        """A mapping of what is below `root`; OSError where its dataset cannot be opened.
+
+        The mapping takes each later FileNotFoundError for a missing key.
+        """
+        self.exists(root)
+        return super().get_mapper(root, *args, **kwargs)
 
     # names
 
@@ -135,7 +179,9 @@ class AskingFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
 def _says_absent(error: OSError) -> bool:
     """Whether an error says that nothing is there, rather than that it cannot be said."""
-    return isinstance(error, (FileNotFoundError, NotADirectoryError)) or isinstance(
+    if isinstance(error, DatasetNotFoundError):
+        return False
+    return isinstance(error, FileNotFoundError | NotADirectoryError) or isinstance(
         error.__cause__, NameTooLong
     )
 

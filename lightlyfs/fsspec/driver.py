@@ -29,9 +29,9 @@ from lightlyfs.errors import BadName, NotADirectory, NotFound, ReadOnly, SizeUnk
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr
 from lightlyfs.fs.changes import sample_name
 from lightlyfs.fs.filesystem import Filesystem
-from lightlyfs.fsspec.base import AskingFileSystem
+from lightlyfs.fsspec.base import AskingFileSystem, opening
 from lightlyfs.fsspec.files import COPY_BYTES, ReadFile, WriteFile, as_os_error, let_go_of_dropped
-from lightlyfs.fsspec.parts import connect, parts_of
+from lightlyfs.fsspec.parts import dataset_names, parts_of
 from lightlyfs.settings import BY_NAME
 
 # reads at once of `cat_ranges` and of `cat` of many files, besides what the mount fetches at once
@@ -110,9 +110,8 @@ class LightlyFileSystem(AskingFileSystem):
         return described
 
     def _datasets(self) -> list[dict[str, Any]]:
-        with as_os_error(""):
-            client = connect(self._flags, self._token).client
-            names = sorted({dataset.name or dataset.id for dataset in client.list_datasets()})
+        with opening(""):
+            names = dataset_names(self._flags, self._token)
         return [{"name": name, "size": 0, "type": "directory"} for name in names]
 
     def _described(self, path: str, attr: Attr) -> dict[str, Any]:
@@ -317,11 +316,8 @@ class LightlyFileSystem(AskingFileSystem):
         dataset, _, inside = path.partition("/")
         if not dataset:
             raise ValueError("the path names no dataset; it is lightly://DATASET/PATH")
-        with as_os_error(path):
-            try:
-                return parts_of(dataset, self._flags, self._token), inside
-            except NotFound as error:  # of the dataset: that says nothing of the path
-                raise StartError(str(error)) from error
+        with opening(path):
+            return parts_of(dataset, self._flags, self._token), inside
 
     def files_at(self, path: str) -> tuple[Filesystem, str]:
         """What serves a path in this process, and the path within its dataset."""

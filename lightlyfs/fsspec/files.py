@@ -181,7 +181,7 @@ class WriteFile(_File):
         if mode not in _WRITE_FLAGS:
             raise ValueError(f"mode {mode!r}; files are opened with rb, wb, xb or ab")
         super().__init__(fs, path, mode, block_size, **kwargs)
-        self.loc = self.size if mode == "ab" else 0
+        self.loc = self._attr.size if mode == "ab" else 0
 
     def _open_handle(self, mode: str) -> int:
         return self._files.create(self._inside, _WRITE_FLAGS[mode] | os.O_WRONLY).handle

@@ -13,7 +13,7 @@ from concurrent.futures import Future, wait
 from dataclasses import replace
 
 from lightlyfs import app
-from lightlyfs.app.resolving import find_dataset
+from lightlyfs.app.resolving import find_dataset, list_datasets
 from lightlyfs.fsspec.files import let_go_of_dropped
 from lightlyfs.settings import Secrets, Settings, exposure_of, read_secrets, resolve
 
@@ -111,9 +111,11 @@ def close_all() -> None:
     _running.close()
 
 
-def connect(flags: dict[str, str], token: Token | None) -> app.Connections:
-    """The way to the API with these settings; no request is sent yet."""
-    return _connect(resolve(flags, os.environ), token, app.RequestCounter(), threading.Event())[0]
+def dataset_names(flags: dict[str, str], token: Token | None) -> list[str]:
+    """The datasets that the token may see, sorted."""
+    settings = resolve(flags, os.environ)
+    connections, _ = _connect(settings, token, app.RequestCounter(), threading.Event())
+    return sorted({one.name or one.id for one in list_datasets(connections.client, settings)})
 
 
 def _connect(

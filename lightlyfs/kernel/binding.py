@@ -152,6 +152,10 @@ def _import_bound(module: str, library: Library) -> Any:
     os.environ["FUSE_LIBRARY_PATH"] = library.soname
     try:
         return __import__(module)
+    except ImportError as error:
+        # fusepy has no wheel, so that it is missing where only wheels may be installed
+        package = {"fuse": "fusepy"}.get(module, module)
+        raise StartError(f"{library} needs {package}; install it with: pip install {package}") from error
     finally:
         if before is None:
             del os.environ["FUSE_LIBRARY_PATH"]

@@ -513,7 +513,7 @@ def s3_client(endpoint: str | None) -> Any:
         import boto3
         from botocore.config import Config
     except ImportError as error:
-        raise LocalServerError("serving a bucket needs boto3: pip install 'lightlyfs[s3]'") from error
+        raise LocalServerError("serving a bucket needs boto3; install it with: pip install boto3") from error
     style = {"addressing_style": "path" if endpoint else "auto"}
     # newer botocore signs a checksum header into PUT URLs, which a client with only the URL cannot send
     config = Config(

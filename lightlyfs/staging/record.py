@@ -28,7 +28,7 @@ class State(StrEnum):
     UPLOADED = "uploaded"
 
 
-# every state may follow itself; what is not here is a fault of ours. `semantics.md` shows the same table
+# every state may follow itself; what is not here is a fault of ours. `docs/semantics.md` shows the same table
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.OPEN: frozenset({State.LOCAL, State.PENDING, State.FAILED, State.INTERRUPTED}),
     State.LOCAL: frozenset({State.OPEN, State.PENDING, State.FAILED, State.INTERRUPTED}),

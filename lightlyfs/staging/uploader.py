@@ -358,7 +358,7 @@ def _delay_s(error: Exception, tries: int) -> float:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, Unauthorized | Forbidden):
-        return f"{error}; check the token (or --token-file), then run: lightlyfs refresh MOUNTPOINT"
+        return f"{error}; then run: lightlyfs refresh MOUNTPOINT"
     return GONE if isinstance(error, FileNotFoundError) else str(error)
 
 

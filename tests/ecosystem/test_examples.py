@@ -46,4 +46,4 @@ def test_a_missing_package_is_one_line(tmp_path: Path) -> None:
     hidden += "runpy.run_module('lightlyfs.examples.torch_dataset', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.strip() == "torch is not installed: pip install 'lightlyfs[torch]'"
+    assert done.stderr.strip() == "torch is not installed; install it with: pip install torch"

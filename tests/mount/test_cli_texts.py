@@ -69,7 +69,7 @@ def test_a_completion_is_one_the_shell_takes(shell: str) -> None:
         ("lightlyfs uploads ", {"discard", "export", "list", "retry", "send"}),
         ("lightlyfs index ", {"export", "import"}),
         ("lightlyfs deploy u", {"user-unit"}),
-        ("lightlyfs help s", {"semantics", "scale"}),
+        ("lightlyfs help se", {"semantics", "service"}),
         ("lightlyfs completion ", {"bash", "zsh", "fish"}),
     ],
 )

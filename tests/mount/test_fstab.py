@@ -18,7 +18,7 @@ from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
 
-README = Path(__file__).parents[2] / "README.md"
+OPTIONS = Path(__file__).parents[2] / "lightlyfs/docs/options.md"
 # what mount(8) finds in the system's own directories: a helper of this type, or a program for that of libfuse
 HELPERS = ["mount.fuse.lightlyfs", "lightlyfs"]
 SCRIPT = """
@@ -33,7 +33,7 @@ umount "$3"
 
 @pytest.fixture
 def fstab(own_server: LocalServer, tmp_path: Path) -> Path:
-    """The README's line, for a server of the test's own."""
+    """The documented line, for a server of the test's own."""
     need_fuse("3")
     missing = [name for name in ("unshare", "findmnt", "mount.fuse3") if shutil.which(name) is None]
     if missing or os.getuid() != 0:
@@ -46,7 +46,7 @@ def fstab(own_server: LocalServer, tmp_path: Path) -> Path:
     token.chmod(0o600)
     (tmp_path / "mnt").mkdir()
     (line,) = re.findall(
-        r"^    my-dataset +/mnt/images .*$", README.read_text(encoding="utf-8"), re.MULTILINE
+        r"^    my-dataset +/mnt/images .*$", OPTIONS.read_text(encoding="utf-8"), re.MULTILINE
     )
     _, _, kind, options, *rest = line.split()
     options = options.replace("/etc/lightly.token", str(token))

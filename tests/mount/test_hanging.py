@@ -118,5 +118,5 @@ def test_the_end_of_a_killed_mount_says_what_is_owed(own_server: LocalServer, tm
 
         done = tree.run("umount", str(tree.mountpoint))
 
-        assert "1 files on this machine are not on the server yet" in done.stderr
+        assert "1 file on this machine not on the server yet" in done.stderr
         assert mountpoints.mount_at(tree.mountpoint) is None

@@ -371,6 +371,8 @@ def test_no_cache_leaves_nothing_on_disk(server: LocalServer, place: Path, envir
     [
         ["DATASET", "MNT", "-o", "ro,nodev,nosuid,noatime,metadata_ttl=30,x-systemd.automount,_netdev"],
         ["mount", "NAME", "MNT"],
+        ["mount", "lightly:NAME", "MNT"],
+        ["mount", "https://app.lightly.ai/dataset/DATASET/samples", "MNT"],
         ["mount", "DATASET", "MNT", "--umask", "077", "--uid", "1", "--gid", "2", "--jobs", "3"],
     ],
 )
@@ -379,7 +381,10 @@ def test_the_forms_of_the_command_are_the_same(
 ) -> None:
     names = {"DATASET": server.dataset_id, "MNT": str(place), "NAME": server.dataset_name}
 
-    lightlyfs(*(names.get(word, word) for word in words), environ=environ)
+    for name, value in names.items():
+        words = [word.replace(name, value) for word in words]
+
+    lightlyfs(*words, environ=environ)
 
     try:
         found = (place / "a.jpg").stat()

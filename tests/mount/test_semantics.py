@@ -13,7 +13,7 @@ from trees import mounted
 
 from lightlyfs.testing import LocalServer
 
-TEXT = resources.files("lightlyfs").joinpath("semantics.md").read_text(encoding="utf-8")
+TEXT = resources.files("lightlyfs").joinpath("docs/semantics.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```console\n\$ (.+?)\n(.*?)```", TEXT, re.DOTALL)
 
 

@@ -125,7 +125,7 @@ def test_the_commands_of_a_unit_start_reload_and_stop_a_mount(
 
         status = [service.command("ExecStop")[0], "status", str(mountpoint)]
         told = subprocess.run(status, env=service.environ, capture_output=True, text=True, check=True)
-        assert "1 samples" in told.stdout
+        assert "1 sample " in told.stdout
 
         service.environ["MAINPID"] = str(process.pid)
         subprocess.run(service.command("ExecReload"), check=True)

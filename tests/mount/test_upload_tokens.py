@@ -24,7 +24,7 @@ from trees import (
 
 RENEWED = "second-token"
 SECONDS = 5.0
-WAY_OUT = "check the token (or --token-file), then run: lightlyfs refresh"
+WAY_OUT = "check LIGHTLY_TOKEN, or the file of --token-file; then run: lightlyfs refresh"
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ def test_a_read_only_mount_says_what_is_owed_and_leaves_it(machine: Machine, own
     tree = machine.mount("mnt", "--read-only")
     tree.end()
 
-    assert "1 files are not on the server yet" in tree.log.read_text()
+    assert "1 file is not on the server yet" in tree.log.read_text()
     assert stored(own_server) == {}
 
 
@@ -142,7 +142,7 @@ def test_retry_reaches_the_mount_that_runs(machine: Machine, own_server: LocalSe
             (tree.mountpoint / "owed.jpg").write_bytes(b"owed")
         own_server.faults.clear()
 
-        assert "1 files are tried again" in machine.run("uploads", "retry")
+        assert "1 file is tried again" in machine.run("uploads", "retry")
 
         wait_until(lambda: stored(own_server) == {"owed.jpg": b"owed"}, 20)
     finally:
@@ -156,7 +156,7 @@ def test_export_copies_and_discard_forgets(machine: Machine, own_server: LocalSe
     told = machine.run("uploads", "discard", "--yes", "owed.jpg")
 
     assert told.startswith("owed.jpg: pending: ")
-    assert told.endswith("1 files discarded\n")
+    assert told.endswith("1 file discarded\n")
     assert (tmp_path / "out" / own_server.dataset_id / "owed.jpg").read_bytes() == b"owed"
     assert machine.run("uploads", "list").startswith("x.tmp\tlocal\t7\t")
     machine.run("uploads", "discard", "--all", "--yes", "--dataset", own_server.dataset_id)
@@ -245,7 +245,7 @@ def test_send_makes_a_local_file_a_sample(machine: Machine, own_server: LocalSer
             done = lightlyfs(*words, environ=machine.environ, check=False)
             assert done.returncode != 0
             assert why in done.stderr
-            assert "1 files were not sent; they are still here" in done.stderr
+            assert "1 file not sent, and still here" in done.stderr
         tree.refresh()
         assert tree.names() == ["d", "empty.txt", "notes.txt"]
     finally:
@@ -264,7 +264,7 @@ def test_samples_that_were_replaced_and_cannot_be_deleted_are_listed(
         tree.rename("new.jpg", "old.jpg")
         assert tree.names() == ["old.jpg"]
         assert tree.read("old.jpg") == jpeg(2)
-        assert "1 samples were replaced and are hidden" in tree.run("status", str(tree.mountpoint)).stdout
+        assert "1 replaced sample hidden" in tree.run("status", str(tree.mountpoint)).stdout
     finally:
         tree.end()
 

@@ -11,6 +11,7 @@ import pytest
 from trees import free_port, use_here
 
 from lightlyfs.fsspec import parts as fsspec_parts
+from lightlyfs.fsspec.base import DatasetNotFoundError
 from lightlyfs.testing import LocalServer, ServerOptions
 
 Call = Callable[[Any, str, Path], object]
@@ -51,7 +52,14 @@ CALLS: dict[str, Call] = {
     "mapper gets": lambda fs, at, _: fs.get_mapper(f"{at}/red").get("0.jpg"),
     "makedirs": lambda fs, at, _: fs.makedirs(f"{at}/new", exist_ok=True),
 }
-CAUSES = ["no token", "refused token", "no server", "no such dataset", "cache of another"]
+# what keeps a dataset from being opened, and what each call raises then
+CAUSES: dict[str, type[OSError]] = {
+    "no token": OSError,
+    "refused token": PermissionError,
+    "no server": ConnectionError,
+    "no such dataset": DatasetNotFoundError,
+    "cache of another": OSError,
+}
 
 
 @pytest.fixture
@@ -90,11 +98,26 @@ def test_nothing_looks_empty_where_it_cannot_start(
     for name, call in CALLS.items():
         try:
             wrong[name] = call(fs, "lorries" if cause == "no such dataset" else "cars", tmp_path)
-        except FileNotFoundError as error:
+        except CAUSES[cause] as error:
+            if isinstance(error, FileNotFoundError) and cause != "no such dataset":
+                wrong[name] = error
+        except Exception as error:
             wrong[name] = error
-        except OSError:
-            pass
     assert wrong == {}
+
+
+@pytest.mark.parametrize("cause", ["refused token", "no server"])
+def test_datasets_that_cannot_be_listed_say_why(
+    served: LocalServer, monkeypatch: pytest.MonkeyPatch, cause: str
+) -> None:
+    monkeypatch.setattr("lightlyfs.app.resolving.quick_policy", _once)
+    if cause == "refused token":
+        monkeypatch.setenv("LIGHTLY_TOKEN", "another")
+    else:
+        monkeypatch.setenv("LIGHTLY_SERVER_LOCATION", f"http://127.0.0.1:{free_port()}")
+    fs = fsspec.filesystem("lightly", skip_instance_cache=True)
+    with pytest.raises(CAUSES[cause], match=r"does not accept the token|cannot be reached"):
+        fs.ls("")
 
 
 def _once() -> Any:

@@ -141,5 +141,5 @@ def test_a_bucket_that_cannot_be_listed_is_one_line(endpoint: str, monkeypatch: 
 
 def test_without_boto3_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
-    with pytest.raises(LocalServerError, match=r"pip install 'lightlyfs\[s3\]'"):
+    with pytest.raises(LocalServerError, match="pip install boto3"):
         LocalServer(ServerOptions(source="s3://bucket"))

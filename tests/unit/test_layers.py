@@ -15,6 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED = {
     "errors": set(),
     "settings": {"upload_rules", "errors"},
+    "profiles": {"settings", "errors"},
     "forks": set(),
     "database": {"forks"},
     "inodes": set(),
@@ -37,6 +38,8 @@ ALLOWED = {
     },
     "kernel": {"fs", "mountinfo", "errors"},
     "control": {"errors"},
+    "wording": set(),
+    "asking": {"control", "places", "errors"},
     "app": {
         *("kernel", "fs", "desktop", "catalog", "fetch", "cache", "staging", "blocks", "api"),
         *("forks", "database", "inodes", "places", "locks"),
@@ -44,16 +47,16 @@ ALLOWED = {
     },
     "cli": {
         *("app", "control", "kernel", "fs", "api", "places", "mountinfo", "settings", "errors"),
-        *("server", "testing"),
+        *("server", "testing", "asking", "profiles", "wording"),
     },
     "server": set(),
     "testing": {"server"},
-    "library": {"control", "places", "settings", "errors"},
+    "library": {"asking", "control", "places", "mountinfo", "settings", "wording", "errors"},
     "fsspec": {"app", "fs", "blocks", "places", "settings", "errors"},
     "examples": {"fsspec", "errors"},
     "__main__": {"cli"},
     "announcing": {"control", "places", "fsspec", "errors"},
-    "__init__": {"announcing", "library", "api"},
+    "__init__": {"announcing", "library", "api", "errors"},
 }
 ONLY_IMPORTER = {
     "requests": {"api/over_requests.py"},

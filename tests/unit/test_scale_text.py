@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
-    for line in (ROOT / "lightlyfs/scale.md").read_text(encoding="utf-8").splitlines()
+    for line in (ROOT / "lightlyfs/docs/scale.md").read_text(encoding="utf-8").splitlines()
     if line.startswith("|") and line.count("|") == 9
 ][2:]
 

@@ -1,7 +1,8 @@
-"""Settings: where they come from, what is refused, and that the README lists every one."""
+"""Settings: where they come from, what is refused, and that `docs/options.md` lists every one."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,19 +11,19 @@ import pytest
 from lightlyfs.errors import SettingsError
 from lightlyfs.settings import BY_NAME, DEFAULT_SERVER, SETTINGS, Secrets, exposure_of, read_secrets, resolve
 
-README = Path(__file__).parents[2] / "README.md"
+OPTIONS = Path(__file__).parents[2] / "lightlyfs/docs/options.md"
 
 
 def row_of(name: str) -> str:
-    """The README's row of a setting."""
+    """The row of a setting."""
     setting = BY_NAME[name]
     default = "" if setting.default in (None, "") or name in ("uid", "gid") else f"`{setting.default}`"
     variable = f" Also `{setting.variable}`." if setting.variable else ""
     return f"| `{setting.flag}` | {default} | {setting.help}{variable} |"
 
 
-def test_the_readme_lists_every_setting_as_it_is() -> None:
-    text = README.read_text(encoding="utf-8")
+def test_the_text_on_options_lists_every_setting_as_it_is() -> None:
+    text = OPTIONS.read_text(encoding="utf-8")
 
     assert [row_of(s.name) for s in SETTINGS if row_of(s.name) not in text] == []
 
@@ -53,7 +54,13 @@ def test_a_flag_beats_a_variable_and_a_variable_beats_the_default() -> None:
         ("cache_size", "20G", "cache_size_bytes", 20 << 30),
         ("cache_size", "512 MiB", "cache_size_bytes", 512 << 20),
         ("cache_size", "1.5t", "cache_size_bytes", 3 << 39),
-        ("cache_size", "0", "cache_size_bytes", 0),
+        ("metadata_ttl", "5m", "metadata_ttl_s", 300.0),
+        ("metadata_ttl", "1h30m", "metadata_ttl_s", 5_400.0),
+        ("metadata_ttl", "1h 30min 5s", "metadata_ttl_s", 5_405.0),
+        ("metadata_ttl", "indefinite", "metadata_ttl_s", float("inf")),
+        ("uid", "root", "uid", 0),
+        ("gid", "root", "gid", 0),
+        ("umask", "0o077", "umask", 0o077),
         ("umask", "077", "umask", 0o077),
         ("no_cache", "on", "no_cache", True),
         ("no_cache", "", "no_cache", True),
@@ -71,6 +78,18 @@ def test_a_text_becomes_a_value(name: str, text: str, field: str, value: object)
         ("metadata_ttl", "-1"),
         ("metadata_ttl", "nan"),
         ("metadata_ttl", "soon"),
+        ("metadata_ttl", "5x"),
+        ("metadata_ttl", ""),
+        ("metadata_ttl", "9" * 5_000 + "x"),
+        ("cache_size", "0"),
+        ("cache_size", "1M"),
+        ("cache_size", "0%"),
+        ("cache_size", "101%"),
+        ("jobs", "100000"),
+        ("jobs", "²"),
+        ("uid", "no-such-user"),
+        ("uid", "9" * 5_000),
+        ("gid", ""),
         ("cache_size", "much"),
         ("cache_size", "-5"),
         ("jobs", "0"),
@@ -90,6 +109,20 @@ def test_a_text_becomes_a_value(name: str, text: str, field: str, value: object)
 def test_a_wrong_text_is_refused_by_name(name: str, text: str) -> None:
     with pytest.raises(SettingsError, match=f"^{BY_NAME[name].flag} is "):
         resolve({name: text}, {})
+
+
+def test_a_share_is_one_of_the_disk(tmp_path: Path) -> None:
+    disk = shutil.disk_usage(tmp_path).total
+    found = resolve({"cache_size": "50%", "cache_dir": str(tmp_path / "not/yet")}, {}).cache_size_bytes
+    assert found is not None
+    assert abs(found - disk / 2) < disk / 100
+
+
+@pytest.mark.parametrize("name", ["allow_overwrite", "write_back", "sole_writer"])
+@pytest.mark.parametrize("other", [{"read_only": "on"}, {"tag": "night"}])
+def test_options_that_contradict_each_other_are_refused(name: str, other: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match=f"^{BY_NAME[name].flag} contradicts --"):
+        resolve({name: "on", **other}, {})
 
 
 def test_an_unknown_setting_is_refused() -> None:
@@ -127,6 +160,12 @@ def test_a_token_file_that_others_can_read_is_closed_by_the_command_named(
         assert exposure_of(file) is None
     assert exposure_of(None) is None
     assert exposure_of(tmp_path / "missing") is None
+
+
+def test_blanks_around_a_token_are_cut() -> None:
+    assert read_secrets({"LIGHTLY_TOKEN": "  abc\r\n"}, None).token == "abc"
+    with pytest.raises(SettingsError, match="no API token"):
+        read_secrets({"LIGHTLY_TOKEN": " \n"}, None)
 
 
 def test_a_bearer_token_is_enough() -> None:

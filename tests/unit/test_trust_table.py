@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-SEMANTICS = (TESTS.parent / "lightlyfs" / "semantics.md").read_text(encoding="utf-8")
+SEMANTICS = (TESTS.parent / "lightlyfs/docs/semantics.md").read_text(encoding="utf-8")
 NAMED = re.findall(r"`([\w/]+/test_\w+)`", SEMANTICS.partition("## Trust")[2].partition("\n## ")[0])
 
 

@@ -108,7 +108,7 @@ def test_a_state_follows_only_those_it_may_follow(now: State, wanted: State) -> 
 
 
 def test_the_transitions_are_those_of_the_documentation() -> None:
-    text = (Path(lightlyfs.__file__).parent / "semantics.md").read_text("utf-8")
+    text = (Path(lightlyfs.__file__).parent / "docs/semantics.md").read_text("utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|]*) \|$", text, re.MULTILINE))
     documented = {
         State(name): frozenset(map(State, re.findall(r"`(\w+)`", row))) for name, row in rows.items()

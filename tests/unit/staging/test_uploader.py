@@ -169,7 +169,7 @@ def test_a_refused_token_keeps_a_file_pending_and_says_the_way_out(bench: Bench)
         bench.submit().result.result(WAIT_S)
 
     assert bench.record.state is State.PENDING
-    assert "--token-file" in bench.record.error
+    assert "lightlyfs refresh" in bench.record.error
 
 
 def test_what_is_refused_after_everything_was_tried_again_is_tried_at_once(bench: Bench) -> None:

@@ -1,0 +1,89 @@
+"""The configuration file: settings of one's own, and sets of them by name.
+
+`~/.config/lightlyfs/config.toml` holds settings by their names; those under `[profiles.NAME]` count where
+the profile is chosen. An option or a variable beats the file.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from lightlyfs.errors import SettingsError
+from lightlyfs.settings import BY_NAME
+
+VARIABLE = "LIGHTLYFS_PROFILE"
+_BUILT_IN: Mapping[str, Mapping[str, object]] = {
+    # names that do not move, and no picture that nobody looks at
+    "train": {"read_only": True, "metadata_ttl": "1h", "thumbnails": "off", "jobs": 64},
+    "browse": {"read_only": True, "metadata_ttl": "5m", "thumbnails": "prefill"},
+}
+
+
+def config_file() -> Path:
+    """Return where the file is, or would be."""
+    return Path(platformdirs.user_config_dir("lightlyfs")) / "config.toml"
+
+
+def load(profile: str | None) -> dict[str, tuple[str, str]]:
+    """Return the text of each setting that the file or the profile has, and where it is from.
+
+    Raises SettingsError, which names the file and the key.
+    """
+    path = config_file()
+    found = _read(path)
+    profiles = found.pop("profiles", {})
+    values = {name: (value, str(path)) for name, value in found.items()}
+    if profile is not None:
+        own = profiles.get(profile) if isinstance(profiles, dict) else None
+        if own is None and profile not in _BUILT_IN:
+            known = sorted({*_BUILT_IN, *profiles})
+            raise SettingsError(
+                f"there is no profile {profile!r}; {path} and lightlyfs have {', '.join(known)}"
+            )
+        built_in = {name: (value, f"profile {profile}") for name, value in _BUILT_IN.get(profile, {}).items()}
+        mine = {name: (value, f"{path}, profile {profile}") for name, value in (own or {}).items()}
+        values |= built_in | mine
+    return {name: (_text(path, name, value), origin) for name, (value, origin) in values.items()}
+
+
+def beneath(
+    given: Mapping[str, str | None], profile: str | None, environ: Mapping[str, str]
+) -> dict[str, str | None]:
+    """Return the settings that were given, above those of the file and the profile."""
+    stored = load(profile or environ.get(VARIABLE) or None)
+    kept = {
+        name: text for name, (text, _) in stored.items() if not environ.get(BY_NAME[name].variable or "\0")
+    }
+    return {**kept, **given}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        if not os.access(path.parent, os.R_OK):
+            return {}  # a service whose home is not its own
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from None
+
+
+def _text(path: Path, name: str, value: object) -> str:
+    """The value of a setting as an option would have it."""
+    if "token" in name and name != "token_file":
+        raise SettingsError(f"{path}: a token does not belong there; name a file that holds it: token_file")
+    if name not in BY_NAME:
+        raise SettingsError(f"{path}: unknown setting {name}; `lightlyfs help options` lists them")
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value)

@@ -1,0 +1,171 @@
+"""Command lines that nobody means: each gets an answer, none a traceback."""
+
+from __future__ import annotations
+
+import random
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from lightlyfs.api.retry import RetryPolicy
+from lightlyfs.cli import group
+from lightlyfs.errors import StartError
+
+# what a wrong command line is answered with: exit code, and a text that is in the answer
+WRONG = [
+    ("unmount /mnt", 2, "no such command 'unmount'; did you mean umount?"),
+    (
+        "my-dataset /mnt",
+        2,
+        "no such command 'my-dataset'; a dataset is mounted by: lightlyfs mount DATASET DIR",
+    ),
+    ("mont my-dataset /mnt", 2, "no such command 'mont'; did you mean mount?"),
+    ("mount", 2, "missing argument 'DATASET'"),
+    ("mount my-dataset", 2, "missing argument 'MOUNTPOINT'"),
+    ("mount my-dataset /mnt --token abc", 2, "a token is never an argument"),
+    ("mount my-dataset /mnt -o token=abc", 2, "set LIGHTLY_TOKEN to it, or name a file"),
+    ("mount my-dataset /mnt --readonly", 2, "no such option --readonly; did you mean --read-only"),
+    ("mount my-dataset /mnt -o read_onyl", 2, "-o read_onyl: no such option; did you mean read_only?"),
+    ("mount my-dataset /mnt --jobs 100000", 2, "expected a whole number from 1 to 256"),
+    ("mount my-dataset /mnt --cache-size 1M", 2, "--cache-size is '1M'; expected 64M or more"),
+    ("mount my-dataset /mnt --cache-size lots", 2, "expected a size such as 512M, 20G or 50%"),
+    ("mount my-dataset /mnt --metadata-ttl soon", 2, "expected a time such as 90, 5m, 1h30m or infinite"),
+    ("mount my-dataset /mnt --umask 999", 2, "expected octal digits up to 777, such as 022"),
+    ("mount my-dataset /mnt --uid nobody-here", 2, "expected the name or number of a user of this machine"),
+    ("mount my-dataset /mnt --read-only --write-back", 2, "--write-back contradicts --read-only"),
+    ("mount my-dataset /mnt --server api.lightly.ai", 2, "expected an address that starts with https://"),
+    ("mount my-dataset /mnt --read-mode fast", 2, "it may be url, redirect"),
+    ("umount", 2, "name the mounts to end, or all of them with --all"),
+    ("umount /etc", 1, "no dataset is mounted on /etc"),
+    ("status /nowhere", 1, "no dataset is mounted on /nowhere"),
+    ("warm", 2, "name files or directories of a mount"),
+    ("warm /etc/passwd", 1, "/etc/passwd is not in a dataset that you have mounted"),
+    ("uploads forget x", 2, "no such command 'forget'; there are discard, export, list, retry, send"),
+    ("uploads discard", 2, "name the files to discard"),
+    ("mount my-dataset /mnt --profile wrk", 2, "there is no profile 'wrk'"),
+    ("help everything", 2, "'everything' is not one of"),
+    ("serve", 2, "name one source: a folder"),
+    ("--verbose", 2, "no such option --verbose"),
+]
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user with nothing: no token, no mounts, and no command that starts a process."""
+    for name in ("CACHE_HOME", "STATE_HOME", "CONFIG_HOME", "RUNTIME_DIR"):
+        (tmp_path / name).mkdir(mode=0o700)
+        monkeypatch.setenv(f"XDG_{name}", str(tmp_path / name))
+    # `umount --all` is among the random lines
+    monkeypatch.setattr("lightlyfs.mountinfo.mount_table", lambda _process="self": [])
+    monkeypatch.setenv("LIGHTLY_SERVER_LOCATION", "http://127.0.0.1:9")
+    monkeypatch.setenv("LIGHTLY_TOKEN", "no-such-token")
+    monkeypatch.setattr(
+        "lightlyfs.app.resolving.quick_policy", lambda: RetryPolicy(attempts=1, budget_s=1.0, doubt_s=0.0)
+    )
+    monkeypatch.chdir(tmp_path)
+
+
+def run(words: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """The exit code of a command, and what it said on stderr."""
+    with pytest.raises(SystemExit) as ended:
+        group.run(words)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("line", "code", "text"), WRONG, ids=[line for line, _, _ in WRONG])
+def test_a_wrong_command_line_is_answered(
+    line: str, code: int, text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found, said = run(shlex.split(line), capfd)
+    assert (found, text in said) == (code, True), said
+    assert said.startswith("lightlyfs: ")
+    assert len(said.splitlines()) <= 2
+    assert "abc" not in said
+
+
+def test_every_command_without_words_says_what_it_needs(capfd: pytest.CaptureFixture[str]) -> None:
+    for name in group._COMMANDS:
+        if name not in ("demo", "doctor", "help"):
+            code, said = run([name], capfd)
+            assert code in (0, 1, 2), said
+            assert "fault of lightlyfs" not in said
+
+
+def _words(chance: random.Random) -> list[str]:
+    """A command line that somebody might type by mistake, or a cat by walking."""
+    commands = [*group._COMMANDS, "list", "export", "import", "discard", "send", "show", "clear", "pin"]
+    flags = sorted({flag for command in _all_commands() for one in command.params for flag in one.opts})
+    odd = [
+        "",
+        " ",
+        "-",
+        "--",
+        "-o",
+        "0",
+        "-1",
+        "9" * 400,
+        "a" * 5_000,
+        "../..",
+        "/",
+        "~",
+        "x=y",
+        "=",
+        ",",
+        "%s",
+    ]
+    odd += [
+        "\udcff",
+        "caf\u00e9",
+        "\x1b[31m",
+        "a\nb",
+        "http://[",
+        "s3://",
+        "lightly://x/*",
+        "{",
+        "/dev/null",
+        ".",
+    ]
+    kinds: list[Callable[[], str]] = [
+        lambda: chance.choice(commands),
+        lambda: chance.choice(flags),
+        lambda: chance.choice(odd),
+        lambda: f"{chance.choice(flags)}={chance.choice(odd)}",
+        lambda: "".join(chance.choices("abz019-=/.,*\u20ac\t", k=chance.randrange(1, 12))),
+    ]
+    first = [chance.choice(commands)] if chance.random() < 0.8 else []
+    return first + [chance.choice(kinds)() for _ in range(chance.randrange(6))]
+
+
+def _all_commands() -> list[click.Command]:
+    context = click.Context(group.commands)
+    found = [group.commands.get_command(context, name) for name in group._COMMANDS]
+    below = [
+        one for command in found if isinstance(command, click.Group) for one in command.commands.values()
+    ]
+    return [command for command in [*found, *below] if command is not None]
+
+
+def test_no_command_line_ends_in_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two thousand random ones; what would start a process, or serve, is said to be impossible."""
+
+    def refuse(*_args: Any, **_keywords: Any) -> Any:
+        raise StartError("not in this test")
+
+    for name in ("subprocess.Popen", "subprocess.run", "os.execv", "lightlyfs.server.serve_until_signal"):
+        monkeypatch.setattr(name, refuse)
+    monkeypatch.setattr("lightlyfs.kernel.binding.check_device", refuse)
+    monkeypatch.setattr("sys.stdin", open("/dev/null"))  # noqa: SIM115 - for the whole test
+    chance = random.Random(20)
+    for _ in range(2_000):
+        words = _words(chance)
+        code, said = run(words, capfd)
+        assert code in (0, 1, 2), (words, said)
+        assert "fault of lightlyfs" not in said, (words, said)
+        assert "Traceback" not in said, (words, said)

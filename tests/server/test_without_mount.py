@@ -1,0 +1,135 @@
+"""`datasets`, `ls`, `cat` and `cp`: a dataset by command, with nothing mounted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from shared_mount import jpeg
+from trees import environment, lightlyfs
+
+from lightlyfs.cli.options import split_source
+from lightlyfs.errors import SettingsError
+from lightlyfs.testing import LocalServer, ServerOptions
+
+ID = "0123456789abcdef01234567"
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[LocalServer]:
+    """Three images in two directories."""
+    (tmp_path / "served/cars").mkdir(parents=True)
+    (tmp_path / "served/top.jpg").write_bytes(jpeg(1))
+    for number in range(2):
+        (tmp_path / f"served/cars/{number}.jpg").write_bytes(jpeg(2 + number))
+    with LocalServer(ServerOptions(source=tmp_path / "served", dataset_name="fleet")) as server:
+        yield server
+
+
+def run(server: LocalServer, home: Path, *words: str, code: int = 0) -> str:
+    """What a command prints; with a failure what it says of it."""
+    done = lightlyfs(*words, environ=environment(server, home / "cache"), check=False)
+    assert done.returncode == code, done.stderr
+    return done.stderr if code else done.stdout
+
+
+def test_datasets_are_listed(served: LocalServer, tmp_path: Path) -> None:
+    line = run(served, tmp_path, "datasets").split()
+    assert line[:3] == ["fleet", served.dataset_id, "3"]
+    (row,) = json.loads(run(served, tmp_path, "datasets", "--json"))
+    assert (row["name"], row["id"], row["files"]) == ("fleet", served.dataset_id, 3)
+    assert row["bytes"] == sum(len(jpeg(seed)) for seed in (1, 2, 3))
+
+
+def test_ls_lists_directories_and_patterns(served: LocalServer, tmp_path: Path) -> None:
+    assert run(served, tmp_path, "ls", "fleet").splitlines() == ["cars/", "top.jpg"]
+    assert run(served, tmp_path, "ls", "-r", f"lightly://{served.dataset_id}").splitlines() == [
+        *("cars/", "cars/0.jpg", "cars/1.jpg", "top.jpg")
+    ]
+    assert run(served, tmp_path, "ls", "fleet/c*/1*").splitlines() == ["cars/1.jpg"]
+    found = json.loads(run(served, tmp_path, "ls", "--json", "fleet/cars"))
+    assert [(one["path"], one["bytes"]) for one in found] == [
+        ("cars/0.jpg", len(jpeg(2))),
+        ("cars/1.jpg", len(jpeg(3))),
+    ]
+    assert "there is no lorries" in run(served, tmp_path, "ls", "fleet/lorries", code=1)
+
+
+def test_files_are_copied_down_and_up(
+    served: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(served, tmp_path, "cp", "fleet/cars/*", "down/")
+    assert {path.name: path.read_bytes() for path in Path("down").iterdir()} == {
+        "0.jpg": jpeg(2),
+        "1.jpg": jpeg(3),
+    }
+    assert "is a directory; copy it with --recursive" in run(
+        served, tmp_path, "cp", "fleet/cars", "x", code=1
+    )
+    run(served, tmp_path, "cp", "-r", "fleet", "all")
+    assert sorted(path.name for path in Path("all").rglob("*.jpg")) == ["0.jpg", "1.jpg", "top.jpg"]
+
+    Path("new/deep").mkdir(parents=True)
+    Path("new/a.jpg").write_bytes(jpeg(7))
+    Path("new/deep/b.jpg").write_bytes(jpeg(8))
+    Path("new/notes.txt").write_text("x")
+    told = run(served, tmp_path, "cp", "-r", "new", "fleet/")
+    assert told.startswith("2 files copied")
+    assert {one["fileName"] for one in served.samples()} >= {"new/a.jpg", "new/deep/b.jpg"}
+    assert len(served.samples()) == 5
+    assert "new/deep/b.jpg" in run(served, tmp_path, "ls", "-r", "fleet")
+    # again: what is there is left
+    run(served, tmp_path, "cp", "-r", "new", "fleet/")
+    assert len(served.samples()) == 5
+    assert "1 file not copied" in run(served, tmp_path, "cp", "new/notes.txt", "fleet", code=1)
+    Path("other.jpg").write_bytes(jpeg(9))
+    refused = run(served, tmp_path, "cp", "other.jpg", "fleet/top.jpg", code=1)
+    assert "mount with --allow-overwrite" in refused
+    run(served, tmp_path, "cp", "--allow-overwrite", "other.jpg", "fleet/top.jpg")
+    assert run(served, tmp_path, "ls", "-l", "fleet/top.jpg").split()[0] == f"{len(jpeg(9)):,}"
+
+
+def test_cat_writes_the_bytes(served: LocalServer, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lightlyfs", "cat", "fleet/top.jpg", "fleet/cars/0.jpg"],
+        env=environment(served, tmp_path / "cache"),
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == jpeg(1) + jpeg(2)
+    assert "is a directory" in run(served, tmp_path, "cat", "fleet/cars", code=1)
+
+
+@pytest.mark.parametrize("words", [["datasets"], ["ls", "fleet"], ["cat", "fleet/x"], ["cp", "fleet/x", "y"]])
+def test_a_refused_token_says_the_way_out(served: LocalServer, tmp_path: Path, words: list[str]) -> None:
+    environ = {**environment(served, tmp_path / "cache"), "LIGHTLY_TOKEN": "another"}
+    done = lightlyfs(*words, environ=environ, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "does not accept the token; check LIGHTLY_TOKEN" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "dataset", "inside"),
+    [
+        ("cars", "cars", ""),
+        ("cars/", "cars", ""),
+        ("cars/red/1.jpg", "cars", "red/1.jpg"),
+        ("lightly:cars", "cars", ""),
+        ("lightly://cars/red", "cars", "red"),
+        (f"https://app.lightly.ai/dataset/{ID}/embedding?x=1", ID, ""),
+        (f"https://app.lightly.ai/dataset?datasetId={ID}", ID, ""),
+    ],
+)
+def test_what_names_a_dataset(text: str, dataset: str, inside: str) -> None:
+    assert split_source(text) == (dataset, inside)
+
+
+def test_an_address_without_a_dataset_is_refused() -> None:
+    with pytest.raises(SettingsError, match="names no dataset"):
+        split_source("https://app.lightly.ai/preferences")

@@ -1,0 +1,96 @@
+"""The configuration file and its profiles: what beats what, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from lightlyfs import profiles
+from lightlyfs.cli.config import config
+from lightlyfs.errors import SettingsError
+
+FILE = """
+cache_size = "50G"
+jobs = 8
+[profiles.work]
+server = "https://work.example"
+read_only = true
+upload = ["*.jpg", "!raw/*"]
+jobs = 4
+[profiles.train]
+jobs = 16
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Write the configuration file of a user who has set no variable."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    for name in (profiles.VARIABLE, "LIGHTLY_SERVER_LOCATION"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "lightlyfs").mkdir()
+    return lambda text: (tmp_path / "lightlyfs/config.toml").write_text(text) and None
+
+
+def test_given_beats_variable_beats_profile_beats_file(write: Callable[[str], None]) -> None:
+    write(FILE)
+    assert profiles.beneath({}, None, {}) == {"cache_size": "50G", "jobs": "8"}
+    found = profiles.beneath({"jobs": "2"}, "work", {})
+    assert found == {
+        "cache_size": "50G",
+        "jobs": "2",
+        "server": "https://work.example",
+        "read_only": "on",
+        "upload": "*.jpg,!raw/*",
+    }
+    assert "server" not in profiles.beneath({}, "work", {"LIGHTLY_SERVER_LOCATION": "https://other"})
+    assert profiles.beneath({}, None, {profiles.VARIABLE: "work"})["jobs"] == "4"
+
+
+def test_two_profiles_are_there_without_a_file(write: Callable[[str], None]) -> None:
+    assert profiles.beneath({}, "train", {})["read_only"] == "on"
+    assert profiles.beneath({}, "browse", {})["metadata_ttl"] == "5m"
+    write(FILE)
+    train = profiles.beneath({}, "train", {})
+    assert (train["read_only"], train["jobs"]) == ("on", "16")  # a file may change them
+
+
+@pytest.mark.parametrize(
+    ("text", "profile", "said"),
+    [
+        ("", "wrok", "there is no profile 'wrok'; .*have browse, train"),
+        ("a = [", None, "is not TOML"),
+        ("speed = 11", None, "unknown setting speed"),
+        ('token = "abc"', None, "a token does not belong there"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(
+    write: Callable[[str], None], text: str, profile: str | None, said: str
+) -> None:
+    write(text)
+    with pytest.raises(SettingsError, match=said) as caught:
+        profiles.load(profile)
+    assert "config.toml" in str(caught.value)
+    assert "abc" not in str(caught.value)
+
+
+def test_show_says_where_each_value_is_from(
+    write: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(FILE)
+    monkeypatch.setenv("LIGHTLYFS_FUSE", "3")
+    command = config.commands["show"]
+    assert isinstance(command, click.Command)
+    done = CliRunner().invoke(command, ["--json", "--profile", "work", "--umask", "077"])
+    assert done.exit_code == 0, done.output
+    origins = {one["name"]: one["origin"] for one in json.loads(done.output)}
+    assert origins["umask"] == "option --umask"
+    assert origins["fuse"] == "variable LIGHTLYFS_FUSE"
+    assert origins["server"].endswith("config.toml, profile work")
+    assert origins["cache_size"].endswith("config.toml")
+    assert origins["gid"] == "default"
