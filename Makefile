@@ -12,7 +12,7 @@ JOBS := 3
 PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install fuse test-tools demo unit test test-long fuzz soak ecosystem desktop check format bench clean
+.PHONY: help install fuse test-tools demo unit test test-long fuzz soak pythons docs house ecosystem desktop check format bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -49,6 +49,13 @@ fuzz: $(STAMP) ## ten minutes of odd and damaged data for every decoder
 soak: $(STAMP) test-tools ## twenty minutes of everything at once over a server and a network that fail
 	LIGHTLYFS_SOAK_S=1200 $(BIN)/pytest -q -s tests/mount/test_mixed_load.py
 
+pythons: $(STAMP) ## the unit tests on each Python found, and on the lowest versions allowed
+	$(BIN)/python tests/pythons.py
+
+docs: $(STAMP) ## draw the imports of the rooms; check every text, and run the commands in it
+	$(BIN)/python tests/rooms.py
+	$(BIN)/pytest -q $(PARALLEL) tests/docs
+
 house: $(STAMP) ## how far each kind of call travels through the code
 	PYTHONPATH=tests $(BIN)/python tests/house.py
 
@@ -64,11 +71,11 @@ desktop: $(STAMP) ## try real file managers on a virtual screen; fetches them by
 	@sh tests/install-fuse.sh --desktop
 	$(BIN)/pytest -q -s -m desktop tests/desktop
 
-check: $(STAMP) test-tools ## format, lint, types, tests, docs
+check: $(STAMP) ## format, lint, types, the map of the rooms
 	$(BIN)/ruff format --check lightlyfs tests
 	$(BIN)/ruff check lightlyfs tests
 	$(BIN)/mypy -p lightlyfs
-	$(BIN)/pytest -q $(PARALLEL) -m 'not long and not desktop and not ecosystem'
+	$(BIN)/python tests/rooms.py
 
 format: $(STAMP) ## put the code into shape
 	$(BIN)/ruff format lightlyfs tests

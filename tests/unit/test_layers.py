@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from rooms import drawn, rooms
 
 PACKAGE = Path(__file__).parents[2] / "lightlyfs"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -228,3 +229,16 @@ def test_no_file_and_no_public_class_has_the_name_of_another() -> None:
                 places.setdefault(node.name, []).append(name)
 
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_the_map_of_the_rooms_is_what_the_code_imports() -> None:
+    """Every room is on the map, in an order in which each imports only what comes behind it."""
+    found, order = rooms(), drawn()
+
+    assert set(order) == set(found) - {"server", "testing", "examples"}
+    assert [
+        (room, other)
+        for room in order
+        for other in found[room]
+        if other in order and order.index(other) < order.index(room)
+    ] == []
