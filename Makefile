@@ -12,7 +12,7 @@ JOBS := 3
 PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install fuse test-tools demo unit test test-long fuzz soak pythons docs house ecosystem desktop check format bench clean
+.PHONY: help install fuse test-tools demo unit test test-long fuzz soak pythons docs house ecosystem desktop check format bench bench-cold clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -84,6 +84,10 @@ format: $(STAMP) ## put the code into shape
 bench: $(BENCH_STAMP) ## measure, beside the local disk, downloads and other mounts: quarter of an hour
 	@sh tests/install-fuse.sh --bench
 	$(BIN)/python tests/bench/run.py $(NAMES)
+
+bench-cold: $(BENCH_STAMP) ## measure cold reading alone, beside rclone mount at its best flags: ten minutes
+	@sh tests/install-fuse.sh --bench
+	$(BIN)/python tests/bench/run.py cold
 
 $(BENCH_STAMP): pyproject.toml $(STAMP)
 	$(BIN)/pip install --quiet --editable '.[dev,bench]'

@@ -120,7 +120,13 @@ def index_s(what: str) -> Callable[[Table], float]:
 BARS = [
     Bar(f"{cold.IN_ORDER}, of rclone mount", 15, lambda t: t.ratio("cold", cold.IN_ORDER, OURS, RCLONE)),
     Bar(f"{cold.IN_ORDER}, of the faster download", 0.7, best_download),
-    Bar(f"{cold.SHUFFLED}, of rclone mount", 1.5, lambda t: t.ratio("cold", cold.SHUFFLED, OURS, RCLONE)),
+    Bar(f"{cold.SHUFFLED}, of rclone mount", 3, lambda t: t.ratio("cold", cold.SHUFFLED, OURS, RCLONE)),
+    Bar(
+        f"{cold.SHUFFLED_FAR}, of rclone mount",
+        6,
+        lambda t: t.ratio("cold", cold.SHUFFLED_FAR, OURS, RCLONE),
+    ),
+    Bar(f"{cold.CLASSES_FAR}, of rclone mount", 5, lambda t: t.ratio("cold", cold.CLASSES_FAR, OURS, RCLONE)),
     Bar(
         f"{cold.URLS_KNOWN}, of rclone mount",
         2,

