@@ -112,14 +112,6 @@ class Caller:
         self._timeouts = timeouts
         self._on_request = on_request
 
-    def outage_s(self) -> float:
-        """Return for how long no request was answered, 0 where the last one was."""
-        return self._retrier.outage_s()
-
-    def outage(self) -> errors.Retryable | None:
-        """Return what requests fail with, where none was answered for some seconds."""
-        return self._retrier.outage()
-
     def send(
         self,
         call: Call,

@@ -86,12 +86,14 @@ class LightlyClient:
         timeouts: Timeouts | None = None,
         on_request: Callable[[str, str, float, str], None] | None = None,
     ) -> None:
+        # knows of outages, for all calls together
+        self.retrier = retrier or Retrier()
         self._caller = Caller(
             server,
             credentials,
             transport,
             hot_transport or transport,
-            retrier or Retrier(),
+            self.retrier,
             timeouts=timeouts or Timeouts(),
             on_request=on_request,
         )
@@ -100,14 +102,6 @@ class LightlyClient:
     def server(self) -> str:
         """The address of the API, without a trailing slash."""
         return self._caller.server
-
-    def outage_s(self) -> float:
-        """Return for how long no request was answered, 0 where the last one was."""
-        return self._caller.outage_s()
-
-    def outage(self) -> errors.Retryable | None:
-        """Return what requests fail with, where none was answered for some seconds; otherwise None."""
-        return self._caller.outage()
 
     def __repr__(self) -> str:
         return f"LightlyClient({self.server!r})"

@@ -54,11 +54,11 @@ class Connections(NamedTuple):
 
     def outage(self) -> Retryable | None:
         """Return what requests fail with, where none was answered for some seconds; otherwise None."""
-        return self.client.outage()
+        return self.client.retrier.outage()
 
     def outage_s(self) -> float:
         """Return for how long no request was answered, 0 where the last one was."""
-        return self.client.outage_s()
+        return self.client.retrier.outage_s()
 
     def has_new_token(self) -> bool:
         """Return whether the token file holds another token than the last time this was asked."""

@@ -20,7 +20,7 @@ from lightlyfs.errors import NoSuchFile, NotADirectory
 from lightlyfs.fs.attributes import Attr, Exact, SetTimes, attr_of_directory, attr_of_local, attr_of_sample
 from lightlyfs.fs.patience import Turn
 from lightlyfs.inodes import directory_ino, sample_ino
-from lightlyfs.occupied import Occupied
+from lightlyfs.path_table import PathTable
 from lightlyfs.staging.local_files import LocalFile, LocalFiles
 from lightlyfs.staging.record import Record
 from lightlyfs.upload_rules import REPLACED_FOLDER
@@ -39,9 +39,7 @@ class RenamedSamples:
         self._clock = clock
         self._lock = threading.Lock()
         # guarded by _lock: entries by new path, and where those are; by old path the inode number gone there
-        self._shown: dict[str, SampleEntry] = {}
-        self._within: dict[str, dict[str, SampleEntry]] = {}
-        self._occupied = Occupied()
+        self._shown: PathTable[SampleEntry] = PathTable()
         self._hidden: dict[str, int] = {}
         self._noted_at: dict[str, float] = {}
         # directories that were renamed with all their samples; replaced as a whole, read without the lock
@@ -56,10 +54,8 @@ class RenamedSamples:
             if self._hidden.get(new) == entry.ino:
                 del self._hidden[new]
             self._hidden[old] = entry.ino
-            directory, _, name = new.rpartition("/")
             self._noted_at[new] = self._clock()
-            self._shown[new] = self._within.setdefault(directory, {})[name] = entry
-            self._occupied.add(new)
+            self._shown.put(new, entry)
             self.generation += 1
 
     def note_directory(self, old: str, new: str) -> None:
@@ -87,7 +83,7 @@ class RenamedSamples:
 
     def at(self, path: str) -> SampleEntry | None:
         """Return the sample that was renamed to this path."""
-        return self._shown.get(path) if self._shown else None
+        return self._shown.by_path.get(path)
 
     def is_hidden(self, path: str, ino: int) -> bool:
         """Return whether the sample that the catalogue shows at a path is elsewhere now."""
@@ -96,21 +92,21 @@ class RenamedSamples:
     def within(self, directory: str) -> list[SampleEntry]:
         """Return the samples renamed to a place directly in a directory."""
         with self._lock:
-            return list(self._within.get(directory, {}).values())
+            return self._shown.within(directory)
 
     def directories_within(self, directory: str) -> set[str]:
         """Return the names of directories in a directory that samples were renamed into."""
         with self._lock:
-            return self._occupied.within(directory)
+            return self._shown.directories_within(directory)
 
     def has_directory(self, path: str) -> bool:
         """Return whether a sample was renamed to a place below this path."""
-        return path in self._occupied
+        return self._shown.has_directory(path)
 
     def prune(self, catalog: Catalog) -> None:
         """Forget what a new listing shows by itself."""
         with self._lock:
-            shown = list(self._shown.items())
+            shown = list(self._shown.by_path.items())
         settled = {}
         for path, entry in shown:
             found = catalog.by_id(entry.sample_id)
@@ -119,9 +115,9 @@ class RenamedSamples:
                 settled[path] = entry
         with self._lock:
             # one that was renamed on meanwhile is not settled
-            done = {entry.ino for path, entry in settled.items() if self._shown.get(path) is entry}
+            done = {entry.ino for path, entry in settled.items() if self._shown.by_path.get(path) is entry}
             for path in settled:
-                if self._shown.get(path) is settled[path]:
+                if self._shown.by_path.get(path) is settled[path]:
                     self._forget_locked(path)
             self._hidden = {old: ino for old, ino in self._hidden.items() if ino not in done}
             self._gone = frozenset(gone for gone in self._gone if self._hides_below_locked(gone))
@@ -129,13 +125,7 @@ class RenamedSamples:
 
     def _forget_locked(self, path: str) -> None:
         self._noted_at.pop(path, None)
-        if self._shown.pop(path, None) is None:
-            return
-        directory, _, name = path.rpartition("/")
-        del self._within[directory][name]
-        if not self._within[directory]:
-            del self._within[directory]
-        self._occupied.remove(path)
+        self._shown.remove(path)
 
     def _hides_below_locked(self, directory: str) -> bool:
         return any(old.startswith(directory + "/") for old in self._hidden)

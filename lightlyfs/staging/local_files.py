@@ -24,7 +24,7 @@ from cachetools import LRUCache
 
 from lightlyfs.errors import FileExists, NoSuchFile
 from lightlyfs.inodes import local_ino
-from lightlyfs.occupied import Occupied
+from lightlyfs.path_table import PathTable
 from lightlyfs.staging.journal import Journal
 from lightlyfs.staging.record import IDENTITY, LocalDirectory, Record, State
 from lightlyfs.staging.recovery import GONE, recovered
@@ -113,10 +113,7 @@ class LocalFiles:
         self.name_of = name_of
         self._lock = threading.Lock()
         # guarded by _lock
-        self._files: dict[str, LocalFile] = {}
-        # the files directly in each directory
-        self._within: dict[str, dict[str, LocalFile]] = {}
-        self._occupied = Occupied()
+        self._files: PathTable[LocalFile] = PathTable()
         self._directories: dict[str, LocalDirectory] = {}
         # when entries of directories that were not made here changed, in nanoseconds, while the mount lasts
         self._touched: LRUCache[str, int] = LRUCache(_MAX_TOUCHED)
@@ -145,7 +142,7 @@ class LocalFiles:
             if record.hidden:
                 self._aside[record.key] = file
                 continue
-            path = next(path for path in numbered(record.path) if path not in self._files)
+            path = next(path for path in numbered(record.path) if path not in self._files.by_path)
             if path != record.path:
                 log.warning("two local files are called %s; one is %s now", record.path, path)
                 self._change(file, self._moved(record, path), durable=True)
@@ -187,12 +184,12 @@ class LocalFiles:
 
     def get(self, path: str) -> LocalFile | None:
         """Return the local file at a path, or None."""
-        return self._files.get(path)
+        return self._files.by_path.get(path)
 
     def all(self) -> list[LocalFile]:
         """Return every local file that is shown."""
         with self._lock:
-            return list(self._files.values())
+            return list(self._files.by_path.values())
 
     def aside(self) -> list[LocalFile]:
         """Return the halves of new images for samples that show their old ones."""
@@ -201,15 +198,15 @@ class LocalFiles:
 
     def within(self, directory: str) -> list[LocalFile]:
         """Return the local files directly in a directory."""
-        if not self._files:
+        if not self._files.by_path:
             return []
         with self._lock:
-            return list(self._within.get(directory, {}).values())
+            return self._files.within(directory)
 
     def below(self, directory: str) -> list[LocalFile]:
         """Return the local files anywhere below a directory."""
         with self._lock:
-            return [file for path, file in self._files.items() if path.startswith(directory + "/")]
+            return [file for path, file in self._files.by_path.items() if path.startswith(directory + "/")]
 
     def new(self, path: str, mode: int) -> LocalFile | None:
         """Create an empty file, open for writing; None if the path exists by now."""
@@ -261,7 +258,7 @@ class LocalFiles:
             self.scrap(draft)
             raise
         with self._lock:
-            covered = self._files.get(path)
+            covered = self._files.by_path.get(path)
             # the file that became this sample, or is to, is covered, unless it is open
             taken = covered is not None and not (replaces and covered.uploaded and not covered.handles)
             if not taken:
@@ -284,7 +281,7 @@ class LocalFiles:
             before = file.record
             record = before.changed(path=path, ctime_ns=time.time_ns(), **changes)
             with self._lock:
-                covered = self._files.get(path)
+                covered = self._files.by_path.get(path)
                 if not self._is_free_locked(path, file):
                     raise FileExists(f"it exists by now: {path}")
                 self._show_at_locked(file, record)
@@ -380,7 +377,7 @@ class LocalFiles:
 
     def has_directory(self, path: str) -> bool:
         """Return whether a directory is known here: made, or with a local file below it."""
-        return path in self._directories or path in self._occupied
+        return path in self._directories or self._files.has_directory(path)
 
     def directory(self, path: str) -> LocalDirectory | None:
         """Return a directory that was made here; None for others."""
@@ -396,7 +393,7 @@ class LocalFiles:
         prefix = directory + "/" if directory else ""
         with self._lock:
             made = {p[len(prefix) :].partition("/")[0] for p in self._directories if p.startswith(prefix)}
-            return (self._occupied.within(directory) | made) - {""}
+            return (self._files.directories_within(directory) | made) - {""}
 
     def make_directory(self, path: str, mode: int) -> None:
         """Make a directory; it lives until it is removed."""
@@ -449,7 +446,7 @@ class LocalFiles:
             return made.mtime_ns
         with self._lock:
             touched = self._touched.get(path)
-        return touched or self._occupied.newest(path) * 1_000_000_000
+        return touched or self._files.newest(path) * 1_000_000_000
 
     def _put_directory(self, made: LocalDirectory) -> None:
         self.journal.put_directories(made)
@@ -460,17 +457,11 @@ class LocalFiles:
     # the table; its lock is held
 
     def _is_free_locked(self, path: str, by: LocalFile) -> bool:
-        other = self._files.get(path)
+        other = self._files.by_path.get(path)
         return other is None or other is by or other.uploaded or other.unlinked
 
     def _show_locked(self, file: LocalFile) -> None:
-        replaced = self._files.get(file.path)
-        if replaced is not None:
-            self._hide_locked(replaced, file.path)
-        directory, _, name = file.path.rpartition("/")
-        self._files[file.path] = file
-        self._within.setdefault(directory, {})[name] = file
-        self._occupied.add(file.path, file.record.mtime)
+        self._files.put(file.path, file, file.record.mtime)
         self.generation += 1
 
     def _show_at_locked(self, file: LocalFile, record: Record) -> None:
@@ -480,15 +471,9 @@ class LocalFiles:
         self._show_locked(file)
 
     def _hide_locked(self, file: LocalFile, path: str) -> None:
-        if self._files.get(path) is not file:
-            return
-        directory, _, name = path.rpartition("/")
-        del self._files[path]
-        del self._within[directory][name]
-        if not self._within[directory]:
-            del self._within[directory]
-        self._occupied.remove(path)
-        self.generation += 1
+        if self._files.by_path.get(path) is file:
+            self._files.remove(path)
+            self.generation += 1
 
     # the bytes of one file; its lock is held
 
@@ -510,7 +495,7 @@ class LocalFiles:
     def unseal_locked(self, file: LocalFile, *, empty: bool = False) -> StagedFile:
         """Return the staged file to change: a copy, or an empty one, of a generation that is sealed."""
         staged = self.stage_locked(file)
-        if file.uploaded and self._files.get(file.path) not in (None, file):
+        if file.uploaded and self._files.by_path.get(file.path) not in (None, file):
             # another file took the place of this sample: its open descriptors keep what no path shows
             file.unlinked = True
         if file.unlinked:

@@ -116,7 +116,7 @@ def content(number: int) -> bytes:
 
 def add_rows(server: LocalServer, storage: str) -> set[str]:
     """Put what no server would say into the listing; the names that `status --problems` is to show."""
-    dataset, database = server._parts.dataset, server._parts.state
+    dataset, database = server._parts.dataset, server._parts.dataset.samples._state
     for name in NAMES:
         server.add_sample(name, b"odd name")
     read_urls = {
