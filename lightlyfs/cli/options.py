@@ -120,6 +120,8 @@ def split_source(text: str) -> tuple[str, str]:
 
     It may be `DATASET/PATH`, either after `lightly:` or `lightly://`, or an address of the web application.
     """
+    if not _is_utf8(text):
+        raise SettingsError(f"{text} names no dataset, for it is not UTF-8")
     if text.startswith(("http://", "https://")):
         found = _ID.search(text)
         if found is None:
@@ -129,6 +131,14 @@ def split_source(text: str) -> tuple[str, str]:
         text = text.removeprefix(prefix)
     dataset, _, inside = text.partition("/")
     return dataset, inside.strip("/")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False  # the bytes of an argument that are none come as surrogates
+    return True
 
 
 def split_fstab_options(texts: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...]]:

@@ -63,7 +63,7 @@ def test_a_completion_is_one_the_shell_takes(shell: str) -> None:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("lightlyfs mo", {"mount"}),
+        ("lightlyfs mo", {"mount", "mounts"}),
         ("lightlyfs mount --read-m", {"--read-mode"}),
         ("lightlyfs mount --read-mode ", {"url", "redirect"}),
         ("lightlyfs uploads ", {"discard", "export", "list", "retry", "send"}),

@@ -50,7 +50,7 @@ ALLOWED = {
     },
     "cli": {
         *("visible", "app", "control", "kernel", "fs", "api", "places", "mountinfo", "settings", "errors"),
-        *("errno_table", "server", "testing", "asking", "profiles", "wording"),
+        *("blocks", "errno_table", "server", "testing", "asking", "profiles", "wording"),
     },
     "server": set(),
     "testing": {"server"},
