@@ -6,6 +6,9 @@
     with lightlyfs.open_cached("/mnt/images/cars/red.jpg") as file:  # past the kernel, from the local disk
         ...
 
+    with lightlyfs.ahead(paths):  # the order in which a program is about to read them
+        ...
+
 `LightlyClient` is the typed client of the Samples API that it stands on. What fails raises a subclass of
 `LightlyFsError`: `StartError`, or `SettingsError` for a wrong argument.
 """
@@ -15,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightlyfs.announcing import Announced, ahead
     from lightlyfs.api.client import LightlyClient
     from lightlyfs.errors import LightlyFsError, SettingsError, StartError
     from lightlyfs.library import Mounted, MountSettings, mount, open_cached
@@ -22,17 +26,20 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
+    "Announced": "lightlyfs.announcing",
     "LightlyClient": "lightlyfs.api.client",
     "LightlyFsError": "lightlyfs.errors",
     "MountSettings": "lightlyfs.library",
     "Mounted": "lightlyfs.library",
     "SettingsError": "lightlyfs.errors",
     "StartError": "lightlyfs.errors",
+    "ahead": "lightlyfs.announcing",
     "mount": "lightlyfs.library",
     "open_cached": "lightlyfs.library",
 }
 
 __all__ = [
+    "Announced",
     "LightlyClient",
     "LightlyFsError",
     "MountSettings",
@@ -40,6 +47,7 @@ __all__ = [
     "SettingsError",
     "StartError",
     "__version__",
+    "ahead",
     "mount",
     "open_cached",
 ]

@@ -1,4 +1,4 @@
-"""How programs talk to a running mount: lines of JSON over a Unix socket, and descriptors beside them.
+"""The control channel of a running mount: lines of JSON over a Unix socket, and descriptors with them.
 
 A command is one line each way. A session goes on for as long as both sides like: `warm` tells how far it is,
 and `open_cached` asks for one file after another.
@@ -62,6 +62,11 @@ class Channel:
         self._descriptors.clear()
         self._connection.close()
 
+    def hang_up(self) -> None:
+        """End what another thread waits for at this end; that thread closes it."""
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
     def send(self, message: Mapping[str, Any], descriptor: int | None = None) -> None:
         """Send a message, and a descriptor with it."""
         data = json.dumps(message).encode() + b"\n"
@@ -74,7 +79,7 @@ class Channel:
             self._connection.sendall(data[sent:])
 
     def receive(self) -> dict[str, Any] | None:
-        """The next message, or None at the end; ValueError where it is none."""
+        """Return the next message, or None at the end; ValueError where it is none."""
         while (end := self._buffer.find(b"\n")) < 0:
             if len(self._buffer) > _MAX_LINE:
                 raise ValueError("the line is too long")
@@ -103,15 +108,15 @@ class Channel:
         return data
 
     def take_descriptor(self) -> int | None:
-        """The descriptor that came with the last message, now the caller's to close; None without one."""
+        """Return the descriptor of the last message, now the caller's to close; None without one."""
         return self._descriptors.pop(0) if self._descriptors else None
 
     def peer_pid(self) -> int:
-        """The process that listened where this connection leads."""
+        """Return the process that listened where this connection leads."""
         return _peer_of(self._connection).pid
 
     def has_ended(self) -> bool:
-        """Whether the other end has hung up; does not wait."""
+        """Return whether the other end has hung up; does not wait."""
         poll = select.poll()  # not `select`, which knows 1,024 descriptors only
         poll.register(self._connection, select.POLLIN)
         return bool(poll.poll(0)) and not self._connection.recv(1, socket.MSG_PEEK)
@@ -254,7 +259,7 @@ class ControlServer:
 
 
 def failure(text: str, **more: Any) -> dict[str, Any]:
-    """The message that something did not go well."""
+    """Return the message that something did not go well."""
     return {"ok": False, "error": text, **more}
 
 
@@ -275,7 +280,7 @@ def _peer_of(connection: socket.socket) -> _Peer:
 
 @contextmanager
 def _short(address: Path | str) -> Iterator[str]:
-    """The address of a socket to bind or connect to; a longer path goes by a descriptor of its directory."""
+    """Give the address of a socket to bind or connect to; a longer path by a descriptor of its directory."""
     text = str(address)
     if isinstance(address, str) or len(os.fsencode(text)) <= _MAX_ADDRESS_BYTES:
         yield text
@@ -288,7 +293,7 @@ def _short(address: Path | str) -> Iterator[str]:
 
 
 def dial(address: Path | str, *, timeout_s: float) -> Channel | None:
-    """A channel to the mount behind a socket, None where there is none; each answer may take so long."""
+    """Return a channel to the mount behind a socket, None without one; time-outs are per answer."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(timeout_s)
     end = time.monotonic() + timeout_s
@@ -307,7 +312,7 @@ def dial(address: Path | str, *, timeout_s: float) -> Channel | None:
             connection.close()
             return None
         if isinstance(address, str) and _peer_of(connection).uid != os.getuid():
-            connection.close()  # anybody may take an abstract name
+            connection.close()  # any user may take an abstract name
             return None
         return Channel(connection)
 
@@ -329,7 +334,7 @@ def ask(address: Path | str, command: str, *, timeout_s: float = 10.0) -> dict[s
 
 
 def request(address: Path | str, command: str, *, timeout_s: float) -> dict[str, Any] | None:
-    """As `ask`, but NoAnswer where a mount is there that is stopped, or does not answer in time."""
+    """Send a command as `ask` does; NoAnswer where the mount is stopped or does not answer in time."""
     channel = dial(address, timeout_s=timeout_s)
     if channel is None:
         return None
@@ -348,7 +353,7 @@ def request(address: Path | str, command: str, *, timeout_s: float) -> dict[str,
 
 
 def process_state(pid: int) -> str:
-    """The letter that the kernel shows for what a process does; "" where that cannot be said."""
+    """Return the letter that the kernel shows for what a process does; "" where that cannot be said."""
     try:
         told = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:

@@ -56,8 +56,8 @@ _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 
 def _close_inherited() -> None:
-    # Nobody is in a transaction, so closing writes nothing; the locks on the files are the parent's and stay.
-    # Without it SQLite would count this process as one that holds them.
+    # No thread is in a transaction, so closing writes nothing; the locks on the files are the parent's, and
+    # stay. Without it SQLite would count this process as one that holds them.
     for connection in list(_connections):
         connection.close()
 
@@ -116,7 +116,7 @@ def open_file(path: Path, timeout_s: float, query: str = "") -> Connection:
 def open_foreign(path: Path) -> Connection:
     """Open a database that others made, to read it: nothing in it is run, and nothing written.
 
-    Nobody may change the file meanwhile. Raises OSError or sqlite3.Error.
+    The file must not change meanwhile. Raises OSError or sqlite3.Error.
     """
     db = open_file(path, 0.0, "mode=ro&immutable=1")
     with FORK_GATE:
@@ -191,12 +191,12 @@ class Anchor(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> Anchor:
-        """The file at a path now; raises OSError."""
+        """Return the file at a path now; raises OSError."""
         found = os.lstat(path)
         return cls(path, found.st_dev, found.st_ino)
 
     def holds(self) -> bool:
-        """Whether the path still names that file."""
+        """Return whether the path still names that file."""
         try:
             found = os.lstat(self.path)
         except OSError:
@@ -205,7 +205,7 @@ class Anchor(NamedTuple):
 
 
 def is_damage(error: BaseException | None) -> bool:
-    """Whether an error says that the file is damaged; not that the disk is full, or the file locked."""
+    """Return whether an error means a damaged file, and not a full disk or a locked file."""
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
         # text that is none is found by the module, not by SQLite
@@ -223,7 +223,7 @@ def damage_told() -> Iterator[None]:
 
 
 def opened_or_begun(path: Path, opened: Callable[[Path], T], *, may_begin: bool) -> T:
-    """What `opened(path)` gives; of a damaged file that `may_begin` again, with another one in its place.
+    """Return `opened(path)`; a damaged file that `may_begin` again is replaced by a new one first.
 
     Raises as `opened` does.
     """
@@ -266,13 +266,13 @@ def check_tables(db: sqlite3.Connection, schema: str) -> None:
 
 
 def _definitions(db: sqlite3.Connection) -> set[tuple[str, ...]]:
-    """What is in a database, as it was defined; comments and blanks do not count."""
+    """Return what is in a database, as it was defined; comments and blanks do not count."""
     rows = db.execute("SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_master").fetchall()
     return {(*row[:3], " ".join(re.sub(r"--[^\n]*", "", row[3]).split())) for row in rows}
 
 
 def readable_rows(path: Path, table: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:
-    """What can be read of a table in a damaged database; the first of its columns is its primary key.
+    """Return what can be read of a table in a damaged database; the first of its columns is its primary key.
 
     Reads from both ends up to the damage.
     """
@@ -306,11 +306,11 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 
 def os_error(error: sqlite3.Error, what: str) -> OSError:
-    """The error of a write as the disk would give it: ENOSPC where it is full, else EIO."""
+    """Return the error of a write as the disk would give it: ENOSPC where it is full, else EIO."""
     full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or "full" in str(error)
     return OSError(errno.ENOSPC if full else errno.EIO, f"{what}: {error}")
 
 
 def user_version(db: sqlite3.Connection) -> int:
-    """The number that a database keeps for its users."""
+    """Return the number that a database keeps for its users."""
     return int(db.execute("PRAGMA user_version").fetchone()[0])

@@ -1,4 +1,4 @@
-"""The error tree of lightlyfs.
+"""The error tree of lightlyfs, and the errno of each error.
 
     LightlyFsError
     +-- SettingsError            an argument, option or environment variable is wrong
@@ -50,10 +50,13 @@
         +-- Interrupted          the caller was interrupted by a signal
         +-- DeadlineExceeded     the answer did not come within the limit of one call
 
-An error carries what a person needs; the errno is chosen in `kernel.errno_table` alone.
+An error carries what a person needs; the errno of each is in the table below, and nowhere else.
 """
 
 from __future__ import annotations
+
+import errno
+import logging
 
 
 class LightlyFsError(Exception):
@@ -278,3 +281,75 @@ class Interrupted(FileError):
 
 class DeadlineExceeded(FileError):
     """The answer did not come within the limit of one call."""
+
+
+# what each error is to the kernel
+
+# a class stands for its subclasses too, unless they have a row of their own
+_TABLE: dict[type[BaseException], tuple[int, int]] = {
+    SettingsError: (errno.EINVAL, logging.ERROR),
+    StartError: (errno.EIO, logging.ERROR),
+    NoSuchDataset: (errno.ENOENT, logging.ERROR),
+    BadRequest: (errno.EINVAL, logging.WARNING),
+    Unauthorized: (errno.EACCES, logging.WARNING),
+    Forbidden: (errno.EACCES, logging.WARNING),
+    NotFound: (errno.ENOENT, logging.WARNING),
+    Conflict: (errno.EEXIST, logging.WARNING),
+    TooLarge: (errno.EFBIG, logging.WARNING),
+    QuotaExceeded: (errno.ENOSPC, logging.WARNING),
+    Refused: (errno.EIO, logging.WARNING),
+    MalformedAnswer: (errno.EIO, logging.ERROR),
+    OddAnswer: (errno.EIO, logging.WARNING),
+    UnsafeUrl: (errno.EIO, logging.ERROR),
+    PrivateAddress: (errno.EACCES, logging.WARNING),
+    TlsFailed: (errno.EIO, logging.ERROR),
+    Cancelled: (errno.EINTR, logging.INFO),
+    # EAGAIN would make blocking readers spin or fail oddly
+    Throttled: (errno.EIO, logging.WARNING),
+    ServerFault: (errno.EIO, logging.WARNING),
+    TimedOut: (errno.ETIMEDOUT, logging.WARNING),
+    Unreachable: (errno.EIO, logging.WARNING),
+    ShortBody: (errno.EIO, logging.WARNING),
+    NoContent: (errno.ENODATA, logging.INFO),
+    ContentChanged: (errno.ESTALE, logging.WARNING),
+    SizeUnknown: (errno.EIO, logging.WARNING),
+    NoSuchFile: (errno.ENOENT, logging.DEBUG),
+    NotADirectory: (errno.ENOTDIR, logging.DEBUG),
+    IsADirectory: (errno.EISDIR, logging.DEBUG),
+    FileExists: (errno.EEXIST, logging.DEBUG),
+    NotPermitted: (errno.EPERM, logging.INFO),
+    ReadOnly: (errno.EROFS, logging.DEBUG),
+    BadHandle: (errno.EBADF, logging.WARNING),
+    # the kernel's own way to be told so (FUSE_OPEN); no program sees it
+    OpenNotNeeded: (errno.ENOSYS, logging.DEBUG),
+    NoAttribute: (errno.ENODATA, logging.DEBUG),
+    UnknownNamespace: (errno.ENOTSUP, logging.DEBUG),
+    InvalidArgument: (errno.EINVAL, logging.DEBUG),
+    DirectoryNotEmpty: (errno.ENOTEMPTY, logging.DEBUG),
+    DirectoryTooLarge: (errno.EPERM, logging.INFO),
+    AttributeTooLarge: (errno.E2BIG, logging.INFO),
+    BadName: (errno.EINVAL, logging.INFO),
+    NameTooLong: (errno.ENAMETOOLONG, logging.DEBUG),
+    TooManyWaiting: (errno.EIO, logging.WARNING),
+    Interrupted: (errno.EINTR, logging.DEBUG),
+    DeadlineExceeded: (errno.ETIMEDOUT, logging.WARNING),
+    # an EILSEQ in the making: a name from the kernel that is not UTF-8
+    UnicodeError: (errno.EILSEQ, logging.DEBUG),
+    MemoryError: (errno.ENOMEM, logging.ERROR),
+}
+
+
+def errno_of(error: BaseException) -> tuple[int, int]:
+    """Return the errno and log level of an error; an unforeseen one is EIO, and an error in the log."""
+    for kind in type(error).__mro__:
+        row = _TABLE.get(kind)
+        if row is not None:
+            return row
+    if isinstance(error, OSError) and error.errno:
+        return error.errno, logging.ERROR
+    return errno.EIO, logging.ERROR
+
+
+def has_row(kind: type[BaseException]) -> bool:
+    """Return whether a class has a row of its own."""
+    return kind in _TABLE

@@ -1,4 +1,4 @@
-"""What no process is to be forked in the middle of: work in C libraries that have locks of their own.
+"""Keeps forks away from work in C libraries that have locks of their own.
 
 A fork copies the process while its other threads may be anywhere. A lock that one of them holds then, in
 SQLite or OpenSSL, is never let go of in the child. So such work is done inside `FORK_GATE`: transactions, and
@@ -50,7 +50,7 @@ class _ForkGate:
                 self._moved.notify_all()
 
     def entered(self) -> bool:
-        """Whether the calling thread is inside."""
+        """Return whether the calling thread is inside."""
         return threading.get_ident() in self._inside
 
     def _wait_outside(self, thread: int) -> None:
@@ -77,7 +77,7 @@ class _ForkGate:
         self._forks.release()
 
     def after_in_child(self) -> None:
-        """Be open, with nobody inside but the thread that forked."""
+        """Be open, with no thread inside but the one that forked."""
         thread = threading.get_ident()
         self._inside = {thread: self._inside[thread]} if thread in self._inside else {}
         self._open_again()

@@ -13,22 +13,22 @@ ROOT_INO = 1  # what FUSE calls the root of every mount
 
 
 def sample_ino(sample_id: bytes) -> int:
-    """The inode number of a sample, from the 12 bytes of its id."""
+    """Return the inode number of a sample, from the 12 bytes of its id."""
     return _digest(b"s" + sample_id)
 
 
 def local_ino(key: str) -> int:
-    """The inode number of a file that the server does not have yet, from its key."""
+    """Return the inode number of a file that the server does not have yet, from its key."""
     return _digest(b"l" + key.encode())
 
 
 def view_ino(path: str) -> int:
-    """The inode number of what the mount itself shows at a path."""
+    """Return the inode number of what the mount itself shows at a path."""
     return _digest(b"v" + path.encode("utf-8", "surrogateescape"))
 
 
 def directory_ino(path: str) -> int:
-    """The inode number of a directory, from its path without a leading slash ("" is the root).
+    """Return the inode number of a directory, from its path without a leading slash ("" is the root).
 
     Raises UnicodeEncodeError for a path that no sample can have because it is not UTF-8.
     """
@@ -36,7 +36,7 @@ def directory_ino(path: str) -> int:
 
 
 def directory_inos(components: Iterable[str]) -> list[int]:
-    """The inode numbers of the directories `a`, `a/b`, `a/b/c`, ... that lead to the last component.
+    """Return the inode numbers of the directories `a`, `a/b`, `a/b/c`, ... that lead to the last component.
 
     In time linear in the length of the path, however deep it is.
     """

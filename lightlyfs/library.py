@@ -49,6 +49,8 @@ class MountSettings(TypedDict, total=False):
     no_cache: bool
     read_mode: str
     jobs: int
+    read_ahead: str
+    read_ahead_limit: int | str
     page_size: int
     read_only: bool
     tag: str

@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 # `struct flock` of 64-bit Linux: type, whence, start, length, process (0 for these locks)
@@ -78,7 +79,7 @@ class SharedLocks:
 
     @classmethod
     def of_nobody_else(cls) -> SharedLocks:
-        """The locks of what no other process can reach."""
+        """Return the locks of what no other process can reach."""
         locks = cls(None)
         locks.join()
         return locks
@@ -110,7 +111,7 @@ class SharedLocks:
 
     @property
     def alone(self) -> bool:
-        """Whether nobody else is here and nobody can come."""
+        """Whether no other process is here or can come."""
         return self._alone
 
     def share(self) -> None:
@@ -146,7 +147,7 @@ class SharedLocks:
             return False
 
     def has_company(self) -> bool:
-        """Whether another process uses the directory, as of a moment ago."""
+        """Return whether another process uses the directory, as of a moment ago."""
         if self._alone:
             return False
         now = time.monotonic()
@@ -160,7 +161,7 @@ class SharedLocks:
 
     @contextmanager
     def keeping_others_out(self) -> Iterator[bool]:
-        """Whether nobody else is here; if so, nobody comes before the block ends."""
+        """Tell whether no other process is here; if so, none comes before the block ends."""
         if self._alone:
             yield True
             return
@@ -175,7 +176,7 @@ class SharedLocks:
     # what one process at a time does
 
     def try_name(self, name: str) -> bool:
-        """Whether this process may now do what a name stands for; if so, `release_name` comes after it."""
+        """Return whether this process may now do what a name stands for; if so, `release_name` follows."""
         return self._try(fcntl.F_WRLCK, _offset_of(name), 1)
 
     def release_name(self, name: str) -> None:
@@ -209,18 +210,21 @@ class SharedLocks:
 
         Waits as `name` does.
         """
-        start = _SAMPLES + int(sample_id[-10:], 16) * _BLOCKS_PER_SAMPLE + min(first, _BLOCKS_PER_SAMPLE - 1)
-        length = min(last - first + 1, _BLOCKS_PER_SAMPLE)
+        start, length = _bytes_of(sample_id, first, last)
         if not self._wait_for(start, length, timeout_s, cancelled):
             return lambda: None
+        return partial(self._free, start, length)
 
-        def release() -> None:
-            self._try(fcntl.F_UNLCK, start, length)
+    def try_blocks(self, sample_id: str, first: int, last: int) -> Callable[[], None] | None:
+        """As `take_blocks`, without waiting; None where another process has some of them."""
+        start, length = _bytes_of(sample_id, first, last)
+        return partial(self._free, start, length) if self._try(fcntl.F_WRLCK, start, length) else None
 
-        return release
+    def _free(self, start: int, length: int) -> None:
+        self._try(fcntl.F_UNLCK, start, length)
 
     def stripe(self, name: str) -> Stripe:
-        """A lock between threads and processes."""
+        """Return a lock between threads and processes."""
         return Stripe(self, name)
 
     def _wait_for(
@@ -246,7 +250,7 @@ class SharedLocks:
         raise AssertionError("the pauses do not end")
 
     def _try(self, kind: int, start: int, length: int) -> bool:
-        """Whether the lock is ours now; never waits, and a file that is closed by now locks nothing."""
+        """Return whether the lock is ours now; never waits, and a closed file locks nothing."""
         try:
             return self._set(kind, start, length)
         except OSError:
@@ -267,7 +271,8 @@ class SharedLocks:
 class Stripe:
     """A lock that threads and processes hold for a moment.
 
-    A process that keeps it for longer is stopped or stuck: it is passed by, and not waited for again soon.
+    A process that keeps it for longer is stopped or stuck: it is passed by, and not waited for again soon. A
+    process that has just come is noticed within `_COMPANY_S`.
     """
 
     def __init__(self, locks: SharedLocks, name: str) -> None:
@@ -277,10 +282,15 @@ class Stripe:
         self._start = start
         self._take = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
         self._free = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, start, 1, 0)
-        self._pass_by_until = float("-inf")  # guarded by _lock
+        # guarded by _lock
+        self._pass_by_until = float("-inf")
+        self._is_alone = False
 
     def __enter__(self) -> None:
         self._lock.acquire()
+        self._is_alone = not self._locks.has_company()
+        if self._is_alone:
+            return
         try:
             held = self._locks._request(self._take)
         except OSError:
@@ -292,7 +302,8 @@ class Stripe:
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._locks._request(self._free)
+            if not self._is_alone:
+                self._locks._request(self._free)
         except OSError:
             pass
         finally:
@@ -304,6 +315,12 @@ def _pauses() -> Iterator[float]:
     while True:
         yield pause_s
         pause_s = min(pause_s * 1.5, _MAX_PAUSE_S)
+
+
+def _bytes_of(sample_id: str, first: int, last: int) -> tuple[int, int]:
+    """Which bytes of the file stand for blocks of a sample: the first one, and how many."""
+    start = _SAMPLES + int(sample_id[-10:], 16) * _BLOCKS_PER_SAMPLE + min(first, _BLOCKS_PER_SAMPLE - 1)
+    return start, min(last - first + 1, _BLOCKS_PER_SAMPLE)
 
 
 def _offset_of(name: str) -> int:

@@ -1,7 +1,11 @@
-"""What is mounted where, as the kernel lists it: known without touching a mount, which may not answer."""
+"""Mounts, as the kernel lists them: read without touching a mount, which may not answer.
+
+Also tells which file systems other machines may write to: no lock of this machine excludes those.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from pathlib import Path
@@ -42,13 +46,13 @@ def mount_table(process: str = "self") -> list[MountEntry]:
 
 
 def mount_at(mountpoint: Path) -> MountEntry | None:
-    """The topmost mount exactly at this path, or None."""
+    """Return the topmost mount exactly at this path, or None."""
     found = [entry for entry in mount_table() if entry.mountpoint == mountpoint]
     return found[-1] if found else None
 
 
 def our_mounts() -> dict[Path, MountEntry]:
-    """The mounts of this program, by their mountpoint."""
+    """Return the mounts of this program, by their mountpoint."""
     return {entry.mountpoint: entry for entry in mount_table() if entry.type == MOUNT_TYPE}
 
 
@@ -74,7 +78,7 @@ def other_places(device: str) -> list[str]:
 
 
 def without_links(path: Path, *, last: bool = False) -> Path:
-    """The absolute path with links resolved, of its last part where that is asked for.
+    """Return the absolute path with links resolved, of its last part where that is asked for.
 
     None at or below a mount of this program is, so that nothing is asked of a mount.
     """
@@ -99,3 +103,44 @@ def without_links(path: Path, *, last: bool = False) -> Path:
 
 def _unescape(field: bytes) -> bytes:
     return _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field)
+
+
+# file systems that other machines may write to
+
+# what statfs(2) calls those that may be remote; linux/magic.h and the headers of each
+_REMOTE = {
+    0x6969: "NFS",
+    0x517B: "SMB",
+    0xFF534D42: "CIFS",
+    0xFE534D42: "SMB",
+    0x65735546: "FUSE",
+    0x01021997: "9p",
+    0x0BD00BD0: "Lustre",
+    0x47504653: "GPFS",
+    0x19830326: "BeeGFS",
+    0xAAD7AAEA: "PanFS",
+    0x00C36400: "Ceph",
+    0x5346414F: "AFS",
+    0x6B414653: "AFS",
+    0x73757245: "Coda",
+    0x01161970: "GFS2",
+    0x7461636F: "OCFS2",
+}
+_STATFS_BYTES = 256  # more than `struct statfs` has anywhere
+
+
+def remote_kind(path: Path) -> str:
+    """Return what the file system of a directory is called where other machines may use it, otherwise ""."""
+    return _REMOTE.get(type_of(path), "")
+
+
+def type_of(path: Path) -> int:
+    """Return the number of the file system's type; 0 where it cannot be told."""
+    found = ctypes.create_string_buffer(_STATFS_BYTES)
+    try:
+        if ctypes.CDLL(None).statfs(os.fsencode(path), found) != 0:
+            return 0
+    except (AttributeError, OSError):
+        return 0
+    # the first field, a word; some types have its highest bit set
+    return ctypes.c_ulong.from_buffer(found).value & 0xFFFFFFFF

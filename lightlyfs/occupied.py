@@ -1,4 +1,4 @@
-"""Which directories exist because something is in them or below."""
+"""Tracks the directories that exist because a file is in them or below. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Occupied:
         return directory in self._count
 
     def add(self, path: str, time: int = 0) -> None:
-        """A file is at a path now."""
+        """Note that a file is at a path now."""
         for directory in _above(path):
             if directory not in self._count:
                 parent, _, name = directory.rpartition("/")
@@ -26,7 +26,7 @@ class Occupied:
             self._newest[directory] = max(self._newest.get(directory, 0), time)
 
     def remove(self, path: str) -> None:
-        """A file is there no more."""
+        """Note that a file is no longer there."""
         for directory in _above(path):
             self._count[directory] -= 1
             if not self._count[directory]:
@@ -37,16 +37,16 @@ class Occupied:
                     del self._children[parent]
 
     def newest(self, directory: str) -> int:
-        """The time of the newest file that was below a directory since it has any; 0 where it has none."""
+        """Return the time of the newest file below a directory since it has any; 0 where it has none."""
         return self._newest.get(directory, 0)
 
     def within(self, directory: str) -> set[str]:
-        """The names of the directories directly in a directory."""
+        """Return the names of the directories directly in a directory."""
         return set(self._children.get(directory, ()))
 
 
 def _above(path: str) -> Iterator[str]:
-    """The directories above a path, without the root."""
+    """Yield the directories above a path, without the root."""
     while "/" in path:
         path = path.rpartition("/")[0]
         yield path

@@ -26,9 +26,8 @@ from urllib.parse import urlsplit
 import platformdirs
 
 from lightlyfs.errors import SettingsError
-from lightlyfs.file_systems import remote_kind
 from lightlyfs.locks import SharedLocks, open_lock
-from lightlyfs.mountinfo import MountEntry, our_mounts
+from lightlyfs.mountinfo import MountEntry, our_mounts, remote_kind
 
 log = logging.getLogger(__name__)
 
@@ -63,17 +62,17 @@ class Root(NamedTuple):
 
 
 def cache_root(chosen: Path | None) -> Path:
-    """The directory for everything that may be lost; made if missing."""
+    """Return the directory for everything that may be lost; made if missing."""
     return _root(chosen, "cache").path
 
 
 def state_root(chosen_cache: Path | None) -> Path:
-    """The directory for what must not be lost; made if missing, and emptied by no cleaner."""
+    """Return the directory for what must not be lost; made if missing, and emptied by no cleaner."""
     return _root(chosen_cache, "state").path
 
 
 def elsewhere(chosen_cache: Path | None) -> str:
-    """One line on where files are kept, where that is not where they were to be; else ""."""
+    """Return one line on where files are kept, where that is not where they were to be; else ""."""
     cache, state = _root(chosen_cache, "cache"), _root(chosen_cache, "state")
     if cache.reason and state.reason:
         both = os.path.commonpath((cache.path, state.path))
@@ -86,8 +85,9 @@ def elsewhere(chosen_cache: Path | None) -> str:
 
 
 def _root(chosen: Path | None, kind: str) -> Root:
-    """A directory that can be used: within the chosen one where others may use that too, in the user's home,
-    or among temporary files where there is no home to write to.
+    """Return a usable directory: in the chosen one where others may use that too, or in the user's home.
+
+    Without a home to write to, it is among temporary files.
     """
     if chosen is not None:
         root = _apart(_within(chosen))
@@ -122,7 +122,7 @@ def _among_temporaries(kind: str, reason: str) -> Root:
 
 
 def _within(chosen: Path) -> Root:
-    """The directory itself where it is ours alone, else one of ours in it, as in a volume of a group."""
+    """Return the directory where it is ours alone, else one of ours in it, as in a group's volume."""
     try:
         return Root(_own_directory(chosen), "")
     except SettingsError as error:
@@ -136,7 +136,7 @@ def _within(chosen: Path) -> Root:
 
 
 def _apart(root: Root) -> Root:
-    """A directory of this machine's own in one that other machines may use at the same time.
+    """Return a directory of this machine's own in one that other machines may use at the same time.
 
     No lock keeps them apart for sure, and databases in shared memory are damaged.
     """
@@ -164,7 +164,7 @@ def remember_state_root(root: Path) -> None:
 
 
 def state_roots() -> list[Path]:
-    """Every directory that holds, or held, what mounts of this user owe."""
+    """Return every directory that holds, or held, what mounts of this user owe."""
     first = state_root(None)
     known = first / _STATE_ROOTS
     try:
@@ -179,7 +179,7 @@ def state_roots() -> list[Path]:
 
 
 def runtime_root() -> Path:
-    """The directory for sockets; made if missing."""
+    """Return the directory for sockets; made if missing."""
     base = _session_directory()
     return _own_directory(_shared_temporary() if base is None else base / APP)
 
@@ -197,7 +197,7 @@ def _shared_temporary() -> Path:
 
 
 def _temporaries() -> list[Path]:
-    """The directories of this user among temporary files, the first one to be used."""
+    """Return the directories of this user among temporary files, the first one to be used."""
     try:
         first = [Path(tempfile.gettempdir())]
     except OSError:
@@ -210,7 +210,7 @@ def _name_of_user() -> str:
 
 
 def runtime_roots() -> list[Path]:
-    """The directories in which mounts of this user may have their sockets, this session's own first.
+    """Return the directories in which mounts of this user may have their sockets, this session's own first.
 
     One that was made at boot, or by a service, knew of no session.
     """
@@ -220,12 +220,12 @@ def runtime_roots() -> list[Path]:
 
 
 def socket_path(mountpoint: Path) -> Path:
-    """Where a new mount has its control socket."""
+    """Return where a new mount has its control socket."""
     return runtime_root() / _socket_name(mountpoint)
 
 
 def socket_of(mountpoint: Path) -> Address:
-    """Where a running mount has its control socket; where a new one would, if there is none.
+    """Return where a running mount has its control socket; where a new one would, if there is none.
 
     The runtime directory goes with the session; the name that belongs to the mount itself stays.
     """
@@ -238,7 +238,7 @@ def socket_of(mountpoint: Path) -> Address:
 
 
 def sockets() -> list[Address]:
-    """The control sockets of this user's mounts."""
+    """Return the control sockets of this user's mounts."""
     found: list[Address] = [path for root in runtime_roots() for path in root.glob("*.sock")]
     mine = (entry for entry in our_mounts().values() if entry.owner == os.getuid())
     return found + [
@@ -247,7 +247,7 @@ def sockets() -> list[Address]:
 
 
 def lasting_name(entry: MountEntry) -> str:
-    """The abstract name of a mount's control socket, which is there for as long as the mount is."""
+    """Return the abstract name of a mount's control socket, which is there for as long as the mount is."""
     return f"\0{APP}-{entry.device}"
 
 
@@ -256,7 +256,7 @@ def _socket_name(mountpoint: Path) -> str:
 
 
 def mount_above(path: Path) -> Path | None:
-    """The directory at or above an absolute path on which a mount of this user answers; None without one."""
+    """Return the directory at or above a path on which a mount of this user answers, or None."""
     roots, mine = runtime_roots(), our_mounts()
     for directory in (path, *path.parents):
         name = _socket_name(directory)
@@ -268,14 +268,14 @@ def mount_above(path: Path) -> Path | None:
 
 
 def server_directory(root: Path, server: str) -> Path:
-    """What is kept of one API host."""
+    """Return what is kept of one API host."""
     parts = urlsplit(server)
     host = "".join(c if c.isalnum() or c in ".-" else "_" for c in parts.netloc.rpartition("@")[2])
     return _own_directory(root / host)
 
 
 def server_cache(chosen: Path | None, server: str) -> Path:
-    """The directory for what may be lost of one API host; among temporary files where the disk takes none."""
+    """Return the cache directory of one API host; among temporary files where the disk takes none."""
     try:
         return server_directory(cache_root(chosen), server)
     except SettingsError as error:
@@ -286,12 +286,12 @@ def server_cache(chosen: Path | None, server: str) -> Path:
 
 
 def is_passing(error: BaseException | None) -> bool:
-    """Whether an error is that of a disk that is full or read-only, or of what this user may not do."""
+    """Return whether an error is that of a full or read-only disk, or of missing permission."""
     return isinstance(error, OSError) and error.errno in _PASSING
 
 
 def catalogue_name(tag: str | None) -> str:
-    """The file in the directory of a dataset that holds the catalogue, of all samples or of one tag's."""
+    """Return the name of the catalogue file in a dataset's directory, of all samples or of one tag."""
     if tag is None:
         return "catalog.db"
     return f"catalog-{hashlib.blake2b(tag.encode('utf-8', 'surrogatepass'), digest_size=8).hexdigest()}.db"
@@ -334,7 +334,7 @@ class DatasetPlace:
             self.leave(f"the file system of {self.path} has no locks ({error.strerror})")
 
     def leave(self, reason: str) -> None:
-        """Go on with a private directory, among temporary files."""
+        """Use a private directory, among temporary files, from now on."""
         self.locks.close()
         self.private_because = reason
         self._be_private(_temporaries())
@@ -393,7 +393,7 @@ class SpoolPlace:
             self.path = self._choose(root, take_over=True)
 
     def is_locked(self) -> bool:
-        """Whether the lock is at its path, where other mounts find it."""
+        """Return whether the lock is at its path, where other mounts find it."""
         try:
             return os.path.samestat(os.fstat(self._locks[self.path]), os.lstat(self.path / "lock"))
         except FileNotFoundError:
@@ -470,13 +470,13 @@ class SpoolPlace:
 
 
 def spools_of(parent: Path, dataset_id: str) -> list[Path]:
-    """The directories in which mounts of a dataset keep what they owe."""
+    """Return the directories in which mounts of a dataset keep what they owe."""
     root = parent / dataset_id / "uploads"
     return sorted(path for path in root.iterdir() if path.name.isdigit()) if root.is_dir() else []
 
 
 def is_free(spool: Path) -> bool:
-    """Whether no mount uses a spool directory; asks without taking its lock."""
+    """Return whether no mount uses a spool directory; asks without taking its lock."""
     try:
         descriptor = os.open(spool / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (FileNotFoundError, IsADirectoryError):
@@ -510,7 +510,7 @@ def _try_lock(directory: Path) -> int | None:
 
 
 def _roomiest(parents: list[Path]) -> Path:
-    """The first directory, made where it is missing, with room for a cache; else the one with most."""
+    """Return the first directory, made where it is missing, with room for a cache; else the one with most."""
     rooms: dict[Path, int] = {}
     for parent in parents:
         with suppress(SettingsError, OSError):
@@ -523,7 +523,7 @@ def _roomiest(parents: list[Path]) -> Path:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether there is a directory that is ours alone."""
+    """Return whether there is a directory that is ours alone."""
     try:
         _own_directory(path, make=False)
     except SettingsError:

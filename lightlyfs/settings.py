@@ -26,7 +26,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "min": 60, "s": 1, "": 1}
 _FOREVER = ("infinite", "indefinite", "inf", "never")
 # a thread each; more only wait for one another
-MAX_JOBS = 256
+MAX_JOBS = 1_024
 # blocks of less would be evicted while the files they belong to are read
 LEAST_CACHE_BYTES = 64 << 20
 # what tests set to fill a cache quickly
@@ -67,6 +67,8 @@ class Settings:
     no_cache: bool
     read_mode: str
     jobs: int
+    read_ahead: str
+    read_ahead_limit_bytes: int | None
     page_size: int
     read_only: bool
     tag: str | None
@@ -112,13 +114,23 @@ def parse_seconds(text: str) -> float:
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 
-def parse_bytes(text: str) -> int | Share:
-    """A size such as 512M, 20G or 1.5T (units of 1,024), or a share such as 50%."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[KMGT]?(?:IB|B)?)", text.strip().upper())
-    if match is None or (match[2] == "%" and not 0 < float(match[1]) <= 100):
-        raise ValueError("expected a size such as 512M, 20G or 50%")
-    number, unit = float(match[1]), match[2]
-    return Share(number / 100) if unit == "%" else int(number * _UNITS[unit[:1].strip("B")])
+def parse_bytes(text: str) -> int:
+    """A size such as 512M, 20G or 1.5T (units of 1,024)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:IB|B)?", text.strip().upper())
+    if match is None:
+        raise ValueError("expected a size such as 512M or 20G")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def parse_part(text: str) -> int | Share:
+    """A size, or a share of the disk such as 50%."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
+    if match is not None and 0 < float(match[1]) <= 100:
+        return Share(float(match[1]) / 100)
+    try:
+        return parse_bytes(text)
+    except ValueError:
+        raise ValueError("expected a size such as 512M, 20G or 50%") from None
 
 
 class Share(float):
@@ -222,7 +234,7 @@ SETTINGS: tuple[Setting, ...] = (
         "cache_size",
         None,
         "Most bytes of cached blocks, as 20G or 50% [20G, or half of the free disk].",
-        parse_bytes,
+        parse_part,
     ),
     Setting("no_cache", "off", "Keep nothing on disk after the mount ends.", parse_switch),
     Setting(
@@ -232,7 +244,21 @@ SETTINGS: tuple[Setting, ...] = (
         str,
         choices=("url", "redirect"),
     ),
-    Setting("jobs", "32", f"Downloads at once, at most {MAX_JOBS}.", parse_jobs),
+    Setting("jobs", "256", "Downloads at once, at most.", parse_jobs),
+    Setting(
+        "read_ahead",
+        "epochs",
+        "What is fetched before it is asked for: nothing, the next files of a reader in order, or also the "
+        "rest of a directory that is read in random order.",
+        str,
+        choices=("off", "files", "epochs"),
+    ),
+    Setting(
+        "read_ahead_limit",
+        None,
+        "Most bytes that are fetched ahead and not read yet [a quarter of the cache, at most 256M].",
+        parse_bytes,
+    ),
     Setting("page_size", "5000", "Samples asked for at once while listing.", parse_count),
     Setting("read_only", "off", "Refuse every change.", parse_switch),
     Setting("tag", None, "Show only the samples of this tag, by name or id; read-only.", str),
@@ -301,7 +327,11 @@ SETTINGS: tuple[Setting, ...] = (
 )
 BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in SETTINGS}
 # what the settings are called where they carry their unit
-_FIELD_OF = {"metadata_ttl": "metadata_ttl_s", "cache_size": "cache_size_bytes"}
+_FIELD_OF = {
+    "metadata_ttl": "metadata_ttl_s",
+    "cache_size": "cache_size_bytes",
+    "read_ahead_limit": "read_ahead_limit_bytes",
+}
 
 
 def resolve(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Settings:

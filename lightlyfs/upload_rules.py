@@ -1,4 +1,4 @@
-"""Which names become samples, and which stay on this machine; what a mount lets programs write. Pure.
+"""The rules for names that become samples, and for what a mount lets programs write. Pure.
 
 There is no delete in the API, so a name is uploaded only where it says that an image is meant. Three rules,
 in this order:
@@ -65,7 +65,7 @@ REPLACED_FOLDER = ".lightlyfs-replaced"
 
 
 def is_scratch_part(part: str) -> bool:
-    """Whether one part of a path is hidden, the name of something unfinished, or a helper folder."""
+    """Return whether one part of a path is hidden, the name of something unfinished, or a helper folder."""
     if part.lower() in _HELPER_FOLDERS or _SCRATCH.fullmatch(part):
         return True
     made = _MKSTEMP.fullmatch(part)
@@ -73,23 +73,23 @@ def is_scratch_part(part: str) -> bool:
 
 
 def is_scratch(path: str) -> bool:
-    """Whether any part of a path is hidden, scratch or a helper folder: it is never uploaded by itself."""
+    """Return whether a part of a path is hidden, scratch or a helper folder, so never uploaded."""
     return any(is_scratch_part(part) for part in path.split("/"))
 
 
 def is_trash(path: str) -> bool:
-    """Whether a path is in a trash folder, into which desktops rename what they delete."""
+    """Return whether a path is in a trash folder, into which desktops rename what they delete."""
     return any(part.startswith(".Trash") for part in path.split("/"))
 
 
 def has_image_extension(path: str) -> bool:
-    """Whether a path ends like an image or a video."""
+    """Return whether a path ends like an image or a video."""
     stem, dot, extension = path.rpartition("/")[2].rpartition(".")
     return bool(dot and stem) and extension.lower() in _UPLOADED
 
 
 def looks_temporary(path: str, exists: Callable[[str], bool]) -> bool:
-    """Whether a path that counts is likely to be renamed or removed at once.
+    """Return whether a path that counts is likely to be renamed or removed at once.
 
     Either its stem is that of a temporary file, or it is the name of a file that is there (`exists`) with
     something added: `b.jpg.x.jpg`, or `b.x.jpg` and `b-x.jpg` beside `b.jpg`. Numbers added are a copy's.
@@ -122,11 +122,11 @@ class UploadRules:
     rows: tuple[tuple[str, bool], ...]
 
     def counts(self, path: str) -> bool:
-        """Whether a file at this path becomes a sample once it is complete."""
+        """Return whether a file at this path becomes a sample once it is complete."""
         return not is_scratch(path) and self.chooses(path)
 
     def chooses(self, path: str) -> bool:
-        """Whether the choice counts a path, whatever the rule for scratch names says of it."""
+        """Return whether the choice counts a path, whatever the rule for scratch names says of it."""
         chosen = False
         for pattern, uploads in self.rows:
             if _matches(pattern, path):

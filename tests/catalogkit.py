@@ -12,13 +12,13 @@ from pathlib import Path
 from contentkit import Clock, Inline
 
 from lightlyfs.api.models import Sample, SampleMetaData
-from lightlyfs.catalog.census import Census
-from lightlyfs.catalog.listing_writer import Changes, Row, make_row
+from lightlyfs.catalog.entries import Changes, Row, make_row
+from lightlyfs.catalog.freshness import Freshness, FreshnessConfig
+from lightlyfs.catalog.listing import Lister
 from lightlyfs.catalog.refresher import Refresher
-from lightlyfs.catalog.remote import DatasetState
-from lightlyfs.catalog.sample_catalog import Catalog
+from lightlyfs.catalog.remote import DatasetState, Remote
+from lightlyfs.catalog.sample_catalog import Catalog, Census
 from lightlyfs.catalog.store import CatalogStore
-from lightlyfs.catalog.timing import FreshnessConfig
 from lightlyfs.errors import DeadlineExceeded, NotFound
 
 
@@ -102,6 +102,32 @@ class Impatient:
         """The caller gives up all the same."""
 
 
+class Reachable:
+    """A server that answers, and takes our token."""
+
+    def outage(self) -> None:
+        """Nothing fails."""
+
+    def outage_s(self) -> float:
+        return 0.0
+
+    def has_new_token(self) -> bool:
+        return False
+
+
+def refresher(
+    store: CatalogStore,
+    remote: Remote,
+    config: FreshnessConfig,
+    clock: Clock,
+    on_changes: Callable[[Changes], None],
+) -> Refresher:
+    """A refresher whose work is done in the calling thread."""
+    lister = Lister(store, remote, config, executor=Inline(), clock=clock, sleep=clock.sleep)
+    freshness = Freshness(config, store.get_meta, clock=clock, wall_clock=clock)
+    return Refresher(store, lister, freshness, Reachable(), executor=Inline(), on_changes=on_changes)
+
+
 class World:
     """A catalogue over a remote, with an inline pool and time that does not pass by itself."""
 
@@ -120,17 +146,7 @@ class World:
         self.on_changes: Callable[[Changes], None] = self.changes.append
         self.store = CatalogStore(directory / "catalog.db")
         config = FreshnessConfig(ttl_s, page_size, parallel_pages=2)
-        self.refresher = Refresher(
-            self.store,
-            remote,
-            config,
-            executor=Inline(),
-            page_executor=Inline(),
-            clock=self.clock,
-            wall_clock=self.clock,
-            on_changes=self._changed,
-            sleep=self.clock.sleep,
-        )
+        self.refresher = refresher(self.store, remote, config, self.clock, self._changed)
         census = Census(self.store, "none")
         self.catalog = Catalog(self.store, remote, self.refresher, config, census, clock=self.clock)
 

@@ -125,8 +125,8 @@ def forks(count: int, at_once: int = 8, threads: int = 4) -> dict[str, Any]:
 
 def tls_forks(url: str, authority: str, count: int, at_once: int = 4) -> dict[str, Any]:
     """Fork children while threads make TLS connections; each child makes one, too."""
+    from lightlyfs.api.contract import Request, TransportConfig
     from lightlyfs.api.curl import CurlTransport
-    from lightlyfs.api.transport import Request, TransportConfig
 
     def get(times: int) -> None:
         transport = CurlTransport(TransportConfig(ca_bundle=authority))

@@ -19,8 +19,7 @@ from typing import Any, Protocol
 import pytest
 
 from lightlyfs import app
-from lightlyfs.errno_table import errno_of
-from lightlyfs.errors import StartError
+from lightlyfs.errors import StartError, errno_of
 from lightlyfs.fs.attributes import Attr
 from lightlyfs.kernel import binding, mountpoints
 from lightlyfs.settings import read_secrets, resolve

@@ -1,8 +1,10 @@
-"""Which addresses storage may be at: a server that names the addresses of others' machines is not followed.
+"""Where requests may go: which addresses storage may be at, and which proxy a URL goes through.
 
-Read and write URLs come from the API. One that leads to this machine, to its own network or to a cloud's
-metadata service would make a mount fetch what its user never meant to show. Checked is the address that is
-connected to, not the text of the URL: names may change what they stand for in between.
+Read and write URLs come from the API. One that leads to this machine, to its own network or to the metadata
+service of a cloud would make a mount fetch what its user never meant to show. `AddressGuard` checks the
+address that is connected to, not the text of the URL, because a name may resolve differently a moment later.
+
+`Proxies` holds what the environment said at start; it decides without I/O.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from __future__ import annotations
 import ipaddress
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -45,11 +48,11 @@ class AddressGuard:
         self._asked_at = float("-inf")
 
     def is_api(self, host: str) -> bool:
-        """Whether this host is that of the API, which the user named."""
+        """Return whether this host is that of the API, which the user named."""
         return host.strip("[]").lower() == self._api_host
 
     def allows(self, address: str) -> bool:
-        """Whether storage may be at an address, given as text."""
+        """Return whether storage may be at an address, given as text."""
         try:
             found = _plain(ipaddress.ip_address(address.partition("%")[0]))
         except ValueError:
@@ -61,7 +64,7 @@ class AddressGuard:
         return found.is_global or ((found.is_loopback or found.is_private) and self._api_near())
 
     def allows_host(self, host: str) -> bool:
-        """Whether the host of a URL may be asked through a proxy, which alone knows where a name leads."""
+        """Return whether a URL's host may be asked through a proxy, which alone resolves names."""
         try:
             ipaddress.ip_address(host.strip("[]").partition("%")[0])
         except ValueError:
@@ -69,7 +72,7 @@ class AddressGuard:
         return self.allows(host.strip("[]"))
 
     def _api_near(self) -> bool:
-        """Whether the API is at a loopback or private address."""
+        """Return whether the API is at a loopback or private address."""
         if self._clock() - self._asked_at >= _RESOLVED_S:
             texts = [text.partition("%")[0] for text in self._resolve(self._api_host)]
             found = [_plain(ipaddress.ip_address(text)) for text in texts]
@@ -79,7 +82,7 @@ class AddressGuard:
 
 
 def _plain(address: Address) -> Address:
-    """The address that is reached, where another form of one stands for it."""
+    """Return the address that is reached, where another form of one stands for it."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return address.ipv4_mapped
@@ -95,3 +98,87 @@ def _resolved(host: str) -> list[str]:
         return [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
     except OSError:
         return []
+
+
+# which proxy a URL goes through
+
+
+@dataclass(frozen=True, slots=True)
+class Proxies:
+    """The proxies of one process, and the hosts that are reached without them.
+
+    `http` and `https` are proxy URLs or None, kept out of the repr as they may hold a password;
+    `no_proxy` are the entries of NO_PROXY: a host, a domain (with or without a leading dot or `*.`),
+    either with a port, an IP address, a network in CIDR form, or `*`.
+    """
+
+    http: str | None = field(default=None, repr=False)
+    https: str | None = field(default=None, repr=False)
+    no_proxy: tuple[str, ...] = ()
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Proxies:
+        """Read HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, lower case before upper case.
+
+        An empty variable counts as unset. A proxy without a scheme is taken as `http://`.
+        """
+
+        def value(name: str) -> str:
+            return (environ.get(name) or environ.get(name.upper()) or "").strip()
+
+        def proxy(name: str) -> str | None:
+            url = value(name) or value("all_proxy")
+            if not url:
+                return None
+            return url if "://" in url else f"http://{url}"
+
+        entries = value("no_proxy").replace(",", " ").split()
+        return cls(proxy("http_proxy"), proxy("https_proxy"), tuple(entries))
+
+    def for_url(self, url: str) -> str | None:
+        """Return the proxy for `url`, or None when it is reached directly."""
+        parts = urlsplit(url)
+        scheme = parts.scheme.lower()
+        proxy = self.https if scheme == "https" else self.http
+        if proxy is None:
+            return None
+        host = (parts.hostname or "").rstrip(".")
+        port = parts.port or (443 if scheme == "https" else 80)
+        if any(_matches(entry.lower(), host, port) for entry in self.no_proxy):
+            return None
+        return proxy
+
+
+def _matches(entry: str, host: str, port: int) -> bool:
+    if entry == "*":
+        return True
+    address = _parsed_address(host)
+    if address is not None and "/" in entry:
+        try:
+            return address in ipaddress.ip_network(entry.replace("[", "").replace("]", ""), strict=False)
+        except ValueError:
+            return False
+    name, entry_port = _split_port(entry)
+    if entry_port is not None and entry_port != port:
+        return False
+    if address is not None:
+        return address == _parsed_address(name)
+    name = name.removeprefix("*").strip(".")
+    return bool(name) and (host == name or host.endswith(f".{name}"))
+
+
+def _parsed_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(text.strip("[]"))
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _split_port(entry: str) -> tuple[str, int | None]:
+    if entry.count(":") > 1 and not entry.startswith("["):
+        return entry, None
+    name, colon, port = entry.rpartition(":")
+    if colon and port.isdigit():
+        return name, int(port)
+    return entry, None

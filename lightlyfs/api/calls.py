@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Generic, TypeVar
 from urllib.parse import quote
 
 from lightlyfs import errors
 from lightlyfs.api.contract import Request, Response, Timeouts, Transport, wire_url
-from lightlyfs.api.lenient import parse, shown
+from lightlyfs.api.models import parse, shown
 from lightlyfs.api.redaction import conceal
 from lightlyfs.api.retry import Failure, Retrier, RetryPolicy
 from lightlyfs.api.status import raise_for_status
@@ -72,6 +72,15 @@ class Call:
     """The answer is a redirect, which is returned, and the public token opens it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt(Generic[T]):
+    """One request for another part to send; `outcome` returns what its answer says, or raises why not."""
+
+    operation: str
+    request: Request
+    outcome: Callable[[Response | errors.RequestError], T]
+
+
 def surely_unsent(exc: Failure) -> bool:
     """True where the server has not acted on the request: what is not idempotent may go out again."""
     if not isinstance(exc, errors.RequestError):
@@ -93,7 +102,6 @@ class Caller:
         *,
         timeouts: Timeouts,
         on_request: Callable[[str, str, float, str], None] | None,
-        cancelled: Callable[[], bool] | None,
     ) -> None:
         self.server = server.strip().rstrip("/")
         wire_url(self.server)
@@ -103,7 +111,6 @@ class Caller:
         self._retrier = retrier
         self._timeouts = timeouts
         self._on_request = on_request
-        self._cancelled = cancelled
 
     def outage_s(self) -> float:
         """Return for how long no request was answered, 0 where the last one was."""
@@ -135,6 +142,28 @@ class Caller:
             may_retry=may_retry,
         )
 
+    def attempt(self, call: Call, read: Callable[[Response], T]) -> Attempt[T]:
+        """Return one try of `call`, for somebody else to send."""
+        credentials = self._credentials.resolved()
+
+        def outcome(answer: Response | errors.RequestError) -> T:
+            try:
+                if isinstance(answer, errors.RequestError):
+                    raise answer
+                found = read(self._checked(call, answer, credentials))
+            except errors.RequestError as error:
+                self._retrier.note(error)
+                raise
+            self._retrier.note(None)
+            return found
+
+        return Attempt(call.operation, self._request(call, self._timeouts, credentials), outcome)
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the server answered the last request, and asks for no pause."""
+        return self._retrier.is_answering
+
     def _once_or_renewed(self, call: Call, deadline_s: float) -> Response:
         credentials = self._credentials.resolved()
         for _ in range(_RENEWALS):
@@ -165,6 +194,10 @@ class Caller:
             if self._on_request is not None:
                 seconds = self._retrier.clock() - started_s
                 self._on_request(call.method, call.operation, seconds, outcome)
+        return self._checked(call, answer, credentials)
+
+    def _checked(self, call: Call, answer: Response, credentials: Credentials) -> Response:
+        """Return an answer that is one to the call; raises what else it stands for."""
         if call.redirect and answer.status in _REDIRECTS:
             return answer
         what = f"{call.operation} {call.path}"
@@ -194,7 +227,8 @@ class Caller:
             headers["Content-Type"] = "application/json"
         url = self.server + call.path + _encoded(query)
         slow = call.operation in _SLOW
-        return Request(call.method, url, headers, call.body, timeouts, cancelled=self._cancelled, slow=slow)
+        cancelled = self._retrier.cancelled
+        return Request(call.method, url, headers, call.body, timeouts, cancelled=cancelled, slow=slow)
 
 
 def _encoded(pairs: Query) -> str:

@@ -1,4 +1,4 @@
-"""Which certificate authorities are trusted: those of the environment, else the system's, else certifi's.
+"""The certificate authorities to trust: those of the environment, else the system's, else certifi's.
 
 The first of the variables of requests, curl and OpenSSL that is set replaces the system's authorities.
 `--ca-certs` adds authorities to the result. The transports accept one PEM file, so several files are
@@ -42,7 +42,7 @@ class Trust:
 
 
 def trust_of(environ: Mapping[str, str], ca_certs: Path | None) -> Trust:
-    """The authorities to trust; SettingsError names the variable whose file is not there or holds none."""
+    """Return the authorities to trust; SettingsError names the variable whose file has none."""
     sources = [*_sources(environ), *([] if ca_certs is None else [("--ca-certs", ca_certs)])]
     origin = " and ".join(f"{name} ({path})" for name, path in sources)
     if len(sources) == 1 and sources[0][1].is_file():
@@ -51,7 +51,7 @@ def trust_of(environ: Mapping[str, str], ca_certs: Path | None) -> Trust:
 
 
 def untrusted_text(issuer: str) -> str:
-    """What an error says of a certificate that is not trusted; `issuer` is "" where it is not known."""
+    """Return the way out of an untrusted certificate, for an error; `issuer` is "" if unknown."""
     option = "trust it with --ca-certs FILE or LIGHTLY_CA_CERTS"
     return f"issued by {issuer}; {option}" if issuer else option
 
@@ -74,7 +74,7 @@ def _paths(name: str, text: str) -> list[Path]:
 
 @lru_cache(maxsize=8)
 def _put_together(sources: tuple[tuple[str, Path], ...]) -> str:
-    """The path of one file with the certificates of several; it lasts as long as this process."""
+    """Return the path of one file with the certificates of several; it lasts as long as this process."""
     pem = b"".join(dict.fromkeys(text for name, path in sources for text in _read(name, path)))
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("lightlyfs-authorities", os.MFD_CLOEXEC)
@@ -87,7 +87,7 @@ def _put_together(sources: tuple[tuple[str, Path], ...]) -> str:
 
 
 def _read(name: str, path: Path) -> Iterator[bytes]:
-    """The files with certificates at a path."""
+    """Yield the files with certificates at a path."""
     found = False
     try:
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:

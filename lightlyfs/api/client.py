@@ -5,15 +5,14 @@ Knows paths, parameters and models; how a call travels is `calls`.
 
 from __future__ import annotations
 
-import random as random_module
-import time
 from collections.abc import Callable, Iterable
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 from urllib.parse import quote, urljoin
 
 from lightlyfs import errors
 from lightlyfs.api import models
 from lightlyfs.api.calls import (
+    Attempt,
     Call,
     Caller,
     Credentials,
@@ -23,7 +22,6 @@ from lightlyfs.api.calls import (
     surely_unsent,
 )
 from lightlyfs.api.contract import Response, Timeouts, Transport
-from lightlyfs.api.lenient import parse, shown
 from lightlyfs.api.models import (
     CreatedSample,
     CreatedSampleWithWriteUrls,
@@ -34,6 +32,8 @@ from lightlyfs.api.models import (
     SampleUpdate,
     SampleWriteUrls,
     Tag,
+    parse,
+    shown,
 )
 from lightlyfs.api.retry import Retrier, RetryPolicy
 
@@ -49,15 +49,30 @@ DEFAULT_SERVER = "https://api.lightly.ai"
 _DATASETS_PER_PAGE = 5000
 
 
+class ServerState(Protocol):
+    """What a process knows of the API: whether it answers, and whether there is another token to try."""
+
+    def outage(self) -> errors.Retryable | None:
+        """Return what requests fail with, where none was answered for some seconds; otherwise None."""
+
+    def outage_s(self) -> float:
+        """Return for how long no request was answered, 0 where the last one was."""
+        ...
+
+    def has_new_token(self) -> bool:
+        """Return whether the token is another one than the last time this was asked."""
+        ...
+
+
 class LightlyClient:
     """Calls the Lightly v1 API; any number of threads may share one.
 
     Every method raises `errors.RequestError`: by status (see `status.raise_for_status`), what the
-    transport raises, and `MalformedAnswer` for an answer that is not what the API promises. All but the
-    creates are tried again under the policy (`policy=` overrides it for one call). GETs go over
-    `hot_transport` where one is given. `on_request(method, operation, seconds, outcome)` is called after each
-    attempt, failed ones too, in the calling thread. Once `cancelled` says so, calls and waits end with
-    `errors.Cancelled` within a second or so.
+    transport raises, and `MalformedAnswer` for an answer that is not what the API promises. `retrier`
+    repeats all but the creates (`policy=` overrides its policy for one call); once that is cancelled, calls
+    and waits end with `errors.Cancelled` within a second or so. GETs go over `hot_transport` where one is
+    given. `on_request(method, operation, seconds, outcome)` is called after each attempt, failed ones too,
+    in the calling thread.
     """
 
     def __init__(
@@ -67,23 +82,18 @@ class LightlyClient:
         transport: Transport,
         *,
         hot_transport: Transport | None = None,
-        policy: RetryPolicy | None = None,
+        retrier: Retrier | None = None,
         timeouts: Timeouts | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-        random: Callable[[], float] = random_module.random,
         on_request: Callable[[str, str, float, str], None] | None = None,
-        cancelled: Callable[[], bool] | None = None,
     ) -> None:
         self._caller = Caller(
             server,
             credentials,
             transport,
             hot_transport or transport,
-            Retrier(policy, clock=clock, sleep=sleep, random=random, cancelled=cancelled),
+            retrier or Retrier(),
             timeouts=timeouts or Timeouts(),
             on_request=on_request,
-            cancelled=cancelled,
         )
 
     @property
@@ -96,7 +106,7 @@ class LightlyClient:
         return self._caller.outage_s()
 
     def outage(self) -> errors.Retryable | None:
-        """Return what requests fail with, where none was answered for some seconds; None else."""
+        """Return what requests fail with, where none was answered for some seconds; otherwise None."""
         return self._caller.outage()
 
     def __repr__(self) -> str:
@@ -160,10 +170,7 @@ class LightlyClient:
 
         Raises `errors.UnsafeUrl` unless it is http or https. A secret: never show it.
         """
-        path = f"{_sample(dataset_id, sample_id)}/readurl"
-        where = f"read URL of {sample_id}"
-        query = [("type", kind)]
-        return self._get("get_sample_read_url", path, query, policy, lambda body: address_in(body, where))
+        return self._caller.send(*_read_url_call(dataset_id, sample_id, kind), policy)
 
     def get_sample_redirect_url(
         self, dataset_id: str, sample_id: str, kind: Kind = "full", *, policy: RetryPolicy | None = None
@@ -173,8 +180,23 @@ class LightlyClient:
         API: GET .../samples/{sampleId}/readurlRedirect, 307. Raises as `get_sample_read_url`, also for a way
         from https to http. It is the one redirect that is followed: one of storage is a refusal.
         """
+        return self._caller.send(*self._redirect_url_call(dataset_id, sample_id, kind), policy)
+
+    def read_url_attempt(self, dataset_id: str, sample_id: str, *, redirect: bool) -> Attempt[str]:
+        """Return the request of the two methods above, for another part to send."""
+        if redirect:
+            return self._caller.attempt(*self._redirect_url_call(dataset_id, sample_id, "full"))
+        return self._caller.attempt(*_read_url_call(dataset_id, sample_id, "full"))
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the API answered the last request, and asks for no pause."""
+        return self._caller.is_answering
+
+    def _redirect_url_call(
+        self, dataset_id: str, sample_id: str, kind: Kind
+    ) -> tuple[Call, Callable[[Response], str]]:
         path = f"{_sample(dataset_id, sample_id)}/readurlRedirect"
-        call = Call("get_sample_redirect_url", "GET", path, [("type", kind)], redirect=True)
 
         def read(answer: Response) -> str:
             location = answer.headers.get("location", "").strip()
@@ -187,7 +209,8 @@ class LightlyClient:
                 raise errors.UnsafeUrl(f"the redirect of {sample_id} leads from https to http")
             return url
 
-        return self._caller.send(call, read, policy)
+        call = Call("get_sample_redirect_url", "GET", path, [("type", kind)], redirect=True)
+        return call, read
 
     def get_sample_write_url(
         self, dataset_id: str, sample_id: str, *, is_thumbnail: bool, policy: RetryPolicy | None = None
@@ -384,6 +407,12 @@ def _oid(value: str, what: str) -> str:
 
 def _dataset(dataset_id: str) -> str:
     return f"/v1/datasets/{_oid(dataset_id, 'dataset')}"
+
+
+def _read_url_call(dataset_id: str, sample_id: str, kind: Kind) -> tuple[Call, Callable[[Response], str]]:
+    where = f"read URL of {sample_id}"
+    call = Call("get_sample_read_url", "GET", f"{_sample(dataset_id, sample_id)}/readurl", [("type", kind)])
+    return call, lambda answer: address_in(answer.body, where)
 
 
 def _samples(dataset_id: str) -> str:

@@ -16,9 +16,8 @@ from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 from lightlyfs import errors
-from lightlyfs.api.addresses import AddressGuard
+from lightlyfs.api.addresses import AddressGuard, Proxies
 from lightlyfs.api.network import Network
-from lightlyfs.api.proxies import Proxies
 from lightlyfs.api.redaction import shown_url
 
 MIB = 1 << 20

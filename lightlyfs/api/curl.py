@@ -40,7 +40,7 @@ from lightlyfs.forks import FORK_GATE
 # Connections one handle keeps: the API, a bucket or two, a proxy.
 _KEPT_PER_HANDLE = 5
 # A usual image in one callback: each one takes the interpreter lock.
-_BUFFER_BYTES = 128 * 1024
+BUFFER_BYTES = 128 * 1024
 # libcurl's own for uploads, and one that takes a usual image whole: a quarter of the CPU of its PUT
 _SMALL_UPLOAD_BYTES, _UPLOAD_BUFFER_BYTES = 64 * 1024, 256 * 1024
 _SEEK_OK, _SEEK_FAIL = 0, 1
@@ -280,10 +280,10 @@ class _Exchange:
         setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
         setopt(pycurl.HTTP09_ALLOWED, 0)
         setopt(pycurl.NOSIGNAL, 1)
-        setopt(pycurl.BUFFERSIZE, _BUFFER_BYTES)
+        setopt(pycurl.BUFFERSIZE, BUFFER_BYTES)
         setopt(pycurl.FOLLOWLOCATION, 0)
-        setopt(pycurl.CONNECTTIMEOUT_MS, _milliseconds(request.timeouts.connect_s))
-        setopt(pycurl.TIMEOUT_MS, _milliseconds(request.timeouts.total_s))
+        setopt(pycurl.CONNECTTIMEOUT_MS, milliseconds(request.timeouts.connect_s))
+        setopt(pycurl.TIMEOUT_MS, milliseconds(request.timeouts.total_s))
         # libcurl sends Content-Length itself, from the size of the upload.
         lines = [f"{name}: {value}" if value else f"{name};" for name, value in headers.items()]
         setopt(pycurl.HTTPHEADER, [*(line for line in lines if line[:15] != "Content-Length:"), "Expect:"])
@@ -436,6 +436,6 @@ class _Exchange:
         return _SEEK_OK
 
 
-def _milliseconds(seconds: float) -> int:
+def milliseconds(seconds: float) -> int:
     # Zero would mean "no limit" to libcurl.
     return max(1, int(seconds * 1000))

@@ -1,20 +1,136 @@
-"""What the API says, as typed structs, and the parsing that forgives what does no harm.
+"""The documents of the API as typed structs, and their decoding, which tolerates harmless deviations.
 
-Unknown fields are ignored, any optional field may be null, absent or of a wrong type (it is then None).
-What becomes a file name is checked: an id is 24 hex digits, a name is a string; anything else is
+Unknown fields are ignored; an optional field may be null, absent or of a wrong type (it is then None). What
+becomes a file name is checked: an id is 24 hex digits, a name is a string; anything else raises
 `errors.MalformedAnswer`, which names the field and its place.
+
+Decoding is strict and fast first. Only an answer that msgspec refuses takes the slow way (`parse`,
+`decode_each`, `decode_object`): an optional field of a wrong type becomes None, a whole number may come as a
+float, an unpaired surrogate in a name is kept.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from lightlyfs import errors
-from lightlyfs.api import lenient
+from lightlyfs.api.redaction import redact
+
+_SHOWN_CHARS = 60
+# What msgspec raises for bytes it refuses: the cue to come here.
+STRICT_REFUSALS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+# What it raises for a value: of the wrong type, with an unpaired surrogate as a key, nested too deeply.
+_NO_VALUE = (msgspec.ValidationError, UnicodeEncodeError, RecursionError)
+# Optional to the API, but not to be dropped silently: it becomes a path.
+_NEVER_DROPPED = frozenset({"fileName"})
+
+
+def parse(body: bytes, where: str) -> Any:
+    """Return the JSON in `body`; NaN and infinities become None. Raises `errors.MalformedAnswer`."""
+    try:
+        return msgspec.json.decode(body)
+    except STRICT_REFUSALS:
+        pass
+    try:
+        return json.loads(body, parse_constant=lambda _name: None)
+    except (ValueError, RecursionError) as exc:
+        page = body.lstrip()[:1] == b"<"
+        kind = "an HTML or XML page" if page else "no JSON" if body.strip() else "an empty body"
+        start = "" if page or not body.strip() else f" ({shown(body[:200].decode('utf-8', 'replace'))})"
+        raise errors.MalformedAnswer(f"{where}: the answer is {kind}{start}") from exc
+
+
+def decode_each(body: bytes, model: type[M], where: str) -> list[M | str]:
+    """Return the array of `model` in `body`, in place of an item that is none why it is not."""
+    found = parse(body, where)
+    if not isinstance(found, list):
+        raise errors.MalformedAnswer(f"{where} is not an array: {shown(found)}")
+    items: list[M | str] = []
+    for item in found:
+        try:
+            items.append(_object(item, model, "the record"))
+        except errors.MalformedAnswer as exc:
+            items.append(str(exc))
+    return items
+
+
+def decode_object(body: bytes, model: type[M], where: str) -> M:
+    """Return the `model` in `body`; raises `errors.MalformedAnswer` for a bad id or name."""
+    return _object(parse(body, where), model, where)
+
+
+def encode_escaped(value: Any) -> bytes:
+    """Return the JSON of `value`, unpaired surrogates as escapes."""
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def shown(value: object) -> str:
+    """Return a short, redacted picture of `value` for an error text."""
+    text = redact(repr(value)[:400])
+    return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 3] + "..."
+
+
+@cache
+def _fields(model: type[Struct]) -> tuple[tuple[str, str, Any, bool, type[Struct] | None], ...]:
+    """Return name, JSON name, type, whether required, and the nested struct of each field."""
+    found = []
+    for field in msgspec.structs.fields(model):
+        arms = getattr(field.type, "__args__", (field.type,))
+        nested = next((arm for arm in arms if isinstance(arm, type) and issubclass(arm, Struct)), None)
+        found.append((field.name, field.encode_name, field.type, field.required, nested))
+    return tuple(found)
+
+
+def _object(value: Any, model: type[M], where: str) -> M:
+    if not isinstance(value, dict):
+        raise errors.MalformedAnswer(f"{where} is not an object: {shown(value)}")
+    try:
+        return msgspec.convert(value, model)
+    except _NO_VALUE:
+        return _object_by_field(value, model, where)
+
+
+def _object_by_field(value: dict[str, Any], model: type[M], where: str) -> M:
+    kept: dict[str, Any] = {}
+    for name, json_name, kind, required, nested in _fields(model):
+        if json_name not in value:
+            if required:
+                raise errors.MalformedAnswer(f"{where}.{json_name} is missing")
+            continue
+        found = value[json_name]
+        strict = required or json_name in _NEVER_DROPPED
+        try:
+            kept[name] = _field(found, kind, nested, f"{where}.{json_name}")
+        except (*_NO_VALUE, errors.MalformedAnswer) as exc:
+            if not strict:
+                continue
+            if isinstance(exc, errors.MalformedAnswer):
+                raise
+            wanted = str(exc).split(" - at")[0]
+            raise errors.MalformedAnswer(f"{where}.{json_name}: {wanted}: {shown(found)}") from exc
+    return model(**kept)
+
+
+def _field(value: Any, kind: Any, nested: type[Struct] | None, where: str) -> Any:
+    if nested is not None and value is not None:
+        return _object(value, nested, where)
+    return msgspec.convert(_whole(value), kind)
+
+
+def _whole(value: Any) -> Any:
+    """Return a float that is a whole number as an int; msgspec takes an int for a float, not the reverse."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return value
+
 
 JsonObject = dict[str, Any]
 
@@ -197,8 +313,8 @@ def decode_listing(body: bytes, where: str = "samples") -> list[ListedSample]:
     """
     try:
         rows = _ROWS.decode(body)
-    except lenient.STRICT_REFUSALS:
-        each = lenient.decode_each(body, _ListedRow, where)
+    except STRICT_REFUSALS:
+        each = decode_each(body, _ListedRow, where)
         found = [_listed(row) if isinstance(row, _ListedRow) else ListedSample("", row) for row in each]
     else:
         if _are_ids([row.id for row in rows]):
@@ -220,7 +336,7 @@ def decode_listing(body: bytes, where: str = "samples") -> list[ListedSample]:
 
 def _listed(row: _ListedRow) -> ListedSample:
     if not is_oid(row.id):
-        return ListedSample("", f"an id is not 24 hex digits: {lenient.shown(row.id)}")
+        return ListedSample("", f"an id is not 24 hex digits: {shown(row.id)}")
     size = (row.meta_data or _NO_FACTS).size_in_bytes
     return ListedSample(row.id, row.file_name, row.created_at, row.last_modified_at, size)
 
@@ -229,15 +345,15 @@ def decode_many(body: bytes, model: type[M], where: str) -> list[M]:
     """Return the items of the array in `body` that are a `model`; MalformedAnswer where none of them is."""
     try:
         found = msgspec.json.decode(body, type=list[model])  # type: ignore[valid-type]
-    except lenient.STRICT_REFUSALS:
-        each = lenient.decode_each(body, model, where)
+    except STRICT_REFUSALS:
+        each = decode_each(body, model, where)
         found = [one for one in each if not isinstance(one, str)]
         if each and not found:
             raise errors.MalformedAnswer(f"{where}: no item is a record: {each[0]}") from None
     kept = [one for one in found if is_oid(getattr(one, "id", None))]
     if found and not kept:
-        shown = lenient.shown(getattr(found[0], "id", None))
-        raise errors.MalformedAnswer(f"{where}[0].id is not 24 hex digits: {shown}")
+        bad = shown(getattr(found[0], "id", None))
+        raise errors.MalformedAnswer(f"{where}[0].id is not 24 hex digits: {bad}")
     return kept
 
 
@@ -245,22 +361,22 @@ def decode_one(body: bytes, model: type[M], where: str) -> M:
     """Return the `model` in `body`; raises `errors.MalformedAnswer` naming the field in `where`."""
     try:
         found = msgspec.json.decode(body, type=model)
-    except lenient.STRICT_REFUSALS:
-        found = lenient.decode_object(body, model, where)
+    except STRICT_REFUSALS:
+        found = decode_object(body, model, where)
     oid = getattr(found, "id", None)
     if oid is not None and not is_oid(oid):
-        raise errors.MalformedAnswer(f"{where}.id is not 24 hex digits: {lenient.shown(oid)}")
+        raise errors.MalformedAnswer(f"{where}.id is not 24 hex digits: {shown(oid)}")
     return found
 
 
 def decode_strings(body: bytes, where: str) -> list[str]:
     """Return the array of strings in `body`. API: GET /v1/datasets/{id}/mappings."""
-    found = lenient.parse(body, where)
+    found = parse(body, where)
     if not isinstance(found, list):
-        raise errors.MalformedAnswer(f"{where} is not an array: {lenient.shown(found)}")
+        raise errors.MalformedAnswer(f"{where} is not an array: {shown(found)}")
     for position, item in enumerate(found):
         if not isinstance(item, str):
-            raise errors.MalformedAnswer(f"{where}[{position}] is not a string: {lenient.shown(item)}")
+            raise errors.MalformedAnswer(f"{where}[{position}] is not a string: {shown(item)}")
     return found
 
 
@@ -279,4 +395,4 @@ def encode(body: SampleCreate | SampleUpdate) -> bytes:
     try:
         return msgspec.json.encode(body)
     except UnicodeEncodeError:
-        return lenient.encode(msgspec.to_builtins(body))
+        return encode_escaped(msgspec.to_builtins(body))

@@ -1,4 +1,4 @@
-"""Whether kept connections can still be trusted: a laptop that slept, another network, a silent peer.
+"""Notices when kept connections can no longer be trusted: after sleep, on another network, by silence.
 
 A connection whose way is gone looks as before, and what is sent on it vanishes for a minute. So the
 transports of a process share one `Network`, whose generation counts such changes: connections of an earlier
@@ -75,7 +75,7 @@ class Network:
         return self.generation
 
     def drop(self, generation: int, why: str) -> None:
-        """Trust no connection of a generation any more; those who find the same fault drop it once."""
+        """Trust no connection of a generation any more; several that find one fault drop it once."""
         with self._lock:
             if generation != self.generation:
                 return
@@ -83,14 +83,14 @@ class Network:
         log.info("reconnecting: %s", why)
 
     def note_answer(self, host: str, seconds: float) -> None:
-        """A request was answered, so long after it was sent."""
+        """Note that a request was answered, so long after it was sent."""
         with self._lock:
             if host not in self._answers_s and len(self._answers_s) >= _MAX_HOSTS:
                 self._answers_s.clear()
             self._answers_s.setdefault(host, deque(maxlen=_REMEMBERED_ANSWERS)).append(seconds)
 
     def silence_s(self, host: str) -> float:
-        """How long a connection to a host may be silent before it is doubted."""
+        """Return how long a connection to a host may be silent before it is doubted."""
         with self._lock:
             slowest = max(self._answers_s.get(host, ()), default=0.0)
         return max(SILENCE_S, _SILENCE_FACTOR * slowest)
@@ -125,12 +125,12 @@ def guard(descriptor: int) -> None:
 
 
 def _sleep_clock() -> float:
-    """A clock that goes on while the machine sleeps, where the system has one."""
+    """Return a clock that goes on while the machine sleeps, where the system has one."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _open_messages() -> int:
-    """A descriptor of the kernel's messages on addresses and routes; -1 where it has none for us."""
+    """Return a descriptor of the kernel's messages on addresses and routes; -1 where it has none for us."""
     if not hasattr(socket, "AF_NETLINK"):
         return -1
     try:
@@ -142,7 +142,7 @@ def _open_messages() -> int:
 
 
 def _tells_a_change(messages: bytes) -> bool:
-    """Whether messages are of an address that others reach, or of a default route.
+    """Return whether messages are of an address that others reach, or of a default route.
 
     Those of containers that come and go beside us are not: their links have addresses of the link alone.
     """

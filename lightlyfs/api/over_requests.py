@@ -1,18 +1,28 @@
-"""The `requests` form of the transport; only importer of `requests`.
+"""The transport over `requests`, and the only importer of it.
 
-`requests` is used below its session's `send`: the adapter alone, so that no cookie, redirect, netrc
-or environment variable can act, with connections of our own that send the target byte for byte
-and ask the watch of the send whenever they wait.
+`requests` is used below its session's `send`: the adapter alone, so that no cookie, redirect, netrc or
+environment variable can act. Its connections are our own: they send the target byte for byte, and ask the
+watch of the send whenever they wait.
+
+`http.client` reads through a buffered file that is unusable after a time-out, so a short socket time-out
+cannot interrupt a wait. `WatchedSocket` ends the time-out below that file.
 """
 
 from __future__ import annotations
 
-import logging
+import io
+import socket
 import ssl
+from typing import TYPE_CHECKING, Any
+
+from lightlyfs.api.watch import SLICE_S, Watch
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import certifi
 import requests
@@ -39,9 +49,12 @@ from lightlyfs.api.contract import (
 )
 from lightlyfs.api.network import guard
 from lightlyfs.api.redaction import Redacting, redact
-from lightlyfs.api.sockets import WatchedSocket
-from lightlyfs.api.watch import Silent, Slots, Watch
+from lightlyfs.api.watch import Silent, Slots
 from lightlyfs.forks import FORK_GATE
+
+# How much of an upload goes into one send: progress is noted between two of them.
+_SEND_BYTES = 256 * 1024
+
 
 _CHUNK_BYTES = 64 * 1024
 # Pools kept, one per host: the API, a few buckets, proxies.
@@ -89,6 +102,81 @@ for _name in ("connectionpool", "connection", "poolmanager", "response", "util.r
     logging.getLogger(f"urllib3.{_name}").addFilter(Redacting())
 for _name in ("requests", "asyncio"):
     logging.getLogger(_name).addFilter(Redacting())
+
+
+class WatchedSocket:
+    """Wraps a connected socket (TLS or not); used by one thread at a time.
+
+    `watch` is that of the request under way and is set before each request.
+    """
+
+    def __init__(self, sock: socket.socket, watch: Watch) -> None:
+        self._sock = sock
+        self.watch = watch
+        sock.settimeout(SLICE_S)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def settimeout(self, timeout_s: float | None) -> None:
+        """Do nothing: the limits are those of `watch`."""
+
+    def sendall(self, data: ReadableBuffer) -> None:
+        """Send all of `data`, asking the watch whenever the peer takes none for a while."""
+        view = memoryview(data).cast("B")
+        while view:
+            try:
+                sent = self._sock.send(view[:_SEND_BYTES])
+            except TimeoutError:
+                self.watch.check()
+                continue
+            except ssl.SSLError as exc:
+                raise _broken(exc) from exc
+            view = view[sent:]
+            self.watch.progress()
+            self.watch.check()
+
+    def recv_into(self, buffer: WriteableBuffer) -> int:
+        """Receive into `buffer`, 0 at the end; asks the watch while nothing comes and after each chunk."""
+        while True:
+            try:
+                count = self._sock.recv_into(buffer)
+            except TimeoutError:
+                self.watch.check()
+                continue
+            except ssl.SSLError as exc:
+                raise _broken(exc) from exc
+            self.watch.check()
+            self.watch.progress()
+            self.watch.answered()
+            return count
+
+    def makefile(self, *_args: Any, **_kwargs: Any) -> io.BufferedReader:
+        """Return the buffered reader `http.client` parses from."""
+        # The inner file keeps the socket open until it is closed, as `http.client` expects.
+        return io.BufferedReader(_WatchedFile(self, self._sock.makefile("rb", buffering=0)), 64 * 1024)
+
+
+def _broken(exc: ssl.SSLError) -> ConnectionResetError:
+    # The handshake is over: this is a connection that broke, not a server that is not trusted.
+    return ConnectionResetError(f"the TLS connection broke: {exc.reason or exc}")
+
+
+class _WatchedFile(io.RawIOBase):
+    def __init__(self, sock: WatchedSocket, inner: io.RawIOBase) -> None:
+        self._watched = sock
+        self._inner = inner
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        return self._watched.recv_into(buffer)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._inner.close()
+        super().close()
 
 
 class _Call(threading.local):
@@ -173,7 +261,7 @@ class _TlsPool(HTTPSConnectionPool):
 
 
 def _renewed(conn: Any) -> Any:
-    """The connection, closed where it is old; it then connects again by itself."""
+    """Return the connection, closed where it is old; it then connects again by itself."""
     if conn.sock is not None and conn.is_old:
         conn.close()
     return conn
@@ -205,9 +293,8 @@ class RequestsTransport:
     the system takes to resolve a name.
     """
 
-    def __init__(self, config: TransportConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, config: TransportConfig) -> None:
         self._config = config
-        self._clock = clock
         self._verify = config.ca_bundle or certifi.where()
         self._slots = Slots(config.connections)
         self._closed = threading.Event()
@@ -223,7 +310,7 @@ class RequestsTransport:
         prepared.method = request.method
         prepared.url = url
         prepared.headers = CaseInsensitiveDict(wire_headers(request, self._config.user_agent))
-        watch = Watch(request, self._clock, self._closed, self._config.network)
+        watch = Watch(request, time.monotonic, self._closed, self._config.network)
         self._drop_outdated(watch.generation)
         watch.check()
         proxy = self._config.proxies.for_url(url)

@@ -1,4 +1,8 @@
-"""What may be shown: takes tokens, signatures and signed queries out of any text."""
+"""Makes text safe to show: removes secrets from it, and what would act on a terminal or break a log line.
+
+Names of files and datasets, and the text of a server's errors, may hold escape sequences that overwrite a
+terminal, line breaks that forge a line of a log, and characters that reverse the reading order.
+"""
 
 from __future__ import annotations
 
@@ -96,3 +100,36 @@ class Redacting(logging.Filter):
         if record.exc_info:
             record.exc_text = redact(record.exc_text or logging.Formatter().formatException(record.exc_info))
         return True
+
+
+# text from outside, on one line
+
+
+def visible(text: str) -> str:
+    """Return text on one line, with all that does not print as escapes (`\\x1b`, `\\u202e`)."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+class LineFormatter(logging.Formatter):
+    """Formats each record as one line, and a traceback as lines of its own; no secret, nothing that acts."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        record.message = visible(redact(record.message))
+        return super().formatMessage(record)
+
+    def formatException(self, ei: object) -> str:
+        """Return the lines of a traceback."""
+        text = super().formatException(ei)  # type: ignore[arg-type]
+        return "\n".join(visible(redact(line)) for line in text.splitlines())
+
+    def formatStack(self, stack_info: str) -> str:
+        """Return the lines of a stack."""
+        return "\n".join(visible(redact(line)) for line in stack_info.splitlines())

@@ -94,12 +94,15 @@ class Retrier:
         random: Callable[[], float] = random_fraction,
         cancelled: Callable[[], bool] | None = None,
     ) -> None:
-        """Make one without memory of failures; `cancelled` ends every wait, with `errors.Cancelled`."""
+        """Make one without memory of failures; `cancelled` ends every wait, with `errors.Cancelled`.
+
+        The requests that it repeats ask the same `cancelled`, None where nothing ends them.
+        """
         self.policy = policy or RetryPolicy()
         self.clock = clock
         self.sleep = sleep
         self.random = random
-        self._cancelled = cancelled
+        self.cancelled = cancelled
         self._lock = threading.Lock()
         # guarded by _lock: since when nothing was answered, and when a throttled host may be asked again
         self._failing_since: float | None = None
@@ -112,7 +115,7 @@ class Retrier:
     def for_another_host(self) -> Retrier:
         """Return one with the same time, and nothing remembered."""
         return Retrier(
-            self.policy, clock=self.clock, sleep=self.sleep, random=self.random, cancelled=self._cancelled
+            self.policy, clock=self.clock, sleep=self.sleep, random=self.random, cancelled=self.cancelled
         )
 
     def call(
@@ -170,6 +173,18 @@ class Retrier:
     def outage(self) -> errors.Retryable | None:
         """Return what requests fail with, where none was answered for some seconds."""
         return self._failure if self.outage_s() >= _OUTAGE_S else None
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the host answered the last request, and asks for no pause."""
+        return self._failing_since is None and self._throttled_until is None
+
+    def note(self, failure: errors.RequestError | None) -> None:
+        """Take note of a request that another part sent: why it failed, None where it was answered well."""
+        if isinstance(failure, errors.Retryable):
+            self._note_failure(failure)
+        else:
+            self._note_answer()
 
     def _await_host(self, tries: _Tries) -> None:
         """Wait while the host is throttled, unless this call is its probe, or at its end."""
@@ -236,10 +251,10 @@ class Retrier:
         self._wait(pause_s, exc)
 
     def _wait(self, pause_s: float, cause: Exception | None) -> None:
-        if self._cancelled is None:
+        if self.cancelled is None:
             self.sleep(pause_s)
             return
-        while not self._cancelled():
+        while not self.cancelled():
             if pause_s <= 0:
                 return
             self.sleep(min(pause_s, _NAP_S))

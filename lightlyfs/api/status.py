@@ -12,7 +12,7 @@ import msgspec
 
 from lightlyfs import errors
 from lightlyfs.api.contract import Response
-from lightlyfs.api.lenient import STRICT_REFUSALS
+from lightlyfs.api.models import STRICT_REFUSALS
 from lightlyfs.api.redaction import HIDDEN, redact
 
 _TEXT_CHARS = 300  # one readable line of a log

@@ -6,6 +6,7 @@ libraries are half of what a short-lived worker would import.
 
 from __future__ import annotations
 
+from lightlyfs.api.addresses import Proxies
 from lightlyfs.api.contract import (
     BodyFile,
     BodyObserver,
@@ -16,7 +17,6 @@ from lightlyfs.api.contract import (
     Transport,
     TransportConfig,
 )
-from lightlyfs.api.proxies import Proxies
 from lightlyfs.api.redaction import redact, shown_url
 from lightlyfs.api.retry import NO_RETRIES, RetryPolicy
 from lightlyfs.api.status import raise_for_status, retry_after_s

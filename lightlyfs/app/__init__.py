@@ -4,14 +4,15 @@ No other package builds parts. The mounts of the demo, of a test and of a user d
 """
 
 from lightlyfs.app.connections import Connections, RequestCounter, connect, quick_policy
-from lightlyfs.app.dataset import Dataset
+from lightlyfs.app.dataset import Dataset, list_once, open_place, open_spool
 from lightlyfs.app.exported_index import export_index, import_for_later
 from lightlyfs.app.kernel_interface import fit_descriptors
 from lightlyfs.app.metrics import serve_metrics, status_of
-from lightlyfs.app.opening import list_once, open_place, open_spool
-from lightlyfs.app.owed import OwedFile, discard_owed, owed_files
+from lightlyfs.app.staged import OwedFile, discard_owed, owed_files
+from lightlyfs.fetch.epoch_fetcher import Announcement
 
 __all__ = [
+    "Announcement",
     "Connections",
     "Dataset",
     "OwedFile",

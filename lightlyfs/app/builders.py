@@ -14,28 +14,27 @@ from functools import partial
 from pathlib import Path
 
 from lightlyfs.api.client import LightlyClient
-from lightlyfs.api.contract import Transport
-from lightlyfs.api.retry import NO_RETRIES, RetryPolicy
-from lightlyfs.app.connections import URL_THREADS, Connections
-from lightlyfs.blocks import ContentId
-from lightlyfs.cache.block_cache import BlockCache
+from lightlyfs.api.contract import Timeouts, Transport
+from lightlyfs.api.redaction import LineFormatter
+from lightlyfs.api.retry import Retrier
+from lightlyfs.app.connections import Connections
 from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.catalog.sample_catalog import Catalog
 from lightlyfs.desktop.prefill import WORKERS, ThumbnailPrefill, thumbnail_cache
 from lightlyfs.desktop.thumbnails import PictureStore, Thumbnails
 from lightlyfs.errors import NotFound
+from lightlyfs.fetch.epoch_fetcher import Ended
+from lightlyfs.fetch.first_try import FirstTry
 from lightlyfs.fetch.reader import Reader
 from lightlyfs.fetch.url_store import UrlStore
 from lightlyfs.fetch.urls import ReadUrls
-from lightlyfs.fetch.urls_ahead import UrlsAhead
+from lightlyfs.fs.attributes import SetTimes
 from lightlyfs.fs.patience import Patience
 from lightlyfs.fs.samples import content_of
-from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.views import Views
 from lightlyfs.places import DatasetPlace
 from lightlyfs.settings import Settings
 from lightlyfs.staging.facts_process import FactsPool
-from lightlyfs.visible import LineFormatter
 
 # samples looked up at once
 _PAGE = 128
@@ -195,8 +194,14 @@ class ViewForgetter:
 # read URLs: asked for, kept on disk, asked for ahead
 
 
+# of the first try at a small file, in seconds: the next one has more patience
+_FIRST_TRY = Timeouts(connect_s=3.0, total_s=20.0)
+
+
 class UrlParts:
-    """The read URLs of one dataset; `close` once, after those who use them."""
+    """The read URLs of one dataset, and the first try at small files with them; `close` once, after those who
+    use them.
+    """
 
     def __init__(
         self,
@@ -204,18 +209,14 @@ class UrlParts:
         connections: Connections,
         dataset_id: str,
         place: DatasetPlace,
-        catalog: Catalog,
-        cache: BlockCache,
+        storage: Retrier,
         *,
         later: Callable[[Callable[[], None]], object],
-        closing: Callable[[], bool],
     ) -> None:
         self._redirect = settings.read_mode == "redirect"
         self._client = connections.client
+        self._loop = connections.loop
         self._dataset_id = dataset_id
-        self._catalog = catalog
-        self._cache = cache
-        self._pool = ThreadPoolExecutor(URL_THREADS, "lightlyfs-urls")
         self.store = UrlStore(
             place.path / "urls.db",
             connections.fingerprint,
@@ -223,31 +224,31 @@ class UrlParts:
             later=later,
             locks=place.locks,
         )
-        self.urls = ReadUrls(self.resolve, wall_clock=time.time, store=self.store, locks=place.locks)
-        self.ahead: UrlsAhead[SampleEntry] = UrlsAhead(
-            catalog.samples_after,
-            self._get_ahead,
-            lambda: 0 if closing() else self.urls.room,
-            self._pool,
-            clock=time.monotonic,
-            max_under_way=URL_THREADS,
-        )
+        self.urls = ReadUrls(self.resolve, wall_clock=time.time, store=self.store)
+        self.first_try = None
+        if self._loop is not None:
+            self.first_try = FirstTry(
+                self._loop,
+                self.urls,
+                partial(self._client.read_url_attempt, dataset_id, redirect=self._redirect),
+                lambda: self._client.is_answering,
+                storage,
+                connections.requests,
+                _FIRST_TRY,
+            )
 
-    def resolve(self, sample_id: str, policy: RetryPolicy | None = None) -> str:
-        """Ask the API for the read URL of a sample."""
-        if self._redirect:
-            return self._client.get_sample_redirect_url(self._dataset_id, sample_id, policy=policy)
-        return self._client.get_sample_read_url(self._dataset_id, sample_id, policy=policy)
+    def get_ahead(self, sample_id: str, ended: Ended) -> bool:
+        """Get the read URL of a sample that has none; False where it has one, or this is not the time."""
+        return self.first_try is not None and self.first_try.url(sample_id, lambda got: ended(got, None))
 
     def close(self) -> None:
         """Ask no more, and write down what is known."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._loop is not None:
+            self._loop.close()
         self.store.close()
 
-    def _get_ahead(self, entry: SampleEntry) -> bool:
-        entry = self._catalog.with_facts(entry)
-        if entry.size is not None and entry.etag is not None:
-            content = ContentId(entry.sample_id, entry.etag, entry.size)
-            if not content.has_object or self._cache.has_whole(content):
-                return False
-        return self.urls.get_ahead(entry.sample_id, partial(self.resolve, policy=NO_RETRIES))
+    def resolve(self, sample_id: str) -> str:
+        """Ask the API for the read URL of a sample."""
+        if self._redirect:
+            return self._client.get_sample_redirect_url(self._dataset_id, sample_id)
+        return self._client.get_sample_read_url(self._dataset_id, sample_id)

@@ -5,52 +5,71 @@ from __future__ import annotations
 import bisect
 import itertools
 import logging
+import resource
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from lightlyfs.api.addresses import AddressGuard
+from lightlyfs.api.addresses import AddressGuard, Proxies
 from lightlyfs.api.calls import Credentials, TokenSource
 from lightlyfs.api.certificates import trust_of
 from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.contract import Request, Response, Transport, TransportConfig
 from lightlyfs.api.network import Network
-from lightlyfs.api.proxies import Proxies
-from lightlyfs.api.retry import RetryPolicy
-from lightlyfs.errors import RequestError, SettingsError, Unauthorized
+from lightlyfs.api.retry import Retrier, RetryPolicy
+from lightlyfs.errors import RequestError, Retryable, SettingsError, Unauthorized
 from lightlyfs.settings import Secrets, Settings, read_token
+
+if TYPE_CHECKING:
+    from lightlyfs.api.curl_loop import CurlLoop
+
+log = logging.getLogger(__name__)
 
 # requests of the catalogue: pages, single samples, checks; apart from content, so that neither waits for
 # the other
 METADATA_THREADS = 16
-# requests for prefetched read URLs: 16 of 20 ms are 800 a second, what 2 cores can do
-URL_THREADS = 16
+# downloads at once that have a thread each: large files, and what went wrong on the network loop
+CONTENT_THREADS = 32
 # what a program's guest keeps of idle connections to the API; of those to storage it keeps one a download
 _IDLE_OF_GUEST = 16
 
 
 class Connections(NamedTuple):
-    """The API client, and the transports to storage: one for reading, one for uploads.
+    """The API client, and the transports to storage: one for reading, one for uploads. A `ServerState`.
 
     `fingerprint` stands for the credential that read URLs are got with; `token_file` is where the token
-    comes from, if that is a file.
+    comes from, if that is a file. `requests` counts what is sent.
     """
 
     client: LightlyClient
     storage: Transport
     uploads: Transport
     fingerprint: str
+    requests: RequestCounter
     token_file: TokenFile | None = None
+    loop: CurlLoop | None = None
+
+    def outage(self) -> Retryable | None:
+        """Return what requests fail with, where none was answered for some seconds; otherwise None."""
+        return self.client.outage()
+
+    def outage_s(self) -> float:
+        """Return for how long no request was answered, 0 where the last one was."""
+        return self.client.outage_s()
+
+    def has_new_token(self) -> bool:
+        """Return whether the token file holds another token than the last time this was asked."""
+        return self.token_file is not None and self.token_file.look()
 
 
 def connect(
     settings: Settings,
     secrets: Secrets,
     environ: Mapping[str, str],
-    on_request: RequestCounter | None = None,
+    requests: RequestCounter | None = None,
     cancelled: Callable[[], bool] | None = None,
     *,
     keep_few: bool = False,
@@ -62,21 +81,22 @@ def connect(
     the token to send, in place of that of `secrets`.
     """
     config = TransportConfig(
-        connections=settings.jobs + METADATA_THREADS + URL_THREADS,
+        connections=min(settings.jobs, CONTENT_THREADS) + METADATA_THREADS,
         ca_bundle=trust_of(environ, settings.ca_certs).bundle,
         proxies=Proxies.from_environ(environ),
         network=Network(),
     )
     guard = AddressGuard(settings.server, settings.allow_private_storage)
     guarded = replace(config, guard=guard)
-    requests = _OnFirstUse(lambda: _requests_transport(guarded))
+    requests = requests or RequestCounter()
+    fallback = _OnFirstUse(lambda: _requests_transport(guarded))
 
     def transport(limits: TransportConfig, idle: int) -> Transport:
-        return _hot_transport(replace(limits, idle=idle) if keep_few else limits) or requests
+        return _hot_transport(replace(limits, idle=idle) if keep_few else limits) or fallback
 
     # one for each end: a handle that has just talked to the API has no warm connection to storage; and those
     # that change something apart from those that read, so that neither waits for the other
-    to_api, to_storage = transport(config, _IDLE_OF_GUEST), transport(guarded, settings.jobs)
+    to_api, to_storage = transport(config, _IDLE_OF_GUEST), transport(guarded, CONTENT_THREADS)
     changes, uploads = transport(config, _IDLE_OF_GUEST), transport(guarded, _IDLE_OF_GUEST)
     token_file = None
     if token is None and settings.token_file is not None and secrets.token is not None:
@@ -86,12 +106,18 @@ def connect(
         _credentials(secrets, token_file or (secrets.token if token is None else asked(token))),
         changes,
         hot_transport=to_api,
-        on_request=on_request,
-        cancelled=cancelled,
+        retrier=Retrier(cancelled=cancelled),
+        on_request=requests,
     )
-    if on_request is not None:
-        to_storage, uploads = CountedTransport(to_storage, on_request), CountedTransport(uploads, on_request)
-    return Connections(client, to_storage, uploads, secrets.fingerprint(settings.read_mode), token_file)
+    return Connections(
+        client,
+        CountedTransport(to_storage, requests),
+        CountedTransport(uploads, requests),
+        secrets.fingerprint(settings.read_mode),
+        requests,
+        token_file,
+        _loop(guarded, settings.jobs, keep_few=keep_few),
+    )
 
 
 class _OnFirstUse:
@@ -137,8 +163,22 @@ def _hot_transport(config: TransportConfig) -> Transport | None:
     return CurlTransport(config)
 
 
+def _loop(config: TransportConfig, jobs: int, *, keep_few: bool) -> CurlLoop | None:
+    """The network loop, or None as above."""
+    try:
+        from lightlyfs.api.curl_loop import CurlLoop
+    except ImportError:
+        return None
+    if not keep_few:
+        return CurlLoop(replace(config, connections=jobs))
+    # the descriptors are the program's
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = jobs if soft == resource.RLIM_INFINITY else max(1, min(jobs, soft // 8))
+    return CurlLoop(replace(config, connections=most, idle=CONTENT_THREADS))
+
+
 def _credentials(secrets: Secrets, token: str | TokenSource | None) -> Credentials:
-    """What requests bear."""
+    """Return what requests bear."""
     return Credentials(token=token, bearer=secrets.bearer, public_token=secrets.public_token)
 
 
@@ -195,7 +235,7 @@ class RequestCounter:
             return dict(self._outcomes)
 
     def latencies(self) -> dict[str, Latencies]:
-        """How long the requests of each operation took."""
+        """Return how long the requests of each operation took."""
         with self._lock:
             return {
                 operation: Latencies(tuple(itertools.accumulate(buckets)), self._sums_s[operation])
@@ -211,7 +251,7 @@ class CountedTransport:
         self._counter = counter
 
     def send(self, request: Request) -> Response:
-        """As the transport's own."""
+        """Send a request, and count it; see `Transport.send`."""
         started = time.monotonic()
         outcome = "failed"
         try:
@@ -227,13 +267,12 @@ class CountedTransport:
             self._counter(request.method, operation, time.monotonic() - started, outcome)
 
     def close(self) -> None:
-        """As the transport's own."""
+        """Close the transport."""
         self._transport.close()
 
 
 # the API token in a file, which is rotated while programs run
 
-log = logging.getLogger(__name__)
 
 _Stamp = tuple[int, int, int]
 
@@ -254,7 +293,7 @@ class TokenFile:
         self.on_change: Callable[[], object] = lambda: None
 
     def __call__(self, refused: str | None = None) -> str:
-        """The token to send. One that was `refused` is read again although the file looks the same."""
+        """Return the token to send. One that was `refused` is read again although the file looks the same."""
         self.look(refused is not None)
         return self._token
 

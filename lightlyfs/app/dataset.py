@@ -1,56 +1,59 @@
-"""The running parts of one dataset, and the order in which they start and stop."""
+"""The running parts of one dataset, the order in which they start and stop, and the directories they use."""
 
 from __future__ import annotations
 
 import json
 import logging
 import random
+import sqlite3
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from lightlyfs import places
+from lightlyfs import database, places
 from lightlyfs.api.models import Sample
 from lightlyfs.api.retry import Retrier
 from lightlyfs.app.builders import Desktop, DesktopNeeds, RecentLog, UrlParts, ViewForgetter
-from lightlyfs.app.connections import METADATA_THREADS, Connections, RequestCounter
+from lightlyfs.app.connections import CONTENT_THREADS, METADATA_THREADS, Connections
+from lightlyfs.app.exported_index import import_index
 from lightlyfs.app.kernel_interface import Kernel, NoKernel, open_files_limit
 from lightlyfs.app.metrics import status_of
-from lightlyfs.app.sharing import listing_turn, opening, renewing
-from lightlyfs.app.uploading import UploadNeeds, Uploads
-from lightlyfs.blocks import NO_OBJECT
+from lightlyfs.app.sharing import DirectoryWatch, listing_turn, opening, renewing
+from lightlyfs.app.uploading import Uploads
+from lightlyfs.blocks import BLOCK_BYTES, NO_OBJECT
 from lightlyfs.cache.block_cache import BlockCache
+from lightlyfs.cache.block_files import shed
 from lightlyfs.cache.budget import CacheConfig, bytes_beside, default_budget
 from lightlyfs.cache.fetch_once import FetchOnce
-from lightlyfs.catalog.census import Census
-from lightlyfs.catalog.listing_writer import Changes
+from lightlyfs.catalog.entries import Changes, SampleEntry
+from lightlyfs.catalog.freshness import Freshness, FreshnessConfig
+from lightlyfs.catalog.listing import Lister
 from lightlyfs.catalog.refresher import Refresher
 from lightlyfs.catalog.remote import ApiRemote, Details, Remote, TaggedRemote
-from lightlyfs.catalog.sample_catalog import Catalog
+from lightlyfs.catalog.sample_catalog import Catalog, Census
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tags import Tags
-from lightlyfs.catalog.timing import FreshnessConfig
 from lightlyfs.desktop.programs import CrawlBudget
-from lightlyfs.errors import NoSuchFile, StartError, TooManyWaiting
+from lightlyfs.errors import NoSuchFile, SettingsError, StartError, TooManyWaiting
+from lightlyfs.fetch.epoch_fetcher import Announcement, Ended, EpochFetcher
 from lightlyfs.fetch.fetcher import FetchConfig, Fetcher
 from lightlyfs.fetch.prefetcher import PrefetchStats
 from lightlyfs.fetch.reader import Reader
-from lightlyfs.fs.cached_files import CachedFiles, HandOutParts
+from lightlyfs.fs.attributes import SetTimes
+from lightlyfs.fs.cached_files import CachedFiles
 from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.fs.namespace import Namespace
 from lightlyfs.fs.path_reads import PathReads
 from lightlyfs.fs.patience import Patience
-from lightlyfs.fs.samples import Samples
-from lightlyfs.fs.times import SetTimes
+from lightlyfs.fs.samples import FilesBelow, Samples, known_content
 from lightlyfs.fs.views import Views, ViewSources
 from lightlyfs.fs.warming import Warming, WarmingParts
 from lightlyfs.fs.xattrs import ExtendedAttributes
 from lightlyfs.settings import Settings
 from lightlyfs.staging.facts_process import FactsPool
-from lightlyfs.watching import DirectoryWatch
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +61,8 @@ log = logging.getLogger(__name__)
 _DOCUMENT_TTL_S = 60.0
 # lists of paths written into `.lightlyfs/prefetch` that are worked on at once, each by `jobs` threads
 _MAX_FETCHING = 4
+# files that a warming fetches at once, unless more are asked for; each has a thread
+_WARMED_AT_ONCE = 64
 
 
 class Dataset:
@@ -74,62 +79,37 @@ class Dataset:
         place: places.DatasetPlace,
         *,
         kernel: Kernel | None = None,
-        requests: RequestCounter | None = None,
         closing: threading.Event | None = None,
         spool_place: places.SpoolPlace | None = None,
-        mountpoint: Path | None = None,
     ) -> None:
-        """`spool_place` is where a mount that may be written to keeps what it owes; else None."""
+        """`spool_place` is where a mount that may be written to keeps what it owes; otherwise None."""
         kernel = kernel or NoKernel()
         self.settings = settings
         self.dataset_id = dataset_id
         self.place = place
-        self.requests = requests or RequestCounter()
+        self.connections = connections
         self.closing = closing or threading.Event()
-        self._client = connections.client
-        self._storage = connections.storage
-        self._connections = connections
-        self._metadata_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-metadata")
+        self.client = connections.client
+        self.metadata_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-metadata")
         self._page_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-pages")
-        self._content_pool = ThreadPoolExecutor(settings.jobs, "lightlyfs-content")
+        self._content_pool = ThreadPoolExecutor(min(settings.jobs, CONTENT_THREADS), "lightlyfs-content")
         self._open_stores(kernel)
-        self._urls = UrlParts(
-            settings,
-            connections,
-            dataset_id,
-            place,
-            self.catalog,
-            self.cache,
-            later=self._metadata_pool.submit,
-            closing=self.closing.is_set,
-        )
         self.reader = self._make_reader()
         self.uploads: Uploads | None = None
-        self._patience = Patience(clock=time.monotonic, interrupted=kernel.interrupted, closing=self.closing)
-        # a quarter of the downloads is left to readers who wait
-        max_prefetches = self.settings.jobs * 3 // 4
-        self._samples = Samples(
-            self.catalog,
-            self.reader,
-            problems=self.problems,
-            caller_name=kernel.caller_name,
-            forget=kernel.forget,
-            max_prefetches=max_prefetches,
-            on_opened=self._urls.ahead.opened,
-            before_fetch=CrawlBudget(kernel.caller_name, time.monotonic).spend,
-        )
+        self.patience = Patience(clock=time.monotonic, interrupted=kernel.interrupted, closing=self.closing)
+        self.samples = self._make_samples(kernel)
         self.recent_log = RecentLog()
         self._fetching: list[Warming] = []
-        self._mountpoint = mountpoint
-        self.desktop = self._make_desktop(mountpoint)
+        self._mountpoint = kernel.mountpoint
+        self.desktop = self._make_desktop(kernel.mountpoint)
         self.filesystem = self._make_filesystem(kernel, spool_place)
         self._watch = DirectoryWatch(place.path, self._hear_others)
         place.share()
 
     def start(self) -> None:
         """Start the threads of the parts, and the first listing where there is none stored."""
-        if self._connections.token_file is not None:
-            self._connections.token_file.on_change = self._go_on
+        if self.connections.token_file is not None:
+            self.connections.token_file.on_change = self._go_on
         self.catalog.start()
         self._once.start()
         if self._forgets_views is not None:
@@ -137,8 +117,7 @@ class Dataset:
         self._watch.start()
         if self.uploads is not None:
             self.uploads.start()
-        if not self.catalog.refresher.complete:
-            self.catalog.refresher.start_listing()
+        self.catalog.start_listing()
 
     def drain(self) -> None:
         """Wait for the uploads under way, as long as they move; what is left stays in the journal."""
@@ -154,14 +133,14 @@ class Dataset:
         self.closing.set()
         if self.uploads is not None:
             self.uploads.stop()
-        for pool in (self._content_pool, self._metadata_pool, self._page_pool):
+        for pool in (self._content_pool, self.metadata_pool, self._page_pool):
             pool.shutdown(wait=False, cancel_futures=True)
         self._watch.close()
         if self._forgets_views is not None:
             self._forgets_views.close()
-        self._urls.close()
+        self.urls.close()
         self.desktop.close()
-        self._pictures.close()
+        self.pictures.close()
         self._once.close()
         self.catalog.close()
         if self.uploads is not None:
@@ -177,12 +156,52 @@ class Dataset:
 
     def prefetch_stats(self) -> PrefetchStats:
         """Return what was fetched before it was asked for."""
-        return self._samples.prefetcher.stats()
+        return self.samples.prefetcher.stats()
 
     def url_stats(self) -> dict[str, int]:
         """Read URLs on disk, and those that were got before they were asked for."""
-        ahead = self._urls.ahead.stats()
-        return {"stored": len(self._urls.store), "store_errors": self._urls.store.errors, **ahead._asdict()}
+        ahead = self._epochs.stats()
+        return {
+            "stored": len(self.urls.store),
+            "store_errors": self.urls.store.errors,
+            "got": ahead.urls,
+            "under_way": ahead.under_way,
+            "limit": ahead.limit,
+        }
+
+    def ahead(self, paths: Iterable[str]) -> Announcement:
+        """Fetch files, named by their paths, in this order ahead of a program that is about to read them.
+
+        Returns at once. The order may be of any length: it is asked for as it is needed, in another thread.
+        At most `read_ahead_limit` bytes are fetched and not read. Paths that name no sample are passed over.
+        """
+        limit = self.settings.read_ahead_limit_bytes
+        most = self.cache.room.ahead_bytes
+        return self._epochs.announce(self._samples_at(paths), most if limit is None else min(limit, most))
+
+    def _samples_at(self, paths: Iterable[str]) -> Iterator[tuple[str, SampleEntry, int]]:
+        self.catalog.wait_until_listed(self._own_patience().turn())
+        for path in paths:
+            entry = self.catalog.known(path)
+            if isinstance(entry, SampleEntry):
+                size = entry.published_size
+                yield path, entry, BLOCK_BYTES if size is None else size
+
+    def epoch_stats(self) -> dict[str, int]:
+        """What was fetched ahead for readers without order, and how much of it was read."""
+        ahead = self._epochs.stats()
+        return {"files": ahead.files, "bytes": ahead.bytes, "files_read": ahead.files_read}
+
+    def _fetch_ahead(self, entry: SampleEntry, ended: Ended) -> bool:
+        return self.samples.fetch_ahead(entry, ended)
+
+    def _get_url_ahead(self, entry: SampleEntry, ended: Ended) -> bool:
+        """Get the read URL of a file that is not in the cache."""
+        entry = self.catalog.with_facts(entry)
+        content = known_content(entry)
+        if content is not None and (not content.has_object or self.cache.has_whole(content)):
+            return False
+        return self.urls.get_ahead(entry.sample_id, ended)
 
     def warming(self, names: Iterable[str], jobs: int | None, tag: str | None) -> Warming:
         """Files and directories, or what a tag holds of them, on their way into the cache.
@@ -194,12 +213,12 @@ class Dataset:
             raise NoSuchFile(f"the dataset has no tag {tag!r}")
         only = None if found is None else self._tags.members(found)
         # a quarter of the downloads is left to readers who wait, unless all are asked for
-        jobs = max(1, min(jobs or self.settings.jobs * 3 // 4, self.settings.jobs))
+        jobs = max(1, min(jobs or min(self.settings.jobs * 3 // 4, _WARMED_AT_ONCE), self.settings.jobs))
         parts = WarmingParts(
             self._namespace,
             self.reader,
             self.cache,
-            self._samples.ask,
+            self.samples.ask,
             self._own_patience(),
             self.closing.is_set,
         )
@@ -207,22 +226,17 @@ class Dataset:
 
     def cached_files(self) -> CachedFiles:
         """Return the cached files of samples, for programs that read them by themselves."""
-        return CachedFiles(
-            HandOutParts(self._namespace, self._samples, self.reader, self.cache, self._own_patience())
-        )
+        return CachedFiles(self._namespace, self.samples, self.reader, self.cache, self._own_patience())
 
     def _go_on(self) -> None:
-        """There is another token: what the old one was refused is tried again."""
-        self.catalog.refresher.resume()
+        """Try again what the old token was refused, because there is another one."""
+        self.catalog.resume()
         if self.uploads is not None:
-            self.uploads.uploader.retry_all()
-
-    def _has_new_token(self) -> bool:
-        return self._connections.token_file is not None and self._connections.token_file.look()
+            self.uploads.retry_all()
 
     def reload_token(self) -> bool:
         """Read the token file again, and try again what was refused; False where there is none to be had."""
-        if self._connections.token_file is None or not self._connections.token_file.reload():
+        if self.connections.token_file is None or not self.connections.token_file.reload():
             return False
         self._go_on()
         return True
@@ -235,14 +249,13 @@ class Dataset:
         self.reload_token()
         self._forget_details()
         if self.uploads is not None:
-            self.uploads.uploader.retry_all()
-            self.uploads.completion.outdate()
+            self.uploads.refresh()
         changes = self.catalog.refresh()
         self.filesystem.note_changes(None)
         return changes
 
     def _own_patience(self) -> Patience:
-        """The waiting rules of calls that no callback of the kernel makes."""
+        """Return the waiting rules of calls that no callback of the kernel makes."""
         return Patience(clock=time.monotonic, interrupted=lambda: False, closing=self.closing)
 
     def _open_stores(self, kernel: Kernel) -> None:
@@ -265,39 +278,37 @@ class Dataset:
 
     def _make_catalog(self) -> Catalog:
         settings = self.settings
-        freshness = FreshnessConfig(settings.metadata_ttl_s, settings.page_size)
+        config = FreshnessConfig(settings.metadata_ttl_s, settings.page_size)
         name = places.catalogue_name(settings.tag)
         store = CatalogStore(
             self.place.path / name, alone=self.place.alone, opening=partial(renewing, self.place)
         )
-        api = ApiRemote(self._client, self.dataset_id)
+        api = ApiRemote(self.client, self.dataset_id)
         self.problems = api.problems
         self._tags = Tags(api, ttl_s=settings.metadata_ttl_s, clock=time.monotonic)
         remote: Remote = api if settings.tag is None else TaggedRemote(api, self._tags, settings.tag)
+        lister = Lister(
+            store, remote, config, executor=self._page_pool, clock=time.monotonic, sleep=self._pause
+        )
         refresher = Refresher(
             store,
-            remote,
-            freshness,
-            executor=self._metadata_pool,
-            page_executor=self._page_pool,
-            clock=time.monotonic,
-            wall_clock=time.time,
+            lister,
+            Freshness(config, store.get_meta, clock=time.monotonic, wall_clock=time.time),
+            self.connections,
+            executor=self.metadata_pool,
             on_changes=self._on_changes,
-            sleep=self._pause,
-            outage=self._client.outage,
             turn=listing_turn(self.place, name, self.closing.is_set),
-            has_new_token=self._has_new_token,
         )
         self._details: Details[Sample] = Details(
-            remote.sample, self._metadata_pool, ttl_s=settings.metadata_ttl_s, clock=time.monotonic
+            remote.sample, self.metadata_pool, ttl_s=settings.metadata_ttl_s, clock=time.monotonic
         )
         self._documents: Details[bytes] = Details(
-            lambda sample_id: self._client.get_sample_document(self.dataset_id, sample_id),
-            self._metadata_pool,
+            lambda sample_id: self.client.get_sample_document(self.dataset_id, sample_id),
+            self.metadata_pool,
             ttl_s=min(settings.metadata_ttl_s, _DOCUMENT_TTL_S),
             clock=time.monotonic,
         )
-        return Catalog(store, remote, refresher, freshness, Census(store, NO_OBJECT), clock=time.monotonic)
+        return Catalog(store, remote, refresher, config, Census(store, NO_OBJECT), clock=time.monotonic)
 
     def _make_cache(self, kernel: Kernel) -> BlockCache:
         path = self.place.path
@@ -306,14 +317,22 @@ class Dataset:
 
     def _make_reader(self) -> Reader:
         # what reads and uploads find out about the storage is common to them
-        self._storage_retrier = Retrier(
+        self.storage_retrier = Retrier(
             clock=time.monotonic, sleep=self._pause, random=random.random, cancelled=self.closing.is_set
         )
+        self.urls = UrlParts(
+            self.settings,
+            self.connections,
+            self.dataset_id,
+            self.place,
+            self.storage_retrier,
+            later=self.metadata_pool.submit,
+        )
         fetcher = Fetcher(
-            self._urls.urls,
-            self._storage,
+            self.urls.urls,
+            self.connections.storage,
             FetchConfig(),
-            self._storage_retrier,
+            self.storage_retrier,
             cancelled=self.closing.is_set,
         )
         self._once = FetchOnce(
@@ -326,24 +345,50 @@ class Dataset:
             self.cache,
             fetcher,
             self._content_pool,
-            lambda content, certain: self._samples.storage_reported(content, certain),
+            lambda content, certain: self.samples.storage_reported(content, certain),
             self._once,
+            self.urls.first_try,
+        )
+
+    def _make_samples(self, kernel: Kernel) -> Samples:
+        # a quarter of the downloads is left to readers who wait
+        jobs = self.settings.jobs if self.connections.loop is not None else CONTENT_THREADS
+        most = jobs * 3 // 4
+        self._epochs: EpochFetcher[SampleEntry] = EpochFetcher(
+            FilesBelow(self.catalog, self.reader),
+            self._fetch_ahead,
+            self._get_url_ahead,
+            self._content_pool,
+            guesses=self.settings.read_ahead == "epochs",
+            clock=time.monotonic,
+            max_under_way=most,
+        )
+        return Samples(
+            self.catalog,
+            self.reader,
+            problems=self.problems,
+            caller_name=kernel.caller_name,
+            forget=kernel.forget,
+            max_prefetches=most,
+            epochs=self._epochs,
+            follows_order=self.settings.read_ahead != "off",
+            crawls=CrawlBudget(kernel.caller_name, time.monotonic),
         )
 
     def _make_desktop(self, mountpoint: Path | None) -> Desktop:
-        self._pictures = FactsPool()
+        self.pictures = FactsPool()
         needs = DesktopNeeds(
             mode=self.settings.thumbnails,
-            client=self._client,
+            client=self.client,
             dataset_id=self.dataset_id,
-            transport=self._storage,
+            transport=self.connections.storage,
             catalog=self.catalog,
             reader=self.reader,
-            patience=self._patience,
+            patience=self.patience,
             place=self.place,
             mountpoint=mountpoint,
             owner=self.settings.uid,
-            pictures=self._pictures,
+            pictures=self.pictures,
             closing=self.closing,
         )
         return Desktop(needs)
@@ -364,8 +409,8 @@ class Dataset:
             log=self.recent_log.text,
             document=self._documents.get,
             thumbnail=self.desktop.thumbnails.png,
-            tags=lambda: self._metadata_pool.submit(self._tags.all),
-            members=lambda tag: self._metadata_pool.submit(self._tags.members, tag),
+            tags=lambda: self.metadata_pool.submit(self._tags.all),
+            members=lambda tag: self.metadata_pool.submit(self._tags.members, tag),
             fetch=self._fetch,
         )
         views = Views(namespace, self.catalog, sources)
@@ -376,23 +421,23 @@ class Dataset:
 
     def _make_filesystem(self, kernel: Kernel, spool_place: places.SpoolPlace | None) -> Filesystem:
         if spool_place is not None:
-            self.uploads = Uploads(self._upload_needs(kernel), spool_place)
+            self.uploads = Uploads(self, spool_place, kernel)
         times = self.uploads.times if self.uploads else SetTimes(None)
         namespace = self.uploads.namespace if self.uploads else Namespace(self.catalog, None, times)
         self._namespace = namespace
         if not isinstance(kernel, NoKernel):
-            namespace.held_sizes = self._samples.held_sizes
+            namespace.held_sizes = self.samples.held_sizes
         by_path = None
         if self.uploads is None and kernel.forgets_at_once:
             by_path = PathReads(
-                namespace, self._samples, settled=lambda: self.catalog.settled, forget=kernel.forget
+                namespace, self.samples, settled=lambda: self.catalog.settled, forget=kernel.forget
             )
         return Filesystem(
             namespace,
-            self._samples,
+            self.samples,
             ExtendedAttributes(self._details.get, self.desktop.thumbnails.png, self._details.forget),
             times,
-            self._patience,
+            self.patience,
             forget=kernel.forget,
             writing=self.uploads.write_parts() if self.uploads else None,
             by_path=by_path,
@@ -400,27 +445,6 @@ class Dataset:
             prefill=self.desktop.make_prefill(times),
             caller_name=kernel.caller_name,
             caller_process=kernel.caller_process,
-        )
-
-    def _upload_needs(self, kernel: Kernel) -> UploadNeeds:
-        return UploadNeeds(
-            settings=self.settings,
-            client=self._client,
-            dataset_id=self.dataset_id,
-            transport=self._connections.uploads,
-            catalog=self.catalog,
-            reader=self.reader,
-            cache=self.cache,
-            samples=self._samples,
-            executor=self._metadata_pool,
-            patience=self._patience,
-            closing=self.closing,
-            kernel=kernel,
-            resolve=self._urls.resolve,
-            storage=self._storage,
-            storage_retrier=self._storage_retrier,
-            pictures=self._pictures,
-            has_new_token=self._has_new_token,
         )
 
     def _pause(self, seconds: float) -> None:
@@ -436,7 +460,7 @@ class Dataset:
         self._tags.forget_all()
 
     def _hear_others(self) -> None:
-        """Something in the directory of the dataset was written, perhaps by another process."""
+        """Look at what was written to the directory of the dataset, perhaps by another process."""
         self.catalog.wake()
         self._once.keep_up_soon()
 
@@ -444,3 +468,60 @@ class Dataset:
         self.catalog.note_changes()
         self._forget_details()
         self.filesystem.note_changes(changes.paths)
+
+
+# the logs of five databases, and what they are told while a mount starts
+_FREE_BYTES = 16 << 20
+
+
+def open_spool(settings: Settings, dataset_id: str) -> places.SpoolPlace | None:
+    """Open and lock the directory for a mount's pending uploads, with those of earlier mounts.
+
+    None for a read-only mount, and where the disk takes nothing, which is logged.
+    """
+    if settings.read_only:
+        return None
+    place = None
+    try:
+        state = places.state_root(settings.cache_dir)
+        places.remember_state_root(state)
+        place = places.SpoolPlace(places.server_directory(state, settings.server), dataset_id)
+        database.see_writable(place.path / "journal.db")
+    except (OSError, sqlite3.OperationalError, SettingsError) as error:
+        if place is not None:
+            place.close()
+        if isinstance(error, SettingsError) and not places.is_passing(error.__cause__):
+            raise
+        log.warning("this mount is read-only, for what is written cannot be kept: %s", error)
+        return None
+    return place
+
+
+def open_place(settings: Settings, dataset_id: str) -> places.DatasetPlace:
+    """Return the directory of a dataset on this machine; a private one with `--no-cache`.
+
+    On a full disk the cache shrinks first, for databases need some room. With an index it begins with that,
+    unless another process uses it, for then its names count. StartError where it is not one of this dataset.
+    """
+    if where := places.elsewhere(settings.cache_dir):
+        log.warning("%s", where)
+    root = places.server_cache(settings.cache_dir, settings.server)
+    place = places.DatasetPlace(root, dataset_id, temporary=settings.no_cache)
+    try:
+        shed(place.path / "blocks", _FREE_BYTES)
+        if settings.index is not None:
+            import_index(settings.index, place, settings.tag, dataset_id)
+    except BaseException:
+        place.close()
+        raise
+    return place
+
+
+def list_once(settings: Settings, connections: Connections, dataset_id: str) -> None:
+    """List a dataset into this machine's catalogue; raises what the API raised."""
+    with open_place(settings, dataset_id) as place:
+        parts = Dataset(settings, connections, dataset_id, place)
+        try:
+            parts.catalog.list_now()
+        finally:
+            parts.close()

@@ -1,9 +1,10 @@
-"""What the parts need from the mount they serve, and from the processes that use it."""
+"""The mount as the parts see it: its protocol, its absence, and the descriptors it may use."""
 
 from __future__ import annotations
 
 import resource
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 from lightlyfs.fs.handles import Callers, ProcessWatch
@@ -21,12 +22,17 @@ class Kernel(Callers, Protocol):
     """What the parts need of the mount they serve; a no-op where there is none."""
 
     @property
+    def mountpoint(self) -> Path | None:
+        """Where it is mounted; None where there is no mount."""
+        ...
+
+    @property
     def forgets_at_once(self) -> bool:
         """Whether `forget` makes the kernel forget, rather than leave that to its time-outs."""
         ...
 
     def interrupted(self) -> bool:
-        """Whether the caller of the callback under way was interrupted."""
+        """Return whether the caller of the callback under way was interrupted."""
         ...
 
     def forget(self, paths: tuple[str, ...] | None) -> bool:
@@ -37,34 +43,35 @@ class Kernel(Callers, Protocol):
 class NoKernel:
     """The file system without a mount, as tests and libraries use it."""
 
+    mountpoint: Path | None = None
     forgets_at_once = False
 
     def interrupted(self) -> bool:
-        """No call is interrupted."""
+        """Return that no call is interrupted."""
         return False
 
     def caller_name(self) -> str:
-        """No program known."""
+        """Return that no program is known."""
         return ""
 
     def caller_process(self) -> int:
-        """Always the same one."""
+        """Return the one process there is."""
         return 0
 
     def was_killed(self, process: int) -> bool | None:
-        """No caller is a process of its own."""
+        """Return that no caller is a process of its own."""
         return False
 
     def watch(self, process: int) -> ProcessWatch | None:
-        """No caller is a process of its own."""
+        """Return that no caller is a process of its own."""
         return None
 
     def caller_unlinks(self) -> bool | None:
-        """Not known."""
+        """Return that it is not known."""
         return None
 
     def forget(self, paths: tuple[str, ...] | None) -> bool:
-        """Nothing is kept, so nothing has to be forgotten."""
+        """Return that it is done: nothing is kept."""
         return True
 
 

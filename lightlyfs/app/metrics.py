@@ -68,7 +68,7 @@ def serve_metrics(parts: Dataset, address: tuple[str, int]) -> None:
 
 
 def metrics_of(parts: Dataset) -> Iterator[Metric]:
-    """Every metric, as of now."""
+    """Yield every metric, as of now."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
     def number(name: str, help_: str, value: float) -> Metric:
@@ -87,14 +87,14 @@ def metrics_of(parts: Dataset) -> Iterator[Metric]:
     requests = CounterMetricFamily(
         "lightlyfs_requests", "Requests by operation and outcome.", labels=("operation", "outcome")
     )
-    for (operation, outcome), count in sorted(parts.requests.outcomes().items()):
+    for (operation, outcome), count in sorted(parts.connections.requests.outcomes().items()):
         requests.add_metric((operation, outcome), count)
     yield requests
     latencies = HistogramMetricFamily(
         "lightlyfs_request_seconds", "How long requests took.", labels=("operation",)
     )
     bounds = [*(str(bound) for bound in LATENCY_BUCKETS_S), "+Inf"]
-    for operation, took in sorted(parts.requests.latencies().items()):
+    for operation, took in sorted(parts.connections.requests.latencies().items()):
         latencies.add_metric((operation,), list(zip(bounds, took.buckets, strict=True)), took.sum_s)
     yield latencies
 
@@ -139,10 +139,11 @@ def status_of(parts: Dataset) -> dict[str, Any]:
         },
         "content": reader._asdict(),
         "prefetch": parts.prefetch_stats()._asdict(),
+        "ahead": parts.epoch_stats(),
         "reads_by_path": parts.filesystem.reads_by_path,
         "urls": parts.url_stats(),
         "open_files": parts.filesystem.open_files,
-        "requests": parts.requests.counts(),
+        "requests": parts.connections.requests.counts(),
         "read_only": parts.uploads is None,
         "upload": parts.settings.upload.text,
         "cache_dir": None if parts.settings.cache_dir is None else str(parts.settings.cache_dir),

@@ -3,45 +3,37 @@
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightlyfs import places
-from lightlyfs.api.client import LightlyClient
-from lightlyfs.api.contract import Request, Transport
-from lightlyfs.api.retry import Retrier
+from lightlyfs.api.contract import Request
 from lightlyfs.api.status import raise_for_status
 from lightlyfs.app.kernel_interface import Kernel
-from lightlyfs.cache.block_cache import BlockCache
-from lightlyfs.catalog.sample_catalog import Catalog
-from lightlyfs.errors import Cancelled, FileExists, LightlyFsError, NotFound, Retryable, SettingsError
-from lightlyfs.fetch.reader import Reader
-from lightlyfs.fs.changes import TreeChanges, sample_name
+from lightlyfs.app.staged import Staged
+from lightlyfs.errors import Cancelled, LightlyFsError, NotFound, Retryable
+from lightlyfs.fs.attributes import SetTimes
+from lightlyfs.fs.changes import TreeChanges
 from lightlyfs.fs.completion import Adoption, Completion
 from lightlyfs.fs.filesystem import WriteParts
 from lightlyfs.fs.namespace import Namespace
-from lightlyfs.fs.patience import Patience
-from lightlyfs.fs.samples import Samples
-from lightlyfs.fs.times import SetTimes
+from lightlyfs.fs.patience import UploadWaits
+from lightlyfs.fs.takeover import Takeover
 from lightlyfs.fs.writer import Writer
-from lightlyfs.settings import Settings
 from lightlyfs.staging.edits import SampleEdits
 from lightlyfs.staging.exactly_once import Once
-from lightlyfs.staging.facts_process import FactsPool
-from lightlyfs.staging.journal import Journal
-from lightlyfs.staging.local_files import LocalFile, LocalFiles
+from lightlyfs.staging.local_files import LocalFile
 from lightlyfs.staging.record import Record, State
-from lightlyfs.staging.spool import Spool
-from lightlyfs.staging.upload_steps import Steps, UploadConfig
+from lightlyfs.staging.upload_steps import Steps, StoredObjects, UploadConfig, UploadedSamples
 from lightlyfs.staging.uploader import WORKERS, Uploader
 from lightlyfs.upload_rules import WritePolicy, is_scratch
+
+if TYPE_CHECKING:
+    from lightlyfs.app.dataset import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -53,142 +45,105 @@ _NAMED_FILES = 3
 _SHOWN_LOCAL = 100
 
 
-@dataclass(frozen=True)
-class UploadNeeds:
-    """What the parts for writing take from the parts for reading."""
-
-    settings: Settings
-    client: LightlyClient
-    dataset_id: str
-    transport: Transport
-    storage: Transport
-    storage_retrier: Retrier
-    pictures: FactsPool
-    catalog: Catalog
-    reader: Reader
-    cache: BlockCache
-    samples: Samples
-    executor: Executor
-    patience: Patience
-    closing: threading.Event
-    kernel: Kernel
-    resolve: Callable[[str], str]
-    has_new_token: Callable[[], bool]
-
-
 class Uploads:
-    """The running parts for writing; `start` before use, `close` once."""
+    """The running parts for writing to a dataset; `start` before use, `close` once.
 
-    def __init__(self, needs: UploadNeeds, place: places.SpoolPlace) -> None:
-        for other in place.others:
-            _take_over(other, place)
-        place.drop_others()
-        self._needs = needs
-        self._place = place
+    Built by `Dataset`, of the parts for reading that it made before.
+    """
+
+    def __init__(self, dataset: Dataset, place: places.SpoolPlace, kernel: Kernel) -> None:
+        self._dataset = dataset
+        self._kernel = kernel
         self._started = time.monotonic()
-        rules = needs.settings.upload
-        self.policy = WritePolicy(rules, needs.settings.allow_overwrite, needs.settings.write_back)
-        self._renewing = threading.Lock()
-        self.spool = Spool(place.path / "files", on_deleted=self._renew)
-        self.journal = Journal(place.path / "journal.db", on_deleted=self._renew, rescue=True)
-        self.local = LocalFiles(self.spool, self.journal, name_of=sample_name, counts=rules.counts)
+        settings = dataset.settings
+        self.policy = WritePolicy(settings.upload, settings.allow_overwrite, settings.write_back)
+        self._staged = Staged(place, settings.upload.counts, dataset.metadata_pool)
+        self.spool, self.journal, self.local = self._staged.spool, self._staged.journal, self._staged.local
         self.times = SetTimes(self.journal)
-        self.namespace = Namespace(needs.catalog, self.local, self.times, needs.kernel.forget)
-        # thumbnail, image and the look for a rival are sent at the same time
+        self.namespace = Namespace(dataset.catalog, self.local, self.times, kernel.forget)
+        # thumbnail, image and the search for a rival are sent at the same time
         self._side = ThreadPoolExecutor(2 * WORKERS, "lightlyfs-upload-side")
-        adoption = Adoption(needs.catalog, needs.reader, needs.cache, self.spool, self.times)
+        adoption = Adoption(dataset.catalog, dataset.reader, dataset.cache, self.spool, self.times)
         self.completion = Completion(
-            self.local,
-            self.namespace,
-            self.times,
-            adoption,
-            self._is_gone,
-            needs.kernel.forget,
-            time.monotonic,
+            self.local, self.namespace, self.times, adoption, self._is_gone, kernel.forget, time.monotonic
         )
-        steps = self._make_steps(self.spool.path)
+        self._make_uploader(place.path.parent.parent / "once")
+        self._make_writer()
+        self.edits = SampleEdits(
+            dataset.client,
+            dataset.dataset_id,
+            dataset.metadata_pool,
+            self._can_be_read,
+            self._samples.put_away,
+        )
+
+    def _make_uploader(self, once: Path) -> None:
+        """`once` is beside the spools, each of which is one process's own."""
+        dataset = self._dataset
+        client, dataset_id, retrier = dataset.client, dataset.dataset_id, dataset.storage_retrier
+        config = UploadConfig(
+            s3_sse_kms_key=dataset.settings.s3_sse_kms_key,
+            allow_overwrite=dataset.settings.allow_overwrite,
+            sole_writer=dataset.settings.sole_writer,
+        )
+        self._samples = UploadedSamples(client, dataset_id, retrier, config.policy, self.journal.put_leftover)
+        objects = StoredObjects(client, dataset_id, dataset.connections.uploads, retrier, config)
+
+        def steps(path_of: Callable[[str, int], Path], config: UploadConfig) -> Steps:
+            facts_of = dataset.pictures.facts_of
+            return Steps(
+                self._samples, objects, facts_of, path_of, config, side=self._side, knows_no=self._knows_no
+            )
+
         self.uploader = Uploader(
-            steps,
+            steps(self.spool.path, config),
             self.local,
+            self.completion,
+            dataset.connections,
             clock=time.monotonic,
-            closing=needs.closing,
-            on_uploaded=self.completion.uploaded,
-            on_failed=self._note_failed,
-            has_new_token=needs.has_new_token,
-            outage_s=needs.client.outage_s,
+            closing=dataset.closing,
+        )
+        self._once = Once(
+            steps(lambda key, _: Path(key), replace(config, sole_writer=True)),
+            self._samples,
+            dataset.connections.storage,
+            dataset.urls.resolve,
+            once,
+        )
+
+    def _make_writer(self) -> None:
+        dataset = self._dataset
+        takeover = Takeover(
+            self.local,
+            dataset.samples.read_entry,
+            dataset.patience,
+            self.times.ino_of,
+            self._shows_again,
         )
         self.writer = Writer(
             self.local,
             self.uploader,
             self.policy,
-            needs.patience,
-            self.times,
-            read_sample=needs.samples.read_entry,
-            callers=needs.kernel,
-            exists=self.namespace.knows,
-            shows_again=self._shows_again,
-        )
-        # beside the spools, each of which is one process's own
-        self.once = Once(
-            self._make_steps(lambda key, _: Path(key), sole_writer=True),
-            needs.storage,
-            needs.resolve,
-            place.path.parent.parent / "once",
-        )
-        self.edits = SampleEdits(
-            needs.client, needs.dataset_id, needs.executor, self._can_be_read, steps.put_away
+            self.namespace,
+            takeover,
+            UploadWaits(dataset.patience),
+            self._kernel,
         )
 
     def write_parts(self) -> WriteParts:
         """Return the parts as the file system takes them."""
         changes = TreeChanges(
-            self.namespace, self.local, self.writer, self.edits, self.completion, self._needs.kernel
+            self.namespace, self.local, self.writer, self.edits, self.completion, self._kernel
         )
         return WriteParts(self.writer, changes, self.completion)
 
     def start(self) -> None:
-        """Go on with what an earlier mount left."""
+        """Resume what an earlier mount left."""
         self.uploader.start()
         self.writer.resume()
         renames = self.journal.renames()
         if renames:
-            self._needs.executor.submit(self._finish_renames, renames)
-
-    def name_lost(self) -> None:
-        """See whether a cleaner deleted what is staged; files whose bytes are gone fail, and are logged."""
-        self._renew()
-        try:
-            lost = self.local.note_deleted()
-        except OSError as error:
-            log.warning("what was staged cannot be looked at: %s", error)
-            return
-        if lost:
-            named = ", ".join(lost[:_NAMED_FILES]) + (", ..." if len(lost) > _NAMED_FILES else "")
-            log.error(
-                "%d files were deleted from the state directory before they were on the server: %s",
-                len(lost),
-                named,
-            )
-
-    def _renew(self) -> None:
-        """Keep what is staged in a new directory where a cleaner deleted it."""
-        with self._renewing:
-            stands = not (self.journal.is_deleted() or self.spool.is_deleted())
-            if stands and self._place.is_locked():
-                return
-            try:
-                if not stands:
-                    log.error("%s was deleted, with what was staged for the server", self._place.path)
-                self._place.renew(stands=stands)
-                if not stands:
-                    self.spool.move_to(self._place.path / "files")
-                    self.journal.move_to(self._place.path / "journal.db")
-            except (OSError, SettingsError) as error:
-                log.error("what is written now is lost with the mount: %s", error)
-                return
-        # not here, where the caller may hold a file's lock
-        with suppress(RuntimeError):
-            self._needs.executor.submit(self.name_lost)
+            self._dataset.metadata_pool.submit(self._finish_renames, renames)
 
     def drain(self) -> None:
         """Wait for the uploads under way, as long as they move."""
@@ -196,6 +151,19 @@ class Uploads:
         # `umount` may have waited already
         while left and self.uploader.stalled_s() < _DRAIN_STALLED_S:
             left, _ = self.uploader.wait_idle(1.0)
+
+    def refresh(self) -> None:
+        """Try everything again, and have changes by others to the samples uploaded so far looked up."""
+        self.uploader.retry_all()
+        self.completion.outdate()
+
+    def retry_all(self) -> int:
+        """Try everything that waits or failed now; returns how many files that are."""
+        return self.uploader.retry_all()
+
+    def wait_idle(self, seconds: float) -> tuple[int, int]:
+        """Wait until nothing is under way; see `Uploader.wait_idle`."""
+        return self.uploader.wait_idle(seconds)
 
     def send(self, paths: list[str]) -> dict[str, str]:
         """Upload local files because a person says so; returns why, by path, for those that are not."""
@@ -211,50 +179,36 @@ class Uploads:
                 refused[path] = str(error)
         return refused
 
+    def put_once(self, local: Path, name: str) -> bool:
+        """Have the sample `name` hold the bytes of a file; see `Once.put`."""
+        return self._once.put(local, name)
+
     def stop(self) -> None:
         """Upload no more; what is not uploaded stays in the journal."""
         for line in kept_lines(self.local.all(), self.policy):
             log.info("%s", line)
         self.uploader.close()
-        self.name_lost()
+        self._staged.name_lost()
         self._side.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
         """Close the journal; after the catalogue, which says what is uploaded by now."""
-        self.journal.close()
-        self._place.close()
+        self._staged.close()
 
     def leave_locks(self) -> None:
         """Let go of the locks in a forked child; the parent has them as long as it lives."""
-        self._place.close()
+        self._staged.leave_locks()
 
-    def _make_steps(self, path_of: Callable[[str, int], Path], *, sole_writer: bool = False) -> Steps:
-        needs = self._needs
-        config = UploadConfig(
-            s3_sse_kms_key=needs.settings.s3_sse_kms_key,
-            allow_overwrite=needs.settings.allow_overwrite,
-            sole_writer=sole_writer or needs.settings.sole_writer,
-        )
-        return Steps(
-            needs.client,
-            needs.dataset_id,
-            needs.transport,
-            needs.pictures.facts_of,
-            path_of,
-            config,
-            needs.storage_retrier,
-            cancelled=needs.closing.is_set,
-            side=self._side,
-            knows_no=self._knows_no,
-            on_leftover=self.journal.put_leftover,
-        )
+    def name_lost(self) -> None:
+        """See whether a cleaner deleted what is staged; files whose bytes are gone fail, and are logged."""
+        self._staged.name_lost()
 
     def _shows_again(self, path: str, sample_id: str) -> None:
-        self._needs.samples.outdate(sample_id)
-        self._needs.kernel.forget((path,))
+        self._dataset.samples.outdate(sample_id)
+        self._kernel.forget((path,))
 
     def _knows_no(self, path: str) -> bool:
-        age_s = self._needs.catalog.refresher.age_s()
+        age_s = self._dataset.catalog.age_s()
         # what an earlier mount compared says nothing of what it created after that
         fresh_s = min(_NAMES_FRESH_S, time.monotonic() - self._started)
         if age_s is None or age_s >= fresh_s or self.namespace.listed_at(path) is not None:
@@ -262,30 +216,26 @@ class Uploads:
         return all(half.path != path for half in self.local.aside())
 
     def _is_gone(self, sample_id: str) -> bool:
-        """Whether the API has no such sample; False where it cannot be asked."""
+        """Return whether the API has no such sample; False where it cannot be asked."""
         try:
-            self._needs.client.get_sample(self._needs.dataset_id, sample_id)
+            self._samples.get(sample_id)
         except NotFound:
             return True
         except LightlyFsError:
             pass
         return False
 
-    def _note_failed(self, file: LocalFile, error: Exception) -> None:
-        if isinstance(error, FileExists):
-            self.completion.name_taken(file)
-
     def _can_be_read(self, sample_id: str) -> None:
         """Read one byte of a sample, with each try through a URL that was asked for just now."""
 
         def attempt() -> None:
-            url = self._needs.resolve(sample_id)
+            url = self._dataset.urls.resolve(sample_id)
             request = Request("GET", url, headers={"Range": "bytes=0-0"}, fresh=True)
-            response = self._needs.storage.send(request)
+            response = self._dataset.connections.storage.send(request)
             if response.status != 416:  # an empty object has no first byte
                 raise_for_status(response, what="the read of a renamed sample", storage=True, reads=True)
 
-        self._needs.storage_retrier.call(attempt, kind="renamed", what=sample_id)
+        self._dataset.storage_retrier.call(attempt, kind="renamed", what=sample_id)
 
     def _finish_renames(self, renames: list[tuple[str, str, str]]) -> None:
         for old, new, sample_id in renames:
@@ -334,7 +284,7 @@ def _file_status(record: Record) -> dict[str, Any]:
 
 
 def kept_lines(files: list[LocalFile], policy: WritePolicy) -> list[str]:
-    """One line a directory of the files that their name keeps from the server."""
+    """Return one line a directory of the files that their name keeps from the server."""
     by_directory: dict[str, list[str]] = {}
     for file in files:
         record = file.record
@@ -350,37 +300,3 @@ def kept_lines(files: list[LocalFile], policy: WritePolicy) -> list[str]:
         "--upload all uploads them"
         for directory, names in sorted(by_directory.items())
     ]
-
-
-def _take_over(source: Path, place: places.SpoolPlace) -> None:
-    """Move what another mount left into the place of this one; safe to repeat after a crash.
-
-    A record leaves its journal last, when its bytes are here for sure.
-    """
-    if not (source / "journal.db").exists():
-        return
-    journal = Journal(source / "journal.db", rescue=True)
-    mine = Journal(place.path / "journal.db", rescue=True)
-    theirs, ours = Spool(source / "files"), Spool(place.path / "files")
-    try:
-        records = journal.records()
-        here = {record.key for record in mine.records()} & {key for key, _ in ours.generations()}
-        mine.put(*(record for record in records if record.key not in here))
-        mine.put_directories(*journal.directories())
-        for leftover in journal.leftovers():
-            mine.put_leftover(leftover)
-        keys = {record.key for record in records}
-        for key, generation in theirs.generations():
-            if key in keys:
-                os.rename(theirs.path(key, generation), ours.path(key, generation))
-        for sample_id, time_set in journal.times().items():
-            mine.put_time(sample_id, time_set)
-        renames = journal.renames()
-        mine.put_renames(renames)
-        ours.sync()
-        journal.put(forget=keys)
-        for _, _, sample_id in renames:
-            journal.remove_rename(sample_id)
-    finally:
-        journal.close()
-        mine.close()

@@ -22,6 +22,7 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection
@@ -37,6 +38,8 @@ from lightlyfs.locks import OPENING, OPENING_PATIENCE_S, SharedLocks, Stripe
 log = logging.getLogger(__name__)
 
 _CONTENT_LOCKS = 64
+# how often it is checked whether a cleaner deleted the cache
+_RENEW_EVERY_S = 0.25
 # of a file that others change all the while: then its bytes come from the network
 _MAX_LOOKS = 4
 
@@ -73,6 +76,7 @@ class BlockCache:
         # called, from any thread, when something is used or written for the first time since `keep_up`
         self.on_use: Callable[[], None] = lambda: None
         self._is_used = False
+        self._renew_at = 0.0
         self.room = Room(
             self._files.directory,
             config,
@@ -136,8 +140,10 @@ class BlockCache:
 
         The range must lie within the content.
         """
-        file = self._file(content.key())
-        data = None if file is None else self._read_file(content, file, offset, length)
+        data = self._overflow.read(content.key(), offset, length) if self._overflow else None
+        file = self._file(content.key()) if data is None else None
+        if file is not None:
+            data = self._read_file(content, file, offset, length)
         if data is None and self._overflow:
             data = self._read_mixed(content, file, offset, length)
         if data is None:
@@ -179,6 +185,42 @@ class BlockCache:
             self._relieve_disk(key)
             return
         self._record(key, file, block, data)
+        if not self._is_used:
+            self._note_use()
+        if self.room.is_over:
+            self._make_room(keep=key)
+
+    def hold(self, content: ContentId, body: bytes) -> None:
+        """Keep a whole content in memory, to be read at once, until `write_whole` has it on the disk."""
+        key = content.key()
+        for block in range(block_count(content.size)):
+            self._overflow.put(key, block, _block_of(body, block))
+
+    def write_whole(self, content: ContentId, body: bytes) -> None:
+        """Keep all blocks of a small content; a failure is counted, not raised."""
+        key, count = content.key(), block_count(content.size)
+        if key in self._open or not self.room.may_grow(len(body)):
+            for block in range(count):
+                self.write(content, block, _block_of(body, block))
+            return
+        self._renew_now_and_then()
+        checksums = {block: zlib.crc32(_block_of(body, block)) for block in range(count)}
+        try:
+            with self._lock_of(key):
+                file = self._files.open(key, {}, create=True)
+                assert file is not None
+                file.write(0, body)
+                file.checksums.update(checksums)
+                file.proven.update(checksums)
+                self._keep_open(key, file)
+                for block, checksum in checksums.items():
+                    self._index.add(key, block, checksum, block_length(block, content.size))
+        except (OSError, sqlite3.Error) as error:
+            self._count_error(error)
+            self._relieve_disk(key)
+            return  # it is in memory for a while
+        for block in checksums:
+            self._overflow.discard(key, block)
         if not self._is_used:
             self._note_use()
         if self.room.is_over:
@@ -286,7 +328,7 @@ class BlockCache:
                 self._open.move_to_end(key)
                 return file
         if create:
-            self._renew()
+            self._renew_now_and_then()
         with self._lock_of(key):
             checksums = self._index.blocks(key)
             if not checksums and not create:
@@ -308,6 +350,11 @@ class BlockCache:
         with self._lock:
             used = [self._open.popitem(last=False)[0] for _ in range((len(self._open) + 1) // 2)]
         self._index.note_use(used)
+
+    def _renew_now_and_then(self) -> None:
+        if time.monotonic() >= self._renew_at:
+            self._renew()
+            self._renew_at = time.monotonic() + _RENEW_EVERY_S
 
     def _renew(self) -> None:
         """Begin again where a cleaner deleted the directory or what says what is in it; raises as `open`."""
@@ -489,6 +536,10 @@ class BlockCache:
         )
 
 
+def _block_of(body: bytes, block: int) -> bytes:
+    return body if len(body) <= BLOCK_BYTES else body[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
+
+
 # some streams with their read-ahead
 MEMORY_BYTES = 32 << 20
 
@@ -512,6 +563,14 @@ class Overflow:
     def get(self, key: str, block: int) -> bytes | None:
         """Return the block, or None."""
         return self._blocks.get((key, block))
+
+    def read(self, key: str, offset: int, length: int) -> bytes | None:
+        """Return bytes of a content that lie in one block, or None."""
+        block, start = divmod(offset, BLOCK_BYTES)
+        data = self._blocks.get((key, block))
+        if data is None or start + length > len(data):
+            return None
+        return data if length == len(data) else data[start : start + length]
 
     def put(self, key: str, block: int, data: bytes) -> None:
         """Keep a block, at the cost of older ones."""

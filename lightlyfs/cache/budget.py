@@ -21,6 +21,8 @@ _EVICTING = "evicting"
 _LOOK_EVERY_BYTES = 8 << 20
 # of the budget, for blocks, whatever is beside them
 _LEAST_SHARE = 0.25
+# of all readers in order: more hides no latency, and is for nothing where a reader stops
+_MOST_AHEAD_BYTES = 256 << 20
 
 
 class Room:
@@ -68,7 +70,12 @@ class Room:
     @property
     def ahead_bytes(self) -> int:
         """How much may be fetched before it is asked for: more would displace what is still to be read."""
-        return self.limit // 4
+        return min(self.limit // 4, _MOST_AHEAD_BYTES)
+
+    @property
+    def epoch_bytes(self) -> int:
+        """How much a pass over files may have in all for its rest to be fetched ahead of it."""
+        return self.limit * 4 // 5
 
     def holds(self, size: int) -> bool:
         """Whether a content of this many bytes can be kept whole without displacing nearly all else."""

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from lightlyfs.blocks import SMALL_FILE_BYTES, ContentId, block_count
 from lightlyfs.cache.block_cache import BlockCache
@@ -33,6 +34,10 @@ _PAUSE_S = 0.02
 _KEEP_UP_EVERY_S = 1.0
 
 Release = Callable[[], None]
+
+
+def _no_release() -> None:
+    """What is to be done where no other process was kept out."""
 
 
 class FetchOnce:
@@ -105,6 +110,20 @@ class FetchOnce:
             yield self._locks.has_company()
         finally:
             self._end(release, sample_id)
+
+    def try_blocks(self, sample_id: str) -> Release | None:
+        """Take the blocks of a small file, without waiting, until what is returned is called.
+
+        None where another process fetches some of them.
+        """
+        if not self._locks.has_company():
+            return _no_release
+        release = self._locks.try_blocks(sample_id, 0, _HEAD_BLOCKS - 1)
+        return None if release is None else partial(self._end, release, sample_id)
+
+    def has_company(self) -> bool:
+        """Whether another process uses the cache, as of a moment ago."""
+        return self._locks.has_company()
 
     def _end(self, release: Release, sample_id: str | None) -> None:
         if not self._locks.has_company():

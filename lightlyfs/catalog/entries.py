@@ -1,11 +1,31 @@
-"""The entries that the catalogue has of samples and directories. Pure."""
+"""The records of the catalogue: samples and directories, and what storage reported of a sample. Pure."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from lightlyfs.catalog.listing_writer import Row
+from lightlyfs.catalog.names import split_path
 from lightlyfs.inodes import sample_ino
+
+
+class Row(NamedTuple):
+    """A sample as the API lists it, its name already split into a path."""
+
+    id: bytes
+    directory: str
+    wanted: str
+    file_name_raw: bytes | None
+    hint: int | None
+    mtime: int
+    created: int
+
+
+def make_row(sample_id: str, file_name: str, hint: int | None, mtime: int, created: int) -> Row:
+    """Split a sample's name into its path; `hint` is in bytes, the times in whole seconds."""
+    directory, wanted = split_path(file_name)
+    spelled = f"{directory}/{wanted}" if directory else wanted
+    raw = None if spelled == file_name else file_name.encode("utf-8", "surrogatepass")
+    return Row(bytes.fromhex(sample_id), directory, wanted, raw, hint, mtime, created)
 
 
 class SampleEntry(NamedTuple):
@@ -65,7 +85,7 @@ class Facts(NamedTuple):
     certain: bool = True
 
     def hold_for(self, entry: SampleEntry) -> bool:
-        """Whether the sample is still what storage was asked about."""
+        """Return whether the sample is still what storage was asked about."""
         if self.of is None:
             return entry.size_hint in (None, self.size)
         return self.of == (entry.mtime, entry.size_hint)
@@ -79,15 +99,35 @@ def true_name(path: str, entry: SampleEntry) -> str:
 
 def entry_of(row: Row) -> SampleEntry:
     """Return a sample that no listing has met yet, as a directory entry."""
-    return SampleEntry(
-        row.wanted,
-        sample_ino(row.id),
-        row.id,
-        row.file_name_raw,
-        row.hint,
-        row.mtime,
-        None,
-        None,
-        False,
-        False,
-    )
+    known = row.wanted, sample_ino(row.id), row.id, row.file_name_raw, row.hint, row.mtime
+    return SampleEntry(*known, size=None, etag=None, verified=False, stands=False)
+
+
+class Changes(NamedTuple):
+    """What a new listing changed; `paths` is None where everything may have changed."""
+
+    added: int
+    changed: int
+    gone: int
+    paths: tuple[str, ...] | None
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.changed or self.gone)
+
+
+class Totals(NamedTuple):
+    """Sums over the catalogue; `unverified` counts the samples storage has not reported yet."""
+
+    samples: int
+    directories: int
+    bytes: int
+    unverified: int
+
+
+class News(NamedTuple):
+    """What other processes wrote: names, or versions of what is shown (`changed`), sizes (`resized`), or
+    only what was not announced before.
+    """
+
+    changed: bool
+    resized: bool

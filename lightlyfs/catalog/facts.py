@@ -1,4 +1,4 @@
-"""What storage reported of samples: valid at once, written in batches, published where processes wait.
+"""Keeps what storage reported of samples: valid at once, written in batches, published where processes wait.
 
 Threads: any may call. The lock is not held while the store is used.
 """
@@ -10,11 +10,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lightlyfs import database
-from lightlyfs.catalog import totals
+from lightlyfs.catalog import tables
 from lightlyfs.catalog.entries import Facts, SampleEntry
+
+if TYPE_CHECKING:
+    from lightlyfs.catalog.store import CatalogStore
 
 log = logging.getLogger(__name__)
 
@@ -24,22 +27,12 @@ T = TypeVar("T")
 _MAX_WAITING = 100_000
 
 
-class FactsStore(Protocol):
-    """Where facts are kept for the next mount, and for other processes."""
-
-    def record_facts(self, facts: dict[int, Facts], *, replaced: bool, resized: bool) -> None:
-        """Keep facts by inode number; may raise sqlite3.Error."""
-
-    def publish_facts(self, facts: dict[int, Facts]) -> None:
-        """Let other processes see facts, unless that takes more than a moment."""
-
-
 class Reported:
     """Facts by inode number that the store does not hold yet; `on_written` is called under the lock when
     the store has them and they are about to be dropped here.
     """
 
-    def __init__(self, store: FactsStore, on_written: Callable[[], None]) -> None:
+    def __init__(self, store: CatalogStore, on_written: Callable[[], None]) -> None:
         self._store = store
         self._on_written = on_written
         self._lock = threading.Lock()
@@ -55,7 +48,7 @@ class Reported:
         return bool(self._facts or self._unlisted)
 
     def apply(self, entry: SampleEntry) -> SampleEntry:
-        """An entry with what storage reported of it since it was written."""
+        """Return an entry with what storage reported of it since it was written."""
         facts = self._facts.get(entry.ino) or self._unlisted.get(entry.ino)
         if facts is None or not facts.hold_for(entry):
             return entry
@@ -169,9 +162,9 @@ def record_values(ino: int, facts: Facts) -> Values:
 def record(db: sqlite3.Connection, rows: Sequence[Values]) -> None:
     """Keep what storage reported, within a transaction."""
     inos = [row[2] for row in rows]
-    before = totals.sums_of(db, inos)
+    before = tables.sums_of(db, inos)
     db.executemany(_RECORD, rows)
-    totals.move(db, totals.sums_of(db, inos) - before)
+    tables.move_totals(db, tables.sums_of(db, inos) - before)
 
 
 class Publisher:

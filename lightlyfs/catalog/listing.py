@@ -1,32 +1,40 @@
-"""Reads a whole paged listing, several pages in parallel, and tolerates short, refused and slow pages.
+"""Takes listings of a dataset into the store, and compares a stored one with the server; decides nothing.
 
 The API pages by sample offset, without a cursor, a total or a stated maximum. A page may be shorter than
 requested (clamped), too large to answer (413) or too slow, and the list may grow during the listing. The
 safe way is to advance by the rows received and to stop on an empty page; the fast way is to request many
-pages at once. This module knows offsets and pages; it must not know paths or the catalogue.
+pages at once. `Pager` does that, several pages in parallel, and tolerates short, refused and slow pages.
 
-`Verifier` compares a listing that shows no sign of a change with the server, a few rows at a time.
+`Lister` writes the rows to the store, and once more where the dataset moved meanwhile. `Verifier` compares a
+listing that shows no sign of a change with the server, a few rows at a time.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Executor, Future
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-from lightlyfs.catalog.remote import Remote
+from lightlyfs.catalog.entries import Changes, Row
+from lightlyfs.catalog.freshness import DEFAULT_PAGE_SIZE, FreshnessConfig
+from lightlyfs.catalog.listing_writer import ListingWriter
+from lightlyfs.catalog.remote import DatasetState, Remote, is_settled
 from lightlyfs.catalog.store import CatalogStore
+from lightlyfs.catalog.tables import INDEX_OF
 from lightlyfs.errors import Cancelled, MalformedAnswer, RequestError, ServerFault, TimedOut, TooLarge
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _TAKEN_DOWN = "the mount is being taken down"
 
-# 5,000 rows decode in some 10 ms; 25,000 would hold the interpreter lock for 80 ms
-DEFAULT_PAGE_SIZE = 5_000
 # below this a page that still fails is not too large but broken
 MIN_PAGE_SIZE = 20
 # a page that is broken so often is what the server sends
@@ -216,3 +224,165 @@ class Verifier:
             wanted -= len(rows)
         self._store.set_meta({_OFFSET: str(offset)})
         return True
+
+
+# a listing is taken again when the dataset moved meanwhile, up to so often; one that lost rows is taken again
+# after these pauses, in seconds
+_MAX_LISTINGS = 3
+_LOST_ROWS_S = (0.5, 1.0, 1.5, 3.0)
+
+
+class ListingProgress(NamedTuple):
+    """How far the listing under way is; `expected` is 0 where unknown."""
+
+    listed: int
+    expected: int
+
+
+class _Listed(NamedTuple):
+    """What a listing came to: None for the changes where it is to be taken again, and the record after it."""
+
+    changes: Changes | None
+    after: DatasetState
+    lost_rows: bool
+
+
+class Lister:
+    """Takes listings into one store, and compares it with the server; for one thread at a time."""
+
+    def __init__(
+        self,
+        store: CatalogStore,
+        remote: Remote,
+        config: FreshnessConfig,
+        *,
+        executor: Executor,
+        clock: Callable[[], float],
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._store = store
+        self._remote = remote
+        self._config = config
+        self._executor = executor
+        self._sleep = sleep
+        self._verifier = Verifier(store, remote, clock=clock)
+        self._writer: ListingWriter | None = None
+
+    def has_directory(self, path: str) -> bool:
+        """Return whether the listing under way has met this directory already; any thread may call."""
+        writer = self._writer
+        return writer is not None and writer.has_directory(path)
+
+    # comparing
+
+    def record(self) -> DatasetState:
+        """Return the dataset's record; raises what the API raised."""
+        return self._remote.dataset()
+
+    def stands(self, record: DatasetState) -> bool:
+        """Return whether the stored listing was taken under this record of the dataset."""
+        return self._store.get_meta("dataset") == json.dumps(record)
+
+    def tail_holds(self) -> bool:
+        """Return whether the list still ends with the sample the last listing ended with."""
+        listed = int(self._store.get_meta("listed") or 0)
+        rows = self._remote.page(max(0, listed - 1), 2)
+        tail = rows[-1].id.hex() if rows else ""
+        return len(rows) == min(listed, 1) and tail == self._store.get_meta("tail")
+
+    def rows_hold(self, listing_s: float) -> bool:
+        """Return whether the rows hold whose turn it is to be compared, where a listing takes that long."""
+        config = self._config
+        return self._verifier.holds(most_rows=config.page_size, listing_s=listing_s, ttl_s=config.ttl_s)
+
+    # listing
+
+    def take(
+        self,
+        record: DatasetState,
+        *,
+        stamp: Callable[[], str],
+        on_progress: Callable[[ListingProgress], None],
+    ) -> Changes:
+        """List everything into the store, and say what differs from the last listing.
+
+        `stamp()` gives the time to store with it. Raises what the API raised.
+        """
+        pauses = list(_LOST_ROWS_S)
+        for attempt in itertools.count(1):
+            listed = self._take_once(
+                record,
+                stamp,
+                on_progress,
+                last=attempt >= _MAX_LISTINGS,
+                believes_loss=not pauses,
+            )
+            if listed.changes is not None:
+                return listed.changes
+            record = listed.after
+            if listed.lost_rows and pauses:
+                self._sleep(pauses.pop(0))
+        raise AssertionError("the attempts do not end")
+
+    def _take_once(
+        self,
+        record: DatasetState,
+        stamp: Callable[[], str],
+        on_progress: Callable[[ListingProgress], None],
+        *,
+        last: bool,
+        believes_loss: bool,
+    ) -> _Listed:
+        """Return one pass over all pages; kept if the dataset stood still meanwhile, or as the last try.
+
+        A listing with fewer samples than the record has is kept only where that is to be believed.
+        """
+        tail = b""
+        rows_listed = left_out = 0
+        # what the record says, less what was missing before
+        expected = max(0, record.samples - int(self._store.get_meta("missing") or 0))
+
+        with self._store.listing() as writer:
+            self._writer = writer
+
+            def take(rows: Sequence[Row]) -> None:
+                nonlocal tail, rows_listed, left_out
+                kept = self._remote.kept(rows)
+                writer.add(kept)
+                tail = rows[-1].id
+                rows_listed += len(rows)
+                left_out += len(rows) - len(kept)
+                on_progress(ListingProgress(rows_listed, record.samples))
+
+            on_progress(ListingProgress(0, record.samples))
+            try:
+                self._pager().read_all(expected, take)
+                after = self._remote.dataset()
+                distinct = left_out + writer.count()
+                # an end that comes early was looked at for some seconds; rows that came twice were not
+                lost = rows_listed > distinct and distinct < expected
+                keeps = last and (believes_loss or not lost)
+                if not keeps and not is_settled(record, after, rows_listed, distinct):
+                    log.info("the dataset changed while it was listed; listing again")
+                    return _Listed(None, after, lost)
+                # the record of before: where it moved meanwhile, the next check lists again
+                meta = {
+                    "dataset": json.dumps(record),
+                    "tail": tail.hex(),
+                    "listed": str(rows_listed),
+                    "missing": str(max(0, record.samples - rows_listed)),
+                    "listed_at": stamp(),
+                    INDEX_OF: "",
+                }
+                return _Listed(writer.commit(meta), after, lost)
+            finally:
+                self._writer = None
+
+    def _pager(self) -> Pager[Row]:
+        return Pager(
+            self._remote.page,
+            executor=self._executor,
+            page_size=self._config.page_size,
+            parallel=self._config.parallel_pages,
+            sleep=self._sleep,
+        )

@@ -8,12 +8,13 @@ unchanged dataset costs no writes and keeps its verified sizes.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Container, Iterable, Iterator
 
 from lightlyfs import database
-from lightlyfs.catalog import clashes, totals
-from lightlyfs.catalog.names import split_path
+from lightlyfs.catalog import tables
+from lightlyfs.catalog.entries import Changes, Row
+from lightlyfs.catalog.names import resolve_clashes
+from lightlyfs.catalog.tables import CHANGES, count, counted
 from lightlyfs.forks import FORK_GATE
 from lightlyfs.inodes import ROOT_INO, directory_ino, directory_inos, sample_ino
 
@@ -86,90 +87,86 @@ WHERE o.ino IS NULL OR o.mtime != n.mtime OR o.parent != n.parent OR o.name != n
 SAMPLE_BY_INO = "CREATE UNIQUE INDEX main.sample_by_ino ON sample (ino)"
 
 
-# counted in the catalogue, so that processes sharing it notice each other's: changes after which anything may
-# be another, and those of sizes that directories show
-CHANGES = "changes"
-RESIZED = "resized"
+class ListingWriter:
+    """A listing being collected, in temporary tables of a connection of its own; used by one thread."""
 
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        write_lock: database.Lock,
+        on_counted: Callable[[int], None],
+        *,
+        stands: Callable[[], bool],
+    ) -> None:
+        """Make the empty tables. `stands()` says whether the catalogue is still at its path.
 
-class Row(NamedTuple):
-    """A sample as the API lists it, its name already split into a path."""
-
-    id: bytes
-    directory: str
-    wanted: str
-    file_name_raw: bytes | None
-    hint: int | None
-    mtime: int
-    created: int
-
-
-class Changes(NamedTuple):
-    """What a new listing changed; `paths` is None where everything may have changed."""
-
-    added: int
-    changed: int
-    gone: int
-    paths: tuple[str, ...] | None
-
-    def __bool__(self) -> bool:
-        return bool(self.added or self.changed or self.gone)
-
-
-def make_row(sample_id: str, file_name: str, hint: int | None, mtime: int, created: int) -> Row:
-    """Split a sample's name into its path; `hint` is in bytes, the times in whole seconds."""
-    directory, wanted = split_path(file_name)
-    spelled = f"{directory}/{wanted}" if directory else wanted
-    raw = None if spelled == file_name else file_name.encode("utf-8", "surrogatepass")
-    return Row(bytes.fromhex(sample_id), directory, wanted, raw, hint, mtime, created)
-
-
-class Staging:
-    """The temporary tables of one listing, on a connection of their own."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
+        `on_counted` is called with the number of this change of the catalogue, where it was one, under the
+        write lock.
+        """
         self._db = db
+        self._write_lock = write_lock
+        self._on_counted = on_counted
+        self._stands = stands
         self._known: set[int] = set()
         self._inos: dict[str, int] = {}
         self._max_depth = 0
         self._is_sorted = False
         self._compared_with = 0
-        # the number of this change of the catalogue, where it was one
-        self.counted: int | None = None
-
-    def create(self) -> None:
-        """Make the empty tables."""
-        self._db.executescript(_TABLES)
-        self._db.execute(_STAGE_DIRECTORY, (ROOT_INO, ROOT_INO, "", 0, 0))
+        with FORK_GATE:
+            db.executescript(_TABLES)
+            db.execute(_STAGE_DIRECTORY, (ROOT_INO, ROOT_INO, "", 0, 0))
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Stage samples; one staged before is replaced. Not after `count`."""
+        """Add a page of samples; a sample seen before is replaced. Not after `count`."""
         newest: dict[str, int] = {}
-        self._db.execute("BEGIN")
-        self._db.executemany(
-            "INSERT INTO temp.staged VALUES (?, ?, ?, ?, NULL, ?, ?, ?, ?)", self._encode(rows, newest)
-        )
-        self._db.executemany(_STAGE_DIRECTORY, self._encode_directories(newest))
-        self._db.execute("COMMIT")
+        insert = "INSERT INTO temp.staged VALUES (?, ?, ?, ?, NULL, ?, ?, ?, ?)"
+        with FORK_GATE:
+            self._db.execute("BEGIN")
+            self._db.executemany(insert, self._encode(rows, newest))
+            self._db.executemany(_STAGE_DIRECTORY, self._encode_directories(newest))
+            self._db.execute("COMMIT")
 
     def count(self) -> int:
-        """Return how many different samples are staged; to be asked once all are."""
-        self._sort()
-        (count,) = self._db.execute("SELECT count(*) FROM temp.staged").fetchone()
+        """Return the number of distinct samples added; call it once all are."""
+        with FORK_GATE:
+            self._sort()
+            (count,) = self._db.execute("SELECT count(*) FROM temp.staged").fetchone()
         return int(count)
 
     def has_directory(self, path: str) -> bool:
-        """Whether this directory was staged recently; any thread may call."""
+        """Return whether a sample in or below this directory was added recently; any thread may call."""
         try:
             return directory_ino(path) in self._known
         except UnicodeEncodeError:
             return False
 
-    def settle_names(self) -> None:
+    def commit(self, meta: dict[str, str]) -> Changes:
+        """Make this listing the catalogue, in one step, and say what differs from the last one.
+
+        What storage reported stays verified where neither the sample's time nor its size hint moved. Raises
+        sqlite3.Error where the disk fails, or a cleaner deleted the catalogue since the listing began.
+        """
+        with FORK_GATE:
+            self._settle_names()
+        with self._write_lock:
+            if not self._stands():
+                raise sqlite3.OperationalError("it was deleted while the dataset was listed")
+            counted_as: int | None = None
+            with database.transaction(self._db):
+                if counted(self._db, CHANGES) != self._compared_with:
+                    self._compare()  # another process listed meanwhile
+                changes = self._swap(meta)
+                if changes:
+                    counted_as = count(self._db, CHANGES)
+            if counted_as is not None:
+                self._on_counted(counted_as)
+        return changes
+
+    def _settle_names(self) -> None:
         """Give every sample its final name and every directory its time, then find what differs."""
         self._sort()
         self._db.execute("BEGIN")  # one transaction of temporary tables, not one for each name
-        clashes.settle(self._db)
+        settle_clashes(self._db)
         self._db.execute("CREATE INDEX temp.staged_dir_by_depth ON staged_dir (depth)")
         for depth in range(self._max_depth, 0, -1):
             self._db.execute(_RAISE_PARENTS, (depth,))
@@ -177,25 +174,18 @@ class Staging:
         self._compared_with = counted(self._db, CHANGES)
         self._compare()
 
-    def commit(self, meta: dict[str, str], keep: frozenset[int]) -> Changes:
-        """Swap the differences in; the caller holds the store's write lock."""
+    def _swap(self, meta: dict[str, str]) -> Changes:
         db = self._db
-        with database.transaction(db):
-            if counted(db, CHANGES) != self._compared_with:
-                self._compare()  # another process listed meanwhile
-            db.executemany("DELETE FROM temp.gone WHERE ino = ?", [(ino,) for ino in keep])
-            changes, moved = self._insert_all() if self._is_first() else self._swap_in()
-            self._swap_directories()
-            if changes:
-                (directories,) = db.execute("SELECT count(*) FROM main.directory").fetchone()
-                totals.move(db, moved, directories)
-            db.executemany("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", meta.items())
-            if changes:
-                self.counted = count(db, CHANGES)
+        changes, moved = self._insert_all() if self._is_first() else self._swap_in()
+        self._swap_directories()
+        if changes:
+            (directories,) = db.execute("SELECT count(*) FROM main.directory").fetchone()
+            tables.move_totals(db, moved, directories)
+        db.executemany("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", meta.items())
         return changes
 
     def _encode(self, rows: Iterable[Row], newest: dict[str, int]) -> Iterator[tuple[object, ...]]:
-        """The rows as the table takes them; notes the newest time in each directory."""
+        """Yield the rows as the table takes them; notes the newest time in each directory."""
         inos = self._inos
         for sample_id, directory, wanted, raw, hint, mtime, created in rows:
             ino = inos.get(directory)
@@ -208,7 +198,7 @@ class Staging:
             yield sample_ino(sample_id), sample_id, ino, wanted, raw, hint, mtime, created
 
     def _encode_directories(self, newest: dict[str, int]) -> Iterator[tuple[object, ...]]:
-        """Each directory with its time, and those above it with none."""
+        """Yield each directory with its time, and those above it with none."""
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
         for path, mtime in newest.items():
@@ -246,14 +236,14 @@ class Staging:
         (found,) = self._db.execute("SELECT EXISTS (SELECT 1 FROM main.sample)").fetchone()
         return not found
 
-    def _insert_all(self) -> tuple[Changes, totals.CatalogSums]:
-        """The first listing: an index is made in a quarter of the time it takes to keep one."""
+    def _insert_all(self) -> tuple[Changes, tables.CatalogSums]:
+        """Return the first listing: an index is made in a quarter of the time it takes to keep one."""
         self._db.execute("DROP INDEX main.sample_by_ino")
         added = self._db.execute(_ALL).rowcount
         self._db.execute(SAMPLE_BY_INO)
-        return Changes(added, 0, 0, None), totals.sums_in(self._db, "main.sample")
+        return Changes(added, 0, 0, None), tables.sums_in(self._db, "main.sample")
 
-    def _swap_in(self) -> tuple[Changes, totals.CatalogSums]:
+    def _swap_in(self) -> tuple[Changes, tables.CatalogSums]:
         db = self._db
         (changed,) = db.execute("SELECT count(*) FROM temp.changed").fetchone()
         (gone,) = db.execute("SELECT count(*) FROM temp.gone").fetchone()
@@ -263,7 +253,7 @@ class Staging:
         (known,) = db.execute(
             "SELECT count(*) FROM temp.changed c CROSS JOIN main.sample o ON o.ino = c.ino"
         ).fetchone()
-        moved = totals.sums_in(db, "temp.fresh") - totals.sums_in(db, f"main.sample WHERE ino IN {_TOUCHED}")
+        moved = tables.sums_in(db, "temp.fresh") - tables.sums_in(db, f"main.sample WHERE ino IN {_TOUCHED}")
         db.execute(f"DELETE FROM main.sample WHERE ino IN {_TOUCHED}")
         db.execute("INSERT INTO main.sample SELECT * FROM temp.fresh")
         if few:
@@ -276,13 +266,13 @@ class Staging:
         self._db.execute(_DIRECTORIES)
 
     def _changed_paths(self, *, staged: bool = False) -> list[str]:
-        """Where the catalogue, as it is now, holds the samples that change, and their directories."""
+        """Return where the catalogue, as it is now, holds the samples that change, and their directories."""
         table = "temp.staged_dir" if staged else "main.directory"
         query = f"SELECT dir, name FROM main.sample WHERE ino IN {_TOUCHED} ORDER BY dir"
         last, directory, paths = 0, "", [""]
         for ino, name in self._db.execute(query):
             if ino != last:
-                last, directory = ino, "/".join(clashes.directory_path(self._db, table, ino))
+                last, directory = ino, "/".join(directory_path(self._db, table, ino))
                 paths += _with_parents(directory)
             paths.append(f"{directory}/{name}" if directory else name)
         return paths
@@ -294,63 +284,68 @@ def _with_parents(directory: str) -> Iterator[str]:
         directory = directory.rpartition("/")[0]
 
 
-class ListingWriter:
-    """A listing being collected; used by one thread."""
+# name clashes: every sample gets a component that is unique in its directory
 
-    def __init__(
-        self,
-        staging: Staging,
-        write_lock: database.Lock,
-        on_counted: Callable[[int], None],
-        *,
-        stands: Callable[[], bool],
-    ) -> None:
-        """`stands()` says whether the catalogue is still at its path."""
-        self._staging = staging
-        self._stands = stands
-        self._write_lock = write_lock
-        self._on_counted = on_counted
-
-    def add(self, rows: Iterable[Row]) -> None:
-        """Add a page of samples; a sample seen before is replaced."""
-        with FORK_GATE:
-            self._staging.add(rows)
-
-    def count(self) -> int:
-        """Return the number of distinct samples added; call it once all are."""
-        with FORK_GATE:
-            return self._staging.count()
-
-    def has_directory(self, path: str) -> bool:
-        """Whether a sample in or below this directory was added recently; any thread may call."""
-        return self._staging.has_directory(path)
-
-    def commit(self, meta: dict[str, str], keep: frozenset[int] = frozenset()) -> Changes:
-        """Make this listing the catalogue, in one step, and say what differs from the last one.
-
-        What storage reported stays verified where neither the sample's time nor its size hint moved.
-        Samples whose inode number is in `keep` stay although the listing does not hold them. Raises
-        sqlite3.Error where the disk fails, or a cleaner deleted the catalogue since the listing began.
-        """
-        with FORK_GATE:
-            self._staging.settle_names()
-        with self._write_lock:
-            if not self._stands():
-                raise sqlite3.OperationalError("it was deleted while the dataset was listed")
-            changes = self._staging.commit(meta, keep)
-            if self._staging.counted is not None:
-                self._on_counted(self._staging.counted)
-        return changes
+_CLASHES = """
+CREATE TEMP TABLE clash AS
+SELECT dir, wanted, max(is_directory) AS is_directory FROM (
+    SELECT dir, wanted, 0 AS is_directory FROM temp.staged GROUP BY dir, wanted HAVING count(*) > 1
+    UNION ALL
+    SELECT s.dir, s.wanted, 1 FROM temp.staged_dir d CROSS JOIN temp.staged s
+    ON s.dir = d.parent AND s.wanted = d.name WHERE d.depth > 0)
+GROUP BY dir, wanted ORDER BY dir, wanted
+"""
 
 
-def counted(db: sqlite3.Connection, what: str) -> int:
-    """How often something was counted."""
-    row = db.execute("SELECT value FROM main.meta WHERE key = ?", (what,)).fetchone()
-    return 0 if row is None else int(row[0])
+def settle_clashes(db: sqlite3.Connection) -> None:
+    """Name the samples that want a component others want too; the rest keep what they wanted."""
+    db.execute(_CLASHES)
+    directory = None
+    for ino, wanted, is_directory in db.execute("SELECT dir, wanted, is_directory FROM temp.clash"):
+        if directory is None or directory.ino != ino:
+            directory = _Directory(db, ino)
+        _settle_one(db, directory, wanted, is_directory=bool(is_directory))
+    db.execute("DROP TABLE temp.clash")
 
 
-def count(db: sqlite3.Connection, what: str) -> int:
-    """Count something once more, within a transaction; the new number."""
-    number = counted(db, what) + 1
-    db.execute("INSERT OR REPLACE INTO main.meta VALUES (?, ?)", (what, str(number)))
-    return number
+def directory_path(db: sqlite3.Connection, table: str, ino: int) -> list[str]:
+    """Return the components of a directory's path, from a table that has `ino`, `parent` and `name`."""
+    parts: list[str] = []
+    while ino != ROOT_INO:
+        name, ino = db.execute(f"SELECT name, parent FROM {table} WHERE ino = ?", (ino,)).fetchone()
+        parts.append(name)
+    return parts[::-1]
+
+
+class _Directory(Container[str]):
+    """The components of one directory that are spoken for, asked one at a time: there may be a million."""
+
+    def __init__(self, db: sqlite3.Connection, ino: int) -> None:
+        self._db = db
+        self.ino = ino
+        self.path = "/".join(directory_path(db, "temp.staged_dir", ino))
+        self.given: set[str] = set()
+
+    def child(self, name: str) -> str:
+        return f"{self.path}/{name}" if self.path else name
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str) or name in self.given:
+            return True
+        query = """SELECT EXISTS (SELECT 1 FROM temp.staged WHERE dir = ? AND wanted = ?)
+                       OR EXISTS (SELECT 1 FROM temp.staged_dir WHERE ino = ?)"""
+        (found,) = self._db.execute(query, (self.ino, name, directory_ino(self.child(name)))).fetchone()
+        return bool(found)
+
+
+def _settle_one(db: sqlite3.Connection, directory: _Directory, wanted: str, *, is_directory: bool) -> None:
+    query = "SELECT id, rowid FROM temp.staged WHERE dir = ? AND wanted = ?"
+    rows = {sample_id.hex(): row for sample_id, row in db.execute(query, (directory.ino, wanted))}
+    names = resolve_clashes(wanted, rows, directory, is_directory=is_directory)
+    directory.given.update(names.values())
+    # one whose path no longer spells its true name keeps that beside it
+    spelled = directory.child(wanted).encode()
+    db.executemany(
+        "UPDATE temp.staged SET name = ?, file_name = coalesce(file_name, ?) WHERE rowid = ?",
+        [(name, spelled, rows[sample_id]) for sample_id, name in names.items() if name != wanted],
+    )

@@ -1,4 +1,4 @@
-"""How a sample's name becomes a path: escaping, cutting and clashes. Pure: no I/O, clock or lock.
+"""Turns a sample's name into a path: escaping, cutting and clashes. Pure: no I/O, clock or lock.
 
 A sample name is any string; a path component is 1 to 255 bytes of UTF-8 without `/` and NUL that is
 neither `.` nor `..`. The rules, in order:
@@ -72,14 +72,14 @@ def _is_plain_directory(directory: str) -> bool:
 
 
 def is_component(name: str, *, first: bool) -> bool:
-    """Whether a path may have this component; the first one has not to be that of the unlisted folder."""
+    """Return whether a path may have this component, which as the first is not the unlisted folder."""
     if name in ("", ".", "..") or (first and name == RESERVED_FIRST_COMPONENT):
         return False
     return "/" not in name and "\0" not in name and len(name.encode()) <= MAX_COMPONENT_BYTES
 
 
 def is_plain_component(name: str) -> bool:
-    """Whether a name is its own component wherever it stands; no for some that are."""
+    """Return whether a name is its own component wherever it stands; no for some that are."""
     return name[:1] != "." and _PLAIN.fullmatch(name) is not None
 
 
@@ -131,7 +131,7 @@ def _escaped_parts(file_name: str) -> list[str]:
 
 
 def _folded(parts: list[str]) -> tuple[str, ...]:
-    """The components of escaped parts; what is past the limit of directories becomes one of them."""
+    """Return the components of escaped parts; what is past the limit of directories becomes one of them."""
     found: list[str] = []
     room = MAX_DIRECTORY_BYTES
     for depth, part in enumerate(parts[:-1]):

@@ -1,7 +1,9 @@
 """The requests that the catalogue sends to the API: the dataset's record, pages of its samples, one sample.
 
-Converts API samples into catalogue rows, and chooses between the partial list and the plain one. `Details`
-requests whole samples one at a time, and keeps them for the TTL.
+Converts API samples into catalogue rows, and chooses between the partial list and the plain one. Impossible
+sizes and times become unknown or are clamped, invalid records are skipped: one invalid record must not affect
+the others. Corrections are kept for `status`, up to a limit. `Details` requests whole samples one at a time,
+and keeps them for the TTL.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ from cachetools import TTLCache
 from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.models import ListedSample, Sample, is_oid
 from lightlyfs.api.retry import RetryPolicy
-from lightlyfs.catalog.listing_writer import Row, make_row
-from lightlyfs.catalog.plausible import Problems, is_plausible_time, plausible_seconds, plausible_size
+from lightlyfs.catalog.entries import Row, make_row
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tags import ID_BYTES, TagRecord, Tags
 from lightlyfs.errors import Cancelled, MalformedAnswer, NotFound, RequestError, Retryable, TooLarge
+
+T = TypeVar("T")
 
 # of one name; the lowest id of them is wanted, and more than a few are not believed
 _FOUND_AT_MOST = 100
@@ -38,9 +41,81 @@ _AS_IT_COMES = RetryPolicy(doubt_s=0.0)
 # of one dataset, where its record does not say how many it has
 MAX_SAMPLES = 50_000_000
 _MASK = re.compile(r"0x[0-9a-fA-F]+")
+MAX_BYTES = 1 << 53  # 9 petabytes; JSON has no larger whole numbers
+# whole seconds that a time in nanoseconds can hold: the years 1678 to 2261
+MIN_SECONDS, MAX_SECONDS = -9_223_372_036, 9_223_372_036
+# numbers in between are times of our age (1973 to 2128) in seconds, sent in place of milliseconds
+_FIRST_SECONDS, _LAST_SECONDS = 100_000_000, 5_000_000_000
+_MAX_PROBLEMS = 1_000
 
 
-T = TypeVar("T")
+class Problem(NamedTuple):
+    """A sample that was not taken as it is, or cannot be read."""
+
+    name: str
+    reason: str
+
+
+class Problems:
+    """What is odd in the records of a dataset, and which images cannot be read; any thread may call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # guarded by _lock: odd records by name, images that cannot be read by sample id
+        self._records: dict[str, Problem] = {}
+        self._images: dict[str, Problem] = {}
+        self._more: set[int] = set()
+
+    def note(self, name: str, reason: str) -> None:
+        """Remember that a record is odd."""
+        self._note(self._records, name, Problem(name, reason))
+
+    def note_unreadable(self, sample_id: str, name: str, reason: str) -> None:
+        """Remember that the image of a sample cannot be read."""
+        self._note(self._images, sample_id, Problem(name, reason))
+
+    def note_read(self, sample_id: str) -> None:
+        """Note that an image can be read; costs one look-up where that was never in doubt."""
+        if sample_id in self._images:
+            with self._lock:
+                self._images.pop(sample_id, None)
+
+    def _note(self, found: dict[str, Problem], key: str, problem: Problem) -> None:
+        with self._lock:
+            if key in found or len(self._records) + len(self._images) < _MAX_PROBLEMS:
+                found[key] = problem
+            elif len(self._more) < 1_000_000:
+                self._more.add(hash(key))
+
+    def count(self) -> int:
+        """Return how many there are."""
+        with self._lock:
+            return len(self._records) + len(self._images) + len(self._more)
+
+    def all(self) -> list[Problem]:
+        """Return the first of them."""
+        with self._lock:
+            return [*self._records.values(), *self._images.values()]
+
+
+def plausible_size(size: int | None) -> int | None:
+    """Return a size in bytes, None for one that no file has."""
+    return size if size is not None and 0 <= size <= MAX_BYTES else None
+
+
+def plausible_seconds(milliseconds: int | None) -> int | None:
+    """Return a time of the API in whole seconds, within what a file system shows; None for none."""
+    if milliseconds is None:
+        return None
+    if _FIRST_SECONDS <= milliseconds < _LAST_SECONDS:
+        return milliseconds
+    return max(MIN_SECONDS, min(MAX_SECONDS, milliseconds // 1000))
+
+
+def is_plausible_time(milliseconds: int | None) -> bool:
+    """Return whether a time of the API is one in milliseconds, as it should be."""
+    seconds = plausible_seconds(milliseconds)
+    return milliseconds is None or (seconds == milliseconds // 1000 and milliseconds >= 0)
 
 
 class DatasetState(NamedTuple):
@@ -65,11 +140,11 @@ class Remote(Protocol):
         ...
 
     def page(self, offset: int, size: int) -> Sequence[Row]:
-        """At most `size` samples from `offset` on; empty past the end, perhaps shorter before it."""
+        """Return at most `size` samples from `offset` on; empty past the end, perhaps shorter before it."""
         ...
 
     def kept(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Those samples of a page that are wanted."""
+        """Return those samples of a page that are wanted."""
         ...
 
     def find(self, file_name: str) -> list[Row]:
@@ -77,7 +152,7 @@ class Remote(Protocol):
         ...
 
     def sample(self, sample_id: str) -> Sample:
-        """One sample, whole."""
+        """Return one sample, whole."""
         ...
 
 
@@ -115,7 +190,7 @@ class ApiRemote:
         return [self._row(sample) for sample in self._page(offset, size)]
 
     def kept(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """All but those that are no records."""
+        """Return all but those that are no records."""
         return rows if all(row.id for row in rows) else [row for row in rows if row.id]
 
     def tags(self) -> list[TagRecord]:
@@ -230,7 +305,7 @@ def _id_bytes(sample_id: str) -> bytes:
 
 
 def is_settled(before: DatasetState, after: DatasetState, listed: int, distinct: int) -> bool:
-    """Whether a listing holds every sample although the dataset may have moved meanwhile.
+    """Return whether a listing holds every sample although the dataset may have moved meanwhile.
 
     Rows that came twice show that rows moved, so others may have been missed. Samples that were only
     added were either met or are for the next check to find.
@@ -331,11 +406,11 @@ class TaggedRemote:
         return record._replace(selection=self._version)
 
     def page(self, offset: int, size: int) -> Sequence[Row]:
-        """As without a tag."""
+        """Return a page of all samples, tagged or not."""
         return self._remote.page(offset, size)
 
     def kept(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Those that the tag holds."""
+        """Return those that the tag holds."""
         members = self._members
         return [row for row in rows if row.id in members]
 
@@ -344,5 +419,5 @@ class TaggedRemote:
         return list(self.kept(self._remote.find(file_name)))
 
     def sample(self, sample_id: str) -> Sample:
-        """As without a tag."""
+        """Return one sample, tagged or not."""
         return self._remote.sample(sample_id)

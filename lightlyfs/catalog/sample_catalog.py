@@ -12,30 +12,36 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as futures_wait
 from typing import Protocol, TypeVar
 
-from cachetools import TTLCache
+from cachetools import LRUCache, TTLCache
 
 from lightlyfs.api.models import Sample
-from lightlyfs.catalog.census import Census
-from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, SampleEntry, entry_of, true_name
+from lightlyfs.catalog.entries import (
+    Changes,
+    DirectoryEntry,
+    Entry,
+    Facts,
+    Place,
+    Row,
+    SampleEntry,
+    Totals,
+    entry_of,
+    true_name,
+)
 from lightlyfs.catalog.facts import Reported
-from lightlyfs.catalog.listing_writer import Changes, Row
-from lightlyfs.catalog.lookup_cache import RecentLookups
+from lightlyfs.catalog.freshness import FreshnessConfig
 from lightlyfs.catalog.names import join_name
 from lightlyfs.catalog.refresher import Refresher
 from lightlyfs.catalog.remote import DatasetState, Remote, stored_dataset
 from lightlyfs.catalog.store import CatalogStore
-from lightlyfs.catalog.timing import FreshnessConfig
-from lightlyfs.catalog.totals import Totals
 from lightlyfs.errors import Cancelled, LightlyFsError, NotFound, RequestError, Unreachable
 from lightlyfs.inodes import directory_ino, sample_ino
 
 log = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
 _FLUSH_EVERY_S = 0.5
@@ -43,6 +49,92 @@ _POLL_S = 0.2
 _WRONG_HINTS = "wrong_hints"
 # as long as the kernel keeps names that are not there
 _ANSWER_TTL_S = 2.0
+# before every sample: the inode numbers of directories are positive
+_START: Place = (0, "")
+
+
+class Census:
+    """Looks for samples that storage has not reported, or of which it has nothing; any thread may call.
+
+    Remembers where it found the first one, so that all looks together cost little more than one scan.
+    `absent_etag` is the version that stands for a sample without a stored object.
+    """
+
+    def __init__(self, store: CatalogStore, absent_etag: str) -> None:
+        self._store = store
+        self._absent_etag = absent_etag
+        self._lock = threading.Lock()
+        # guarded by _lock
+        self._from = _START
+        self._changes = 0
+        self.settled = False
+
+    def look(self) -> None:
+        """Set `settled` if storage has reported all samples by now. Raises sqlite3.Error."""
+        with self._lock:
+            start, changes = self._from, self._changes
+        found = self._store.first_unsettled(start, self._absent_etag)
+        with self._lock:
+            if self._changes == changes:
+                self._from = start if found is None else found
+                self.settled = found is None
+
+    def start_over(self) -> None:
+        """Start again from the first sample, because the catalogue changed."""
+        with self._lock:
+            self._from = _START
+            self._changes += 1
+            self.settled = False
+
+
+# a path that is looked at is soon opened, and its neighbours along with it
+_MAX_KEPT = 8_000
+# a caller that looks up names in directory order has the next ones read ahead, at most this many at once
+_MAX_AHEAD = 64
+_MAX_DIRECTORIES = 256
+
+
+class RecentLookups:
+    """The entries of paths, from memory where the store was asked recently; any thread may call.
+
+    `outdate` says that the store may answer differently now. Single operations on `_kept` are atomic, and one
+    that is lost costs a query.
+    """
+
+    def __init__(self, store: CatalogStore) -> None:
+        self._store = store
+        self.version = 0
+        self._kept: dict[str, tuple[int, Entry | None]] = {}
+        self._lock = threading.Lock()
+        # guarded by _lock, for a lookup moves entries: by directory the name that comes next where names are
+        # asked for in order, and how many were read
+        self._ahead: LRUCache[str, tuple[str, int]] = LRUCache(_MAX_DIRECTORIES)
+
+    def outdate(self) -> None:
+        """Invalidate all entries after the store changed; for one thread at a time."""
+        self.version += 1
+
+    def lookup(self, path: str) -> Entry | None:
+        """Return the entry of a path, or None where there is none; may raise sqlite3.Error."""
+        version = self.version  # before the store is read, so that what comes meanwhile outdates it
+        kept = self._kept.get(path)
+        if kept is not None and kept[0] == version:
+            return kept[1]
+        if len(self._kept) > _MAX_KEPT:
+            self._kept = {}
+        directory, _, name = path.rpartition("/")
+        with self._lock:
+            expected, count = self._ahead.get(directory, ("", 1))
+        count = min(_MAX_AHEAD, count * 2) if name == expected else 1
+        entry, behind = self._store.lookup_with_next(path, count)
+        prefix = directory + "/" if directory else ""
+        for other in behind[:-1]:
+            self._kept[prefix + other.name] = (version, other)
+        if behind:
+            with self._lock:
+                self._ahead[directory] = (behind[-1].name, count)
+        self._kept[path] = (version, entry)
+        return entry
 
 
 class Wait(Protocol):
@@ -93,6 +185,23 @@ class Catalog:
         self._due.set()
         self._flusher.start()
 
+    def start_listing(self) -> None:
+        """Queue the first listing, unless one is stored."""
+        if not self.refresher.complete:
+            self.refresher.start_listing()
+
+    def list_now(self) -> Changes:
+        """List everything in this thread; raises what the API raised."""
+        return self.refresher.list_now()
+
+    def resume(self) -> None:
+        """Check with the next access, because the API may accept requests again."""
+        self.refresher.resume()
+
+    def expect_changes(self) -> None:
+        """Make a full listing due with the next access, because an answer contradicts the catalogue."""
+        self.refresher.expect_changes()
+
     def wake(self) -> None:
         """Look soon at what other processes wrote, and write down what storage reported."""
         self._due.set()
@@ -134,12 +243,16 @@ class Catalog:
         self._reported.note_listing(self._stored)
         self._due.set()
 
+    def age_s(self) -> float | None:
+        """Return the seconds since the catalogue was last known to be true, over mounts; None if never."""
+        return self.refresher.age_s()
+
     def dataset(self) -> DatasetState | None:
         """Return the dataset's record as of the last listing."""
         return stored_dataset(self._store)
 
     def totals(self) -> Totals:
-        """Sums over all samples; not for a hot path."""
+        """Return sums over all samples; not for a hot path."""
         return self._store.totals()
 
     # names
@@ -178,7 +291,7 @@ class Catalog:
             self._await_listing(wait)
 
     def samples_after(self, path: str, count: int) -> list[tuple[str, SampleEntry]]:
-        """At most `count` samples behind a path in its directory, with their paths; never asks the API.
+        """Return at most `count` samples after a path in its directory, with their paths; from the store.
 
         With a negative count those before it, the nearest first.
         """
@@ -194,6 +307,28 @@ class Catalog:
     def directories_in(self, path: str) -> list[str]:
         """Return the names of the directories directly in a directory; never asks the API."""
         return self._store.directories_in(path)
+
+    def samples_below(self, directory: str, page: int) -> Iterator[tuple[str, SampleEntry]]:
+        """Yield all samples below a directory, at any depth, with their paths; looks up a page at once."""
+        prefix = directory + "/" if directory else ""
+        last = prefix
+        while found := self.samples_after(last, page):
+            yield from found
+            last = found[-1][0]
+        for name in self.directories_in(directory):
+            yield from self.samples_below(prefix + name, page)
+
+    def sums_below(self, directory: str, unknown_bytes: int, most_bytes: int) -> tuple[int, int]:
+        """Count the samples below a directory, and their bytes; ends early once those are too many."""
+        files = size = 0
+        waiting = [directory]
+        while waiting and size <= most_bytes:
+            path = waiting.pop()
+            here = self._store.sums_in(path, unknown_bytes)
+            files, size = files + here[0], size + here[1]
+            prefix = path + "/" if path else ""
+            waiting += [prefix + name for name in self.directories_in(path)]
+        return files, size
 
     def with_facts(self, entry: SampleEntry) -> SampleEntry:
         """Return an entry with what storage reported of it since it was looked up; sends no request."""
@@ -274,7 +409,7 @@ class Catalog:
 
         Where the API cannot be asked, what was known stays in force.
         """
-        changes = self.refresher.list_now()
+        changes = self.list_now()
         self._reported.write()
         try:
             self._store.forget_facts()
@@ -303,7 +438,7 @@ class Catalog:
     # asking the API
 
     def _lookup_asking(self, path: str, entry: Entry | None, wait: Wait) -> Entry | None:
-        """With a TTL of zero: ask for the one sample; where it moved, everything is listed behind."""
+        """Ask for the one sample, with a TTL of zero; where it moved, list everything in the background."""
         if isinstance(entry, DirectoryEntry):
             return entry
         try:
@@ -321,12 +456,12 @@ class Catalog:
         except NotFound:
             sample = None
         if sample is None or sample.file_name != true_name(path, entry):
-            self.refresher.expect_changes()
+            self.expect_changes()
             return self._find(path, wait)
         modified = (sample.last_modified_at or sample.created_at or 0) // 1000
         hint = sample.meta_data.size_in_bytes if sample.meta_data else None
         if modified not in (0, entry.mtime) or hint != entry.size_hint:
-            self.refresher.expect_changes()
+            self.expect_changes()
             entry = entry._replace(
                 mtime=modified or entry.mtime, size_hint=hint, size=None, verified=False, stands=False
             )
@@ -372,7 +507,7 @@ class Catalog:
         return self._with_facts(entry_of(rows[0])) if rows else None
 
     def _asked(self, path: str, file_name: str) -> Future[list[Row]]:
-        """What the API says of a name; ten threads that ask cause one request."""
+        """Return what the API says of a name; ten threads that ask cause one request."""
         with self._lock:
             try:
                 return self._answers[path]
@@ -413,7 +548,7 @@ class Catalog:
         return entry
 
     def _shown_at(self, path: str) -> Entry | None:
-        """The entry of a path as it is shown now."""
+        """Return the entry of a path as it is shown now."""
         return self._reported.consistent(lambda: self._with_facts(self._recent.lookup(path)))
 
     def _listed_in(self, path: str) -> tuple[list[DirectoryEntry], list[SampleEntry]]:
@@ -423,12 +558,12 @@ class Catalog:
         return directories, samples
 
     def _stored_and_shown(self, ino: int) -> tuple[SampleEntry | None, SampleEntry | None]:
-        """The listed sample as the store has it, and as it is shown."""
+        """Return the listed sample as the store has it, and as it is shown."""
         found = self._stored(ino)
         return found, None if found is None else self._reported.apply(found)
 
     def _stored(self, ino: int) -> SampleEntry | None:
-        """The listed sample; None, too, where the disk fails."""
+        """Return the listed sample; None, too, where the disk fails."""
         try:
             return self._store.sample(ino)
         except sqlite3.Error as error:

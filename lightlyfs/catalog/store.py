@@ -21,40 +21,18 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 from lightlyfs import database
-from lightlyfs.catalog import totals
-from lightlyfs.catalog.clashes import directory_path
-from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, Place, SampleEntry
+from lightlyfs.catalog import tables
+from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, News, Place, Row, SampleEntry, Totals
 from lightlyfs.catalog.facts import MOMENT_S, Publisher, record, record_values
-from lightlyfs.catalog.listing_writer import CHANGES, RESIZED, ListingWriter, Row, Staging, count, counted
-from lightlyfs.catalog.totals import Totals
+from lightlyfs.catalog.listing_writer import ListingWriter, directory_path
+from lightlyfs.catalog.tables import CHANGES, RESIZED, SCHEMA, count, counted, create_schema
 from lightlyfs.forks import FORK_GATE
 from lightlyfs.inodes import ROOT_INO, directory_ino, sample_ino
 
 log = logging.getLogger(__name__)
 
-# 1 kept no totals
-SCHEMA_VERSION = 2
-# the dataset whose exported index a catalogue is, until it was listed on this machine
-INDEX_OF = "index_of"
-
-SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE directory (
-    ino INTEGER PRIMARY KEY, parent INTEGER NOT NULL, name TEXT NOT NULL, mtime INTEGER NOT NULL DEFAULT 0);
-CREATE UNIQUE INDEX directory_by_name ON directory (parent, name);
-CREATE TABLE sample (
-    dir INTEGER NOT NULL, name TEXT NOT NULL, ino INTEGER NOT NULL, id BLOB NOT NULL,
-    file_name BLOB,      -- only where the path does not spell it
-    hint INTEGER,        -- metaData.sizeInBytes
-    mtime INTEGER NOT NULL, created INTEGER NOT NULL,
-    size INTEGER, etag TEXT,  -- what storage last reported; NULL until it did
-    verified INTEGER NOT NULL DEFAULT 0,  -- 1: that counts; 2: it did until a refresh; 0: it may not
-    PRIMARY KEY (dir, name)) WITHOUT ROWID;
-CREATE UNIQUE INDEX sample_by_ino ON sample (ino);
-"""
 _COLUMNS = "name, ino, id, file_name, hint, mtime, size, etag, verified = 1, verified != 0"
 # one connection's page cache; the operating system caches the file once for all of them
 _READER_CACHE_KIB = 512
@@ -68,15 +46,6 @@ _FACTS_TIMEOUT_MS = 5_000
 
 # a directory's number is asked for with each of its files
 _parent_ino = lru_cache(4_096)(directory_ino)
-
-
-class News(NamedTuple):
-    """What other processes wrote: names, or versions of what is shown (`changed`), sizes (`resized`), or
-    only what was not announced before.
-    """
-
-    changed: bool
-    resized: bool
 
 
 class CatalogStore:
@@ -150,7 +119,7 @@ class CatalogStore:
         return self._lookup_directory(path), []
 
     def _lookup_directory(self, path: str) -> Entry | None:
-        """The entry of a path that was no sample a moment ago."""
+        """Return the entry of a path that was no sample a moment ago."""
         directory, _, name = path.rpartition("/")
         sample = f"SELECT {_COLUMNS} FROM sample WHERE dir = ? AND name = ?"
         # both of one commit: a listing that comes between may make a file of a directory
@@ -177,7 +146,7 @@ class CatalogStore:
             )
 
     def samples_after(self, path: str, count: int) -> list[SampleEntry]:
-        """At most `count` samples that come behind a path in its directory, in the byte order of names.
+        """Return at most `count` samples after a path in its directory, in the byte order of names.
 
         With a negative count those before it, the nearest first.
         """
@@ -187,6 +156,13 @@ class CatalogStore:
         with self._reader() as db:
             rows = db.execute(query, (directory_ino(directory), name, abs(count))).fetchall()
         return [SampleEntry._make(row) for row in rows]
+
+    def sums_in(self, path: str, unknown_bytes: int) -> tuple[int, int]:
+        """Count the samples directly in a directory, and their bytes; one of unknown size counts so many."""
+        query = "SELECT count(*), total(coalesce(size, hint, ?)) FROM sample WHERE dir = ?"
+        with self._reader() as db:
+            files, size = db.execute(query, (unknown_bytes, directory_ino(path))).fetchone()
+        return files, int(size)
 
     def directories_in(self, path: str) -> list[str]:
         """Return the names of the directories directly in a directory, in byte order."""
@@ -210,7 +186,7 @@ class CatalogStore:
             return "/".join([*directory_path(db, "main.directory", row[0]), entry.name]), entry
 
     def holds(self, rows: Iterable[Row]) -> bool:
-        """Whether every one of these samples is stored as it is listed."""
+        """Return whether every one of these samples is stored as it is listed."""
         query = "SELECT dir, name, file_name, hint, mtime FROM sample WHERE ino = ?"
         with self._snapshot() as db:
             for row in rows:
@@ -242,9 +218,9 @@ class CatalogStore:
         return frozenset(above)
 
     def totals(self) -> Totals:
-        """Sums over all samples, as they are kept."""
+        """Return sums over all samples, as they are kept."""
         with self._reader() as db:
-            return totals.stored(db)
+            return tables.stored_totals(db)
 
     # a file that was deleted
 
@@ -272,7 +248,7 @@ class CatalogStore:
         return True
 
     def _renew_locked(self) -> bool:
-        """Go on with the file that is at the path now, which is made, or filled, from the deleted one.
+        """Use the file that is at the path now, which is made, or filled, from the deleted one.
 
         Returns whether it holds nothing, for that one was damaged.
         """
@@ -318,7 +294,7 @@ class CatalogStore:
         self._note_own_locked(what, count(self._writer, what))
 
     def _note_own_locked(self, what: str, number: int) -> None:
-        """Something this process did is no news to it, unless others did something, too."""
+        """Note a change of this process, which is no news to it unless others changed something too."""
         if number == self._seen[what] + 1:
             self._seen[what] = number
 
@@ -350,8 +326,8 @@ class CatalogStore:
         """Make every size and version unverified; they stay as the best guess."""
         with self._transaction() as db:
             db.execute("UPDATE sample SET verified = 2 WHERE verified = 1")
-            kept = totals.stored(db)
-            totals.keep(db, kept._replace(unverified=kept.samples))
+            kept = tables.stored_totals(db)
+            tables.keep_totals(db, kept._replace(unverified=kept.samples))
             self._count_locked(CHANGES)
 
     @contextmanager
@@ -361,13 +337,11 @@ class CatalogStore:
             raise sqlite3.OperationalError("the catalogue was deleted, and cannot be written again")
         anchor = self._anchor
         with self._noting_damage(), closing(self._connect(_WRITER_CACHE_KIB)) as db:
-            staging = Staging(db)
             with FORK_GATE:
                 db.execute("PRAGMA temp_store = FILE")
                 db.execute(f"PRAGMA temp.cache_size = -{_WRITER_CACHE_KIB}")
-                staging.create()
             yield ListingWriter(
-                staging,
+                db,
                 self._write_lock,
                 lambda number: self._note_own_locked(CHANGES, number),
                 stands=anchor.holds,
@@ -424,8 +398,9 @@ class CatalogStore:
                     idle.append(db)
 
     def _new_reader(self) -> tuple[sqlite3.Connection, list[sqlite3.Connection]] | None:
-        """One more connection, and where it is kept; None where it would find an empty file, or the process
-        has no descriptor left.
+        """Return one more connection, and where it is kept.
+
+        None where it would find an empty file, or the process has no descriptor left.
         """
         if not self._renew():
             return None
@@ -443,7 +418,7 @@ class CatalogStore:
 
     @contextmanager
     def _snapshot(self) -> Iterator[sqlite3.Connection]:
-        """A reader to which no commit shows before it is done."""
+        """Lend a reader that sees one state of the catalogue."""
         with self._reader() as db:
             db.execute("BEGIN")
             try:
@@ -463,7 +438,7 @@ class CatalogStore:
         db = database.connect(path, timeout_s=_WRITE_TIMEOUT_S, synchronous="NORMAL")
         try:
             db.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
-            _create_schema(db)
+            create_schema(db)
             database.check_tables(db, SCHEMA)
             db.execute(f"PRAGMA busy_timeout = {_FACTS_TIMEOUT_MS}")
         except BaseException:
@@ -475,7 +450,7 @@ class CatalogStore:
 def _is_same(
     row: Row, directory: int, name: str, file_name_raw: bytes | None, hint: int | None, mtime: int
 ) -> bool:
-    """Whether a stored sample is what a listing says; its path may be spelled apart from another's."""
+    """Return whether a stored sample is what a listing says; its path may be spelled apart from another's."""
     if (directory, hint, mtime) != (directory_ino(row.directory), row.hint, row.mtime):
         return False
     if row.file_name_raw is not None:
@@ -484,21 +459,3 @@ def _is_same(
         return name == row.wanted
     spelled = f"{row.directory}/{row.wanted}" if row.directory else row.wanted
     return file_name_raw == spelled.encode()
-
-
-def _create_schema(db: sqlite3.Connection) -> None:
-    """Make or migrate the tables, unless another process did; raises Damaged where others are there."""
-    if database.user_version(db) == SCHEMA_VERSION:
-        return
-    with database.transaction(db):
-        version = database.user_version(db)
-        if version == SCHEMA_VERSION:
-            return
-        if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
-            for statement in SCHEMA.split(";\n"):
-                db.execute(statement)
-            db.execute("INSERT INTO directory VALUES (?, ?, '', 0)", (ROOT_INO, ROOT_INO))
-        elif version != 1:
-            raise database.Damaged(f"a catalogue of version {version}")
-        totals.keep(db, totals.counted(db))
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

@@ -38,7 +38,7 @@ class TagSource(Protocol):
     """The API as tags see it; any thread may call, and both may raise RequestError."""
 
     def tags(self) -> Sequence[TagRecord]:
-        """All tags."""
+        """Return all tags."""
         ...
 
     def mapping(self) -> bytes:
@@ -75,7 +75,7 @@ class Tags:
         self._members: LRUCache[str, frozenset[bytes]] = LRUCache(_MAX_MEMBER_SETS)
 
     def all(self) -> tuple[TagRecord, ...]:
-        """Every tag."""
+        """Return every tag."""
         with self._lock:
             kept = _kept(self._tags)
         if kept is None:

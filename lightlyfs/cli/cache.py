@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
+from lightlyfs.api.redaction import visible
 from lightlyfs.app.kept import clear_unused, kept_datasets
 from lightlyfs.cli.completing import mounts
 from lightlyfs.cli.options import CommandGroup
 from lightlyfs.cli.output import size_text
 from lightlyfs.cli.warm import fetch, of_cache
 from lightlyfs.errors import StartError
-from lightlyfs.visible import visible
 from lightlyfs.wording import counted
 
 # what others displace between its fetch and its pin is fetched once more; each time fewer are left

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from lightlyfs.api.redaction import visible
 from lightlyfs.cli.completing import mounts
 from lightlyfs.cli.output import size_text
 from lightlyfs.control import NoAnswer, ask, process_state, request
@@ -18,7 +19,6 @@ from lightlyfs.errors import StartError
 from lightlyfs.kernel import mountpoints
 from lightlyfs.mountinfo import mount_at, other_places, our_mounts
 from lightlyfs.places import mount_above, socket_of
-from lightlyfs.visible import visible
 from lightlyfs.wording import counted
 
 # a mount that ends waits for callbacks under way, and those end within a minute

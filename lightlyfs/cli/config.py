@@ -8,9 +8,9 @@ import os
 import click
 
 from lightlyfs import profiles
+from lightlyfs.api.redaction import visible
 from lightlyfs.cli.options import CommandGroup, GroupedCommand, merge, setting_options
 from lightlyfs.settings import SETTINGS, resolve
-from lightlyfs.visible import visible
 
 
 @click.group(cls=CommandGroup)

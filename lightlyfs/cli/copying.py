@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 
 import click
 
+from lightlyfs.api.redaction import visible
 from lightlyfs.app import Dataset
 from lightlyfs.cli.completing import datasets
 from lightlyfs.cli.options import setting_options, split_source
@@ -24,7 +25,6 @@ from lightlyfs.cli.without_mount import opened, reason_of, settings_of
 from lightlyfs.errors import LightlyFsError, NoSuchFile, StartError
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr
 from lightlyfs.fs.filesystem import Filesystem
-from lightlyfs.visible import visible
 from lightlyfs.wording import counted
 
 _CHUNK_BYTES = 4 << 20

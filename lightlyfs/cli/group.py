@@ -10,9 +10,9 @@ from importlib import import_module
 
 import click
 
+from lightlyfs.api.redaction import visible
 from lightlyfs.cli.options import TOKEN_REFUSAL, CommandGroup
 from lightlyfs.errors import LightlyFsError, SettingsError
-from lightlyfs.visible import visible
 
 _COMPLETING = "_LIGHTLYFS_COMPLETE"
 # what people give a token as; no option of ours, for the arguments of a program are no secret

@@ -10,9 +10,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from lightlyfs.api.redaction import redact
+from lightlyfs.api.redaction import LineFormatter, redact, visible
 from lightlyfs.app.builders import LOG_FORMAT
-from lightlyfs.visible import LineFormatter, visible
 
 _LOG_BYTES = 10 << 20
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
+from lightlyfs.api.redaction import visible
 from lightlyfs.cli.commands import mount_of, need_answer
 from lightlyfs.cli.completing import mounts as offered
 from lightlyfs.control import NoAnswer, process_state, request
 from lightlyfs.kernel import mountpoints
 from lightlyfs.mountinfo import MountEntry, our_mounts
 from lightlyfs.places import socket_of
-from lightlyfs.visible import visible
 
 _ANSWER_S = 3.5
 

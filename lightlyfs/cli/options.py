@@ -32,7 +32,7 @@ _ALIASES = {"ro": "read_only"}
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Connection", ("server", "token_file", "ca_certs", "allow_private_storage", "read_mode", "fuse")),
     ("What is shown", ("tag", "thumbnails", "metadata_ttl", "no_wait", "index", "page_size")),
-    ("Cache", ("cache_dir", "cache_size", "no_cache", "jobs")),
+    ("Cache", ("cache_dir", "cache_size", "no_cache", "jobs", "read_ahead", "read_ahead_limit")),
     ("Writing", ("read_only", "upload", "allow_overwrite", "write_back", "sole_writer", "s3_sse_kms_key")),
     ("Permissions", ("uid", "gid", "umask", "allow_other")),
     ("Log and metrics", ("log_file", "log_level", "log_format", "metrics_port")),

@@ -6,11 +6,11 @@ import signal
 import sys
 import time
 
+from lightlyfs.api.redaction import visible
 from lightlyfs.app import Dataset
 from lightlyfs.app.resolving import FoundDataset
 from lightlyfs.errors import StartError
 from lightlyfs.kernel.runner import STOP_SIGNALS
-from lightlyfs.visible import visible
 
 # without a terminal a line of progress is worth printing this often
 _LINE_EVERY_S = 5.0

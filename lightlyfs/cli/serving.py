@@ -112,10 +112,8 @@ def _serve(
             found.id,
             place,
             kernel=mount,
-            requests=counter,
             closing=closing,
             spool_place=spool_place,
-            mountpoint=mountpoint,
         )
         parts.recent_log.setFormatter(formatter("text", found.name))
         logging.getLogger().addHandler(parts.recent_log)
@@ -185,11 +183,11 @@ def _commands(parts: app.Dataset) -> Mapping[str, Any]:
         return {"added": changes.added, "changed": changes.changed, "gone": changes.gone}
 
     def drain() -> Mapping[str, Any]:
-        left, moved = (0, 0) if parts.uploads is None else parts.uploads.uploader.wait_idle(_DRAIN_STEP_S)
+        left, moved = (0, 0) if parts.uploads is None else parts.uploads.wait_idle(_DRAIN_STEP_S)
         return {"under_way": left, "moved": moved}
 
     def retry() -> Mapping[str, Any]:
-        return {"retried": 0 if parts.uploads is None else parts.uploads.uploader.retry_all()}
+        return {"retried": 0 if parts.uploads is None else parts.uploads.retry_all()}
 
     return {"status": lambda: app.status_of(parts), "refresh": refresh, "drain": drain, "retry": retry}
 

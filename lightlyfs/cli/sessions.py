@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from queue import Empty, Full, Queue
 from typing import Any
 
 from lightlyfs.app import Dataset
 from lightlyfs.blocks import ContentId
 from lightlyfs.cli.output import size_text
 from lightlyfs.control import Channel, Session, failure
-from lightlyfs.errno_table import errno_of
-from lightlyfs.errors import LightlyFsError, StartError
+from lightlyfs.errors import LightlyFsError, StartError, errno_of
 from lightlyfs.fs.cached_files import CachedFiles
 from lightlyfs.fs.warming import Failure, Warming
 
@@ -26,6 +27,8 @@ _FAILURES_AT_ONCE = 100
 _TELL_CACHE_S = 5.0
 # of the cache; the rest is for what is read beside the pinned files
 _PINNED_SHARE = 0.75
+# a program whose order is not needed yet hears of us so often
+_SIGN_OF_LIFE_S = 2.0
 
 
 def sessions_of(parts: Dataset) -> Mapping[str, Session]:
@@ -59,7 +62,10 @@ def sessions_of(parts: Dataset) -> Mapping[str, Session]:
         except sqlite3.Error as error:
             raise StartError(f"the index of the cache cannot be written: {error}") from error
 
-    return {"warm": warm, "open_cached": open_cached, "send": send, "cache": cache}
+    def ahead(_: Mapping[str, Any], channel: Channel) -> None:
+        _fetch_ahead(parts, channel)
+
+    return {"warm": warm, "open_cached": open_cached, "send": send, "ahead": ahead, "cache": cache}
 
 
 def _of_cache(parts: Dataset, warming: Warming, do: str, channel: Channel) -> dict[str, int]:
@@ -105,6 +111,38 @@ def _pin(parts: Dataset, do: str, contents: list[ContentId]) -> None:
             f"{size_text(size)} would fill the cache of {size_text(parts.cache.room.limit)}; see --cache-size"
         )
     parts.cache.set_pinned([content.key() for content in contents], pinned=do == "pin")
+
+
+def _fetch_ahead(parts: Dataset, channel: Channel) -> None:
+    """Fetch what a program announces, a few paths at a time, until it hangs up or the mount ends."""
+    waiting: Queue[list[str]] = Queue(maxsize=1)
+    ended = threading.Event()
+
+    def names() -> Iterator[str]:
+        while not ended.is_set():
+            try:
+                yield from waiting.get(timeout=_TELL_EVERY_S)
+            except Empty:
+                continue
+
+    with parts.ahead(names()):
+        try:
+            while (message := channel.receive()) is not None:
+                while not _put(waiting, [str(name) for name in message["names"]]):
+                    channel.send({"ok": True, "taken": False})  # or the program would take us for gone
+                    if channel.has_ended() or parts.closing.is_set():
+                        return
+                channel.send({"ok": True, "taken": True})
+        finally:
+            ended.set()
+
+
+def _put(waiting: Queue[list[str]], names: list[str]) -> bool:
+    try:
+        waiting.put(names, timeout=_SIGN_OF_LIFE_S)
+    except Full:
+        return False
+    return True
 
 
 def _hand_out(cached_files: CachedFiles, path: str, channel: Channel) -> None:

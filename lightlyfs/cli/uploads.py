@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from lightlyfs.api.redaction import visible
 from lightlyfs.app import OwedFile, discard_owed, owed_files
 from lightlyfs.asking import session
 from lightlyfs.cli.options import CommandGroup
@@ -21,7 +22,6 @@ from lightlyfs.control import ask
 from lightlyfs.errors import StartError
 from lightlyfs.fs.xattrs import describe
 from lightlyfs.places import sockets
-from lightlyfs.visible import visible
 from lightlyfs.wording import counted
 
 # an upload may take as long as a file is large

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import click
 
+from lightlyfs.api.redaction import visible
 from lightlyfs.asking import session
 from lightlyfs.cli.commands import need_answer
 from lightlyfs.cli.output import size_text
@@ -21,7 +22,6 @@ from lightlyfs.cli.progress import byte_progress_bar
 from lightlyfs.errors import StartError
 from lightlyfs.mountinfo import without_links
 from lightlyfs.places import mount_above
-from lightlyfs.visible import visible
 from lightlyfs.wording import counted
 
 _LINE_EVERY_S = 5.0

@@ -12,12 +12,12 @@ from dataclasses import replace
 import click
 
 from lightlyfs import app
+from lightlyfs.api.redaction import visible
 from lightlyfs.app.resolving import find_dataset, list_datasets
 from lightlyfs.cli.options import CONNECTION, merge, setting_options, split_fstab_options
 from lightlyfs.cli.output import size_text, tell
 from lightlyfs.errors import LightlyFsError
 from lightlyfs.settings import Secrets, Settings, exposure_of, read_secrets, resolve
-from lightlyfs.visible import visible
 
 
 def settings_of(

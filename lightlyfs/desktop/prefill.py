@@ -1,4 +1,4 @@
-"""Filling the desktop's thumbnail cache, so that a folder of images is looked at without fetching one.
+"""Fills the desktop's thumbnail cache, so that a folder of images is shown without fetching one.
 
 When a file manager opens a directory, the server's thumbnails of its samples are put where the freedesktop
 thumbnail specification has every file manager look first, in the order of names, ahead of its own reading.
@@ -19,7 +19,7 @@ import struct
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
@@ -65,14 +65,14 @@ class PrefillStats(NamedTuple):
 
 
 def entry_names(path: str) -> list[tuple[str, str]]:
-    """The URIs of a file, as programs spell them, each with the file name of its entry."""
+    """Return the URIs of a file, as programs spell them, each with the file name of its entry."""
     raw = os.fsencode(path)
     uris = dict.fromkeys("file://" + quote(raw, safe=safe) for safe in (_GLIB_SAFE, _KDE_SAFE))
     return [(uri, hashlib.md5(uri.encode(), usedforsecurity=False).hexdigest() + ".png") for uri in uris]
 
 
 def entry_of(png: bytes, uri: str, mtime: int) -> bytes:
-    """A picture as the entry of a file with this modification time, in whole seconds."""
+    """Return a picture as the entry of a file with this modification time, in whole seconds."""
     texts = {"Thumb::URI": uri, "Thumb::MTime": str(mtime), "Software": "lightlyfs"}
     chunks = b"".join(_text_chunk(key, value) for key, value in texts.items())
     small = _fitted(png)
@@ -85,7 +85,7 @@ def _text_chunk(key: str, value: str) -> bytes:
 
 
 def _fitted(png: bytes) -> bytes:
-    """A PNG as small as an entry has to be; as it is where it is that small, for encoding takes long."""
+    """Return a PNG as small as an entry has to be; it is encoded again only where it is larger."""
     if not png.startswith(_PNG_START):
         raise ValueError("not a PNG")
     width, height = struct.unpack(">II", png[len(_PNG_START) : len(_PNG_START) + 8])
@@ -101,7 +101,7 @@ def _fitted(png: bytes) -> bytes:
 
 
 def mtime_of(entry: Path) -> int | None:
-    """The modification time that an entry is for; None where it is none, or damaged."""
+    """Return the modification time that an entry is for; None where it is none, or damaged."""
     from PIL import Image
 
     try:
@@ -112,7 +112,7 @@ def mtime_of(entry: Path) -> int | None:
 
 
 def thumbnail_cache(environ_cache: str | None, home: Path) -> Path | None:
-    """The user's thumbnail cache; None where it is another user's, for root may mount for others."""
+    """Return the user's thumbnail cache; None where it is another user's, for root may mount for others."""
     parent = Path(environ_cache) if environ_cache else home / ".cache"
     for path in (parent / "thumbnails", parent, parent.parent):
         try:
@@ -159,12 +159,12 @@ class ThumbnailPrefill:
         self._stats = PrefillStats(0, 0, 0)
 
     def stats(self) -> PrefillStats:
-        """What was done since the mount began."""
+        """Return what was done since the mount began."""
         with self._lock:
             return self._stats
 
     def opened(self, directory: str, wait: Callable[[float], None]) -> None:
-        """A file manager opened a directory: fill it, and hold the caller while that goes quickly.
+        """Fill the directory that a file manager opened, and hold the caller while that goes quickly.
 
         `wait(seconds)` sleeps, or raises what ends the caller's wait.
         """
@@ -209,13 +209,16 @@ class ThumbnailPrefill:
         return True
 
     def changed(self, paths: tuple[str, ...]) -> None:
-        """These samples changed: entries of their older pictures go, in all sizes."""
+        """Remove the entries, in all sizes, of samples that changed."""
         for path in paths:
-            for mountpoint in self._mountpoints:
-                for _, name in entry_names(f"{mountpoint}/{path}"):
-                    for folder in _ALL_FOLDERS:
-                        with suppress(OSError):
-                            (self._cache / folder / name).unlink()
+            self._remove(path, _ALL_FOLDERS)
+
+    def _remove(self, path: str, folders: Iterable[str]) -> None:
+        for mountpoint in self._mountpoints:
+            for _, name in entry_names(f"{mountpoint}/{path}"):
+                for folder in folders:
+                    with suppress(OSError):
+                        (self._cache / folder / name).unlink()
 
     # in the pool
 
@@ -283,16 +286,9 @@ class ThumbnailPrefill:
                 made[uri] = entry_of(png, uri, sample.mtime)
             _write(place, made[uri])
         written = len(missing) * len(png)
-        self._forget_larger(path)
+        # an entry of an older picture in a larger size would be preferred to ours, and refused
+        self._remove(path, _ALL_FOLDERS[len(_FOLDERS) :])
         self._count(written=1, bytes_=written)
-
-    def _forget_larger(self, path: str) -> None:
-        """An entry of an older picture in a larger size would be preferred to ours, and refused."""
-        for mountpoint in self._mountpoints:
-            for _, name in entry_names(f"{mountpoint}/{path}"):
-                for folder in _ALL_FOLDERS[len(_FOLDERS) :]:
-                    with suppress(OSError):
-                        (self._cache / folder / name).unlink()
 
     def _count(self, *, written: int = 0, kept: int = 0, without: int = 0, bytes_: int = 0) -> None:
         with self._lock:

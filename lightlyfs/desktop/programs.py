@@ -72,23 +72,23 @@ _CRAWLERS = ("baloo_", "tracker-", "localsearch", "updatedb", "plocate", "recoll
 
 
 def is_crawler(program: str) -> bool:
-    """Whether a program indexes all files it finds."""
+    """Return whether a program indexes all files it finds."""
     return program.startswith(_CRAWLERS)
 
 
 def is_file_manager(program: str) -> bool:
-    """Whether a program (its name as the kernel keeps it) shows pictures of the files in a directory."""
+    """Return whether a program (by the kernel's name) shows pictures of the files in a directory."""
     return program in _FILE_MANAGERS
 
 
 def is_probe(path: str) -> bool:
-    """Whether a path's last part is a name that programs try in every directory."""
+    """Return whether a path's last part is a name that programs try in every directory."""
     name = path.rpartition("/")[2]
     return name in _PROBED or name.startswith(_PROBED_PREFIXES)
 
 
 def opens_without_reading(program: str) -> bool:
-    """Whether a program (its name as the kernel keeps it, at most 15 bytes) opens files it never reads."""
+    """Return whether a program (by the kernel's name, of 15 bytes) opens files it never reads."""
     return program in _OPENERS
 
 
@@ -113,7 +113,7 @@ class CrawlBudget:
         self._refilled_at = clock()
 
     def spend(self, size: int) -> None:
-        """About to fetch so many bytes: NotPermitted where a crawler has had its share."""
+        """Count bytes that are about to be fetched; NotPermitted where a crawler has had its share."""
         program = self._program()
         if not is_crawler(program):
             return

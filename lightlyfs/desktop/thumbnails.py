@@ -13,6 +13,8 @@ from lightlyfs.api.contract import Request, Transport, whole_number
 from lightlyfs.api.status import raise_for_status
 from lightlyfs.errors import Cancelled, MalformedAnswer, NotFound, TooLarge
 
+log = logging.getLogger(__name__)
+
 # one of 128 pixels has some 10 KB, one of 256 pixels up to 150; a server may give the image instead
 MAX_THUMBNAIL_BYTES = 256 << 10
 _NONE = "the server has the image itself in place of a thumbnail"
@@ -47,7 +49,7 @@ class Thumbnails:
         self._store = store
 
     def png(self, sample_id: str, version: str = "") -> Future[bytes]:
-        """The thumbnail, at most 256 pixels wide and high; NotFound where there is none.
+        """Return the thumbnail, at most 256 pixels wide and high; NotFound where there is none.
 
         `version` moves when the sample does; the picture of another one does not count.
         """
@@ -59,7 +61,7 @@ class Thumbnails:
             return refused
 
     def get(self, sample_id: str, version: str) -> bytes:
-        """As `png`, in the calling thread."""
+        """Return the thumbnail as `png` does, in the calling thread."""
         key = f"{sample_id}.{version}"
         kept = self._store.get(key) if self._store is not None else None
         if kept is not None:
@@ -97,8 +99,6 @@ class Thumbnails:
         raise_for_status(response, what="the read of a thumbnail from storage", storage=True)
         return response.body
 
-
-log = logging.getLogger(__name__)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS picture (
@@ -145,7 +145,7 @@ class PictureStore:
                 self._db = None
 
     def get(self, key: str) -> bytes | None:
-        """The picture of this key, or None."""
+        """Return the picture of this key, or None."""
         with self._lock:
             if self._db is None:
                 return None

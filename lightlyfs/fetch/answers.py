@@ -276,6 +276,11 @@ class Known(NamedTuple):
         """Whether it is no surprise that storage has no object."""
         return self.hint == 0 or (self.content is not None and not self.content.has_object)
 
+    @property
+    def size(self) -> int | None:
+        """The size that is shown, in bytes; None where none is known."""
+        return self.hint if self.content is None else self.content.size
+
     def doubt(self, said: ContentId, *, trust_hint: bool) -> Doubt:
         """Return how far an answer is doubted; without `trust_hint` a size that is only a hint is not one."""
         before = self.content if self.content is not None and self.content.has_object else None

@@ -58,6 +58,11 @@ class Fetcher:
         self._cancelled = cancelled
         self._wrong_hints = 0  # a lost race counts one less
 
+    @property
+    def trusts_hints(self) -> bool:
+        """Whether an answer that speaks against a size hint is doubted."""
+        return self._wrong_hints < _WRONG_HINTS
+
     def fetch_blocks(self, content: ContentId, span: Span, taker: BlockTaker) -> None:
         """Fetch blocks of a known content; raises ContentChanged where storage has another version."""
         start, end = byte_range(span, content.size)
@@ -83,7 +88,7 @@ class Fetcher:
         contradicts what is `known` is requested again; if it stays the same and names no version,
         `on_doubtful` is called before the taker.
         """
-        admission = _Admission(known, trust_hint=self._wrong_hints < _WRONG_HINTS)
+        admission = _Admission(known, trust_hint=self.trusts_hints)
         progress = _Progress(taker, None, 0, length, admission)
         try:
             content = self._fetch(sample_id, progress)

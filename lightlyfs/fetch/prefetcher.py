@@ -1,17 +1,18 @@
 """Prefetches the next files for a program that reads a directory in order.
 
-`ahead.in_order` decides which files are next. This module looks them up and starts the fetches. It limits how
-many run at once, and lowers the limit when the server fails, so that waiting readers always come first.
+`readahead.in_order` decides which files are next. This module looks them up and starts the fetches. It limits
+how many run at once, and lowers the limit when the server fails, so that waiting readers always come first.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from lightlyfs.ahead.in_order import (
+from lightlyfs.fetch.epoch_fetcher import EpochFetcher
+from lightlyfs.readahead.in_order import (
     MAX_SEQUENCES,
     MAX_STEP,
     MAX_WINDOW,
@@ -42,7 +43,7 @@ class Prefetcher(Generic[T]):
     `after(path, count)` gives the files that come behind a path in its directory (before it, the nearest
     first, where `count` is negative), from memory or the local disk. `start(file)` begins a fetch and returns
     its future, or None where there is nothing to fetch. `room(file)` says how many such files may be ahead of
-    their readers in all. `on_opened(path, in_order)` is called for each open, with whether it was expected.
+    their readers in all. `epochs` follows readers without any order.
     """
 
     def __init__(
@@ -52,11 +53,15 @@ class Prefetcher(Generic[T]):
         *,
         max_under_way: int,
         room: Callable[[T], int] = lambda _: MAX_WINDOW * MAX_SEQUENCES,
-        on_opened: Callable[[str, bool], None] | None = None,
+        epochs: EpochFetcher[T] | None = None,
+        is_on: bool = True,
     ) -> None:
+        """One that is not `is_on` follows nobody, and tells `epochs` alone."""
         self._after = after
         self._room = room
-        self._on_opened = on_opened
+        self._epochs = epochs
+        self._is_on = is_on
+        self._fetched_ahead: Container[str] = () if epochs is None else epochs.unread
         self._start = start
         self._max_under_way = max(_MIN_UNDER_WAY, max_under_way)
         self._lock = threading.Lock()
@@ -73,13 +78,19 @@ class Prefetcher(Generic[T]):
             return PrefetchStats(self._started, self._under_way, self._limit)
 
     def expects(self, path: str) -> bool:
-        """Whether a reader is expected to open this path; costs one lookup."""
-        return self._table.expects(path)
+        """Whether a reader is expected to open this path; costs two lookups."""
+        return path in self._table.expected or path in self._fetched_ahead
 
-    def opened(self, path: str) -> None:
+    def opened(self, path: str, size: int = 0) -> None:
         """Note the open of a file that was fetched or expected, and prefetch the files behind it."""
+        expected = self._is_on and self._follow(path)
+        if self._epochs is not None:
+            self._epochs.opened(path, size, in_order=expected)
+
+    def _follow(self, path: str) -> bool:
+        """Fetch what comes next; returns whether the file was expected."""
         with self._lock:
-            expected = self._table.expects(path)
+            expected = path in self._table.expected
             sequence = self._table.opened(path)
             if sequence.leap > 1:
                 self._table.drop(sequence)
@@ -95,8 +106,7 @@ class Prefetcher(Generic[T]):
             with self._lock:
                 sequence = self._table.guess()
             self._go_on(sequence, path)
-        if self._on_opened is not None:
-            self._on_opened(path, expected)
+        return expected
 
     def _look_around(self, sequence: FileSequence[T], path: str) -> None:
         """After an unexpected open, guess the next files, and check whether it continues a step."""

@@ -1,7 +1,8 @@
 """`read(content, offset, size)`: from the cache, else from storage, with one fetch per block for all readers.
 
-Fetches run in the content pool and write to the cache. All readers of a block that is being fetched wait for
-the same future. A block that the cache could not store still reaches its waiting readers.
+The first try at a small file goes over the network loop (`first_try`); everything else, and whatever was not
+plainly right there, runs in the content pool. All readers of a block that is being fetched wait for the same
+future. A block that the cache could not store still reaches its waiting readers.
 
 Threads: any may call. No lock is held during a fetch, a wait, disk work or a callback. Every future is
 resolved, even if the pool is shut down or a job dies.
@@ -11,12 +12,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
-from lightlyfs.ahead.within_file import ReadAhead
+from cachetools import LRUCache
+
+from lightlyfs.api.contract import Response
 from lightlyfs.blocks import (
     BLOCK_BYTES,
     SMALL_FILE_BYTES,
@@ -30,21 +34,28 @@ from lightlyfs.blocks import (
 )
 from lightlyfs.cache.block_cache import BlockCache
 from lightlyfs.cache.fetch_once import FetchOnce
-from lightlyfs.errors import Cancelled, ContentChanged, NoContent, ServerFault
-from lightlyfs.fetch.answers import Known
+from lightlyfs.errors import Cancelled, ContentChanged, NoContent, ServerFault, Unreachable
+from lightlyfs.fetch.answers import Doubt, Known
 from lightlyfs.fetch.fetcher import Fetcher
-from lightlyfs.fetch.transfers import BlocksTaker, HeadTaker, NotBrought, Takes, Transfer, Transfers
+from lightlyfs.fetch.first_try import FirstTry, content_in
+from lightlyfs.fetch.takers import BlocksTaker, HeadTaker
+from lightlyfs.fetch.transfers import NotBrought, Transfer, Transfers
+from lightlyfs.readahead.heads import HEAD_BYTES
+from lightlyfs.readahead.within_file import ReadAhead
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# enough to find the size of any object, and usually all of a small image
-PROBE_BYTES = 128 << 10
 # asks whether an object is still the one whose bytes are here
 _CONFIRM_BYTES = 1
 # a block may be evicted between its arrival and its use; in the last round it is taken past the cache
 _MAX_ROUNDS = 4
+_MAX_FIRST_BYTES = 8 << 20
+
+
+class LeftToAnother(Exception):
+    """What was to be fetched ahead is being fetched by another process."""
 
 
 class Waiter(Protocol):
@@ -77,26 +88,29 @@ class Reader:
         executor: Executor,
         on_facts: Callable[[ContentId, bool], None],
         once: FetchOnce | None = None,
+        first_try: FirstTry | None = None,
     ) -> None:
-        """With `once` other processes may use the cache."""
-        self._cache = cache
+        """With `once` other processes may use the cache; without `first_try` all goes through the pool."""
+        self._first_try = first_try
+        self.cache = cache
         self._once = once or FetchOnce.alone(cache)
         self._fetcher = fetcher
         self._executor = executor
         self._on_facts = on_facts
-        self._transfers = Transfers()
-        self._takes = Takes(
-            self._transfers, cache.room, self._arrived, self._answered, self._tell, self._forget_head
-        )
+        self.transfers = Transfers()
         self._lock = threading.Lock()
         # guarded by _lock: the samples that storage is being asked about
-        self._heads: dict[str, Future[ContentId]] = {}
+        self._heads: dict[str, HeadTaker] = {}
+        # of files that are read no further: too little for a block of the cache
+        self._first_bytes: LRUCache[ContentId, bytes] = LRUCache(_MAX_FIRST_BYTES // HEAD_BYTES)
+        # by key, contents that are in memory and on their way to the disk
+        self._being_kept: dict[str, Future[bytes]] = {}
         self._read_ahead = ReadAhead()
         self._fetches = self._fetched_bytes = self._failures = 0
 
     def stats(self) -> ReaderStats:
         """Counters since the mount began."""
-        under_way = len(self._transfers)
+        under_way = len(self.transfers)
         with self._lock:
             under_way += len(self._heads)
             return ReaderStats(self._fetches, self._fetched_bytes, under_way, self._failures)
@@ -109,28 +123,38 @@ class Reader:
         for_reading: bool,
         known: ContentId | None = None,
         told: Callable[[], ContentId | None] = lambda: None,
+        ahead: bool = False,
+        head_only: bool = False,
     ) -> Future[ContentId]:
         """Ask storage which content a sample has now; done as soon as the headers of its answer are in.
 
         The same GET brings the first bytes: all of a file that the hint calls small when it is about to
         be read, a probe where nothing is known of its size, and one byte where only the size or the content
-        that is `known` from before is to be confirmed. Storage is not asked where `told()`, called once no
-        other process asks it, knows what another one found.
+        that is `known` from before is to be confirmed. Storage is not asked where `told()`, called once
+        nobody else asks, knows what was found meanwhile, here or by another process. A question that is asked
+        `ahead` of a reader goes behind all others.
         """
         with self._lock:
-            future = self._heads.get(sample_id)
-            if future is not None:
-                return future
-            future = self._heads[sample_id] = Future()
-        length = PROBE_BYTES
+            head = self._heads.get(sample_id)
+            if head is not None:
+                head.waits |= not ahead
+                return head.found
+            head = self._heads[sample_id] = HeadTaker(
+                self, sample_id, Known(size_hint, known), told, waits=not ahead
+            )
+        found = told()
+        if found is not None:
+            self.forget_head(head)
+            head.found.set_result(found)
+            return head.found
         if known is not None and known.has_object and self._holds_start_of(known):
-            length = _CONFIRM_BYTES
+            head.length = _CONFIRM_BYTES
         elif for_reading:
-            length = _head_length(size_hint)
-        before = Known(size_hint, known)
-        head = HeadTaker(self._takes, self._cache, sample_id, future, length, before, told)
-        self._submit(lambda: self._run_head(head), lambda error: self._end_head(head, error))
-        return future
+            head.length = HEAD_BYTES if head_only else _head_length(size_hint)
+        small = head.length in (SMALL_FILE_BYTES, HEAD_BYTES) and for_reading and size_hint is not None
+        if not small or not self._try_head(head):
+            self._submit_head(head)
+        return head.found
 
     def read(
         self,
@@ -138,11 +162,9 @@ class Reader:
         offset: int,
         size: int,
         wait: Waiter,
-        on_miss: Callable[[], None] = lambda: None,
     ) -> bytes:
         """Return the bytes [offset, offset + size) of a content, fewer only at its end.
 
-        `on_miss` is called, once those that are not in the cache are on their way, where there are any.
         Raises ContentChanged where storage has another version, NoContent where it has none, and what the
         fetch or the wait raised.
         """
@@ -152,15 +174,32 @@ class Reader:
         if span is None:
             return b""
         length = min(size, content.size - offset)
-        data = self._cache.read(content, offset, length)
+        data = self.cache.read(content, offset, length)
         if data is None:
-            data = self._read_missing(content, offset, length, span, wait, on_miss)
+            first = self._first_bytes.get(content)
+            if first is not None and offset + length <= len(first):
+                return first[offset : offset + length]
+            data = self._read_missing(content, offset, length, span, wait)
         self._go_ahead(content, span)
         return data
 
+    def is_asked(self, sample_id: str) -> bool:
+        """Whether storage is being asked about a sample, so that its first bytes are on their way."""
+        return sample_id in self._heads
+
+    def has_company(self) -> bool:
+        """Whether another process uses the cache, as of a moment ago."""
+        return self._once.has_company()
+
+    def begin(self, content: ContentId, offset: int, size: int) -> None:
+        """Start to fetch what is not here of some bytes; does not wait."""
+        span = span_of(offset, size, content.size)
+        if span is not None and content.has_object and content not in self._first_bytes:
+            self.ensure(content, span)
+
     def ensure(self, content: ContentId, span: Span) -> None:
         """See that blocks are, or are being, fetched; does not wait."""
-        for run in runs(self._cache.missing(content, span)):
+        for run in runs(self.cache.missing(content, span)):
             self._claim(content, run)
 
     def _read_missing(
@@ -170,17 +209,14 @@ class Reader:
         length: int,
         span: Span,
         wait: Waiter,
-        on_miss: Callable[[], None],
     ) -> bytes:
         for round_left in reversed(range(_MAX_ROUNDS)):
             if round_left:
-                blocks = self._cache.missing(content, span)
+                blocks = self.cache.missing(content, span)
             else:
                 # the cache loses blocks as fast as they come: take them all as they come
                 blocks = list(range(span.first, span.last + 1))
             futures = self._claim_all(content, blocks)
-            if round_left == _MAX_ROUNDS - 1:
-                on_miss()
             try:
                 got = {block: wait(futures[block]) for block in blocks}
             except NotBrought:
@@ -196,15 +232,156 @@ class Reader:
             futures.update(self._claim(content, run))
         return futures
 
-    def _claim(self, content: ContentId, run: Span) -> dict[int, Future[bytes]]:
+    def _claim(self, content: ContentId, run: Span, *, ahead: bool = False) -> dict[int, Future[bytes]]:
         """Return the futures of a run's blocks, after starting a fetch of those that have none yet."""
-        futures, started = self._transfers.claim(content, run, to_fetch(run, content.size))
+        futures, started = self.transfers.claim(content, run, to_fetch(run, content.size))
         for transfer in started:
-            self._start(transfer)
+            if not self._try_transfer(transfer, urgent=not ahead):
+                self._submit_transfer(transfer)
         return futures
 
-    def _start(self, transfer: Transfer) -> None:
+    def _submit_transfer(self, transfer: Transfer) -> None:
         self._submit(lambda: self._run_transfer(transfer), lambda error: self._end_transfer(transfer, error))
+
+    def _submit_head(self, head: HeadTaker) -> None:
+        self._submit(lambda: self._run_head(head), lambda error: self._end_head(head, error))
+
+    # the first try: what is called by the network loop must not wait
+
+    def _try_head(self, head: HeadTaker) -> bool:
+        """Ask over the network loop; False where that is not the time, or another process asks."""
+        if self._first_try is None:
+            return False
+        if not self._first_try.is_answering:
+            return self._drop_head(head)
+        release = self._once.try_blocks(head.sample_id)
+        if release is None:
+            return self._drop_head(head, LeftToAnother("another process fetches it"))
+        expected = head.length if head.known.size is None else min(head.known.size, head.length)
+        came = partial(self._head_came, head, release)
+        asked = not (self._once.has_company() and head.told() is not None) and self._first_try.fetch(
+            head.sample_id, head.length, expected, came, urgent=head.waits
+        )
+        if not asked:
+            release()
+        return asked
+
+    def _head_came(self, head: HeadTaker, release: Callable[[], None], answer: Response | None) -> None:
+        content = None if answer is None else content_in(head.sample_id, answer)
+        trusted = self._fetcher.trusts_hints
+        if (
+            answer is None
+            or content is None
+            or head.known.doubt(content, trust_hint=trusted) is not Doubt.NONE
+        ):
+            release()
+            if answer is not None or not self._drop_head(head):
+                self._submit_head(head)
+            return
+        take = partial(self._take_head, head, content, answer.body, release)
+        if head.known.size in (None, content.size):
+            take()
+        else:  # the kernel is to forget a size, which may take it a while
+            self._submit(take, lambda error: self._end_head(head, error))
+
+    def _drop_head(self, head: HeadTaker, why: Exception | None = None) -> bool:
+        """Give up what was asked ahead, and failed, unless a reader waits for it."""
+        with self._lock:
+            if head.waits:
+                return False
+            self._heads.pop(head.sample_id, None)
+        head.found.set_exception(why or Unreachable("it was not fetched ahead"))
+        return True
+
+    def _take_head(
+        self, head: HeadTaker, content: ContentId, body: bytes, release: Callable[[], None]
+    ) -> None:
+        """Answer with a whole content, which is in memory by then; the disk comes after it."""
+        try:
+            if len(body) < content.size:
+                with self._lock:
+                    self._first_bytes[content] = body
+                self._answer_head(head, content)
+            else:
+                with self._keeping(content, body):
+                    self._answer_head(head, content)
+        except BaseException as error:
+            log.exception("what storage sent cannot be kept")
+            self._end_head(head, error)
+        finally:
+            release()
+
+    def _answer_head(self, head: HeadTaker, content: ContentId) -> None:
+        self.tell(content, True)
+        self.forget_head(head)
+        head.found.set_result(content)
+
+    def _try_transfer(self, transfer: Transfer, *, urgent: bool) -> bool:
+        """Fetch all of a small content over the network loop; False where that is not the time."""
+        content = transfer.content
+        whole = (transfer.next, transfer.last) == (0, block_count(content.size) - 1)
+        if self._first_try is None or not whole or content.size > SMALL_FILE_BYTES:
+            return False
+        release = self._once.try_blocks(content.sample_id)
+        if release is None and not urgent:
+            self._end_transfer(transfer, None)  # a reader that waits for it asks for it again
+            return True
+        if release is None:
+            return False
+        self.cache.catch_up(content)
+        came = partial(self._transfer_came, transfer, release, not urgent)
+        asked = not self._holds_start_of(content) and self._first_try.fetch(
+            content.sample_id, content.size, content.size, came, urgent=urgent
+        )
+        if not asked:
+            release()
+        return asked
+
+    def _transfer_came(
+        self, transfer: Transfer, release: Callable[[], None], ahead: bool, answer: Response | None
+    ) -> None:
+        content = transfer.content
+        came = None if answer is None else content_in(content.sample_id, answer)
+        if answer is None or came != content or len(answer.body) != content.size:
+            release()
+            if answer is None and ahead:
+                self._end_transfer(transfer, None)  # a reader that waits for it asks for it again
+            else:
+                self._submit_transfer(transfer)
+            return
+        try:
+            self.answered()
+            with self._keeping(content, answer.body):
+                pass
+        except BaseException as error:
+            log.exception("what storage sent cannot be kept")
+            self._end_transfer(transfer, error)
+        else:
+            self._end_transfer(transfer, None)
+        finally:
+            release()
+
+    @contextmanager
+    def _keeping(self, content: ContentId, body: bytes) -> Iterator[None]:
+        """Keep a small content: in memory within the block, and then on the disk."""
+        kept = self._being_kept[content.key()] = Future()
+        try:
+            self.cache.hold(content, body)
+            yield
+            self._keep_whole(content, body)
+        finally:
+            self._being_kept.pop(content.key(), None)
+            kept.set_result(b"")
+
+    def _keep_whole(self, content: ContentId, body: bytes) -> None:
+        if self.transfers:
+            for block in range(block_count(content.size)):
+                start = block * BLOCK_BYTES
+                data = body if len(body) <= BLOCK_BYTES else body[start : start + BLOCK_BYTES]
+                self.transfers.hand_over(content, block, data)
+        self.cache.write_whole(content, body)
+        with self._lock:
+            self._fetched_bytes += len(body)
 
     def _assemble(
         self, content: ContentId, offset: int, length: int, span: Span, got: dict[int, bytes]
@@ -214,7 +391,7 @@ class Reader:
             start = block * BLOCK_BYTES
             lo, hi = max(offset, start), min(offset + length, start + BLOCK_BYTES)
             fetched = got.get(block)
-            part = fetched[lo - start : hi - start] if fetched else self._cache.read(content, lo, hi - lo)
+            part = fetched[lo - start : hi - start] if fetched else self.cache.read(content, lo, hi - lo)
             if part is None:
                 return None
             parts.append(part)
@@ -224,39 +401,43 @@ class Reader:
         if content.size <= SMALL_FILE_BYTES:
             return
         with self._lock:
-            most = self._cache.room.ahead_bytes // BLOCK_BYTES
+            most = self.cache.room.ahead_bytes // BLOCK_BYTES
             ahead = self._read_ahead.after(content.key(), span, content.size, most)
         if ahead is not None:
             self.ensure(content, ahead)
 
-    def fetch(self, content: ContentId, span: Span) -> list[Future[bytes]]:
-        """Fetch what is missing of some blocks; futures that end with each of these, in order."""
+    def fetch(self, content: ContentId, span: Span, *, ahead: bool = False) -> list[Future[bytes]]:
+        """Fetch what is missing of some blocks; futures that end with each of these, in order.
+
+        One more ends when what came a moment ago is on the disk.
+        """
         futures: dict[int, Future[bytes]] = {}
-        for run in runs(self._cache.missing(content, span)):
-            futures.update(self._claim(content, run))
-        return list(futures.values())
+        for run in runs(self.cache.missing(content, span)):
+            futures.update(self._claim(content, run, ahead=ahead))
+        kept = self._being_kept.get(content.key())
+        return [*futures.values()] if kept is None else [*futures.values(), kept]
 
     def room_ahead(self, size: int) -> int:
         """Return how many contents of this size may be fetched before they are asked for."""
-        return self._cache.room.ahead_bytes // max(1, size)
+        return self.cache.room.ahead_bytes // max(1, size)
 
     def fetch_whole(self, content: ContentId) -> Future[bytes] | None:
-        """Fetch all of a small content; a future that ends with it, or None where it is here already."""
+        """Fetch all of a small content ahead; a future that ends with it, None where it is here already."""
         count = block_count(content.size)
-        futures = self.fetch(content, Span(0, count - 1)) if count and content.has_object else []
+        futures = self.fetch(content, Span(0, count - 1), ahead=True) if count and content.has_object else []
         return futures[-1] if futures else None
 
     def holds(self, content: ContentId) -> bool:
         """Whether the whole content is in the cache."""
         count = block_count(content.size)
-        return content.has_object and (count == 0 or self._cache.has(content, Span(0, count - 1)))
+        return content.has_object and (count == 0 or self.cache.has(content, Span(0, count - 1)))
 
     def has_start(self, content: ContentId) -> bool:
         """Whether the first block of a content is in the cache, or on its way."""
-        return self._holds_start_of(content) or self._transfers.will_bring(content, 0)
+        return self._holds_start_of(content) or self.transfers.will_bring(content, 0)
 
     def _holds_start_of(self, content: ContentId) -> bool:
-        return content.size == 0 or self._cache.has(content, Span(0, 0))
+        return content.size == 0 or self.cache.has(content, Span(0, 0))
 
     def _submit(self, job: Callable[[], None], give_up: Callable[[BaseException], object]) -> None:
         """Run a job in the pool; `give_up` is called where the pool, being shut down, never runs it."""
@@ -279,7 +460,7 @@ class Reader:
         try:
             with self._once.blocks(content, transfer.next, transfer.last):
                 for span in self._still_missing(transfer):
-                    self._fetcher.fetch_blocks(content, span, BlocksTaker(self._takes, transfer, span))
+                    self._fetcher.fetch_blocks(content, span, BlocksTaker(self, transfer, span))
                     if transfer.whole:
                         break
         except ContentChanged as error:
@@ -296,15 +477,15 @@ class Reader:
         """What to fetch; blocks that came into the cache since they were missed are handed over."""
         content = transfer.content
         span = Span(transfer.next, transfer.last)
-        missing = set(self._cache.missing(content, span))
+        missing = set(self.cache.missing(content, span))
         for block in range(span.first, span.last + 1):
             if block in missing:
                 continue
-            data = self._cache.read(content, block * BLOCK_BYTES, block_length(block, content.size))
+            data = self.cache.read(content, block * BLOCK_BYTES, block_length(block, content.size))
             if data is None:
                 missing.add(block)
             else:
-                self._transfers.hand_over(content, block, data)
+                self.transfers.hand_over(content, block, data)
         return runs(sorted(missing))
 
     def _run_head(self, head: HeadTaker) -> None:
@@ -314,7 +495,7 @@ class Reader:
                 if content is None:
                     self._fetcher.fetch_head(head.sample_id, head.length, head, head.known, head.mistrust)
                 else:
-                    self._forget_head(head)
+                    self.forget_head(head)
                     head.found.set_result(content)
         except BaseException as error:
             self._end_head(head, error)
@@ -325,7 +506,7 @@ class Reader:
             self._end_head(head, None)
 
     def _end_head(self, head: HeadTaker, error: BaseException | None) -> None:
-        self._forget_head(head)
+        self.forget_head(head)
         if not head.found.done():
             with self._lock:
                 self._failures += 1
@@ -333,31 +514,31 @@ class Reader:
         if head.transfer is not None:
             self._end_transfer(head.transfer, error)
 
-    def _forget_head(self, head: HeadTaker) -> None:
+    def forget_head(self, head: HeadTaker) -> None:
         with self._lock:
-            if self._heads.get(head.sample_id) is head.found:
+            if self._heads.get(head.sample_id) is head:
                 del self._heads[head.sample_id]
 
     def _end_transfer(self, transfer: Transfer, error: BaseException | None) -> None:
-        failed = self._transfers.end(transfer, error)
+        failed = self.transfers.end(transfer, error)
         if failed and error is not None:
             with self._lock:
                 self._failures += 1
 
-    def _arrived(self, transfer: Transfer, block: int, data: bytes) -> None:
+    def arrived(self, transfer: Transfer, block: int, data: bytes) -> None:
         # waiting readers get the block before it is written; for later ones it is under way until it is
-        self._transfers.hand_over(transfer.content, block, data)
-        self._cache.write(transfer.content, block, data)
+        self.transfers.hand_over(transfer.content, block, data)
+        self.cache.write(transfer.content, block, data)
         with self._lock:
             self._fetched_bytes += len(data)
-        self._transfers.arrived(transfer, block, data)
+        self.transfers.arrived(transfer, block, data)
 
-    def _answered(self) -> None:
+    def answered(self) -> None:
         with self._lock:
             self._fetches += 1
 
-    def _tell(self, content: ContentId, certain: bool) -> None:
-        self._answered()
+    def tell(self, content: ContentId, certain: bool) -> None:
+        self.answered()
         try:
             self._on_facts(content, certain)
         except Exception:

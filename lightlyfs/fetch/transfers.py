@@ -4,23 +4,15 @@ A transfer promises a run of blocks in ascending order; a reader waits for a blo
 delivered yet. The tables hold ranges, not blocks: a transfer of a terabyte costs no more than one of a byte.
 
 Threads: any may call; the lock is never held during a callback.
-
-A taker passes the response of storage to the waiting readers: the blocks of a transfer, or those of the first
-GET of a file, which also identifies the content.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from lightlyfs.blocks import BLOCK_BYTES, ContentId, Span, block_count
-from lightlyfs.cache.block_cache import BlockCache
-from lightlyfs.cache.budget import Room
-from lightlyfs.fetch.answers import Known
+from lightlyfs.blocks import ContentId, Span
 
 
 class NotBrought(Exception):
@@ -62,6 +54,9 @@ class Transfers:
     def __len__(self) -> int:
         with self._lock:
             return sum(len(under_way.transfers) for under_way in self._contents.values())
+
+    def __bool__(self) -> bool:
+        return bool(self._contents)
 
     def will_bring(self, content: ContentId, block: int) -> bool:
         """Whether a block is under way."""
@@ -144,100 +139,3 @@ class Transfers:
         for future in failed:
             future.set_exception(error or NotBrought("storage sent fewer blocks than it announced"))
         return bool(failed)
-
-
-class Takes(NamedTuple):
-    """Where answers go: blocks to `arrived`, a question's answer to `tell`, any other one to `answered`.
-
-    `tell(content, certain)` says whether the answer may count until something speaks against it.
-
-    `forget(head)` marks a question as answered, so that the next one sends a new request.
-    """
-
-    transfers: Transfers
-    room: Room
-    arrived: Callable[[Transfer, int, bytes], None]
-    answered: Callable[[], None]
-    tell: Callable[[ContentId, bool], None]
-    forget: Callable[[HeadTaker], None]
-
-
-class BlocksTaker:
-    """Takes the answer to a fetch of blocks of a known content."""
-
-    def __init__(self, takes: Takes, transfer: Transfer, asked: Span) -> None:
-        self._takes = takes
-        self._transfer = transfer
-        self._asked = asked
-
-    def identified(self, content: ContentId, first: int, last: int) -> Span | None:
-        """Return which of the arriving blocks are wanted."""
-        self._takes.answered()
-        if first >= self._asked.first and last <= self._asked.last:
-            return Span(first, last)
-        # the range was ignored: all comes, and is worth having unless it would displace itself
-        if not self._takes.room.holds(content.size):
-            return self._asked
-        return Span(first, last) if self._takes.transfers.widen(self._transfer, first, last) else None
-
-    def block(self, index: int, data: bytes) -> None:
-        """Pass a block on to its readers."""
-        self._takes.arrived(self._transfer, index, data)
-
-
-class HeadTaker:
-    """Takes the answer to the question what a sample is, and the bytes that come along."""
-
-    def __init__(
-        self,
-        takes: Takes,
-        cache: BlockCache,
-        sample_id: str,
-        found: Future[ContentId],
-        length: int,
-        known: Known,
-        told: Callable[[], ContentId | None],
-    ) -> None:
-        self._takes = takes
-        self._cache = cache
-        self.sample_id = sample_id
-        self.found = found
-        self.length = length
-        self.known = known
-        self.told = told
-        self.doubtful = False
-        self.transfer: Transfer | None = None
-
-    def identified(self, content: ContentId, first: int, last: int) -> Span | None:
-        """Return which of the arriving blocks are wanted, after the caller that asked got its answer."""
-        wanted = self._wanted(content, first, last)
-        if wanted is not None:
-            self.transfer = self._takes.transfers.announce(content, wanted.first, wanted.last)
-            if last + 1 == block_count(content.size) == wanted.last + 1 and not self._widened(wanted):
-                wanted = None
-        self._takes.tell(content, not self.doubtful)
-        # from here on a new request is sent, because the object may have changed by then
-        self._takes.forget(self)
-        self.found.set_result(content)
-        return wanted
-
-    def mistrust(self) -> None:
-        """Note that what is about to be identified is doubtful, so that it is asked for again."""
-        self.doubtful = True
-
-    def block(self, index: int, data: bytes) -> None:
-        """Pass a block on to its readers."""
-        assert self.transfer is not None
-        self._takes.arrived(self.transfer, index, data)
-
-    def _widened(self, wanted: Span) -> bool:
-        assert self.transfer is not None
-        return self._takes.transfers.widen(self.transfer, wanted.first, wanted.last)
-
-    def _wanted(self, content: ContentId, first: int, last: int) -> Span | None:
-        if last < first or not content.has_object:
-            return Span(first, last)
-        if self._cache.has(content, Span(first, last)):
-            return None
-        asked = max(0, -(-self.length // BLOCK_BYTES) - 1)
-        return Span(first, last if self._takes.room.holds(content.size) else min(last, asked))

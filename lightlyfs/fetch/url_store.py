@@ -95,6 +95,10 @@ class UrlStore:
     def __len__(self) -> int:
         return self._count + len(self._waiting)
 
+    def holds_more_than(self, count: int) -> bool:
+        """Whether there may be URLs here besides the last `count` that were put."""
+        return len(self) > count or self._locks.has_company()
+
     @property
     def is_off(self) -> bool:
         """Whether there is no file, so that nothing is kept for long."""

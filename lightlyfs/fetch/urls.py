@@ -18,7 +18,6 @@ from urllib.parse import parse_qs, urlsplit
 from cachetools import TLRUCache
 
 from lightlyfs.fetch.url_store import KeptUrl, UrlStore
-from lightlyfs.locks import SharedLocks
 
 # a URL is not handed out in the last moments of its life: a transfer has to begin before it ends
 EXPIRY_MARGIN_S = 30.0
@@ -70,7 +69,7 @@ class ReadUrls:
 
     `resolve(sample_id)` asks the API and may raise; it is called with no lock held. `wall_clock` is in
     unix seconds, for that is what URLs speak of. `store` holds them over remounts, and those that memory
-    has no room for; with `locks` other processes may use it.
+    has no room for.
     """
 
     def __init__(
@@ -80,10 +79,8 @@ class ReadUrls:
         wall_clock: Callable[[], float],
         store: UrlStore | None = None,
         max_urls: int = MAX_URLS,
-        locks: SharedLocks | None = None,
     ) -> None:
         self._resolve = resolve
-        self._locks = locks or SharedLocks.of_nobody_else()
         self._max_urls = max_urls
         self._store = store
         self._wall_clock = wall_clock
@@ -95,32 +92,46 @@ class ReadUrls:
     def get(self, sample_id: str) -> str:
         """Return a URL that stays valid for some time; raises the API's error."""
         while True:
-            found = self._look(sample_id)
+            found = self.begin(sample_id)
             if isinstance(found, str):
                 return found
             if found is None:
-                return self._ask(sample_id, self._resolve)
+                return self._ask(sample_id)
             try:
                 return found.result()
-            except _AskedOnce:
+            except AskedOnce:
                 continue
 
-    def get_ahead(self, sample_id: str, resolve: Callable[[str], str]) -> bool:
-        """Prefetch the URL of a sample; False if it is known, or if a request for it is running.
+    def begin(self, sample_id: str) -> str | Future[str] | None:
+        """Return a URL, or the future of one that is asked for; None: the caller is to ask, and to `end`.
 
-        `resolve` should not retry: readers that need the URL meanwhile wait for it, and send their own
-        request if it fails. A URL that another process is prefetching is skipped.
+        The future raises the API's error, or AskedOnce where the request was not tried again.
         """
-        name = f"url {sample_id}"
-        if not self._locks.try_name(name):
-            return False
-        try:
-            if self._look(sample_id) is not None:
-                return False
-            self._ask(sample_id, resolve, told=_AskedOnce())
-        finally:
-            self._locks.release_name(name)
-        return True
+        with self._lock:
+            kept = self._kept_locked(sample_id)
+            if kept is not None:
+                return kept.url
+            asking = self._asking.get(sample_id)
+            if asking is not None:
+                return asking
+            self._asking[sample_id] = Future()
+            known = len(self._urls)
+        store = self._store
+        # in a first epoch each URL in the store is in memory, too
+        stored = store.get(sample_id) if store is not None and store.holds_more_than(known) else None
+        if stored is None:
+            return None
+        self._keep(sample_id, stored)
+        return stored.url
+
+    def end(self, sample_id: str, url: str | None, error: BaseException | None = None) -> None:
+        """Give what was asked for after `begin` to all who wait for it; without a URL, why there is none."""
+        if url is not None:
+            self._keep(sample_id, self._new(sample_id, url))
+            return
+        with self._lock:
+            mine = self._asking.pop(sample_id)
+        mine.set_exception(error or AskedOnce())
 
     def is_new(self, sample_id: str, url: str) -> bool:
         """Whether this URL of a sample was got a moment ago, so that another would say the same."""
@@ -156,35 +167,22 @@ class ReadUrls:
         except KeyError:
             return None
 
-    def _look(self, sample_id: str) -> str | Future[str] | None:
-        """A URL, or the future of one that another thread asks for; None where the caller has to `_ask`."""
-        with self._lock:
-            kept = self._kept_locked(sample_id)
-            if kept is not None:
-                return kept.url
-            asking = self._asking.get(sample_id)
-            if asking is None:
-                self._asking[sample_id] = Future()
-            return asking
-
-    def _ask(self, sample_id: str, resolve: Callable[[str], str], told: BaseException | None = None) -> str:
-        """Get a URL for all who wait for it; where that fails they are told the reason, or `told`."""
+    def _ask(self, sample_id: str) -> str:
         try:
-            stored = None if self._store is None else self._store.get(sample_id)
-            kept = stored or self._new(sample_id, resolve)
+            url = self._resolve(sample_id)
         except BaseException as error:
-            with self._lock:
-                mine = self._asking.pop(sample_id)
-            mine.set_exception(told or error)
+            self.end(sample_id, None, error)
             raise
+        self.end(sample_id, url)
+        return url
+
+    def _keep(self, sample_id: str, kept: KeptUrl) -> None:
         with self._lock:
             self._urls[sample_id] = kept
             mine = self._asking.pop(sample_id)
         mine.set_result(kept.url)
-        return kept.url
 
-    def _new(self, sample_id: str, resolve: Callable[[str], str]) -> KeptUrl:
-        url = resolve(sample_id)
+    def _new(self, sample_id: str, url: str) -> KeptUrl:
         expiry = expiry_of(url)
         if self._store is not None and expiry is not None:
             self._store.put(sample_id, url, expiry)
@@ -192,8 +190,8 @@ class ReadUrls:
         return KeptUrl(url, now, _end_of_use(expiry, now))
 
 
-class _AskedOnce(Exception):
-    """The failure of a prefetch, which is not retried."""
+class AskedOnce(Exception):
+    """A request for a URL failed that is not tried again: who needs the URL asks himself."""
 
 
 def _last_use(_sample_id: str, kept: KeptUrl, _now: float) -> float:

@@ -6,7 +6,6 @@ The descriptor is read-only, and shows exactly the bytes of one version.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from lightlyfs.blocks import ContentId, Span, block_count
 from lightlyfs.cache.block_cache import BlockCache
@@ -24,21 +23,17 @@ _MAX_ROUNDS = 4
 _MAX_VERSIONS = 2
 
 
-class HandOutParts(NamedTuple):
-    """What handing out works with."""
-
-    namespace: Namespace
-    samples: Samples
-    reader: Reader
-    cache: BlockCache
-    patience: Patience
-
-
 class CachedFiles:
     """Opens cached files; any thread may call."""
 
-    def __init__(self, parts: HandOutParts) -> None:
-        self._parts = parts
+    def __init__(
+        self, namespace: Namespace, samples: Samples, reader: Reader, cache: BlockCache, patience: Patience
+    ) -> None:
+        self._names = namespace
+        self._samples = samples
+        self._reader = reader
+        self._cache = cache
+        self._patience = patience
 
     def open(self, path: str) -> int | None:
         """Return a new descriptor of a sample's bytes, fetched if needed; the caller closes it.
@@ -46,8 +41,8 @@ class CachedFiles:
         None where there is no such file to hand out: one that was not uploaded yet, or that the cache
         cannot keep. Raises what an open and a read of the path would.
         """
-        turn = self._parts.patience.turn()
-        node = self._parts.namespace.lookup(path, turn)
+        turn = self._patience.turn()
+        node = self._names.lookup(path, turn)
         if isinstance(node, DirectoryEntry):
             raise IsADirectory(f"a directory: {path}")
         entry = node if isinstance(node, SampleEntry) else None
@@ -59,21 +54,21 @@ class CachedFiles:
             except ContentChanged:
                 if not versions_left:
                     raise
-                entry = self._parts.namespace.catalog.with_facts(entry)
+                entry = self._names.catalog.with_facts(entry)
         raise AssertionError("the last version returns or raises")
 
     def _open_sample(self, path: str, entry: SampleEntry, turn: Turn) -> int | None:
-        content = self._parts.samples.identify(entry, turn)
+        content = self._samples.identify(entry, turn)
         if not content.has_object:
             raise NoContent(f"the sample has no image on the server: {path}")
-        prefetcher = self._parts.samples.prefetcher
+        prefetcher = self._samples.prefetcher
         told = prefetcher.expects(path)
         if told:
             prefetcher.opened(path)
         if content.size == 0:
             return _empty_file()
         for _ in range(_MAX_ROUNDS):
-            file = self._parts.cache.proven_file(content)
+            file = self._cache.proven_file(content)
             if file is not None and os.fstat(file.fd).st_size == content.size:
                 # opened again: a file offset of its own, and read-only
                 return os.open(f"/proc/self/fd/{file.fd}", os.O_RDONLY | os.O_CLOEXEC)
@@ -85,7 +80,7 @@ class CachedFiles:
 
     def _fetch(self, content: ContentId, turn: Turn) -> None:
         try:
-            for future in self._parts.reader.fetch(content, Span(0, block_count(content.size) - 1)):
+            for future in self._reader.fetch(content, Span(0, block_count(content.size) - 1)):
                 turn.result(future)
                 turn.restart()  # a large file may take long as long as blocks come
         except NotBrought:

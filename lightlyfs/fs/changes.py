@@ -30,8 +30,7 @@ from lightlyfs.errors import (
 )
 from lightlyfs.fs.completion import Completion
 from lightlyfs.fs.handles import Callers
-from lightlyfs.fs.namespace import Namespace, Node
-from lightlyfs.fs.overlay import HIDDEN_PREFIX
+from lightlyfs.fs.namespace import HIDDEN_PREFIX, Namespace, Node
 from lightlyfs.fs.patience import Turn
 from lightlyfs.fs.writer import Writer
 from lightlyfs.fs.xattrs import PREFIX, SHOWN
@@ -238,11 +237,11 @@ class TreeChanges:
                 self._local.discard(replaced)
 
     def _is_removable(self, file: LocalFile) -> bool:
-        """Whether a local file can be replaced without the server's hearing of it."""
+        """Return whether a local file can be replaced without the server's hearing of it."""
         return not (file.record.create_sent or file.record.sample_id) and self._writer.withdraw(file)
 
     def _rename_sent(self, file: LocalFile, new: str, target: Node | None, turn: Turn) -> None:
-        """It is on its way under its old name: once there, it is renamed like any sample."""
+        """Wait for a file that is on its way under its old name, and rename it like any sample."""
         old = file.path
         self._writer.wait_uploaded(file)
         entry = self._names.lookup(old, turn)

@@ -17,10 +17,10 @@ from lightlyfs.blocks import BLOCK_BYTES, ContentId, block_count, block_length, 
 from lightlyfs.cache.block_cache import BlockCache
 from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.catalog.sample_catalog import Catalog
-from lightlyfs.errors import LightlyFsError
+from lightlyfs.errors import FileExists, LightlyFsError
 from lightlyfs.fetch.reader import Reader
+from lightlyfs.fs.attributes import SetTimes
 from lightlyfs.fs.namespace import Namespace
-from lightlyfs.fs.times import SetTimes
 from lightlyfs.staging.local_files import LocalFile, LocalFiles
 from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.spool import Spool
@@ -69,7 +69,7 @@ class Completion:
         self._known_since = float("-inf")
 
     def was_just_created(self, sample_id: str) -> bool:
-        """Whether this mount created a sample within the last minute."""
+        """Return whether this mount created a sample within the last minute."""
         with self._lock:
             return sample_id in self._created
 
@@ -98,7 +98,7 @@ class Completion:
             )
             if file.handles == 0:
                 self._local.unstage_locked(file)
-            self._local.spool.remove_up_to(record.key, record.generation)
+            self._local.drop_bytes(record)
         self._leave_to_catalogue(file)
         self._local.touch()
 
@@ -120,10 +120,12 @@ class Completion:
         """Have changes by others to the samples uploaded so far looked up again; called with a refresh."""
         self._known_since = self._clock()
 
-    def name_taken(self, file: LocalFile) -> None:
+    def failed(self, file: LocalFile, error: Exception) -> None:
         """Move a file whose upload ended because a sample has its name; called in the uploader's thread."""
+        if not isinstance(error, FileExists):
+            return
         self._give_way(file)
-        self._catalog.refresher.expect_changes()
+        self._catalog.expect_changes()
 
     def _leave_to_catalogue(self, file: LocalFile, *, ask: bool = False) -> None:
         with file.lock:
@@ -185,7 +187,7 @@ class Completion:
         )
 
     def _note_older_locked(self, file: LocalFile, record: Record) -> None:
-        """An earlier generation is on the server: later ones go to the same sample."""
+        """Note that an earlier generation is on the server: later ones go to the same sample."""
         known = file.record
         self._local.update(
             file,
@@ -197,7 +199,7 @@ class Completion:
             acknowledged=-1 if known.acknowledged <= record.generation else known.acknowledged,
         )
         if known.generation != record.generation:
-            self._local.spool.remove_up_to(record.key, record.generation)
+            self._local.drop_bytes(record)
         if file.record.hidden:
             # what was written since is half of an image, and the sample has the whole one before it
             self._local.set_aside_locked(file)
@@ -239,7 +241,7 @@ class Adoption:
         return record
 
     def _identify(self, record: Record) -> ContentId:
-        """The version storage gave it: from the answer to the PUT, else by asking."""
+        """Return the version storage gave it: from the answer to the PUT, else by asking."""
         assert record.sample_id is not None
         etag = etag_of({"etag": record.etag})
         if etag:

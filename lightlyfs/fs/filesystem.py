@@ -28,16 +28,14 @@ from lightlyfs.errors import (
     ReadOnly,
     SizeUnknown,
 )
-from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr, DiskUsage, attr_of_local
+from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr, DiskUsage, SetTimes, attr_of_local
 from lightlyfs.fs.changes import TreeChanges, refuse_trash
 from lightlyfs.fs.completion import Completion
 from lightlyfs.fs.handles import HandleTable, ReadHandle, ViewHandle, WriteHandle
-from lightlyfs.fs.namespace import Listing, Namespace, Node
-from lightlyfs.fs.overlay import HIDDEN_PREFIX
+from lightlyfs.fs.namespace import HIDDEN_PREFIX, Listing, Namespace, Node
 from lightlyfs.fs.path_reads import PathReads
 from lightlyfs.fs.patience import Patience, Turn
 from lightlyfs.fs.samples import Samples
-from lightlyfs.fs.times import SetTimes
 from lightlyfs.fs.views import Views, is_view
 from lightlyfs.fs.writer import Writer
 from lightlyfs.fs.xattrs import ExtendedAttributes

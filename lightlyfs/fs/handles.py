@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from lightlyfs.blocks import ContentId
@@ -28,18 +28,19 @@ class ReadHandle:
     path: str
     entry: SampleEntry
     content: ContentId | None
-    outdated: bool = False
     followed: bool = False
-    has_read: bool = False
     kept: bool = False
     used_at: float = 0.0
+    outdated: bool = field(default=False, init=False)
+    has_read: bool = field(default=False, init=False)
+    read_to: int = field(default=0, init=False)  # the end of the bytes that were read
 
 
 class ProcessWatch(Protocol):
     """Knows how a process ended, also once it is gone."""
 
     def was_killed(self) -> bool | None:
-        """Whether a signal ended it; None where that cannot be said."""
+        """Return whether a signal ended it; None where that cannot be said."""
         ...
 
     def close(self) -> None:
@@ -59,11 +60,11 @@ class Callers(Protocol):
         ...
 
     def caller_unlinks(self) -> bool | None:
-        """Whether the callback under way serves the removal of a name, not a rename; None: not known."""
+        """Return whether the callback under way removes a name (True) or renames; None if unknown."""
         ...
 
     def was_killed(self, process: int) -> bool | None:
-        """Whether a signal ended a process, or is ending it; None where that cannot be said."""
+        """Return whether a signal ended a process, or is ending it; None where that cannot be said."""
         ...
 
     def watch(self, process: int) -> ProcessWatch | None:
@@ -88,8 +89,8 @@ class WriteHandle:
     process: int
     sync: bool = False
     cut: bool = False
-    unsynced: bool = False
-    watch: ProcessWatch | None = None
+    unsynced: bool = field(default=False, init=False)
+    watch: ProcessWatch | None = field(default=None, init=False)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""How long one call on the mount may wait: a deadline, the caller's signals, the end of the mount."""
+"""Bounds the waits of one call on the mount: a deadline, the caller's signals, the end of the mount."""
 
 from __future__ import annotations
 
@@ -28,51 +28,40 @@ class Patience:
         clock: Callable[[], float],
         interrupted: Callable[[], bool],
         closing: threading.Event,
-        limit_s: float = CALL_LIMIT_S,
     ) -> None:
-        self._clock = clock
-        self._interrupted = interrupted
-        self._closing = closing
-        self._limit_s = limit_s
+        self.clock = clock
+        self.interrupted = interrupted
+        self.closing = closing
 
     def turn(self) -> Turn:
         """Return the waiting rules for a call that begins now; used by the calling thread alone."""
-        return Turn(self._clock, self._interrupted, self._closing, self._limit_s)
+        return Turn(self)
 
 
 class Turn:
     """Waits for one call; every wait raises Interrupted, Cancelled or DeadlineExceeded when it must end."""
 
-    def __init__(
-        self,
-        clock: Callable[[], float],
-        interrupted: Callable[[], bool],
-        closing: threading.Event,
-        limit_s: float,
-    ) -> None:
-        self._clock = clock
-        self._interrupted = interrupted
-        self._closing = closing
-        self._limit_s = limit_s
-        self._deadline = clock() + limit_s
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self.restart()
 
     def check(self) -> None:
         """Raise what ends the wait, if something does."""
-        if self._closing.is_set():
+        if self._patience.closing.is_set():
             raise Cancelled("the mount is being taken down")
-        if self._interrupted():
+        if self._patience.interrupted():
             raise Interrupted("the caller was interrupted")
-        if self._clock() >= self._deadline:
-            raise DeadlineExceeded(f"no answer within {self._limit_s:.0f} s")
+        if self._patience.clock() >= self._deadline:
+            raise DeadlineExceeded(f"no answer within {CALL_LIMIT_S:.0f} s")
 
     def sleep(self, seconds: float) -> None:
         """Wait that long, unless the wait must end."""
-        self._closing.wait(seconds)
+        self._patience.closing.wait(seconds)
         self.check()
 
     def restart(self) -> None:
         """Restart the time limit, because the work made progress."""
-        self._deadline = self._clock() + self._limit_s
+        self._deadline = self._patience.clock() + CALL_LIMIT_S
 
     def result(self, future: Future[T], moved: Callable[[], int] | None = None) -> T:
         """Return the result of a future or raise its error; a change of `moved` restarts the time limit."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, NamedTuple
 
-from lightlyfs.blocks import NO_OBJECT, SMALL_FILE_BYTES, ContentId
+from lightlyfs.blocks import BLOCK_BYTES, NO_OBJECT, SMALL_FILE_BYTES, ContentId
 from lightlyfs.catalog.entries import SampleEntry
-from lightlyfs.catalog.plausible import Problems
+from lightlyfs.catalog.remote import Problems
 from lightlyfs.catalog.sample_catalog import Catalog
-from lightlyfs.desktop.programs import opens_without_reading
+from lightlyfs.desktop.programs import CrawlBudget, opens_without_reading
 from lightlyfs.errors import (
     Cancelled,
     ContentChanged,
@@ -26,16 +26,22 @@ from lightlyfs.errors import (
     Unauthorized,
     Unreachable,
 )
+from lightlyfs.fetch.epoch_fetcher import Ended, EpochFetcher
 from lightlyfs.fetch.prefetcher import Prefetcher
-from lightlyfs.fetch.reader import PROBE_BYTES, Reader
+from lightlyfs.fetch.reader import LeftToAnother, Reader
+from lightlyfs.fetch.takers import PROBE_BYTES
+from lightlyfs.fetch.transfers import NotBrought
 from lightlyfs.fs.attributes import Attr
 from lightlyfs.fs.handles import ReadHandle
 from lightlyfs.fs.patience import Turn
 from lightlyfs.inodes import sample_ino
+from lightlyfs.readahead.heads import HeadReaders
 
 # sizes of neighbours that are found along with one that was asked for
 _SIZES_AHEAD = 64
 # of so many files it is remembered which version the kernel holds pages of; beyond that they are dropped once
+# samples that are looked up at once to be fetched ahead: some 200 microseconds
+_LOOKED_UP_AT_ONCE = 64
 _NO_VERSION = -1  # no hash of a version that was opened
 _KERNEL_VERSIONS = 100_000
 # a program that reads a file asks for the next bytes sooner than this; it may finish with the version it has
@@ -56,8 +62,7 @@ class Samples:
     """Opens and reads samples; any thread may call.
 
     `forget(paths)` tells the kernel that what it knows of these paths is outdated (None: everything); it
-    returns whether the kernel has forgotten by then. `before_fetch(size)` is called before a file is fetched
-    for the program of the call under way, and may raise.
+    returns whether the kernel has forgotten by then.
     """
 
     def __init__(
@@ -69,21 +74,23 @@ class Samples:
         caller_name: Callable[[], str],
         forget: Callable[[tuple[str, ...] | None], bool],
         max_prefetches: int,
-        on_opened: Callable[[str, bool], None] | None = None,
-        before_fetch: Callable[[int], None] = lambda _: None,
+        epochs: EpochFetcher[SampleEntry],
+        follows_order: bool = True,
+        crawls: CrawlBudget,
     ) -> None:
         self._catalog = catalog
         self._reader = reader
         self._problems = problems
         self._caller_name = caller_name
         self._forget = forget
-        self._before_fetch = before_fetch
+        self._crawls = crawls
         self.prefetcher: Prefetcher[SampleEntry] = Prefetcher(
             catalog.samples_after,
             self._prefetch,
             max_under_way=max_prefetches,
             room=lambda entry: reader.room_ahead(entry.published_size or 0),
-            on_opened=on_opened,
+            epochs=epochs,
+            is_on=follows_order,
         )
         self._lock = threading.Lock()
         self._closed = threading.Condition(self._lock)  # a file of which another version is known was closed
@@ -97,6 +104,7 @@ class Samples:
         self._forgot_versions = False
         # guarded by _lock: the open handles of each file
         self._open: dict[int, list[ReadHandle]] = {}
+        self._heads = HeadReaders()  # guarded by _lock
         # files whose pages the kernel was not told to drop since they were opened; used without a lock
         self._trusted: set[int] = set()
         # files of which the kernel may hold what no longer holds; single operations on it are atomic
@@ -113,7 +121,12 @@ class Samples:
             return self._opened(path, entry, content_of(entry))
         if opens_without_reading(self._caller_name()):
             return OpenedSample(ReadHandle(path, entry, None, followed=True), False, True)
-        content = self._identify(entry, turn, then=lambda: self.prefetcher.opened(path), confirm=verified)
+        head_only = self._heads.expects_head(path, entry.published_size)
+        asked = self._ask_unless_known(entry, confirm=verified, head_only=head_only)
+        if isinstance(asked, Future) and not head_only:
+            # the file's own request is out, and those for the files behind it come after it
+            self.prefetcher.opened(path, entry.published_size or 0)
+        content = self._answer(entry, asked, turn)
         return self._opened(path, entry, content, followed=True)
 
     def read(self, handle: ReadHandle, offset: int, size: int, turn: Turn) -> bytes:
@@ -135,6 +148,7 @@ class Samples:
 
     def _read(self, handle: ReadHandle, content: ContentId, offset: int, size: int, turn: Turn) -> bytes:
         handle.used_at = time.monotonic()
+        handle.read_to = max(handle.read_to, offset + size)
         if handle.outdated:
             raise ContentChanged(f"the stored object changed since it was opened: {handle.path}")
         if offset or handle.followed:
@@ -160,6 +174,8 @@ class Samples:
         """Close a sample."""
         ino = handle.entry.ino
         with self._lock:
+            if handle.content is not None:
+                self._heads.closed(handle.path, handle.read_to, handle.content.size)
             left = [other for other in self._open.pop(ino, ()) if other is not handle]
             if left:
                 self._open[ino] = left
@@ -223,24 +239,18 @@ class Samples:
 
     def begin_to_read(self, path: str, content: ContentId, size: int, turn: Turn) -> bytes:
         """Read the first bytes of a file, and prefetch the files that are likely to be next if that helps."""
-        if not self._reader.holds(content):
-            self._before_fetch(content.size)
-        if self.prefetcher.expects(path):
-            self.prefetcher.opened(path)
-            return self.read_content(content, 0, size, turn)
-        return self.read_content(content, 0, size, turn, lambda: self.prefetcher.opened(path))
+        here = self._reader.holds(content)
+        if not here:
+            self._crawls.spend(content.size)
+            self._reader.begin(content, 0, size)
+        if not self._heads.expects_head(path, content.size) and (not here or self.prefetcher.expects(path)):
+            self.prefetcher.opened(path, content.size)
+        return self.read_content(content, 0, size, turn)
 
-    def read_content(
-        self,
-        content: ContentId,
-        offset: int,
-        size: int,
-        turn: Turn,
-        on_miss: Callable[[], None] = lambda: None,
-    ) -> bytes:
+    def read_content(self, content: ContentId, offset: int, size: int, turn: Turn) -> bytes:
         """Bytes of a content, short only at its end; ContentChanged once storage has another version."""
         try:
-            return self._reader.read(content, offset, size, turn.result, on_miss)
+            return self._reader.read(content, offset, size, turn.result)
         except RequestError as error:
             self._note_unreadable(content.sample_id, error)
             raise
@@ -256,7 +266,24 @@ class Samples:
         content = content_of(entry) if entry.verified else self._identify(entry, turn)
         return b"" if not content.has_object else self.read_content(content, offset, size, turn)
 
-    def ask(self, entry: SampleEntry) -> Future[ContentId]:
+    def fetch_ahead(self, entry: SampleEntry, ended: Ended) -> bool:
+        """Begin to fetch a small file for a reader without order; False where there is nothing to fetch."""
+        future = self._prefetch(entry)
+        if future is None:
+            return False
+
+        def told(future: Future[Any]) -> None:
+            error = None if future.cancelled() else future.exception()
+            if isinstance(error, LeftToAnother | NotBrought):
+                ended(None, None)
+            else:
+                came = not future.cancelled() and error is None
+                ended(came, error.retry_after_s if isinstance(error, RequestError) else None)
+
+        future.add_done_callback(told)
+        return True
+
+    def ask(self, entry: SampleEntry, *, ahead: bool = False, head_only: bool = False) -> Future[ContentId]:
         """Ask storage which content a sample has, and for its first bytes, as `Reader.identify` does.
 
         The answer may also come from another process.
@@ -266,7 +293,9 @@ class Samples:
             size_hint=entry.published_size,
             for_reading=True,
             known=known_content(entry),
-            told=partial(self._found_elsewhere, entry),
+            told=partial(self._found_meanwhile, entry),
+            ahead=ahead,
+            head_only=head_only,
         )
 
     def find_size(self, path: str, entry: SampleEntry, turn: Turn) -> Attr:
@@ -298,7 +327,7 @@ class Samples:
                     del self._changing[ino]
 
     def _busy_until_locked(self, ino: int, content: ContentId) -> float:
-        others = [other for other in self._open.get(ino, ()) if other.content != content]
+        others = [other for other in self._open.get(ino, ()) if other.content not in (None, content)]
         return max((other.used_at + _BUSY_S for other in others if not other.outdated), default=0.0)
 
     def _outdate_handles(self, ino: int, content: ContentId) -> None:
@@ -319,32 +348,34 @@ class Samples:
         held = ino in self._trusted and self._kernel_has.get(ino) == hash(content)
         return held or self._reader.has_start(content)
 
-    def _identify(
-        self,
-        entry: SampleEntry,
-        turn: Turn,
-        then: Callable[[], None] | None = None,
-        *,
-        confirm: bool = False,
-    ) -> ContentId:
-        """Which content a sample has now; `then` is called when the question is on its way.
+    def _identify(self, entry: SampleEntry, turn: Turn) -> ContentId:
+        """Which content a sample has now."""
+        return self._answer(entry, self._ask_unless_known(entry), turn)
+
+    def _ask_unless_known(
+        self, entry: SampleEntry, *, confirm: bool = False, head_only: bool = False
+    ) -> ContentId | Future[ContentId]:
+        """Which content a sample has now, or the question to storage.
 
         With `confirm` storage is asked although it has answered before.
         """
         known = known_content(entry)
-        if known is not None and self._api_is_away() and self._reader.holds(known):
+        holds = known is not None and self._reader.holds(known)
+        if known is not None and holds and self._api_is_away():
             return known  # it cannot be confirmed now, and what is cached stays readable
-        if known is None or not self._reader.holds(known):
-            self._before_fetch(entry.published_size or PROBE_BYTES)
+        if not holds:
+            self._crawls.spend(entry.published_size or PROBE_BYTES)
         # last of all, so that no answer comes between this and the question
         told = self._catalog.with_facts(entry)
         if told.verified and told.etag != NO_OBJECT and not (confirm and told.etag == entry.etag):
             return content_of(told)  # another open asked since this one looked
-        future = self.ask(entry)
-        if then is not None:
-            then()
+        return self.ask(entry, head_only=head_only)
+
+    def _answer(self, entry: SampleEntry, asked: ContentId | Future[ContentId], turn: Turn) -> ContentId:
+        if not isinstance(asked, Future):
+            return asked
         try:
-            return turn.result(future)
+            return turn.result(asked)
         except RequestError as error:
             self._note_unreadable(entry.sample_id, error)
             raise
@@ -358,20 +389,26 @@ class Samples:
             self._problems.note_unreadable(sample_id, found[0], f"it cannot be read: {error}")
 
     def _prefetch(self, entry: SampleEntry) -> Future[Any] | None:
-        """Begin to fetch a small file that is likely to be read next."""
-        size = entry.published_size
-        if size is None or size > SMALL_FILE_BYTES:
-            return None
-        if entry.verified:
-            return self._reader.fetch_whole(content_of(entry))
-        return self.ask(entry)
+        """Begin to fetch a small file that is likely to be read next.
 
-    def _found_elsewhere(self, entry: SampleEntry) -> ContentId | None:
+        The entry may have been looked up a while ago, and the file read since.
+        """
+        now = self._catalog.told(entry)
+        size = None if now is None else now.published_size
+        if now is None or size is None or size > SMALL_FILE_BYTES or self._reader.is_asked(now.sample_id):
+            return None
+        if now.verified:
+            return self._reader.fetch_whole(content_of(now))
+        return self.ask(now, ahead=True)
+
+    def _found_meanwhile(self, entry: SampleEntry) -> ContentId | None:
         """Which content a sample has, where that was found since the entry was looked up.
 
         Another process may have asked; it told its kernel, and this one has to tell ours.
         """
-        told = self._catalog.told(entry)
+        told: SampleEntry | None = entry if entry.verified else self._catalog.with_facts(entry)
+        if entry.verified or (told is not None and not told.verified):
+            told = self._catalog.told(entry) if self._reader.has_company() else None
         if told is None or not told.verified or told.etag == NO_OBJECT:
             return None
         content = content_of(told)
@@ -430,8 +467,30 @@ class Samples:
                 self._ask_size(sample)
 
     def _ask_size(self, entry: SampleEntry) -> Future[ContentId]:
-        told = partial(self._found_elsewhere, entry)
+        told = partial(self._found_meanwhile, entry)
         return self._reader.identify(entry.sample_id, size_hint=entry.size_hint, for_reading=False, told=told)
+
+
+class FilesBelow:
+    """Finds the files below a directory in the catalogue, for `EpochFetcher`."""
+
+    def __init__(self, catalog: Catalog, reader: Reader) -> None:
+        self._catalog = catalog
+        self._reader = reader
+
+    def room_bytes(self) -> int:
+        """Return how many bytes an epoch may have in all to be fetched ahead."""
+        return self._reader.cache.room.epoch_bytes
+
+    def count_below(self, directory: str, most_bytes: int) -> tuple[int, int]:
+        """Count the samples below a directory, and their bytes; ends early once those are too many."""
+        return self._catalog.sums_below(directory, BLOCK_BYTES, most_bytes)
+
+    def walk(self, directory: str) -> Iterator[tuple[str, SampleEntry, int]]:
+        """Yield the samples below a directory with their paths and sizes."""
+        for path, entry in self._catalog.samples_below(directory, _LOOKED_UP_AT_ONCE):
+            size = entry.published_size
+            yield path, entry, BLOCK_BYTES if size is None else size
 
 
 def known_content(entry: SampleEntry) -> ContentId | None:

@@ -27,15 +27,22 @@ class Takeover:
         read_sample: ReadSample,
         patience: Patience,
         ino_of: Callable[[SampleEntry], int],
+        shows_again: Callable[[str, str], None],
     ) -> None:
+        """`shows_again(path, sample_id)` is called when a path shows its sample again."""
         self._local = local
         self._read_sample = read_sample
         self._patience = patience
-        self._ino_of = ino_of
+        self.ino_of = ino_of
+        self.shows_again = shows_again
         # taken before any other lock; held while a file appears at the path its handle has then
         self._lock = threading.Lock()
         # guarded by _lock: open handles of samples that nothing was changed by yet
         self._watched: dict[int, WriteHandle] = {}
+
+    def read(self, entry: SampleEntry, offset: int, size: int) -> bytes:
+        """Return bytes of a sample that is not a local file yet."""
+        return self._read_sample(entry, offset, size, self._patience.turn())
 
     def join(self, file: LocalFile, writable: bool) -> bool:
         """Open a local file once more; False if it is on the server now, or deleted."""
@@ -80,7 +87,7 @@ class Takeover:
                 # it may have been renamed meanwhile
                 path, name = handle.path, true_name(handle.path, handle.entry or entry)
                 handle.file = self._local.publish(
-                    draft, path, name, sample_id=entry.sample_id, ino=self._ino_of(entry)
+                    draft, path, name, sample_id=entry.sample_id, ino=self.ino_of(entry)
                 )
         self.forget(handle)
 
@@ -96,7 +103,7 @@ class Takeover:
 
     @staticmethod
     def _is_of(file: LocalFile, entry: SampleEntry) -> bool:
-        """Whether a local file at the sample's path is that sample's; NotPermitted where it is in its way."""
+        """Return whether a local file at a sample's path is its own; NotPermitted where it is another."""
         if file.record.sample_id == entry.sample_id:
             return True
         if not file.uploaded:
@@ -106,7 +113,7 @@ class Takeover:
     def copy_sample(self, entry: SampleEntry, target: StagedFile) -> None:
         """Copy a sample's bytes; NoContent where it has an image that cannot be read."""
         offset = 0
-        while data := self._read_sample(entry, offset, _COPY_BYTES, self._patience.turn()):
+        while data := self.read(entry, offset, _COPY_BYTES):
             target.write_at(offset, data)
             offset += len(data)
         if offset == 0 and entry.published_size:

@@ -90,7 +90,7 @@ ViewNode = ViewFile | ViewLink | ViewDirectory
 
 
 def is_view(path: str) -> bool:
-    """Whether a path is the unlisted folder, or in it; no sample can be there."""
+    """Return whether a path is the unlisted folder, or in it; no sample can be there."""
     return path.startswith(FOLDER) and (path == FOLDER or path.startswith(_BELOW))
 
 
@@ -100,20 +100,11 @@ class Views:
     What the kernel is shown here holds for a moment only; `take_shown` says what it has to forget.
     """
 
-    def __init__(
-        self,
-        namespace: Namespace,
-        catalog: Catalog,
-        sources: ViewSources,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, namespace: Namespace, catalog: Catalog, sources: ViewSources) -> None:
         self._names = namespace
         self._catalog = catalog
         self._sources = sources
-        self._wall_clock = wall_clock
-        self._snapshots: TTLCache[str, bytes] = TTLCache(_MAX_SNAPSHOTS, _SNAPSHOT_S, timer=clock)
+        self._snapshots: TTLCache[str, bytes] = TTLCache(_MAX_SNAPSHOTS, _SNAPSHOT_S)
         self._lock = threading.Lock()
         # guarded by _lock: the directories that hold samples of a tag, by its version and the generation
         self._holding: tuple[tuple[str, int], frozenset[int]] | None = None
@@ -130,10 +121,10 @@ class Views:
                 self._shown.add(path)
                 self.shown.set()
         if isinstance(node, ViewDirectory):
-            return Attr(view_ino(path), True, 0, int(self._wall_clock()))
+            return Attr(view_ino(path), True, 0, int(time.time()))
         if isinstance(node, ViewLink):
             return Attr(view_ino(path), False, len(node.target.encode()), node.mtime, is_link=True)
-        mtime = int(self._wall_clock()) if node.mtime is None else node.mtime
+        mtime = int(time.time()) if node.mtime is None else node.mtime
         return Attr(view_ino(path), False, len(self._content(path, node, turn)), mtime)
 
     def list_directory(self, path: str, turn: Turn) -> Listing:
@@ -281,7 +272,7 @@ class Views:
         return holding
 
     def _mirror(self, path: str, rest: str, turn: Turn, ending: str) -> ViewDirectory:
-        """A directory like that of the dataset; NoSuchFile where there is none."""
+        """Yield a directory like that of the dataset; NoSuchFile where there is none."""
         if not isinstance(self._names.lookup(rest, turn), DirectoryEntry):
             raise NoSuchFile(f"no such file: {path}")
 

@@ -185,14 +185,7 @@ class Warming:
                 yield name, node
 
     def _within(self, directory: str) -> Iterator[Found]:
-        catalog = self._parts.namespace.catalog
-        prefix = directory + "/" if directory else ""
-        last = prefix
-        while page := catalog.samples_after(last, _PAGE):
-            yield from page
-            last = page[-1][0]
-        for name in catalog.directories_in(directory):
-            yield from self._within(prefix + name)
+        yield from self._parts.namespace.catalog.samples_below(directory, _PAGE)
 
     def _cached(self, entry: SampleEntry) -> ContentId | None:
         """The content of a sample that is in the cache whole, and still the one storage has."""

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+import time
 from typing import Any
 
 from lightlyfs.catalog.entries import SampleEntry, true_name
 from lightlyfs.errors import BadHandle, LightlyFsError, NoSuchFile, NotPermitted
 from lightlyfs.fs.handles import Callers, WriteHandle
-from lightlyfs.fs.namespace import Node, entry_of_uploaded
-from lightlyfs.fs.patience import Patience, UploadWaits
-from lightlyfs.fs.takeover import ReadSample, Takeover
-from lightlyfs.fs.times import SetTimes
+from lightlyfs.fs.namespace import Namespace, Node, entry_of_uploaded
+from lightlyfs.fs.patience import UploadWaits
+from lightlyfs.fs.takeover import Takeover
 from lightlyfs.staging.local_files import LocalFile, LocalFiles, Ticket
 from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.uploader import Uploader
@@ -44,39 +43,28 @@ class Writer:
         local: LocalFiles,
         uploader: Uploader,
         policy: WritePolicy,
-        patience: Patience,
-        times: SetTimes,
-        *,
-        read_sample: ReadSample,
+        namespace: Namespace,
+        takeover: Takeover,
+        waits: UploadWaits,
         callers: Callers,
-        exists: Callable[[str], bool],
-        shows_again: Callable[[str, str], None],
     ) -> None:
-        """`exists(path)` tells from memory whether a path is there.
-
-        `shows_again(path, sample_id)` is called when a path shows the sample again that was being replaced.
-        """
         self._local = local
         self._uploader = uploader
         self.policy = policy
-        self._patience = patience
-        self._times = times
-        self._read_sample = read_sample
+        self._names = namespace
+        self.takeover = takeover
+        self._waits = waits
         self._callers = callers
-        self._exists = exists
-        self._shows_again = shows_again
-        self._waits = UploadWaits(patience)
         self._told: set[str] = set()
-        self.takeover = Takeover(local, read_sample, patience, times.ino_of)
 
     def resume(self) -> None:
-        """Go on with what an earlier mount left."""
+        """Resume what an earlier mount left."""
         for file in self._local.load():
             if file.record.owed and not file.record.broken and not self.policy.rules.sends_nothing:
                 file.ticket = self._submit(file)
 
     def counts(self, path: str) -> bool:
-        """Whether a complete file at a path is for the server."""
+        """Return whether a complete file at a path is for the server."""
         return self.policy.rules.counts(path)
 
     # opening
@@ -125,7 +113,7 @@ class Writer:
         return handle
 
     def _open_uploaded(self, file: LocalFile, flags: int) -> WriteHandle:
-        """A file that became a sample, or was removed, since it was looked up."""
+        """Return a file that became a sample, or was removed, since it was looked up."""
         if not file.uploaded:
             raise NoSuchFile(f"no such file: {file.path}")
         entry = entry_of_uploaded(file.record)
@@ -173,7 +161,7 @@ class Writer:
         self.release(handle)
 
     def _ended_by_signal(self, handle: WriteHandle) -> bool:
-        """Whether the opener was killed; one that is gone was, unless something says otherwise."""
+        """Return whether the opener was killed; one that is gone was, unless something says otherwise."""
         if not handle.process:
             return False
         killed = self._callers.was_killed(handle.process)
@@ -189,7 +177,7 @@ class Writer:
         file = handle.file
         if file is None:
             assert handle.entry is not None
-            return self._read_sample(handle.entry, offset, size, self._patience.turn())
+            return self.takeover.read(handle.entry, offset, size)
         with file.lock:
             return self._local.stage_locked(file).read_at(offset, size)
 
@@ -236,8 +224,8 @@ class Writer:
         self._local.touch()
 
     def _note_changed_locked(self, file: LocalFile) -> None:
-        """The bytes changed: the journal learns of size and times with the next promise."""
-        file.mtime_ns = file.ctime_ns = self._local.now_ns()
+        """Note changed bytes; the journal gets size and times with the next promise."""
+        file.mtime_ns = file.ctime_ns = time.time_ns()
         file.dirty = True
 
     def truncate_path(self, path: str, node: LocalFile | SampleEntry, size: int) -> None:
@@ -266,7 +254,7 @@ class Writer:
                 node_entry: Node = entry_of_uploaded(node.record)
             node = node_entry
         if isinstance(node, SampleEntry) and mtime_ns is not None:
-            self._times.put(node.sample_id, node.published_size, node.etag, mtime_ns // 1_000_000_000)
+            self._names.times.put(node.sample_id, node.published_size, node.etag, mtime_ns // 1_000_000_000)
             self._local.touch()
 
     def set_mode(self, node: Node, mode: int) -> None:
@@ -278,7 +266,7 @@ class Writer:
 
     def _note_attributes_locked(self, file: LocalFile, **changes: Any) -> None:
         file.mtime_ns = changes.get("mtime_ns", file.mtime_ns)
-        file.ctime_ns = self._local.now_ns()
+        file.ctime_ns = time.time_ns()
         self._local.update(file, file.record.generation, durable=False, ctime_ns=file.ctime_ns, **changes)
         self._local.touch()
 
@@ -367,7 +355,7 @@ class Writer:
         except BaseException:
             self._local.scrap(draft)
             raise
-        name, ino = true_name(path, target), self._times.ino_of(source)
+        name, ino = true_name(path, target), self.takeover.ino_of(source)
         file = self._local.publish(draft, path, name, sample_id=target.sample_id, ino=ino)
         if file is None:
             raise NotPermitted(f"{path} is being changed by another program; try again when it is closed")
@@ -426,7 +414,7 @@ class Writer:
         with file.lock:
             file.unlinked = False
             self._local.show_beside(file)
-            self._local.journal.put(file.record)
+            self._local.save(file)
             if file.record.owed and not file.record.broken and not file.dirty:
                 file.ticket = self._submit(file)
                 return
@@ -451,7 +439,7 @@ class Writer:
         return self._uploader.submit(file, delay_s=TEMPORARY_DELAY_S if file.delayed else 0.0)
 
     def _looks_temporary(self, record: Record) -> bool:
-        return not record.replaces and looks_temporary(record.path, self._exists)
+        return not record.replaces and looks_temporary(record.path, self._names.knows)
 
     def _is_for_server(self, file: LocalFile) -> bool:
         record = file.record
@@ -488,7 +476,7 @@ class Writer:
         file.dirty = False
 
     def _interrupt(self, file: LocalFile, why: str) -> None:
-        """The writer did not get to its close: what it left is half a file, and for no server."""
+        """Keep what a killed writer left: half a file, which is not uploaded."""
         with file.lock:
             if file.unlinked or file.uploaded or not file.dirty or file.writers > 1:
                 return
@@ -506,7 +494,7 @@ class Writer:
             why,
         )
         if record.replaces and record.sample_id is not None:
-            self._shows_again(record.path, record.sample_id)
+            self.takeover.shows_again(record.path, record.sample_id)
 
     def _tell_kept(self, file: LocalFile) -> None:
         """Log one line a directory of files that the name keeps from the server."""
@@ -539,7 +527,7 @@ class Writer:
         return handle.file
 
     def _put_back(self, file: LocalFile, before: Record, covered: LocalFile | None) -> None:
-        """A rename whose upload failed: the old name stays, and nothing is owed unless a create was sent.
+        """Undo a rename whose upload failed; nothing is owed unless a create was sent.
 
         `covered` is what was shown at the new name; a sample that no listing shows yet is shown again.
         """
@@ -564,7 +552,7 @@ class Writer:
             file.ticket = self._submit(file) if owed else None
         if covered is not None and self._local.get(covered.path) is None:
             self._local.show_beside(covered)
-            self._local.journal.put(covered.record)
+            self._local.save(covered)
 
 
 def _raise_broken(file: LocalFile) -> None:

@@ -88,7 +88,7 @@ class ExtendedAttributes:
 
 
 def _facts_of(sample: Sample) -> dict[str, bytes]:
-    """The attributes that come of the sample's details; empty where it has no such thing."""
+    """Return the attributes that come of the sample's details; empty where it has no such thing."""
     return {
         "type": (sample.type or "").encode(),
         "metadata": _json(sample.meta_data),

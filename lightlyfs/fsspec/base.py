@@ -16,7 +16,6 @@ from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem, make_path_posix, trailing_sep
 from fsspec.utils import other_paths
 
-from lightlyfs.errno_table import errno_of
 from lightlyfs.errors import (
     Forbidden,
     LightlyFsError,
@@ -27,6 +26,7 @@ from lightlyfs.errors import (
     StartError,
     TlsFailed,
     Unauthorized,
+    errno_of,
 )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +187,20 @@ class LightlyFileSystem(AskingFileSystem):
         ):
             return self.cat_file(paths[0])
         files = [one for one in paths if not self.isdir(one)]
-        found = self._in_parallel(self.cat_file, files, "raise" if on_error == "raise" else "return")
+        with self.ahead(files) if files else nullcontext():
+            found = self._in_parallel(self.cat_file, files, "raise" if on_error == "raise" else "return")
         kept = dict(zip(files, found, strict=True))
         return kept if on_error != "omit" else {k: v for k, v in kept.items() if isinstance(v, bytes)}
+
+    def ahead(self, paths: Iterable[str]) -> app.Announcement:
+        """Fetch files of one dataset in this order before they are read; see `lightlyfs.ahead`."""
+        left = iter(paths)
+        first = self._strip_protocol(next(left))
+        parts, inside = self._at(first)
+        dataset = first.removesuffix(inside)
+        names = map(self._strip_protocol, left)
+        within = (name.removeprefix(dataset) for name in names if name.startswith(dataset))
+        return parts.ahead(chain([inside], within))
 
     def get_file(
         self,
@@ -247,9 +259,9 @@ class LightlyFileSystem(AskingFileSystem):
             name = sample_name(inside)
             if not name:
                 raise BadName(f"no sample can be called so, for its path would be another one: {inside}")
-            sent = parts.uploads.once.put(Path(lpath), name)
+            sent = parts.uploads.put_once(Path(lpath), name)
             if sent:
-                parts.catalog.refresher.expect_changes()
+                parts.catalog.expect_changes()
         return sent
 
     # changes

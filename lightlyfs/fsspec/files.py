@@ -19,8 +19,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.spec import AbstractBufferedFile
 
-from lightlyfs.errno_table import errno_of
-from lightlyfs.errors import BadHandle, ContentChanged, LightlyFsError
+from lightlyfs.errors import BadHandle, ContentChanged, LightlyFsError, errno_of
 from lightlyfs.fs.filesystem import Filesystem
 
 log = logging.getLogger(__name__)

@@ -143,9 +143,7 @@ def _start(dataset: str, flags: dict[str, str], token: Token | None) -> app.Data
     try:
         spool = app.open_spool(settings, found.id)
         settings = replace(settings, read_only=spool is None)
-        parts = app.Dataset(
-            settings, connections, found.id, place, requests=counter, closing=closing, spool_place=spool
-        )
+        parts = app.Dataset(settings, connections, found.id, place, closing=closing, spool_place=spool)
     except BaseException:
         place.close()  # or this process keeps others from the cache
         raise

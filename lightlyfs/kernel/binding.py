@@ -128,7 +128,7 @@ def option_list(options: MountOptions, library: Library) -> dict[str, str | bool
 
 
 def supports_noflush(library: Library) -> bool:
-    """Whether an open can tell the kernel to send no flush (libfuse 3.11)."""
+    """Return whether an open can tell the kernel to send no flush (libfuse 3.11)."""
     return library.version >= (3, 11)
 
 

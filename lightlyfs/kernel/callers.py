@@ -66,7 +66,7 @@ def program_of(process: int) -> str:
 
 
 def was_killed(process: int) -> bool | None:
-    """Whether a signal ended, or is ending, a process; None where it is gone.
+    """Return whether a signal ended, or is ending, a process; None where it is gone.
 
     A thread that ends by itself has no PF_SIGNALED, but it ends the other threads of its process by a
     signal. So all threads must have it, and the exit code of the whole must not be one of `exit`.
@@ -98,7 +98,7 @@ class ProcessEnd:
         self._descriptor = os.pidfd_open(process)
 
     def was_killed(self) -> bool | None:
-        """Whether a signal ended it, or is ending it; None where the kernel does not tell."""
+        """Return whether a signal ended it, or is ending it; None where the kernel does not tell."""
         killed = was_killed(self._process)
         if killed is not None:
             return killed
@@ -124,7 +124,7 @@ def watch(process: int) -> ProcessEnd | None:
 
 
 def is_unlinking(thread: int) -> bool | None:
-    """Whether a thread waits in a call that removes a name (True), or renames (False); None otherwise."""
+    """Return whether a thread waits in a call that removes (True) or renames (False), else None."""
     try:
         number = int(Path(f"/proc/{thread}/syscall").read_text().partition(" ")[0])
     except (OSError, ValueError):
@@ -136,7 +136,7 @@ def is_unlinking(thread: int) -> bool | None:
 
 
 def _has_memory(process: int) -> bool:
-    """Whether a process has an address space: one that ends gives that up before its descriptors."""
+    """Return whether a process has an address space: one that ends gives that up before its descriptors."""
     try:
         return b"\nVmSize:" in Path(f"/proc/{process}/status").read_bytes()
     except OSError:
@@ -144,7 +144,7 @@ def _has_memory(process: int) -> bool:
 
 
 def _shows_exit_code(process: int) -> bool:
-    """Whether /proc would show the exit code of a process that ends: from Linux 5.17 on, to its owner."""
+    """Return whether /proc shows the exit code of a process that ends: since Linux 5.17, to its owner."""
     release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2] if part.isdigit())
     try:
         return release >= (5, 17) and os.geteuid() in (0, os.stat(f"/proc/{process}").st_uid)

@@ -15,8 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from lightlyfs.errno_table import errno_of
-from lightlyfs.errors import LightlyFsError
+from lightlyfs.errors import LightlyFsError, errno_of
 from lightlyfs.fs.attributes import Attr, Ownership
 from lightlyfs.fs.filesystem import Filesystem, Opened
 from lightlyfs.kernel.binding import KEEP_TIME

@@ -96,7 +96,7 @@ class Packer:
         return self._layout.size
 
     def pack(self, attr: Attr) -> bytes:
-        """One stat structure."""
+        """Return one stat structure."""
         return self._layout.pack(*self._values(attr))
 
     def listing(self, path: str, generation: int, read: Callable[[str], Listing]) -> PackedListing:
@@ -141,7 +141,7 @@ class Packer:
 
 
 def _is_lasting(attr: Attr) -> bool:
-    """Whether attributes may be given with a listing, which the kernel takes for the newest there are.
+    """Return whether attributes may be given with a listing, which the kernel takes for the newest there are.
 
     Those of a file of this machine may be older than its last write by the time they are handed out.
     """
@@ -151,7 +151,7 @@ def _is_lasting(attr: Attr) -> bool:
 
 
 def _layout_of(stat_type: Any) -> tuple[struct.Struct, list[int]]:
-    """The structure as one `struct` format with padding, and which value goes where."""
+    """Return the structure as one `struct` format with padding, and which value goes where."""
     fields = [(getattr(stat_type, name).offset, getattr(stat_type, name).size) for name in _FIELDS]
     word = ctypes.sizeof(ctypes.c_long)
     fields += [(getattr(stat_type, name).offset, word) for name in _TIMES]

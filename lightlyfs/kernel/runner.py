@@ -8,13 +8,13 @@ import queue
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from lightlyfs.fs.attributes import Ownership
 from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.kernel import callers
 from lightlyfs.kernel.binding import Library, MountOptions, supports_noflush
-from lightlyfs.kernel.fuse2 import Fuse2Session
-from lightlyfs.kernel.fuse3 import Fuse3Session
+from lightlyfs.kernel.fuse_sessions import Fuse2Session, Fuse3Session
 from lightlyfs.kernel.operations import Operations, ReadOnlyOperations
 
 log = logging.getLogger(__name__)
@@ -75,12 +75,17 @@ class Mount:
     # for the parts below
 
     @property
+    def mountpoint(self) -> Path:
+        """Where it is mounted."""
+        return self._options.mountpoint
+
+    @property
     def forgets_at_once(self) -> bool:
         """Whether `forget` makes the kernel forget: libfuse 3 can tell it."""
         return isinstance(self._session, Fuse3Session)
 
     def interrupted(self) -> bool:
-        """Whether the caller of the callback under way was interrupted."""
+        """Return whether the caller of the callback under way was interrupted."""
         return self._session.interrupted()
 
     def caller_name(self) -> str:
@@ -92,7 +97,7 @@ class Mount:
         return self._process_of(self._session.caller_pid())
 
     def was_killed(self, process: int) -> bool | None:
-        """Whether a signal ended a process, or is ending it; None where that cannot be said."""
+        """Return whether a signal ended a process, or is ending it; None where that cannot be said."""
         return callers.was_killed(process) if process else None
 
     def watch(self, process: int) -> callers.ProcessEnd | None:
@@ -100,7 +105,7 @@ class Mount:
         return callers.watch(process) if process else None
 
     def caller_unlinks(self) -> bool | None:
-        """Whether the callback under way serves the removal of a name, not a rename; None: not known."""
+        """Return whether the callback under way removes a name (True) or renames; None if unknown."""
         return callers.is_unlinking(self._session.caller_pid())
 
     def forget(self, paths: tuple[str, ...] | None) -> bool:

@@ -3,13 +3,13 @@
 Imports nothing else of lightlyfs, so that the client and the server it is tested on never share a mistake.
 `lightlyfs.testing` adds faults, counts and generated datasets through `Extension`.
 
-    listener > assembly > application > endpoints > served_dataset > sample_table, tag_table > state_file
-    object_endpoint > folder_storage, s3_storage > storage (their contract, and keys), signing
-    request_checks, request_bodies > asgi > api_errors
+    listener > assembly > application > endpoints > served_dataset > state_tables
+    object_endpoint > storage (contract, folder, bucket) > signing
+    request_checks > asgi
 """
 
-from .api_errors import LocalServerError
 from .application import Extension
+from .asgi import LocalServerError
 from .listener import ApiServer, serve_until_signal
 from .serve_options import ConnectionLimits, ServeOptions
 

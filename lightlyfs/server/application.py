@@ -12,7 +12,7 @@ from .client_connections import ClientConnections
 from .endpoints import DatasetsApi, SamplesApi, TagsApi
 from .object_endpoint import ObjectEndpoint
 from .request_checks import AccessChecks
-from .sample_table import ComputedDataset
+from .state_tables import ComputedDataset
 
 DATASET = "/v1/datasets/{datasetId}"
 SAMPLES = f"{DATASET}/samples"

@@ -1,4 +1,4 @@
-"""The HTTP layer over ASGI: `ApiCall`, `Reply`, and a router.
+"""The HTTP layer over ASGI: `ApiCall`, `Reply`, the errors of the API, and a router.
 
 The router is our own, not Starlette's, for three reasons. It matches the raw path, so an encoded slash in a
 name stays inside its segment, and a path that is not UTF-8 gets a 404 or a 400, never a 500. A general
@@ -9,6 +9,7 @@ coroutines from `ApiCall` to `Reply`.
 
 import json
 import math
+import secrets
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -16,7 +17,39 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from .api_errors import ApiError, error_body, malformed
+
+class LocalServerError(Exception):
+    """The server cannot start; the message names the cause and the remedy."""
+
+
+class ApiError(Exception):
+    """An error response of the API, whose body is an ApiErrorResponse document."""
+
+    def __init__(self, status: int, code: str, error: str) -> None:
+        super().__init__(error)
+        self.status = status
+        self.code = code
+        self.error = error
+
+    def body(self) -> bytes:
+        """Return the JSON body, with a fresh `requestId`."""
+        return error_body(self.code, self.error)
+
+
+def error_body(code: str, error: str) -> bytes:
+    """Return an ApiErrorResponse document."""
+    return json.dumps({"code": code, "error": error, "requestId": secrets.token_hex(16)}).encode("ascii")
+
+
+def malformed(error: str) -> ApiError:
+    """Return the error for a request that does not match the schema of the API."""
+    return ApiError(400, "MALFORMED_REQUEST", error)
+
+
+def not_found(code: str, what: str) -> ApiError:
+    """Return the error for an id that does not exist."""
+    return ApiError(404, code, f"{what} does not exist")
+
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

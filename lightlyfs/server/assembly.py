@@ -5,25 +5,21 @@ import re
 import secrets
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .api_errors import LocalServerError
 from .application import Extension, Handlers, Middleware, build_application
-from .asgi import App
+from .asgi import App, LocalServerError
 from .client_connections import ClientConnections
 from .endpoints import DatasetsApi, SamplesApi, TagsApi
-from .folder_storage import FolderStorage
 from .object_endpoint import ObjectEndpoint
 from .request_checks import OBJECT_ID, AccessChecks
-from .s3_storage import S3Storage
-from .sample_table import ComputedDataset, ComputedSamples, SampleTable, derived_id
 from .serve_options import ServeOptions
 from .served_dataset import DatasetFacts, ServedDataset, now_ms
 from .signing import PublicTokens, UrlSigner, derive
-from .state_file import StateFile
-from .storage import RESERVED, LocalStorage, Storage
-from .tag_table import TagTable
+from .state_tables import ComputedDataset, ComputedSamples, SampleTable, StateFile, TagTable, derived_id
+from .storage import RESERVED, FolderStorage, LocalStorage, S3Storage, Storage
 
 STATE_FILE = "lightly-server.sqlite"
 
@@ -38,14 +34,11 @@ class ServerParts:
     connections: ClientConnections
     token: str = field(repr=False)
     public_token: str = field(repr=False)
-    state: StateFile
-    scratch: tempfile.TemporaryDirectory[str] | None
+    resources: ExitStack
 
     def close(self) -> None:
         """Close the state file and remove the temporary directory."""
-        self.state.close()
-        if self.scratch is not None:
-            self.scratch.cleanup()
+        self.resources.close()
 
 
 def assemble(options: ServeOptions, base_url: str, extension: Extension) -> ServerParts:
@@ -54,17 +47,15 @@ def assemble(options: ServeOptions, base_url: str, extension: Extension) -> Serv
     Raises `LocalServerError` for a mistake that the user can correct.
     """
     check(options, extension.dataset)
-    state = StateFile(options.state / STATE_FILE if options.state else None)
-    # uploads to a computed dataset need a directory
-    temporary = extension.dataset is not None and options.state is None
-    scratch = tempfile.TemporaryDirectory(prefix="lightly-server-") if temporary else None
-    try:
-        return _assembled(options, base_url, extension, state, scratch)
-    except BaseException:
-        state.close()
-        if scratch is not None:
-            scratch.cleanup()
-        raise
+    with ExitStack() as resources:
+        directory = options.state
+        if extension.dataset is not None and directory is None:
+            # uploads to a computed dataset need a directory
+            temporary = tempfile.TemporaryDirectory(prefix="lightly-server-")
+            directory = Path(resources.enter_context(temporary))
+        state = StateFile(options.state / STATE_FILE if options.state else None)
+        resources.callback(state.close)
+        return _assembled(options, base_url, extension, state, directory, resources)
 
 
 def check(options: ServeOptions, computed: ComputedDataset | None) -> None:
@@ -121,12 +112,13 @@ def local_storage(
     computed: ComputedDataset | None,
     dataset_id: str,
     signer: UrlSigner,
-    scratch: tempfile.TemporaryDirectory[str] | None,
+    directory: Path | None,
 ) -> tuple[LocalStorage, ComputedSamples | None]:
     """Return the storage that this server sends and receives itself, and the computed samples if any."""
     if computed is None:
         return FolderStorage(Path(str(options.source)), signer), None
-    uploads = Path(scratch.name) if scratch else options.state / "uploads"  # type: ignore[operator]
+    assert directory is not None
+    uploads = directory / "uploads"
     uploads.mkdir(parents=True, exist_ok=True)
     samples, storage = computed.open(dataset_id, options.reported_sizes, FolderStorage(uploads, signer))
     return storage, samples
@@ -137,7 +129,8 @@ def _assembled(
     base_url: str,
     extension: Extension,
     state: StateFile,
-    scratch: tempfile.TemporaryDirectory[str] | None,
+    directory: Path | None,
+    resources: ExitStack,
 ) -> ServerParts:
     facts = dataset_facts(options, extension.dataset, state)
     secret = bytes.fromhex(state.fact("secret", secrets.token_hex(32)))
@@ -150,7 +143,7 @@ def _assembled(
     if is_bucket(options):
         storage = S3Storage(str(options.source), options.s3_endpoint, options.url_lifetime_s)
     else:
-        local, computed = local_storage(options, extension.dataset, facts.id, signer, scratch)
+        local, computed = local_storage(options, extension.dataset, facts.id, signer, directory)
         storage = local
     rescan_s = None if is_bucket(options) else options.rescan_s  # listing a bucket is slow and costs money
     samples = SampleTable(state, facts.id, computed)
@@ -168,4 +161,4 @@ def _assembled(
     )
     middleware = Middleware(extension.wrap, connections, options.verbose)
     app = build_application(handlers, AccessChecks(token, public, facts.id), middleware, extension.routes)
-    return ServerParts(app, dataset, tags, connections, token, public.mint(), state, scratch)
+    return ServerParts(app, dataset, tags, connections, token, public.mint(), resources.pop_all())

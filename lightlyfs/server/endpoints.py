@@ -5,15 +5,22 @@ import json
 from typing import Any
 from urllib.parse import quote
 
-from .api_errors import ApiError, malformed, not_found
-from .asgi import JSON, TEXT, ApiCall, Reply, json_reply
-from .request_bodies import SampleCreateBody, SampleUpdateBody, TagCreateBody, parse_body, present_fields
-from .request_checks import boolean, choice, integer, object_id
-from .sample_table import Column, SampleRow, Window
+from .asgi import JSON, TEXT, ApiCall, ApiError, Reply, json_reply, malformed, not_found
+from .request_checks import (
+    SampleCreateBody,
+    SampleUpdateBody,
+    TagCreateBody,
+    boolean,
+    choice,
+    integer,
+    object_id,
+    parse_body,
+    present_fields,
+)
 from .serve_options import ServeOptions
 from .served_dataset import ServedDataset, now_ms
 from .signing import PublicTokens
-from .tag_table import TagTable, indices_of, mask_of
+from .state_tables import Column, SampleRow, TagTable, Window, indices_of, mask_of
 
 IMAGE_TYPES = ("full", "thumbnail")
 INVALID_SAMPLE = "SAMPLE_CREATE_REQUEST_INVALID_FORMAT"

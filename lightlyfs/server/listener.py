@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import uvicorn
 
-from .api_errors import LocalServerError
 from .application import Extension
+from .asgi import LocalServerError
 from .assembly import ServerParts, assemble
 from .client_connections import watched_protocol
 from .serve_options import ServeOptions

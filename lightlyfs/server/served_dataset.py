@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from .sample_table import SampleRow, SampleTable, Window
 from .serve_options import SizeReport
+from .state_tables import SampleRow, SampleTable, Window
 from .storage import ListedObject, Storage, object_key, plain_key, thumbnail_key
 
 SCAN_PAUSES = 20

@@ -65,7 +65,7 @@ class SampleEdits:
         return self._executor.submit(self._client.update_sample, self._dataset_id, sample_id, update)
 
     def finish_rename(self, sample_id: str, old: str, new: str) -> None:
-        """Go on with a rename that may not have been sent; in the calling thread."""
+        """Finish a rename that may not have been sent; in the calling thread."""
         if self._client.get_sample(self._dataset_id, sample_id).file_name == old:
             self._client.update_sample(self._dataset_id, sample_id, SampleUpdate(file_name=new))
 

@@ -14,24 +14,19 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from lightlyfs.api.contract import Request, Response, Transport, whole_number
 from lightlyfs.api.models import Sample
 from lightlyfs.api.status import raise_for_status
 from lightlyfs.errors import FileExists
+from lightlyfs.staging.local_files import Ticket
 from lightlyfs.staging.record import Record, State
-from lightlyfs.staging.upload_steps import Steps, mark_of
+from lightlyfs.staging.upload_steps import Steps, UploadedSamples, mark_of
 
 _COPY_BYTES = 4 << 20
 # a storage that may not tell that an object is missing says that it is forbidden
 _NO_OBJECT = (403, 404)
-
-
-@dataclass
-class _Moving:
-    moved: int = 0
 
 
 class Once:
@@ -41,9 +36,15 @@ class Once:
     """
 
     def __init__(
-        self, steps: Steps, storage: Transport, resolve: Callable[[str], str], directory: Path
+        self,
+        steps: Steps,
+        samples: UploadedSamples,
+        storage: Transport,
+        resolve: Callable[[str], str],
+        directory: Path,
     ) -> None:
         self._steps = steps
+        self._samples = samples
         self._storage = storage
         self._resolve = resolve
         self._directory = directory
@@ -57,7 +58,7 @@ class Once:
         digest, size = _digest_of(local)
         mark = "once-" + hashlib.sha256(f"{name}\0{digest}".encode("utf-8", "surrogateescape")).hexdigest()
         with self._turn(name, mark) as turn:
-            found = self._steps.named(name)  # whatever this process has listed is older
+            found = self._samples.named(name)  # whatever this process has listed is older
             mine = next((sample for sample in found if mark_of(sample) == mark), None)
             if mine is None and found:
                 if self._holds(found[0], digest, size):
@@ -76,7 +77,7 @@ class Once:
                 mark=mark,
                 create_sent=mine is not None or turn.sent_before,
             )
-            self._steps.upload(record, _Moving(), turn.note)
+            self._steps.upload(record, Ticket(), turn.note)
             turn.ended = True
         return True
 
@@ -107,7 +108,7 @@ class Once:
         return found.hexdigest() == digest
 
     def _size(self, sample: Sample) -> int | None:
-        """The bytes that storage has of a sample; None without an object."""
+        """Return the bytes that storage has of a sample; None without an object."""
         response = self._read(sample, 0, 1)
         if response.status in _NO_OBJECT:
             return None
@@ -158,7 +159,7 @@ def _locked(path: Path) -> int:
 
 
 def _digest_of(path: Path) -> tuple[str, int]:
-    """The SHA-256 of a file and its size."""
+    """Return the SHA-256 of a file and its size."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return digest, file.tell()

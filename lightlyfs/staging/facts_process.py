@@ -205,7 +205,7 @@ def _picture(question: dict[str, Any]) -> dict[str, str]:
 
 
 def _lines(when_idle: Callable[[], None]) -> Iterator[bytes]:
-    """The lines of standard input, each of which comes after the answer to the one before."""
+    """Yield the lines of standard input, each of which comes after the answer to the one before."""
     poll = select.poll()
     poll.register(sys.stdin.buffer, select.POLLIN)
     while True:

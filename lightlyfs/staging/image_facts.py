@@ -1,11 +1,11 @@
-"""What Lightly stores of an image: statistics, EXIF and a thumbnail, computed as its own uploader did.
+"""Facts of an image as Lightly stores them: statistics, EXIF, a thumbnail, computed as its own uploader did.
 
 Files of a fixed list of raster formats count as images, recognized by their first bytes. No other file is
 passed to a decoder. `shape` is the shape as decoded, without the EXIF orientation; the thumbnail has the
 orientation applied. An image with too many pixels has only its shape. The size in bytes is the file's.
 
-`image_statistics` computes the statistics; `image_decoding` opens a file and reads its EXIF. A process that
-asks for no facts of an image imports neither of them, nor Pillow.
+`image_decoding` opens a file and computes what is in it. A process that asks for no facts of an image imports
+neither that module nor Pillow.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def no_image(size: int) -> ImageFacts:
 
 
 def looks_like_image(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as an image does; reads 32 bytes. Raises OSError where it cannot be read."""
+    """Return whether a file begins as an image does; reads 32 bytes. Raises OSError."""
     with open(path, "rb", buffering=0) as file:
         return _format_of(file.read(_HEAD_BYTES)) is not None
 

@@ -14,13 +14,13 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from lightlyfs import database
 from lightlyfs.errors import StartError
-from lightlyfs.staging.record import FIELDS, Record, State
+from lightlyfs.staging.record import FIELDS, Leftover, LocalDirectory, Record, SetTime, State
 
 log = logging.getLogger(__name__)
 
@@ -56,32 +56,6 @@ _TABLES: dict[str, dict[str, type]] = {
 T = TypeVar("T")
 # what is to be done to the database within a transaction
 Change = Callable[[sqlite3.Connection], object]
-
-
-class LocalDirectory(NamedTuple):
-    """A directory that was made on this mount; times in nanoseconds."""
-
-    path: str
-    mode: int
-    atime_ns: int
-    mtime_ns: int
-    ctime_ns: int
-
-
-class SetTime(NamedTuple):
-    """A time that was set on one version of a sample, in seconds, and when that was, in nanoseconds."""
-
-    mtime: int
-    version: str
-    ctime_ns: int
-
-
-class Leftover(NamedTuple):
-    """A sample that cannot be deleted and was renamed out of the way."""
-
-    sample_id: str
-    was: str  # its name before
-    name: str
 
 
 class _Write:
@@ -134,11 +108,11 @@ class Journal:
             self._db.close()
 
     def is_deleted(self) -> bool:
-        """Whether a cleaner deleted the file: what is written then is lost with the mount."""
+        """Return whether a cleaner deleted the file: what is written then is lost with the mount."""
         return not self._anchor.holds()
 
     def move_to(self, path: Path) -> None:
-        """Write all of it into a new file, and go on with that; OSError where the disk does not take it."""
+        """Write all of it into a new file, and use that from now on; OSError where the disk refuses."""
         try:
             with self._lock:
                 fresh = database.connect(path, timeout_s=_BUSY_S, synchronous="FULL")
@@ -324,7 +298,7 @@ class Journal:
 
 
 def _checked(path: Path) -> sqlite3.Connection:
-    """The open database, of this version; raises sqlite3.DatabaseError where it is damaged."""
+    """Return the open database, of this version; raises sqlite3.DatabaseError where it is damaged."""
     db = database.connect(path, timeout_s=_BUSY_S, synchronous="FULL")
     try:
         (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
@@ -355,7 +329,7 @@ def _records(db: sqlite3.Connection) -> list[Record]:
 
 
 def _is_sound(row: tuple[Any, ...]) -> bool:
-    """Whether a row is as it was written; one of an earlier version has no checksum."""
+    """Return whether a row is as it was written; one of an earlier version has no checksum."""
     *values, checksum = row
     if checksum is not None:
         return bool(checksum == _checksum(values))
@@ -417,7 +391,7 @@ def _make_tables(db: sqlite3.Connection) -> None:
 
 
 def _row(record: Record) -> list[Any]:
-    """The values of a record as SQLite gives them back, and their checksum."""
+    """Return the values of a record as SQLite gives them back, and their checksum."""
     values = {**vars(record), "state": str(record.state)}
     for name in _TEXTS:
         values[name] = _bytes(values[name])

@@ -25,8 +25,8 @@ from cachetools import LRUCache
 from lightlyfs.errors import FileExists, NoSuchFile
 from lightlyfs.inodes import local_ino
 from lightlyfs.occupied import Occupied
-from lightlyfs.staging.journal import Journal, LocalDirectory
-from lightlyfs.staging.record import IDENTITY, Record, State
+from lightlyfs.staging.journal import Journal
+from lightlyfs.staging.record import IDENTITY, LocalDirectory, Record, State
 from lightlyfs.staging.recovery import GONE, recovered
 from lightlyfs.staging.spool import Spool, StagedFile
 from lightlyfs.upload_rules import numbered
@@ -106,13 +106,11 @@ class LocalFiles:
         *,
         name_of: Callable[[str], str],
         counts: Callable[[str], bool],
-        clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.spool = spool
         self.journal = journal
         self.counts = counts
         self.name_of = name_of
-        self._clock_ns = clock_ns
         self._lock = threading.Lock()
         # guarded by _lock
         self._files: dict[str, LocalFile] = {}
@@ -125,10 +123,6 @@ class LocalFiles:
         # halves of new images for samples, which show their old ones
         self._aside: dict[str, LocalFile] = {}
         self.generation = 0
-
-    def now_ns(self) -> int:
-        """Return the time in nanoseconds."""
-        return self._clock_ns()
 
     def touch(self) -> None:
         """Note that a file changed in a way that listings show."""
@@ -184,7 +178,7 @@ class LocalFiles:
         file.record = record
 
     def _moved(self, record: Record, path: str) -> Record:
-        """A record at another path; what the server may have under the old name keeps that name there."""
+        """Return a record at another path; one that may be on the server keeps its name there."""
         if record.create_sent or record.sample_id is not None:
             return record.changed(path=path)
         return record.changed(path=path, name=self.name_of(path))
@@ -245,7 +239,7 @@ class LocalFiles:
 
         None, and the draft is gone, where another file is there by now, or is replacing the same image.
         """
-        replaces, now = sample_id is not None, self.now_ns()
+        replaces, now = sample_id is not None, time.time_ns()
         record = Record(
             draft.key,
             path,
@@ -288,7 +282,7 @@ class LocalFiles:
         """
         with file.lock:
             before = file.record
-            record = before.changed(path=path, ctime_ns=self.now_ns(), **changes)
+            record = before.changed(path=path, ctime_ns=time.time_ns(), **changes)
             with self._lock:
                 covered = self._files.get(path)
                 if not self._is_free_locked(path, file):
@@ -344,6 +338,14 @@ class LocalFiles:
             self.journal.remove(file.record.key)
         self.touch_parent(file.path)
 
+    def drop_bytes(self, record: Record) -> None:
+        """Delete a record's staged bytes, and those of earlier generations: the server has them."""
+        self.spool.remove_up_to(record.key, record.generation)
+
+    def save(self, file: LocalFile) -> None:
+        """Write a file's record to the journal once more, which had forgotten it."""
+        self.journal.put(file.record)
+
     def set_aside_locked(self, file: LocalFile) -> None:
         """Show a half of a new image for a sample no more; the file's lock is held."""
         with self._lock:
@@ -377,7 +379,7 @@ class LocalFiles:
     # directories
 
     def has_directory(self, path: str) -> bool:
-        """Whether a directory is known here: made, or with a local file below it."""
+        """Return whether a directory is known here: made, or with a local file below it."""
         return path in self._directories or path in self._occupied
 
     def directory(self, path: str) -> LocalDirectory | None:
@@ -398,7 +400,7 @@ class LocalFiles:
 
     def make_directory(self, path: str, mode: int) -> None:
         """Make a directory; it lives until it is removed."""
-        now = self.now_ns()
+        now = time.time_ns()
         self._put_directory(LocalDirectory(path, mode, now, now, now))
         self.touch_parent(path)
 
@@ -426,12 +428,12 @@ class LocalFiles:
         made = self._directories.get(path)
         if made is None:
             return False
-        self._put_directory(made._replace(ctime_ns=self.now_ns(), **changes))
+        self._put_directory(made._replace(ctime_ns=time.time_ns(), **changes))
         return True
 
     def touch_parent(self, path: str) -> None:
         """Note that an entry of the directory above a path was added, removed or renamed."""
-        parent, now = path.rpartition("/")[0], self.now_ns()
+        parent, now = path.rpartition("/")[0], time.time_ns()
         made = self._directories.get(parent)
         if made is not None:
             self._put_directory(made._replace(mtime_ns=now, ctime_ns=now))
@@ -509,7 +511,7 @@ class LocalFiles:
         """Return the staged file to change: a copy, or an empty one, of a generation that is sealed."""
         staged = self.stage_locked(file)
         if file.uploaded and self._files.get(file.path) not in (None, file):
-            # another file took the place of this sample: its open descriptors go on with what no path shows
+            # another file took the place of this sample: its open descriptors keep what no path shows
             file.unlinked = True
         if file.unlinked:
             return staged

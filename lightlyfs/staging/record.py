@@ -1,4 +1,4 @@
-"""The record of one local file, and the allowed transitions between its states. Pure.
+"""The records of the journal: of local files, with the transitions of their states, and of the rest. Pure.
 
     OPEN         being written; its bytes may change at any time
     LOCAL        complete, and for this machine only: its name does not count, or it is empty
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class State(StrEnum):
@@ -99,3 +99,29 @@ class Record:
 # what a later generation of a file has in common with an earlier one: an upload of that may still tell it
 IDENTITY = frozenset({"sample_id", "mark", "create_sent", "replaces"})
 FIELDS = tuple(field.name for field in fields(Record))
+
+
+class LocalDirectory(NamedTuple):
+    """A directory that was made on this mount; times in nanoseconds."""
+
+    path: str
+    mode: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class SetTime(NamedTuple):
+    """A time that was set on one version of a sample, in seconds, and when that was, in nanoseconds."""
+
+    mtime: int
+    version: str
+    ctime_ns: int
+
+
+class Leftover(NamedTuple):
+    """A sample that cannot be deleted and was renamed out of the way."""
+
+    sample_id: str
+    was: str  # its name before
+    name: str

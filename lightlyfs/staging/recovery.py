@@ -22,7 +22,7 @@ _NO_RECORD = "the journal was damaged, and says nothing of these bytes"
 
 
 def recovered(journal: Journal, spool: Spool, counts: Callable[[str], bool]) -> list[Record]:
-    """Return the records to go on with, made true in the journal; those that keep their path come first.
+    """Return the records to resume, corrected in the journal; those that keep their path come first.
 
     `counts(path)` says whether a complete file at a path is for the server.
     """
@@ -109,7 +109,7 @@ def _recovered(
 
 
 def _split(journal: Journal, spool: Spool, record: Record, present: set[tuple[str, int]]) -> list[Record]:
-    """A file that was being written again while the server was still owed its earlier generation.
+    """Return a file that was being written again while the server was still owed its earlier generation.
 
     That one was acknowledged, so it goes up; what was being written becomes a file of its own, or for a
     sample a half that is kept out of view.
@@ -159,7 +159,7 @@ def _as_sealed(journal: Journal, spool: Spool, record: Record) -> Record:
 
 
 def _without_bytes(journal: Journal, record: Record) -> list[Record]:
-    """A record whose bytes are not there.
+    """Return a record whose bytes are not there.
 
     They are deleted only after an upload or a removal, which a crash of the machine may have made the
     journal forget: then the server has what there is. Bytes that were promised to no program are no loss.

@@ -37,11 +37,11 @@ class Spool:
         self._directory = directory
 
     def is_deleted(self) -> bool:
-        """Whether the directory is gone."""
+        """Return whether the directory is gone."""
         return not self._directory.is_dir()
 
     def has(self, key: str, generation: int) -> bool:
-        """Whether a generation has a file."""
+        """Return whether a generation has a file."""
         return self.path(key, generation).exists()
 
     def path(self, key: str, generation: int) -> Path:
@@ -97,7 +97,7 @@ class Spool:
         return path.replace(path.with_name(f"{path.name}.damaged"))
 
     def is_whole(self, key: str, generation: int, size: int, checksum: int) -> bool:
-        """Whether a generation is as it was sealed; of one without a checksum (-1) the size is compared."""
+        """Return whether a generation is as it was sealed; without a checksum (-1) by its size alone."""
         try:
             staged = self.open(key, generation)
         except OSError:
@@ -125,7 +125,7 @@ class Spool:
         os.rename(self.path(key, generation), self.path(other_key, generation))
 
     def generations(self) -> list[tuple[str, int]]:
-        """Every (key, generation) that has a file."""
+        """Return every (key, generation) that has a file."""
         with os.scandir(self._directory) as entries:
             names = [_NAME.fullmatch(one.name) for one in entries if one.is_file(follow_symlinks=False)]
         return [(name[1], int(name[2])) for name in names if name is not None]
@@ -146,11 +146,11 @@ class StagedFile:
         self.descriptor = descriptor
 
     def size(self) -> int:
-        """Its size in bytes."""
+        """Return its size in bytes."""
         return os.fstat(self.descriptor).st_size
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Bytes from `offset` on, short only at the end."""
+        """Return bytes from `offset` on, short only at the end."""
         data = os.pread(self.descriptor, size, offset)
         while 0 < len(data) < size and (
             more := os.pread(self.descriptor, size - len(data), offset + len(data))

@@ -35,8 +35,7 @@ from lightlyfs.errors import (
     UnsafeUrl,
 )
 from lightlyfs.staging.image_facts import ImageFacts, thumbnail_name
-from lightlyfs.staging.journal import Leftover
-from lightlyfs.staging.record import Record, State
+from lightlyfs.staging.record import Leftover, Record, State
 from lightlyfs.upload_rules import REPLACED_FOLDER
 
 log = logging.getLogger(__name__)
@@ -54,6 +53,7 @@ _TAIL = 1_000
 _BY_NAME = 100
 _CLOCKS_DIFFER_S = 86_400.0
 _URL_REFUSED = (400, 401, 403)
+_NO_META = SampleMetaData()
 
 
 class Moving(Protocol):
@@ -83,109 +83,43 @@ class UploadConfig:
     sole_writer: bool = False
 
 
-class Steps:
-    """Takes a file from wherever the journal says it is to the server; any thread may call."""
+class UploadedSamples:
+    """The samples of one dataset as uploads need them: found by name or mark, created, renamed.
+
+    Any thread may call. `on_leftover` is called before a sample is renamed out of the way.
+    """
 
     def __init__(
         self,
         client: LightlyClient,
         dataset_id: str,
-        storage: Transport,
-        facts_of: Callable[[Path], ImageFacts],
-        path_of: Callable[[str, int], Path],
-        config: UploadConfig,
         retrier: Retrier,
-        *,
-        cancelled: Callable[[], bool],
-        side: Executor,
-        knows_no: Callable[[str], bool] = lambda _: False,
-        on_leftover: Callable[[Leftover], None] = lambda _: None,
+        policy: RetryPolicy,
+        on_leftover: Callable[[Leftover], None],
     ) -> None:
-        """`retrier` is that of the storage; `side` runs what an upload sends at the same time.
-
-        `knows_no(path)` says that the catalogue was compared with the server just now, and has no sample at a
-        path. `on_leftover` is called before a sample is renamed out of the way.
-        """
-        self._client = client
-        self._dataset_id = dataset_id
-        self._storage = storage
-        self._facts_of = facts_of
-        self._path_of = path_of
-        self._config = config
-        self._retrier = retrier
-        self._create_retrier = retrier.for_another_host()
+        self.client = client
+        self.dataset_id = dataset_id
+        self._retrier = retrier.for_another_host()
+        self._policy = policy
         # a refused create is noted before it is sent again, so that its caller repeats it
-        self._create_policy = replace(config.policy, doubt_s=0.0)
-        self._cancelled = cancelled
-        self._side = side
-        self._knows_no = knows_no
+        self._create_policy = replace(policy, doubt_s=0.0)
         self._on_leftover = on_leftover
 
-    def upload(self, record: Record, moving: Moving, note: Note) -> Record:
-        """Do what is left to do for a record; returns it as UPLOADED, which the caller makes durable.
+    # by name
 
-        `note` is called before the step that a change speaks of. Raises what the last try of a step raised,
-        or FileExists where another sample has the name; the last noted changes say where to go on.
+    def named(self, name: str, *, alone: str | None = None) -> list[Sample]:
+        """Return the samples of exactly this name, as the server knows them now.
+
+        Where the sample `alone` is all of the first page, no other is asked for: no server has pages of one.
         """
-        path = self._path_of(record.key, record.generation)
-        taken: Future[Sample | None] | None = None
-        if record.sample_id is None and not record.create_sent and not self._is_free(record.path):
-            taken = self._side.submit(self._holder_of, record)
-        facts = self._facts_of(path)
-        meta = msgspec.convert(facts.meta, SampleMetaData)
-        if taken is not None and (holder := taken.result()) is not None:
-            record = self._take_over(record, holder, note)
-        urls = _Urls(self._client, self._dataset_id)
-        created = record.sample_id is None
-        if created:
-            record = self._create(record, facts, meta, urls, note)
-        assert record.sample_id is not None
-        moving.moved += 1
-        first: Future[Sample | None] | None = None
-        # also of one that was created before a crash, or before a try that failed
-        if not (record.replaces or self._config.sole_writer):
-            first = self._side.submit(self._rival_of, record, created)
-        etag = self._send_bytes(record, facts, urls, path, moving, note)
-        if first is not None and (rival := first.result()) is not None:
-            record = self._give_way(record, rival, note)
-            urls = _Urls(self._client, self._dataset_id)
-            etag = self._send_bytes(record, facts, urls, path, moving, note)
-        if record.replaces:
-            self._update(record, facts, meta, urls)
-        return record.changed(state=State.UPLOADED, etag=etag, error="", thumbnail_done=False)
+        return [one for one in self._by_name(name, alone) if one.file_name == name]
 
-    def _send_bytes(
-        self, record: Record, facts: ImageFacts, urls: _Urls, path: Path, moving: Moving, note: Note
-    ) -> str:
-        """PUT thumbnail and image at the same time; returns the version that storage gave the image."""
-        assert record.sample_id is not None
-        small = None if record.thumbnail_done else facts.thumbnail
-        urls.for_sample(record.sample_id, thumbnail=small is not None)
-        thumbnail = None if small is None else self._side.submit(self._put, urls, True, small)
-        try:
-            etag = self._put(urls, False, _CountedBody(path, path.stat().st_size, moving))
-        except BaseException:
-            if thumbnail is not None:
-                thumbnail.result()
-                note(thumbnail_done=True)  # the next try goes without it
-            raise
-        if thumbnail is not None:
-            thumbnail.result()
-            moving.moved += 1
-        return etag
+    def holder_of(self, record: Record) -> Sample | None:
+        """Return the sample that has the record's name already; of several the first."""
+        return min(self.named(record.name), key=_precedence, default=None)
 
-    # the name
-
-    def _is_free(self, path: str) -> bool:
-        return self._config.sole_writer or self._knows_no(path)
-
-    def _holder_of(self, record: Record) -> Sample | None:
-        """The sample that has the record's name already; of several the first."""
-        found = self.named(record.name)
-        return min(found, key=_precedence, default=None)
-
-    def _rival_of(self, record: Record, just_created: bool) -> Sample | None:
-        """Another sample of the name that was created before ours; None where ours is the first.
+    def rival_of(self, record: Record, just_created: bool) -> Sample | None:
+        """Return a sample of the name that was created before ours; None where ours is the first.
 
         One of ours that is not found was renamed by others, unless it was just created and does not show yet.
         """
@@ -195,43 +129,28 @@ class Steps:
         first = min(found, key=_precedence, default=None)
         return None if first is None or first.id == record.sample_id else first
 
-    def _take_over(self, record: Record, holder: Sample, note: Note) -> Record:
-        """Replace the image of the sample that has the name; FileExists where that is not allowed."""
-        if not self._config.allow_overwrite:
-            raise FileExists(f"another machine has created {record.name} meanwhile; this file stays local")
-        note(durable=True, sample_id=holder.id, replaces=True)
-        return record.changed(sample_id=holder.id, replaces=True)
-
-    def _give_way(self, record: Record, rival: Sample, note: Note) -> Record:
-        """Rename our sample, whose name another one had first, out of the way, and take that one over."""
-        assert record.sample_id is not None
-        self.put_away(record.sample_id, record.name)
-        note(durable=True, sample_id=None, mark="", create_sent=False, replaces=False)
-        record = record.changed(
-            sample_id=None, mark="", create_sent=False, replaces=False, thumbnail_done=False
-        )
-        return self._take_over(record, rival, note)
-
     def put_away(self, sample_id: str, name: str) -> str:
         """Rename a sample that cannot be deleted to a name that no listing shows; returns that."""
         away = f"{REPLACED_FOLDER}/{sample_id}-{name.rpartition('/')[2]}"
         self._on_leftover(Leftover(sample_id, name, away))
         log.warning("%s: the sample %s cannot be deleted; it is called %s now", name, sample_id, away)
-        self._client.update_sample(self._dataset_id, sample_id, SampleUpdate(file_name=away))
+        self.update(sample_id, SampleUpdate(file_name=away))
         return away
 
-    # the sample
+    def get(self, sample_id: str) -> Sample:
+        """Return one sample."""
+        return self.client.get_sample(self.dataset_id, sample_id)
 
-    def _create(
-        self,
-        record: Record,
-        facts: ImageFacts,
-        meta: SampleMetaData,
-        urls: _Urls,
-        note: Note,
-    ) -> Record:
+    def update(self, sample_id: str, changes: SampleUpdate) -> None:
+        """Change the set fields of a sample."""
+        self.client.update_sample(self.dataset_id, sample_id, changes)
+
+    # creating
+
+    def create(self, record: Record, image: Image, urls: WriteUrls, note: Note) -> Record:
+        """Create the record's sample, or find the one that an earlier try created; `note` tells each step."""
         lost = record.create_sent  # by an earlier try, perhaps of an earlier mount
-        since_ms = self._staged_ms(record) if lost else None
+        since_ms = image.staged_ms() if lost else None
 
         def attempt() -> str:
             nonlocal record, lost, since_ms
@@ -244,7 +163,7 @@ class Steps:
             # every other step can be taken again; a create must be known for sure
             note(durable=True, mark=record.mark, create_sent=True)
             try:
-                return self._send_create(_new_sample(record, facts, meta), urls)
+                return self._send_create(image.as_new_sample(record), urls)
             except RequestError as error:
                 refused = error.status is not None and 400 <= error.status < 500 and error.status != 408
                 lost = error.status is None
@@ -259,30 +178,25 @@ class Steps:
                 raise
 
         # no key: what is refused of one file is not believed of another
-        sample_id = self._create_retrier.call(attempt, what=record.key, policy=self._config.policy)
+        sample_id = self._retrier.call(attempt, what=record.key, policy=self._policy)
         note(sample_id=sample_id)
         return record.changed(sample_id=sample_id)
 
-    def _staged_ms(self, record: Record) -> int:
-        """A time before the create of a file was sent, in ms; clocks may differ by a day."""
-        staged = self._path_of(record.key, record.generation).stat()
-        return int((staged.st_mtime - _CLOCKS_DIFFER_S) * 1000)
-
-    def _send_create(self, wanted: SampleCreate, urls: _Urls) -> str:
+    def _send_create(self, wanted: SampleCreate, urls: WriteUrls) -> str:
         try:
-            created = self._client.create_sample_with_write_urls(
-                self._dataset_id, wanted, policy=self._create_policy
+            created = self.client.create_sample_with_write_urls(
+                self.dataset_id, wanted, policy=self._create_policy
             )
         except (NotFound, Refused, ServerFault) as error:
             # servers before May 2023 do not have it
             if error.status not in (404, 405, 501):
                 raise
-            return self._client.create_sample(self._dataset_id, wanted, policy=self._create_policy)
+            return self.client.create_sample(self.dataset_id, wanted, policy=self._create_policy)
         urls.keep(created.sample_write_urls.full, created.sample_write_urls.thumb)
         return created.id
 
     def _find_created(self, record: Record, looks: int, since_ms: int | None = None) -> str | None:
-        """The sample that bears this file's mark: by name, then among the newest.
+        """Return the sample that bears this file's mark: by name, then among the newest.
 
         With `since_ms` the last look goes back to the samples that were created then.
         """
@@ -295,18 +209,11 @@ class Steps:
                     return sample.id
         return None
 
-    def named(self, name: str, *, alone: str | None = None) -> list[Sample]:
-        """Return the samples of exactly this name, as the server knows them now.
-
-        Where the sample `alone` is all of the first page, no other is asked for: no server has pages of one.
-        """
-        return [one for one in self._by_name(name, alone) if one.file_name == name]
-
     def _by_name(self, name: str, alone: str | None = None) -> Iterator[Sample]:
-        """The samples of a name, however short the pages are; few where the server ignores the name."""
+        """Yield the samples of a name, however short the pages are; few where the server ignores the name."""
         seen: set[str] = set()
-        while page := self._client.list_samples_partial(
-            self._dataset_id, mode="full", offset=len(seen), size=_BY_NAME, file_name=name
+        while page := self.client.list_samples_partial(
+            self.dataset_id, mode="full", offset=len(seen), size=_BY_NAME, file_name=name
         ):
             new = [sample for sample in page if sample.id not in seen]
             yield from new
@@ -318,8 +225,8 @@ class Steps:
                 return
 
     def _newest(self, back_to_ms: int | None) -> Iterator[Sample]:
-        """The end of the list, and what is before it back to a time; however short the pages are."""
-        count = self._client.get_dataset(self._dataset_id).n_samples or 0
+        """Yield the end of the list, and what is before it back to a time; however short the pages are."""
+        count = self.client.get_dataset(self.dataset_id).n_samples or 0
         start, end = max(0, count - _TAIL), None
         while True:
             created: list[int] = []
@@ -334,34 +241,40 @@ class Steps:
         last: str | None = None
         while end is None or offset < end:
             size = _TAIL if end is None else end - offset
-            page = self._client.list_samples(self._dataset_id, offset=offset, size=size)
+            page = self.client.list_samples(self.dataset_id, offset=offset, size=size)
             if not page or page[-1].id == last:  # the same again: the server ignores paging
                 return
             yield from page
             offset, last = offset + len(page), page[-1].id
 
-    def _update(self, record: Record, facts: ImageFacts, meta: SampleMetaData, urls: _Urls) -> None:
-        """Confirm an overwrite; what others keep in the metadata stays, the old thumbnail does not."""
-        assert record.sample_id is not None
-        sample = self._client.get_sample(self._dataset_id, record.sample_id)
-        before = sample.meta_data or SampleMetaData()
-        if facts.thumbnail is None and (sample.thumb_name or before.shape):
-            self._put(urls, True, BLANK_THUMBNAIL)
-        changes = SampleUpdate(
-            thumb_name=thumbnail_name(record.name) if facts.thumbnail is not None else msgspec.UNSET,
-            exif=facts.exif,
-            meta_data=msgspec.structs.replace(meta, custom=before.custom, dynamic=before.dynamic),
-        )
-        self._client.update_sample(self._dataset_id, record.sample_id, changes)
 
-    # the bytes
+class StoredObjects:
+    """Sends images and thumbnails to the storage of one dataset; any thread may call."""
 
-    def _put(self, urls: _Urls, thumbnail: bool, body: bytes | BodyFile) -> str:
+    def __init__(
+        self,
+        client: LightlyClient,
+        dataset_id: str,
+        storage: Transport,
+        retrier: Retrier,
+        config: UploadConfig,
+    ) -> None:
+        """`retrier` is that of the storage."""
+        self._client = client
+        self._dataset_id = dataset_id
+        self._storage = storage
+        self._retrier = retrier
+        self._config = config
+
+    def urls(self) -> WriteUrls:
+        """Return the write URLs of one upload, none of which is asked for yet."""
+        return WriteUrls(self._client, self._dataset_id)
+
+    def put(self, urls: WriteUrls, thumbnail: bool, body: bytes | BodyFile) -> str:
         """PUT, with a fresh URL where one is refused; returns the version storage names, or "".
 
         Where it names none, storage is asked whether it has the bytes.
         """
-
         refused = False
 
         def attempt() -> str:
@@ -393,19 +306,151 @@ class Steps:
 
     def _send(self, url: str, body: bytes | BodyFile) -> Response:
         headers = put_headers(url, self._config.s3_sse_kms_key)
-        return self._storage.send(
-            Request(
-                "PUT",
-                url,
-                headers=headers,
-                body=body,
-                timeouts=self._config.timeouts,
-                cancelled=self._cancelled,
-            )
+        timeouts, cancelled = self._config.timeouts, self._retrier.cancelled
+        return self._storage.send(Request("PUT", url, headers, body, timeouts, cancelled=cancelled))
+
+
+class Steps:
+    """Takes a file from wherever the journal says it is to the server; any thread may call."""
+
+    def __init__(
+        self,
+        samples: UploadedSamples,
+        objects: StoredObjects,
+        facts_of: Callable[[Path], ImageFacts],
+        path_of: Callable[[str, int], Path],
+        config: UploadConfig,
+        *,
+        side: Executor,
+        knows_no: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        """`side` runs what an upload sends at the same time.
+
+        `knows_no(path)` says that the catalogue was compared with the server just now, and has no sample at a
+        path.
+        """
+        self._samples = samples
+        self._objects = objects
+        self._facts_of = facts_of
+        self._path_of = path_of
+        self._config = config
+        self._side = side
+        self._knows_no = knows_no
+
+    def upload(self, record: Record, moving: Moving, note: Note) -> Record:
+        """Do what is left to do for a record; returns it as UPLOADED, which the caller makes durable.
+
+        `note` is called before the step that a change speaks of. Raises what the last try of a step raised,
+        or FileExists where another sample has the name; the last noted changes say where to go on.
+        """
+        path = self._path_of(record.key, record.generation)
+        taken: Future[Sample | None] | None = None
+        if record.sample_id is None and not record.create_sent and not self._is_free(record.path):
+            taken = self._side.submit(self._samples.holder_of, record)
+        image = Image(path, self._facts_of(path))
+        if taken is not None and (holder := taken.result()) is not None:
+            record = self._take_over(record, holder, note)
+        urls = self._objects.urls()
+        created = record.sample_id is None
+        if created:
+            record = self._samples.create(record, image, urls, note)
+        assert record.sample_id is not None
+        moving.moved += 1
+        first: Future[Sample | None] | None = None
+        # also of one that was created before a crash, or before a try that failed
+        if not (record.replaces or self._config.sole_writer):
+            first = self._side.submit(self._samples.rival_of, record, created)
+        etag = self._send_bytes(record, image, urls, moving, note)
+        if first is not None and (rival := first.result()) is not None:
+            record = self._give_way(record, rival, note)
+            urls = self._objects.urls()
+            etag = self._send_bytes(record, image, urls, moving, note)
+        if record.replaces:
+            self._update(record, image, urls)
+        return record.changed(state=State.UPLOADED, etag=etag, error="", thumbnail_done=False)
+
+    def _send_bytes(self, record: Record, image: Image, urls: WriteUrls, moving: Moving, note: Note) -> str:
+        """PUT thumbnail and image at the same time; returns the version that storage gave the image."""
+        assert record.sample_id is not None
+        small = None if record.thumbnail_done else image.facts.thumbnail
+        urls.for_sample(record.sample_id, thumbnail=small is not None)
+        put = self._objects.put
+        thumbnail = None if small is None else self._side.submit(put, urls, True, small)
+        try:
+            etag = put(urls, False, _CountedBody(image.path, image.path.stat().st_size, moving))
+        except BaseException:
+            if thumbnail is not None:
+                thumbnail.result()
+                note(thumbnail_done=True)  # the next try goes without it
+            raise
+        if thumbnail is not None:
+            thumbnail.result()
+            moving.moved += 1
+        return etag
+
+    def _is_free(self, path: str) -> bool:
+        return self._config.sole_writer or self._knows_no(path)
+
+    def _take_over(self, record: Record, holder: Sample, note: Note) -> Record:
+        """Replace the image of the sample that has the name; FileExists where that is not allowed."""
+        if not self._config.allow_overwrite:
+            raise FileExists(f"another machine has created {record.name} meanwhile; this file stays local")
+        note(durable=True, sample_id=holder.id, replaces=True)
+        return record.changed(sample_id=holder.id, replaces=True)
+
+    def _give_way(self, record: Record, rival: Sample, note: Note) -> Record:
+        """Rename our sample, whose name another one had first, out of the way, and take that one over."""
+        assert record.sample_id is not None
+        self._samples.put_away(record.sample_id, record.name)
+        note(durable=True, sample_id=None, mark="", create_sent=False, replaces=False)
+        record = record.changed(
+            sample_id=None, mark="", create_sent=False, replaces=False, thumbnail_done=False
+        )
+        return self._take_over(record, rival, note)
+
+    def _update(self, record: Record, image: Image, urls: WriteUrls) -> None:
+        """Confirm an overwrite; what others keep in the metadata stays, the old thumbnail does not."""
+        assert record.sample_id is not None
+        sample = self._samples.get(record.sample_id)
+        if image.facts.thumbnail is None and (sample.thumb_name or (sample.meta_data or _NO_META).shape):
+            self._objects.put(urls, True, BLANK_THUMBNAIL)
+        self._samples.update(record.sample_id, image.as_update(record, sample))
+
+
+@dataclass(frozen=True)
+class Image:
+    """The staged bytes of an upload, and what is known of them; converts to documents of the API."""
+
+    path: Path
+    facts: ImageFacts
+
+    def staged_ms(self) -> int:
+        """Return a time before the create of the file was sent, in ms; clocks may differ by a day."""
+        return int((self.path.stat().st_mtime - _CLOCKS_DIFFER_S) * 1000)
+
+    def as_new_sample(self, record: Record) -> SampleCreate:
+        """Return the create of the record's sample, with its mark."""
+        return SampleCreate(
+            file_name=record.name,
+            thumb_name=self._thumb_name(record),
+            exif=self.facts.exif or msgspec.UNSET,
+            meta_data=msgspec.structs.replace(self._meta(), custom={MARK: record.mark}),
         )
 
+    def as_update(self, record: Record, sample: Sample) -> SampleUpdate:
+        """Return the update of a sample whose image this replaces; what others keep in it stays."""
+        before = sample.meta_data or _NO_META
+        meta = msgspec.structs.replace(self._meta(), custom=before.custom, dynamic=before.dynamic)
+        return SampleUpdate(thumb_name=self._thumb_name(record), exif=self.facts.exif, meta_data=meta)
 
-class _Urls:
+    def _meta(self) -> SampleMetaData:
+        return msgspec.convert(self.facts.meta, SampleMetaData)
+
+    def _thumb_name(self, record: Record) -> str | msgspec.UnsetType:
+        return msgspec.UNSET if self.facts.thumbnail is None else thumbnail_name(record.name)
+
+
+class WriteUrls:
     """The write URLs of one upload: both at once where both are owed, else the one."""
 
     def __init__(self, client: LightlyClient, dataset_id: str) -> None:
@@ -463,17 +508,8 @@ class _CountedReader(BodyReader):
 
 
 def _precedence(sample: Sample) -> tuple[int, str]:
-    """The order in which samples of one name were created."""
+    """Return the order in which samples of one name were created."""
     return sample.created_at or 0, sample.id
-
-
-def _new_sample(record: Record, facts: ImageFacts, meta: SampleMetaData) -> SampleCreate:
-    return SampleCreate(
-        file_name=record.name,
-        thumb_name=thumbnail_name(record.name) if facts.thumbnail is not None else msgspec.UNSET,
-        exif=facts.exif or msgspec.UNSET,
-        meta_data=msgspec.structs.replace(meta, custom={MARK: record.mark}),
-    )
 
 
 def put_headers(url: str, s3_sse_kms_key: str) -> dict[str, str]:

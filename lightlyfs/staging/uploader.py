@@ -16,9 +16,9 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from lightlyfs.api.client import ServerState
 from lightlyfs.errors import (
     Cancelled,
     FileExists,
@@ -61,19 +61,29 @@ class UploaderStats(NamedTuple):
     offline: str
 
 
-@dataclass
+class UploadOutcome(Protocol):
+    """Hears how uploads end, in the uploader's threads, before their tickets are done."""
+
+    def uploaded(self, file: LocalFile, record: Record) -> None:
+        """Make a success durable and delete the staged bytes; a crash before costs a second PUT of them."""
+
+    def failed(self, file: LocalFile, error: Exception) -> None:
+        """Take note of a failure."""
+
+
 class _Job:
-    file: LocalFile
-    generation: int
-    ticket: Ticket
-    running: bool = False
-    failed: bool = False
-    tries: int = 0
-    retry_at: float = 0.0
-    # everything was to be tried again while this was on its way, perhaps with the token of before
-    again: bool = False
-    # a later generation of the same file, sealed while this one is on its way
-    following: tuple[int, Ticket] | None = field(default=None)
+    def __init__(self, file: LocalFile, generation: int, ticket: Ticket) -> None:
+        self.file = file
+        self.generation = generation
+        self.ticket = ticket
+        self.running = False
+        self.failed = False
+        self.tries = 0
+        self.retry_at = 0.0
+        # everything was to be tried again while this was on its way, perhaps with the token of before
+        self.again = False
+        # a later generation of the same file, sealed while this one is on its way
+        self.following: tuple[int, Ticket] | None = None
 
 
 class Uploader:
@@ -83,29 +93,18 @@ class Uploader:
         self,
         steps: Steps,
         files: LocalFiles,
+        outcome: UploadOutcome,
+        server: ServerState,
         *,
         clock: Callable[[], float],
         closing: threading.Event,
-        on_uploaded: Callable[[LocalFile, Record], None],
-        on_failed: Callable[[LocalFile, Exception], None] = lambda *_: None,
-        has_new_token: Callable[[], bool] = lambda: False,
-        outage_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """`on_uploaded` is called with each success, `on_failed` with each failure, before a ticket is done.
-
-        The first makes the success durable and deletes the staged bytes; a crash before that costs a second
-        PUT of the same bytes.
-        `has_new_token` is asked now and then while the token is refused. `outage_s` says for how long the
-        server has not answered.
-        """
         self._steps = steps
         self._files = files
         self._clock = clock
         self._closing = closing
-        self._on_uploaded = on_uploaded
-        self._on_failed = on_failed
-        self._has_new_token = has_new_token
-        self._outage_s = outage_s
+        self._outcome = outcome
+        self._server = server
         self._pool = ThreadPoolExecutor(WORKERS, "lightlyfs-upload")
         self._state = threading.Condition()
         # guarded by _state
@@ -155,7 +154,7 @@ class Uploader:
             if job is None:
                 job = self._jobs[file.record.key] = _Job(file, generation, ticket)
             job.file, job.generation, job.ticket, job.failed = file, generation, ticket, False
-            if not self._offline and self._outage_s() >= _AWAY_AFTER_S:
+            if not self._offline and self._server.outage_s() >= _AWAY_AFTER_S:
                 self._offline_locked("the server does not answer")
             offline = self._offline
             if offline:
@@ -218,7 +217,7 @@ class Uploader:
             return self._clock() - self._seen_at
 
     def _running_locked(self) -> int:
-        if self._offline or self._outage_s() >= _AWAY_AFTER_S:
+        if self._offline or self._server.outage_s() >= _AWAY_AFTER_S:
             return 0
         due = self._clock() + _PROBE_S  # one that was submitted with a delay
         return sum(
@@ -243,7 +242,7 @@ class Uploader:
             # what the server knows of the file is common to all generations
             record = file.record.changed(generation=generation)
             uploaded = self._steps.upload(record, job.ticket, note)
-            self._on_uploaded(file, uploaded)
+            self._outcome.uploaded(file, uploaded)
         except Exception as error:
             self._failed(job, error)
             return
@@ -295,7 +294,7 @@ class Uploader:
             elif state is State.LOCAL:
                 self._jobs.pop(job.file.record.key, None)
             self._state.notify_all()
-        self._on_failed(job.file, error)
+        self._outcome.failed(job.file, error)
         _settle(ticket, error)
 
     def _offline_locked(self, reason: str) -> None:
@@ -305,7 +304,7 @@ class Uploader:
         self._probe_at = self._clock() + _PROBE_S
 
     def _online_locked(self) -> None:
-        """The server answered: what waited for it goes on."""
+        """Start what waited for the server, because it answered."""
         if not self._offline:
             return
         self._offline = ""
@@ -316,7 +315,7 @@ class Uploader:
 
     def _retry_loop(self) -> None:
         while not self._closing.is_set():
-            if self._refused and self._has_new_token():
+            if self._refused and self._server.has_new_token():
                 self.retry_all()
             with self._state:
                 now = self._clock()
@@ -329,7 +328,7 @@ class Uploader:
                     self._state.wait(self._pause_locked(now))
 
     def _pause_locked(self, now: float) -> float | None:
-        """How long nothing has to be tried again, unless a job changes; None where nothing waits."""
+        """Return how long nothing has to be tried again, unless a job changes; None where nothing waits."""
         if self._refused and self._jobs:
             return _LOOK_FOR_TOKEN_S
         idle = [job.retry_at for job in self._jobs.values() if not job.running and not job.failed]
@@ -343,7 +342,7 @@ class Uploader:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether trying again may help; the disk may have room again, the token be renewed."""
+    """Return whether trying again may help; the disk may have room again, the token be renewed."""
     if isinstance(error, FileExists):
         return False
     if isinstance(error, OSError):

@@ -5,13 +5,13 @@
 
 Imports nothing of lightlyfs but the server, as the server itself does.
 
-    __main__ > local_server > instrumentation (counts, control endpoints) > faults > fault_kinds
+    __main__ > local_server > instrumentation (counts, control endpoints) > faults
     generated (samples and bytes that are computed)
 """
 
 from lightlyfs.server import ConnectionLimits, LocalServerError
 
-from .fault_kinds import (
+from .faults import (
     BrokenJson,
     ChangedEtag,
     Chunked,

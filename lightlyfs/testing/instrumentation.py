@@ -11,7 +11,6 @@ from urllib.parse import unquote
 
 import msgspec
 
-from lightlyfs.server.api_errors import malformed
 from lightlyfs.server.asgi import (
     ApiCall,
     App,
@@ -23,11 +22,11 @@ from lightlyfs.server.asgi import (
     Scope,
     Send,
     json_reply,
+    malformed,
 )
 from lightlyfs.server.client_connections import ClientConnections
 
-from .fault_kinds import HANG_UP, HungUp
-from .faults import Faults
+from .faults import HANG_UP, Faults, HungUp
 
 PATHS_MAX = 100_000
 """The limit of counted paths, because clients may request any path."""

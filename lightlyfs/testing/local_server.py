@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightlyfs.server import ApiServer, Extension, LocalServerError, ServeOptions
-from lightlyfs.server.tag_table import mask_of
+from lightlyfs.server.state_tables import mask_of
 
-from .fault_kinds import Latency
-from .faults import Faults
+from .faults import Faults, Latency
 from .generated import GeneratedDataset
 from .instrumentation import Instruments, Stats
 

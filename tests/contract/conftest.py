@@ -12,9 +12,9 @@ import pytest
 from authority import Authority
 from raw_server import Handler, RawServer
 
+from lightlyfs.api.contract import Transport, TransportConfig
 from lightlyfs.api.curl import CurlTransport
 from lightlyfs.api.over_requests import RequestsTransport
-from lightlyfs.api.transport import Transport, TransportConfig
 
 FORMS: dict[str, type[RequestsTransport] | type[CurlTransport]] = {
     "requests": RequestsTransport,

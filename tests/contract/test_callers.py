@@ -21,7 +21,7 @@ THREADS = f"import os, threading, time; [{SLEEPER} for _ in '1234']; "
 
 
 def ended(code: str) -> int:
-    """Run a program until it is a zombie, whose end nobody has asked for yet."""
+    """Run a program until it is a zombie, which its parent has not waited for."""
     process = os.fork()
     if process == 0:
         os.execv(sys.executable, [sys.executable, "-c", code])

@@ -83,7 +83,7 @@ def test_variables_replace_the_systems_authorities_and_the_option_adds_to_them(
 def test_a_certificate_that_is_not_trusted_is_named_with_its_issuer_and_the_option(
     serve: Serve, authority: Authority
 ) -> None:
-    """A company's proxy signs for every host; without its name nobody knows whom to ask."""
+    """A company's proxy signs for every host; its name in the error says whom to ask."""
     server = serve(no_datasets, authority.server)
     with pytest.raises(TlsFailed, match=r"issued by CN ?= ?test; trust it with --ca-certs FILE"):
         datasets_of(server, {})

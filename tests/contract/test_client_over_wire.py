@@ -9,8 +9,10 @@ from raw_server import Connection, RawServer, Received, answering
 
 from lightlyfs import errors
 from lightlyfs.api.client import Credentials, LightlyClient
+from lightlyfs.api.contract import Request, Transport
 from lightlyfs.api.models import ListedSample, SampleCreate
-from lightlyfs.api.transport import NO_RETRIES, Request, RetryPolicy, Transport, raise_for_status
+from lightlyfs.api.retry import NO_RETRIES, Retrier, RetryPolicy
+from lightlyfs.api.status import raise_for_status
 
 Serve = Callable[..., RawServer]
 D, S = "d" * 24, "5" * 24
@@ -18,7 +20,7 @@ CREDENTIALS = Credentials(token="t0ken", bearer="jwt", public_token="pub")
 
 
 def client(server: RawServer, transport: Transport) -> LightlyClient:
-    return LightlyClient(server.url, CREDENTIALS, transport, sleep=lambda _s: None)
+    return LightlyClient(server.url, CREDENTIALS, transport, retrier=Retrier(sleep=lambda _s: None))
 
 
 def test_a_page_arrives_after_a_server_fault(transport: Transport, serve: Serve) -> None:

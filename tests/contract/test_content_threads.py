@@ -219,7 +219,7 @@ def test_ten_threads_that_miss_one_url_ask_for_it_once() -> None:
     asked = []
 
     class Counted:
-        """The lock of the table: whoever holds it has come, and finds the question of the first one."""
+        """The lock of the table: a thread that holds it has arrived, and finds the first one's question."""
 
         def __init__(self) -> None:
             self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""Forks and databases: nobody is inside SQLite when a process is copied, and the copy begins without."""
+"""Forks and databases: no thread is inside SQLite when a process is copied; the copy begins without."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightlyfs import file_systems, places
+from lightlyfs import mountinfo, places
 from lightlyfs.errors import SettingsError
 from lightlyfs.places import DatasetPlace, SpoolPlace, is_free, spools_of
 
@@ -70,7 +70,7 @@ def test_commands_of_a_session_find_mounts_that_were_made_without_one(
 
     assert places.socket_of(mountpoint) == made
     assert places.mount_above(mountpoint / "a.jpg") == mountpoint
-    made.parent.chmod(0o777)  # anybody could have put it there
+    made.parent.chmod(0o777)  # any user could have put it there
     assert places.socket_of(mountpoint) == session / "lightlyfs" / made.name
     assert places.mount_above(mountpoint) is None
 
@@ -98,7 +98,7 @@ def network_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home.mkdir()
     (tmp_path / "tmp").mkdir()
     nfs = 0x6969
-    monkeypatch.setattr(file_systems, "type_of", lambda path: nfs if path.is_relative_to(home) else 0)
+    monkeypatch.setattr(mountinfo, "type_of", lambda path: nfs if path.is_relative_to(home) else 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setenv("XDG_STATE_HOME", str(home / "state"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
@@ -149,5 +149,5 @@ def test_without_locks_a_mount_keeps_a_cache_of_its_own_and_nothing_that_is_owed
 
 
 def test_the_type_of_a_file_system_is_told() -> None:
-    assert file_systems.type_of(Path("/proc")) == 0x9FA0
-    assert file_systems.remote_kind(Path("/proc")) == ""
+    assert mountinfo.type_of(Path("/proc")) == 0x9FA0
+    assert mountinfo.remote_kind(Path("/proc")) == ""

@@ -15,8 +15,8 @@ from raw_server import Connection, RawServer, Received, answering
 
 from lightlyfs import errors
 from lightlyfs.api import network as network_module
+from lightlyfs.api.contract import Request, Timeouts, Transport
 from lightlyfs.api.network import Network
-from lightlyfs.api.transport import Request, Timeouts, Transport
 
 Make = Callable[..., Transport]
 Serve = Callable[..., RawServer]

@@ -14,8 +14,7 @@ import pytest
 from raw_server import Connection, RawServer, Received, answering, saying
 
 from lightlyfs import errors
-from lightlyfs.api.contract import BodyMemory
-from lightlyfs.api.transport import Request, StopTransfer, Timeouts, Transport
+from lightlyfs.api.contract import BodyMemory, Request, StopTransfer, Timeouts, Transport
 
 Serve = Callable[..., RawServer]
 SHORT = Timeouts(connect_s=2.0, idle_s=0.4, total_s=5.0)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 from raw_server import RawServer, answering
 
-from lightlyfs.api.transport import Proxies, Request, Transport
+from lightlyfs.api.addresses import Proxies
+from lightlyfs.api.contract import Request, Transport
 
 Make = Callable[..., Transport]
 Serve = Callable[..., RawServer]

@@ -16,7 +16,8 @@ from authority import Authority
 from raw_server import Connection, RawServer, Received, answering, saying
 
 from lightlyfs import errors
-from lightlyfs.api.transport import BodyFile, Proxies, Request, Timeouts, Transport
+from lightlyfs.api.addresses import Proxies
+from lightlyfs.api.contract import BodyFile, Request, Timeouts, Transport
 
 Serve = Callable[..., RawServer]
 Make = Callable[..., Transport]
@@ -221,7 +222,7 @@ def test_a_get_whose_kept_connection_dies_under_it_goes_out_again(transport: Tra
 
 
 def test_a_post_is_never_sent_twice(transport: Transport, serve: Serve) -> None:
-    """Creating a sample twice would leave two of them for ever."""
+    """Creating a sample twice would leave two of them, which cannot be deleted."""
     server = serve(closing_at_the_second)
     transport.send(Request("GET", server.url + "/x"))
     with pytest.raises(errors.Unreachable) as caught:

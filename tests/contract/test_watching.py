@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lightlyfs import watching
-from lightlyfs.watching import DirectoryWatch
+from lightlyfs.app import sharing
+from lightlyfs.app.sharing import DirectoryWatch
 
 HEARD_S = 5.0
 
@@ -36,8 +36,8 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def heard(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Heard]:
-    monkeypatch.setattr(watching, "_PAUSE_S", 0.01)
-    monkeypatch.setattr(watching, "_TICK_S", 0.05)
+    monkeypatch.setattr(sharing, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(sharing, "_TICK_S", 0.05)
     made = Heard(directory)
     yield made
     made.watch.close()
@@ -67,9 +67,9 @@ def test_without_inotify_it_calls_now_and_then(directory: Path, monkeypatch: pyt
     def none_left(_directory: Path) -> int:
         raise OSError("no inotify left")
 
-    monkeypatch.setattr(watching, "_watch", none_left)
-    monkeypatch.setattr(watching, "_PAUSE_S", 0.01)
-    monkeypatch.setattr(watching, "_TICK_S", 0.05)
+    monkeypatch.setattr(sharing, "_watch", none_left)
+    monkeypatch.setattr(sharing, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(sharing, "_TICK_S", 0.05)
     heard = Heard(directory)
     try:
         assert heard.again()

@@ -11,8 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry, true_name
-from lightlyfs.catalog.listing_writer import Changes
+from lightlyfs.catalog.entries import Changes, DirectoryEntry, SampleEntry, true_name
 from lightlyfs.inodes import directory_ino, sample_ino
 
 # few and clashing; the ids of 16 and more share their last 8 digits with those below

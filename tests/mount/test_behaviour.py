@@ -1,4 +1,4 @@
-"""What the tree of a dataset does, whoever shows it: the file system object, libfuse 3 or libfuse 2."""
+"""What the tree of a dataset does, in process and through mounts of libfuse 3 and libfuse 2."""
 
 from __future__ import annotations
 

@@ -122,8 +122,8 @@ def test_a_failure_in_the_middle_shows_what_the_server_has(
             raise Forbidden("no", status=403)
         original(*args)  # type: ignore[arg-type]
 
-    original = tree.parts._client.update_sample
-    monkeypatch.setattr(tree.parts._client, "update_sample", update)
+    original = tree.parts.client.update_sample
+    monkeypatch.setattr(tree.parts.client, "update_sample", update)
 
     with refused(errno.EACCES):
         tree.rename("a", "b")

@@ -226,7 +226,7 @@ def one_directory(tmp_path: Path) -> Iterator[tuple[LocalServer, MountedTree]]:
 
 
 def wasted(server: LocalServer, files_read: int) -> float:
-    """The share of the files' bytes that were fetched although nobody read them."""
+    """The share of the files' bytes that were fetched and never read."""
     settled(server)
     fetched = sum(server.stats.snapshot()["storage_paths"].values())
     assert fetched >= files_read

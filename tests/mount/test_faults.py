@@ -35,7 +35,7 @@ from lightlyfs.testing import (
 
 # fetched whole, one byte over a block, and in ranges
 SIZES = {"small.jpg": 50_000, "block.png": (1 << 20) + 1, "ranges.bin": 6_500_000}
-# without a kernel nobody waits for the limits of a real mount
+# without a kernel no call waits for the limits of a real mount
 HASTY = functools.partial(
     RetryPolicy, attempts=5, first_delay_s=0.05, max_delay_s=0.2, budget_s=3, doubt_s=0.3
 )
@@ -163,7 +163,7 @@ def test_a_fault_that_passes_costs_no_byte(name: str, faulty: LocalServer, tree:
         assert tree.read(f"{directory_of(case)}/{file}") == content(case, file)
 
     left = [fault for fault in faulty.faults.armed() if fault.count is not None and fault.probability == 1]
-    assert left == [], "a fault hit nobody"
+    assert left == [], "a fault hit no request"
 
 
 # with the other faults a mount tries for a minute; test_outages sees that end

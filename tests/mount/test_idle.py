@@ -1,4 +1,4 @@
-"""What a mount takes of the machine: nothing while nobody uses it, and few descriptors when it has to."""
+"""What a mount takes of the machine: nothing while it is not used, and few descriptors if it must."""
 
 from __future__ import annotations
 

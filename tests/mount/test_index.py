@@ -117,7 +117,7 @@ def test_an_imported_index_is_what_later_mounts_begin_with(server: LocalServer, 
 
 
 def test_what_storage_reported_comes_along(server: LocalServer, tmp_path: Path) -> None:
-    """A worker's first look at a size that no metadata tell asks nobody."""
+    """A worker's first look at a size that no metadata tell sends no request."""
     server.add_sample("unknown.bin", b"x" * 77, {"metaData": {}})
     with mounted(server, tmp_path / "home") as tree:
         assert tree.stat("unknown.bin").size == 77

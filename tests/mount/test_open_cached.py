@@ -1,4 +1,4 @@
-"""`lightlyfs.open_cached`: the bytes of a sample from its cached file, whoever asks and whatever happens."""
+"""`lightlyfs.open_cached`: the bytes of a sample from its cached file, for any caller, whatever happens."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_a_shuffled_epoch_has_its_urls_got_ahead_and_each_once(tmp_path: Path) -
     names = random.Random(1).sample(sorted(files), len(files))
     with (
         LocalServer(ServerOptions(source=source, dataset_name="shuffled")) as own,
-        in_process(own, tmp_path / "tree") as tree,
+        in_process(own, tmp_path / "tree", cache_size="200K") as tree,  # no room for all the contents
     ):
         for name in names:
             assert tree.read(name) == files[name]

@@ -54,7 +54,7 @@ def content(name: str, version: int) -> bytes:
 
 
 class Replacing:
-    """Somebody who replaces objects, and looks at everything anew now and then."""
+    """A program that replaces objects, and reads everything again now and then."""
 
     def __init__(self, server: LocalServer, tree: MountedTree) -> None:
         self._server = server

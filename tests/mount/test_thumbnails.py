@@ -1,4 +1,4 @@
-"""The desktop's thumbnail cache, filled for whoever shows pictures, and for nobody else."""
+"""The desktop's thumbnail cache, filled for programs that show pictures, and for no others."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def test_a_large_file_without_ranges_comes_once(own_server: LocalServer, tree: T
 def test_sizes_that_turn_out_wrong_while_files_are_fetched_ahead_cut_nothing(
     own_server: LocalServer, tree: Tree, hint: int
 ) -> None:
-    """The kernel holds the sizes it was shown; it has to hear of those that nobody has opened yet."""
+    """The kernel holds the sizes it was shown; it has to hear of those of files that were not opened yet."""
     images = {f"{number:02}.jpg": content(f"wrong {number}", 100_000) for number in range(40)}
     for name, data in images.items():
         own_server.add_sample(name, data, {"metaData": {"sizeInBytes": hint}})

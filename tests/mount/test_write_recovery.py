@@ -14,7 +14,7 @@ from test_writing import stored
 from trees import InProcessTree, in_process, refused, wait_until
 
 from lightlyfs import places
-from lightlyfs.app.uploading import _take_over
+from lightlyfs.app.staged import _take_over
 from lightlyfs.staging.journal import Journal
 from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.spool import Spool

@@ -1,4 +1,4 @@
-"""`lightly://` as a guest in somebody's process: forks, worker processes, files that nobody closes.
+"""`lightly://` as a guest in a program's process: forks, worker processes, files that stay open.
 
 What it does to its host is looked at from `guest.py`, in a process of its own.
 """
@@ -157,7 +157,7 @@ def test_all_work_on_databases_is_kept_apart_from_forks(fs: Any, monkeypatch: py
     assert outside == []
 
 
-# files that nobody closes
+# files that are never closed
 
 
 def test_opens_without_a_close_never_hang_and_hold_no_descriptor(guest: Guest) -> None:

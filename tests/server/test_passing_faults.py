@@ -205,7 +205,7 @@ def run(directory: Path, place: str, cases: list[tuple[str, str]]) -> list[str]:
             try:
                 PLACES[place](subject)
                 (armed,) = subject.server.faults.left() or [0]
-                assert armed != one.count or lasts == "for 5 s", "the fault hit nobody"
+                assert armed != one.count or lasts == "for 5 s", "the fault hit no request"
             except Exception as error:
                 wrong.append(f"{place} x {fault} x {lasts}: {error!r}")
             subject.server.faults.clear()

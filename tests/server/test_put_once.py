@@ -133,7 +133,7 @@ def test_a_process_that_is_killed_at_a_step_leaves_it_to_the_next(
         process.send_signal(signal.SIGKILL)
     # the server is still at the request of the dead one
     fs.put_once(local, "cars/a.bin")
-    # and nothing that was owed comes later, from whoever opens the dataset next
+    # and nothing that was owed comes later, when another process opens the dataset
     subprocess.run([sys.executable, "-c", SCRIPT, *command[3:5], "cars/b.bin"], check=True)
     wait_until(lambda: server.stats.snapshot()["in_flight"] == 0, 10)
     assert contents(server, "a.bin") == [local.read_bytes()]

@@ -43,7 +43,7 @@ def names(server: LocalServer) -> set[str]:
 
 
 def forced(old: Path, new: Path) -> None:
-    """Rename, also where an upload made the folder anew meanwhile."""
+    """Rename, also where an upload made the folder again meanwhile."""
     while True:
         try:
             old.rename(new)

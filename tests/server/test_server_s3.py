@@ -1,4 +1,4 @@
-"""The bucket flavour against an S3 server nobody here wrote: `rclone serve s3`."""
+"""The bucket flavour against an S3 server of another project: `rclone serve s3`."""
 
 import shutil
 import socket

@@ -1,4 +1,4 @@
-"""Several processes that share one cache: each block fetched once, and no wrong byte, whoever is killed."""
+"""Several processes that share one cache: each block fetched once, and no wrong byte after a kill."""
 
 from __future__ import annotations
 

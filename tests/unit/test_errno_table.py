@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from lightlyfs import errors
-from lightlyfs.errno_table import errno_of, has_row
+from lightlyfs.errors import errno_of, has_row
 
 
 def leaves(kind: type[BaseException]) -> list[type[BaseException]]:

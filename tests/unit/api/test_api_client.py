@@ -12,11 +12,10 @@ from contentkit import Clock
 
 from lightlyfs import errors
 from lightlyfs.api.client import Credentials, LightlyClient
-from lightlyfs.api.contract import Request, Response
+from lightlyfs.api.contract import Request, Response, TransportConfig
 from lightlyfs.api.models import ListedSample, Sample, SampleCreate, SampleUpdate, SampleWriteUrls
 from lightlyfs.api.over_requests import RequestsTransport
-from lightlyfs.api.retry import RetryPolicy
-from lightlyfs.api.transport import TransportConfig
+from lightlyfs.api.retry import Retrier, RetryPolicy
 
 SERVER = "https://api.test"
 D, S = "d" * 24, "5" * 24
@@ -53,10 +52,9 @@ def client(transport: Any, **more: Any) -> LightlyClient:
     """A client that doubts no refusal, in time that passes only while it waits."""
     credentials = more.pop("credentials", Credentials(token="t0k&n", public_token="pub"))
     clock = Clock()
-    more = {"policy": RetryPolicy(doubt_s=0.0), **more}
-    return LightlyClient(
-        SERVER, credentials, transport, clock=clock, sleep=clock.sleep, random=lambda: 0.0, **more
-    )
+    policy = more.pop("policy", RetryPolicy(doubt_s=0.0))
+    retrier = Retrier(policy, clock=clock, sleep=clock.sleep, random=lambda: 0.0)
+    return LightlyClient(SERVER, credentials, transport, retrier=retrier, **more)
 
 
 @pytest.fixture
@@ -480,9 +478,8 @@ def test_no_attempt_outlasts_the_budget() -> None:
         now_s += 25.0
 
     transport = Scripted(ok(b"", 500), ok(b"", 500), ok({"id": D}))
-    api = LightlyClient(
-        SERVER, Credentials(token="t"), transport, clock=lambda: now_s, sleep=slow, random=lambda: 0.0
-    )
+    retrier = Retrier(clock=lambda: now_s, sleep=slow, random=lambda: 0.0)
+    api = LightlyClient(SERVER, Credentials(token="t"), transport, retrier=retrier)
     api.get_dataset(D)
     assert [request.timeouts.total_s for request in transport.requests] == [57.0, 32.0, 7.0]
 
@@ -550,9 +547,8 @@ def test_a_call_given_up_neither_waits_nor_tries_again() -> None:
         gone = True
 
     transport = Scripted(ok(b"", 503, **{"retry-after": "30"}))
-    api = LightlyClient(
-        SERVER, Credentials(), transport, clock=lambda: 0.0, sleep=give_up, cancelled=lambda: gone
-    )
+    retrier = Retrier(clock=lambda: 0.0, sleep=give_up, cancelled=lambda: gone)
+    api = LightlyClient(SERVER, Credentials(), transport, retrier=retrier)
     with pytest.raises(errors.Cancelled):
         api.get_dataset(D)
     assert transport.requests[0].cancelled is not None

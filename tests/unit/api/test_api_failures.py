@@ -10,8 +10,8 @@ import urllib3
 
 from lightlyfs import errors
 from lightlyfs.api import curl, over_requests
+from lightlyfs.api.contract import Request, TransportConfig
 from lightlyfs.api.over_requests import RequestsTransport
-from lightlyfs.api.transport import Request, TransportConfig
 
 URL = "https://api.test/x?token=secret"
 

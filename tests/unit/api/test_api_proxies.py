@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightlyfs.api.proxies import Proxies
+from lightlyfs.api.addresses import Proxies
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,6 @@ from lightlyfs.catalog import store
 from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.fetch.url_store import UrlStore
-from lightlyfs.fetch.urls import ReadUrls
 from lightlyfs.locks import SharedLocks
 from lightlyfs.places import DatasetPlace
 
@@ -484,7 +483,7 @@ def test_a_listing_that_began_before_another_ended_is_compared_anew(tmp_path: Pa
     first, second = World(tmp_path, remote), World(tmp_path, remote)
     with second.store.listing() as late:
         late.add([remote._row(*item) for item in remote.records.items()])
-        late._staging.settle_names()
+        late._settle_names()
         first.refresher.list_now()
         del remote.records[sample_id(0)]
         with second.store.listing() as later:
@@ -495,14 +494,14 @@ def test_a_listing_that_began_before_another_ended_is_compared_anew(tmp_path: Pa
 
 
 def test_two_that_find_no_catalogue_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    create = store._create_schema
+    create = store.create_schema
 
     def late(db: sqlite3.Connection) -> None:
-        monkeypatch.setattr(store, "_create_schema", create)
+        monkeypatch.setattr(store, "create_schema", create)
         CatalogStore(tmp_path / "catalog.db", alone=False).close()  # another process is first
         create(db)
 
-    monkeypatch.setattr(store, "_create_schema", late)
+    monkeypatch.setattr(store, "create_schema", late)
     made = CatalogStore(tmp_path / "catalog.db", alone=False)
     assert made.totals() == (0, 1, 0, 0)
     made.close()
@@ -547,19 +546,3 @@ def test_urls_are_shared_by_those_of_one_credential_alone(tmp_path: Path) -> Non
     urls(third, "yours").close()
     assert b"bucket.test" not in (third.path / "urls.db").read_bytes()
     third.close()
-
-
-def test_a_url_that_another_process_gets_ahead_is_left_to_it(tmp_path: Path) -> None:
-    clock, asked = Clock(), list[str]()
-    first, second = SharedLocks(tmp_path), SharedLocks(tmp_path)
-
-    def resolve(sample: str) -> str:
-        if not asked:
-            asked.append(sample)
-            assert theirs.get_ahead("a", lambda _: pytest.fail("asked twice")) is False
-            assert theirs.get("a") == "https://bucket.test/a"  # whoever needs it now asks
-        return f"https://bucket.test/{sample}"
-
-    mine, theirs = (ReadUrls(resolve, wall_clock=clock, locks=locks) for locks in (first, second))
-    assert mine.get_ahead("a", resolve)
-    assert theirs.get_ahead("b", resolve)

@@ -13,10 +13,9 @@ from catalogkit import FakeRemote, Impatient, Record, World
 from contentkit import Inline, sample_id
 
 from lightlyfs.api.models import Sample
-from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry
-from lightlyfs.catalog.listing_writer import Row
+from lightlyfs.catalog.entries import DirectoryEntry, Row, SampleEntry
 from lightlyfs.catalog.remote import Details
-from lightlyfs.catalog.store import INDEX_OF
+from lightlyfs.catalog.tables import INDEX_OF
 from lightlyfs.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -516,7 +515,7 @@ def test_a_ttl_of_zero_asks_for_the_one_sample(make: Make) -> None:
     remote = dataset(4)
     world = make(remote, ttl_s=0)
     world.tree()
-    world.refresher._timing.listing_s = 1000.0
+    world.refresher._freshness.listing_s = 1000.0
 
     assert asked_by(remote, lambda: lookup(world, "d1/1.jpg")).count("sample") == 1
     assert world.catalog.current_generation() == -1

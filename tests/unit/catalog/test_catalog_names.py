@@ -11,8 +11,7 @@ from contentkit import sample_id
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lightlyfs.catalog.entries import DirectoryEntry, Facts, SampleEntry
-from lightlyfs.catalog.listing_writer import Changes, make_row
+from lightlyfs.catalog.entries import Changes, DirectoryEntry, Facts, SampleEntry, make_row
 from lightlyfs.catalog.names import split_name, split_path
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.inodes import ROOT_INO, directory_ino, directory_inos

@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 
-from lightlyfs.catalog.census import Census
-from lightlyfs.catalog.entries import DirectoryEntry, Facts
-from lightlyfs.catalog.listing_writer import make_row
-from lightlyfs.catalog.lookup_cache import RecentLookups
+from lightlyfs.catalog.entries import DirectoryEntry, Facts, make_row
+from lightlyfs.catalog.sample_catalog import Census, RecentLookups
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.inodes import sample_ino
 

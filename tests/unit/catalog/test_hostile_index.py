@@ -1,4 +1,4 @@
-"""An index that somebody made to hurt: an error message, and nothing written anywhere."""
+"""A hostile index: an error message, and nothing written anywhere."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ ROWS = {
     "a hint that is text": "UPDATE sample SET hint = 'x' WHERE name = 'a.jpg'",
     "a time before all": "UPDATE sample SET mtime = -(1 << 62) WHERE name = 'a.jpg'",
     "two lines of etag": "UPDATE sample SET etag = 'x' || char(10) || 'Host: y' WHERE name = 'a.jpg'",
-    "facts that nobody reported": "UPDATE sample SET verified = 1, size = NULL WHERE name = 'a.jpg'",
+    "facts that were never reported": "UPDATE sample SET verified = 1, size = NULL WHERE name = 'a.jpg'",
 }
 
 

@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contentkit import Clock, Inline
+from catalogkit import refresher
+from contentkit import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightlyfs.api import models
 from lightlyfs.api.models import DatasetRecord, ListedSample
-from lightlyfs.catalog.plausible import (
+from lightlyfs.catalog.freshness import FreshnessConfig
+from lightlyfs.catalog.remote import (
     MAX_SECONDS,
     MIN_SECONDS,
+    ApiRemote,
     is_plausible_time,
     plausible_seconds,
     plausible_size,
 )
-from lightlyfs.catalog.refresher import Refresher
-from lightlyfs.catalog.remote import ApiRemote
 from lightlyfs.catalog.store import CatalogStore
-from lightlyfs.catalog.timing import FreshnessConfig
 from lightlyfs.errors import LightlyFsError
 from lightlyfs.fs.attributes import Attr, Ownership, attr_of_sample
 from lightlyfs.fs.namespace import Listing
@@ -93,17 +93,7 @@ def listed(tmp_path: Path) -> tuple[CatalogStore, ApiRemote]:
     clock = Clock()
     store = CatalogStore(tmp_path / "catalog.db")
     remote = ApiRemote(Client(records()), "d" * 24, clock=clock)  # type: ignore[arg-type]
-    Refresher(
-        store,
-        remote,
-        FreshnessConfig(60, 9, 2),
-        executor=Inline(),
-        page_executor=Inline(),
-        clock=clock,
-        wall_clock=clock,
-        on_changes=lambda _: None,
-        sleep=clock.sleep,
-    ).list_now()
+    refresher(store, remote, FreshnessConfig(60, 9, 2), clock, lambda _: None).list_now()
     return store, remote
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from lightlyfs.catalog.listing_writer import Row, make_row
+from lightlyfs.catalog.entries import Row, make_row
 from lightlyfs.catalog.remote import DatasetState, TaggedRemote
 from lightlyfs.catalog.tags import ID_BYTES, TagRecord, Tags, members_of
 from lightlyfs.errors import NotFound

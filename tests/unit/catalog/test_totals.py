@@ -11,14 +11,14 @@ from catalogkit import FakeRemote, Record, World
 from contentkit import sample_id
 
 from lightlyfs import database
-from lightlyfs.catalog import totals
+from lightlyfs.catalog import tables
 from lightlyfs.catalog.store import CatalogStore
 
 
 def scanned(directory: Path) -> tuple[int, ...]:
     db = sqlite3.connect(directory / "catalog.db")
     try:
-        return totals.counted(db)
+        return tables.scanned_totals(db)
     finally:
         db.close()
 

@@ -13,7 +13,7 @@ from contentkit import MIB, NOISE, STYLES, Answer, Content, sample_id
 
 from lightlyfs.blocks import ContentId, Span
 from lightlyfs.errors import Cancelled, ContentChanged, NoContent, NotFound, ServerFault, Unreachable
-from lightlyfs.fetch.reader import PROBE_BYTES
+from lightlyfs.fetch.takers import PROBE_BYTES
 
 A = sample_id(1)
 SIZES = [0, 1, 100_000, MIB, 4 * MIB + 1]

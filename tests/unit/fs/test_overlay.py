@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightlyfs.catalog.entries import SampleEntry
-from lightlyfs.fs.overlay import LISTING_LAGS_S, RenamedSamples
+from lightlyfs.fs.namespace import LISTING_LAGS_S, RenamedSamples
 
 ID = "c" * 24
 ENTRY = SampleEntry("x.jpg", 7, bytes.fromhex(ID), None, 5, 0, 5, "e", True, True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightlyfs.catalog.entries import SampleEntry
-from lightlyfs.fs.attributes import Attr
-from lightlyfs.fs.times import SetTimes
+from lightlyfs.fs.attributes import Attr, SetTimes
 from lightlyfs.staging.journal import Journal
 
 ONE, TWO, THREE, FOUR = (digit * 24 for digit in "abcd")

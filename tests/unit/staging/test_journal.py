@@ -12,9 +12,9 @@ import pytest
 
 import lightlyfs
 from lightlyfs.errors import StartError
-from lightlyfs.staging.journal import Journal, Leftover, LocalDirectory
+from lightlyfs.staging.journal import Journal
 from lightlyfs.staging.local_files import LocalFiles
-from lightlyfs.staging.record import TRANSITIONS, Record, State
+from lightlyfs.staging.record import TRANSITIONS, Leftover, LocalDirectory, Record, State
 from lightlyfs.staging.recovery import recovered
 from lightlyfs.staging.spool import Spool
 from lightlyfs.upload_rules import numbered
@@ -323,7 +323,7 @@ def test_what_can_be_read_of_a_damaged_journal_is_rescued(tmp_path: Path) -> Non
 
 
 def test_a_record_that_somebody_changed_is_not_believed(bench: Bench) -> None:
-    """Nobody can delete a sample that got a wrong name; the bytes are shown for a person to look at."""
+    """A sample that got a wrong name cannot be deleted; the bytes are shown for a person to look at."""
     bench.put(record(), (0, b"one"))
     bench.put(record("y.jpg", key=OTHER), (0, b"two"))
     bench.journal.close()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from contentkit import Clock
 
+from lightlyfs.api.contract import Request, Response
 from lightlyfs.api.models import (
     CreatedSampleWithWriteUrls,
     DatasetRecord,
@@ -21,7 +22,6 @@ from lightlyfs.api.models import (
     SampleWriteUrls,
 )
 from lightlyfs.api.retry import Retrier
-from lightlyfs.api.transport import Request, Response
 from lightlyfs.errors import (
     FileExists,
     Forbidden,
@@ -34,9 +34,16 @@ from lightlyfs.errors import (
     Unreachable,
 )
 from lightlyfs.staging.image_facts import ImageFacts
-from lightlyfs.staging.journal import Leftover
-from lightlyfs.staging.record import Record, State
-from lightlyfs.staging.upload_steps import BLANK_THUMBNAIL, MARK, Steps, UploadConfig, put_headers
+from lightlyfs.staging.record import Leftover, Record, State
+from lightlyfs.staging.upload_steps import (
+    BLANK_THUMBNAIL,
+    MARK,
+    Steps,
+    StoredObjects,
+    UploadConfig,
+    UploadedSamples,
+    put_headers,
+)
 
 SAMPLE = "a" * 24
 IMAGE = ImageFacts({"sizeInBytes": 5, "shape": [1, 1, 3]}, {"Make": "x"}, b"thumb")
@@ -152,18 +159,23 @@ class Bench:
             self.naps.append(seconds)
             clock.sleep(seconds)
 
-        self.steps = Steps(
+        limits = UploadConfig(**{"sole_writer": True, **config})  # type: ignore[arg-type]
+        retrier = Retrier(clock=clock, sleep=nap, random=lambda: 0.5, cancelled=lambda: False)
+        samples = UploadedSamples(
             self.server,  # type: ignore[arg-type]
             "d" * 24,
-            self.server,  # type: ignore[arg-type]
+            retrier,
+            limits.policy,
+            self.leftovers.append,
+        )
+        self.steps = Steps(
+            samples,
+            StoredObjects(self.server, "d" * 24, self.server, retrier, limits),  # type: ignore[arg-type]
             lambda path: facts,
             lambda key, generation: tmp_path / f"{key}.{generation}",
-            UploadConfig(**{"sole_writer": True, **config}),  # type: ignore[arg-type]
-            Retrier(clock=clock, sleep=nap, random=lambda: 0.5),
-            cancelled=lambda: False,
+            limits,
             side=InThisThread(),
             knows_no=lambda _: self.fresh,
-            on_leftover=self.leftovers.append,
         )
         self.record = Record("k", "cars/x.jpg", "cars/x.jpg", State.PENDING)
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from catalogkit import Reachable
 
 from lightlyfs.errors import Cancelled, FileExists, TooLarge, Unauthorized, Unreachable
 from lightlyfs.staging.journal import Journal
-from lightlyfs.staging.local_files import LocalFiles, Ticket
+from lightlyfs.staging.local_files import LocalFile, LocalFiles, Ticket
 from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.spool import Spool
 from lightlyfs.staging.upload_steps import Moving, Note
@@ -54,10 +55,17 @@ class Bench:
         self.uploader = Uploader(
             self.steps,  # type: ignore[arg-type]
             self.files,
+            self,
+            Reachable(),
             clock=lambda: self.now,
             closing=self.closing,
-            on_uploaded=lambda file, record: self.done.append(record.generation),
         )
+
+    def uploaded(self, file: LocalFile, record: Record) -> None:
+        self.done.append(record.generation)
+
+    def failed(self, file: LocalFile, error: Exception) -> None:
+        """The record says so."""
 
     def submit(self, generation: int = 0, **options: float) -> Ticket:
         """Seal a generation of the file and hand it over."""

@@ -1,6 +1,7 @@
-"""The libfuse 3 mount: mfusepy's class, with its slow or incorrect callbacks replaced.
+"""A mount through libfuse 2 or 3: the session, its handle and its end, and callbacks of our own.
 
-Differences from mfusepy:
+libfuse 2 (fusepy) has neither readdirplus nor cache invalidation; the kernel's caches expire by time-out
+instead. Of libfuse 3 (mfusepy) slow and incorrect callbacks are replaced:
 - readdirplus, from a listing packed once: `ls -l` is ten times as fast
 - getattr from packed structures: costs a quarter less
 - thread states are kept, every exception becomes an errno, names that are not UTF-8 are accepted
@@ -11,11 +12,14 @@ Differences from mfusepy:
 from __future__ import annotations
 
 import ctypes
+import errno
 import itertools
 import logging
 import os
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightlyfs.errors import StartError
@@ -24,9 +28,169 @@ from lightlyfs.kernel import binding
 from lightlyfs.kernel.binding import Library, MountOptions
 from lightlyfs.kernel.operations import Operations
 from lightlyfs.kernel.packing import Packer
-from lightlyfs.kernel.session import Session, answer, decode, plain_times
 
 log = logging.getLogger(__name__)
+
+
+# a call into libfuse waits for a read in flight at most, and none is at the end
+_RELEASE_S = 5.0
+
+
+class Session:
+    """A mount through one libfuse; subclasses run it. `module` is the binding that drives it."""
+
+    def __init__(self, module: Any, library: Library, options: MountOptions) -> None:
+        self._fuse = module
+        self._library = library
+        self._options = options
+        self._libfuse: Any = module._libfuse
+        self._libfuse.fuse_interrupted.restype = ctypes.c_int
+        self._libfuse.fuse_exit.argtypes = [ctypes.c_void_p]
+        self._state = threading.Condition()
+        # guarded by _state: libfuse's `struct fuse *`, from init until it is freed, and who uses it
+        self._handle: int | None = None
+        self._users = 0
+
+    def stop(self) -> None:
+        """Make `run` return; the main thread has to be woken by a signal."""
+        with self._using_handle() as handle:
+            if handle is not None:
+                self._libfuse.fuse_exit(handle)
+
+    def release_handle(self) -> None:
+        """Use libfuse's handle no more; to be called in `destroy`, before libfuse frees it."""
+        with self._state:
+            self._handle = None
+            if not self._state.wait_for(lambda: not self._users, _RELEASE_S):
+                log.warning("a call of libfuse is still under way at the end of the mount")
+
+    @contextmanager
+    def _using_handle(self) -> Iterator[int | None]:
+        """Libfuse's handle, which is not freed meanwhile; None where there is none, or none any more."""
+        with self._state:
+            handle = self._handle
+            self._users += handle is not None
+        try:
+            yield handle
+        finally:
+            if handle is not None:
+                with self._state:
+                    self._users -= 1
+                    self._state.notify_all()
+
+    def interrupted(self) -> bool:
+        """Return whether the caller of the callback under way was interrupted; False outside of one."""
+        return bool(self._libfuse.fuse_interrupted())
+
+    def caller_pid(self) -> int:
+        """Return the thread that the callback under way serves; 0 outside of one."""
+        context = self._libfuse.fuse_get_context()
+        return int(context.contents.pid) if context else 0
+
+    def _note_handle(self) -> None:
+        """Remember libfuse's handle; called in `init`."""
+        with self._state:
+            self._handle = int(self._libfuse.fuse_get_context().contents.fuse)
+
+
+_kept = threading.local()
+
+
+def answer(callback: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
+    """Call back with the thread's Python state kept, and turn whatever is raised into a negative errno.
+
+    The bindings' own wrappers lose the state at every call, and fail on some exceptions.
+    """
+    try:
+        if not hasattr(_kept, "state"):
+            _kept.state = True
+            binding.keep_thread_state()
+        return callback(*args, **kwargs) or 0
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+    except UnicodeError:
+        return -errno.EILSEQ
+    except BaseException:
+        log.exception("a callback failed")
+        return -errno.EIO
+
+
+def plain_times(buffer: Any) -> tuple[int | None, ...] | None:
+    """Return both times of an `utimens` in nanoseconds, with "now" and "as it was" told apart."""
+    if not buffer:
+        return None
+    times = buffer.contents
+    return tuple(binding.plain_time(spec.tv_sec, spec.tv_nsec) for spec in (times.actime, times.modtime))
+
+
+def decode(path: bytes | None) -> str | None:
+    """Return a path from libfuse, which need not be UTF-8."""
+    return None if path is None else os.fsdecode(path)
+
+
+class Fuse2Session(Session):
+    """One mount through libfuse 2; `run` blocks until it is unmounted."""
+
+    def __init__(self, library: Library, options: MountOptions, ownership: Ownership) -> None:
+        super().__init__(binding.load_fusepy(library), library, options)
+
+    def run(self, operations: Operations, on_init: Callable[[], None]) -> None:
+        """Mount and serve until unmounted; StartError where it cannot be mounted."""
+
+        def init() -> None:
+            self._note_handle()
+            on_init()
+
+        operations.on_destroy = self.release_handle
+        session_class = type("Session", (_Fuse2Callbacks, self._fuse.FUSE), {})
+        try:
+            session_class(
+                _Fuse2Operations(operations, init),
+                str(self._options.mountpoint),
+                raw_fi=True,
+                **binding.option_list(self._options, self._library),
+            )
+        except RuntimeError as error:
+            raise StartError(f"libfuse could not mount {self._options.mountpoint} (code {error})") from None
+        finally:
+            self.release_handle()
+
+
+class _Fuse2Operations:
+    """`Operations` in the form fusepy calls: by name, through the object itself."""
+
+    use_ns = True
+
+    def __init__(self, operations: Operations, init: Callable[[], None]) -> None:
+        self._operations = operations
+        self._on_init = init
+
+    def __call__(self, name: str, *args: Any) -> Any:
+        return getattr(self, name)(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._operations, name)
+
+    def init(self, path: str) -> None:
+        """Note that the mount is there; libfuse calls it."""
+        self._on_init()
+
+
+class _Fuse2Callbacks:
+    """What stands before fusepy's own methods: a wrapper that answers every exception."""
+
+    @staticmethod
+    def _wrapper(func: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
+        return answer(func, *args, **kwargs)
+
+    def utimens(self, path: bytes, buf: Any) -> int:
+        """Tell "now" and "as it was" apart from times."""
+        operations: Any = self.operations  # type: ignore[attr-defined]
+        return int(operations("utimens", decode(path), plain_times(buf)))
+
+    def _decode_optional_path(self, path: bytes | None) -> str | None:
+        return decode(path)
+
 
 _CAP_READDIRPLUS = 1 << 13
 _CAP_READDIRPLUS_AUTO = 1 << 14  # would let the kernel fall back to plain readdir
@@ -50,7 +214,7 @@ class Fuse3Session(Session):
         """Mount and serve until unmounted; StartError where it cannot be mounted."""
         operations.on_destroy = self.release_handle
         operations.use_packer(Packer(self._fuse.c_stat, self._ownership))
-        session_class = type("Session", (_Callbacks, self._fuse.FUSE), {})
+        session_class = type("Session", (_Fuse3Callbacks, self._fuse.FUSE), {})
         failure: list[BaseException] = []
 
         def init(connection: Any, config: Any) -> None:
@@ -106,8 +270,8 @@ def _configure(connection: Any, config: Any, *, read_only: bool) -> None:
     connection.congestion_threshold = binding.MAX_BACKGROUND * 3 // 4
     connection.max_readahead = binding.READ_AHEAD_BYTES
     config.use_ino = 1
-    # an open file that is removed or replaced gets a hidden name (`fs.removed`): without a path libfuse could
-    # not answer fstat of it. Open files are worked on by handle all the same, but where they are not opened
+    # an open file that is removed or replaced gets a hidden name (`namespace.Removed`): without a path
+    # libfuse could not answer fstat of it. Open files are worked on by handle all the same
     config.nullpath_ok = int(not read_only)
 
 
@@ -137,7 +301,7 @@ class _OpenDirectory:
         self._is_read = True
 
 
-class _Callbacks:
+class _Fuse3Callbacks:
     """What stands before mfusepy's own methods; `run` makes a class of the two when it is imported."""
 
     def __init__(
@@ -160,14 +324,14 @@ class _Callbacks:
         return answer(func, *args, **kwargs)
 
     def init_fuse_3(self, connection: Any, config: Any) -> None:
-        """Called once; an exception has no caller to reach, so it is kept and the mount ended."""
+        """Configure the connection; an exception, which has no caller to reach, ends the mount."""
         try:
             self._on_init(connection.contents, config.contents)
         except BaseException as error:
             self._failure.append(error)
 
     def getattr_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> int:
-        """Attributes from packed bytes."""
+        """Answer with packed bytes."""
         packed = self.operations.getattr_packed(decode(path), fip.contents if fip else None)
         ctypes.memmove(buf, packed, len(packed))
         return 0
@@ -181,7 +345,7 @@ class _Callbacks:
         return 0
 
     def readdir_fuse_3(self, path: Any, buf: Any, filler: Any, offset: int, fip: Any, flags: int) -> int:
-        """One page, with attributes wherever they are known.
+        """Return one page, with attributes wherever they are known.
 
         Once a size was corrected the rest comes without: the kernel would take the old one for the newest.
         """
@@ -203,22 +367,22 @@ class _Callbacks:
         return 0
 
     def truncate_fuse_3(self, path: bytes | None, length: int, fip: Any) -> int:
-        """With the handle, which mfusepy drops: an open file may have lost its name."""
+        """Pass on the handle, which mfusepy drops: an open file may have lost its name."""
         return int(self.operations.truncate(decode(path), length, fip.contents if fip else None))
 
     def chmod_fuse_3(self, path: bytes | None, mode: int, fip: Any) -> int:
-        """With the handle, likewise."""
+        """Pass on the handle, likewise."""
         return int(self.operations.chmod(decode(path), mode, fip.contents if fip else None))
 
     def chown_fuse_3(self, path: bytes | None, uid: int, gid: int, fip: Any) -> int:
-        """With the handle, likewise."""
+        """Pass on the handle, likewise."""
         return int(self.operations.chown(decode(path), uid, gid, fip.contents if fip else None))
 
     def utimens_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> int:
-        """With the handle, and with "now" and "as it was" told apart from times."""
+        """Pass on the handle, and tell "now" and "as it was" apart from times."""
         handle = fip.contents if fip else None
         return int(self.operations.utimens(decode(path), plain_times(buf), handle))
 
     def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> int:
-        """With the flags, which mfusepy drops."""
+        """Pass on the flags, which mfusepy drops."""
         return int(self.operations.rename(os.fsdecode(old), os.fsdecode(new), flags))

@@ -1,18 +1,112 @@
-"""Samples as rows: insertion order, pages, names, and the object key of each sample.
+"""The state of a served dataset in SQLite: the file, its samples in insertion order, and its tags.
 
-Rows are JSON texts ready to send, so a page costs one query and one join. Computed samples, if any,
-come first and have rows only once they are updated.
+Rows of samples are JSON texts ready to send, so a page costs one query and one join. Computed samples, if
+any, come first and have rows only once they are updated. Tags are named bit masks, bit k for the k-th sample.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+import secrets
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from .asgi import ApiError, LocalServerError
 from .serve_options import SizeReport
-from .state_file import StateFile
 from .storage import LocalStorage
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS samples (
+    seq INTEGER PRIMARY KEY,           -- 1, 2, 3...: nothing is ever deleted, so an offset is a seek
+    id TEXT NOT NULL UNIQUE,
+    name BLOB NOT NULL,                -- UTF-8 with surrogates passed: any JSON string fits
+    name_json TEXT NOT NULL,
+    document TEXT NOT NULL,            -- the full SampleData, ready to send
+    key BLOB NOT NULL UNIQUE,
+    size INTEGER NOT NULL,
+    modified_ms INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS samples_by_name ON samples (name);
+CREATE INDEX IF NOT EXISTS samples_by_change ON samples (modified_ms);
+CREATE TABLE IF NOT EXISTS tags (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL UNIQUE, document TEXT NOT NULL);
+"""
+
+
+class StateFile:
+    """One connection under one lock, held for one statement or transaction. Any thread may use it."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._lock = threading.RLock()
+        try:
+            self._connection = _connect(path)
+        except (sqlite3.Error, OSError) as error:
+            raise LocalServerError(f"cannot keep state in {path}: {error}") from error
+
+    def rows(self, sql: str, *values: Any) -> list[Any]:
+        """Return all rows of a query."""
+        with self._lock:
+            return self._connection.execute(sql, values).fetchall()
+
+    def column(self, sql: str, *values: Any) -> list[Any]:
+        """Return the first column of all rows of a query."""
+        return [row[0] for row in self.rows(sql, *values)]
+
+    def row(self, sql: str, *values: Any) -> Any:
+        """Return the first row of a query, or None."""
+        with self._lock:
+            return self._connection.execute(sql, values).fetchone()
+
+    def write(self, sql: str, *values: Any) -> None:
+        """Run one statement that writes."""
+        with self._lock:
+            self._connection.execute(sql, values)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Hold the lock, and commit all changes inside or none."""
+        with self._lock:
+            if self._connection.in_transaction:
+                yield
+                return
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def fact(self, name: str, default: str) -> str:
+        """Return a stored value; store `default` if there is none."""
+        with self.transaction():
+            self.write("INSERT OR IGNORE INTO facts VALUES (?, ?)", name, default)
+            value: str = self.row("SELECT value FROM facts WHERE name = ?", name)[0]
+        return value
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock:
+            self._connection.close()
+
+
+def _connect(path: Path | None) -> sqlite3.Connection:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The file holds the API token and the signing secret.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    connection = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.executescript(_SCHEMA)
+    return connection
+
 
 Column = Literal["ids", "fileNames", "full", "id", "name"]
 
@@ -325,3 +419,76 @@ def key_bytes(key: str) -> bytes:
 def text_of(raw: bytes) -> str:
     """Return a key from the bytes of its path."""
     return raw.decode("utf-8", "surrogateescape")
+
+
+INITIAL_TAG = "initial-tag"
+
+
+class TagTable:
+    """The tags of one dataset, newest first. Any thread may call it."""
+
+    def __init__(self, state: StateFile, dataset_id: str) -> None:
+        self._state = state
+        self._dataset_id = dataset_id
+
+    def list_all(self) -> list[dict[str, Any]]:
+        """Return all tags; the initial tag is the oldest and comes last."""
+        return [
+            json.loads(text) for text in self._state.column("SELECT document FROM tags ORDER BY seq DESC")
+        ]
+
+    def get(self, tag_id: str) -> dict[str, Any] | None:
+        """Return one tag, or None."""
+        row = self._state.row("SELECT document FROM tags WHERE id = ?", tag_id)
+        return json.loads(row[0]) if row else None
+
+    def add(self, name: str, mask: int, previous: str | None, now_ms: int) -> str:
+        """Add a tag and return its id; names are unique within the dataset."""
+        tag_id = secrets.token_hex(12)
+        document = {
+            "id": tag_id,
+            "datasetId": self._dataset_id,
+            "prevTagId": previous,
+            "name": name,
+            "bitMaskData": f"0x{mask:x}",
+            "totSize": mask.bit_count(),
+            "createdAt": now_ms,
+            "lastModifiedAt": now_ms,
+        }
+        with self._state.transaction():
+            if self._state.row("SELECT 1 FROM tags WHERE name = ?", name) is not None:
+                raise ApiError(400, "TAG_NAME_EXISTS", f"there is a tag called {name} already")
+            insert = "INSERT INTO tags (id, name, document) VALUES (?, ?, ?)"
+            self._state.write(insert, tag_id, name, json.dumps(document))
+        return tag_id
+
+    def remove(self, tag_id: str) -> None:
+        """Remove a tag; no effect for an unknown id."""
+        with self._state.transaction():
+            self._state.write("DELETE FROM tags WHERE id = ?", tag_id)
+
+    def ensure_initial(self, count: int, now_ms: int) -> None:
+        """Add the tag of all samples present, once there are any; later samples are not added to it."""
+        if count and self._state.row("SELECT 1 FROM tags") is None:
+            self.add(INITIAL_TAG, (1 << count) - 1, None, now_ms)
+
+    def root_id(self) -> str | None:
+        """Return the id of the oldest tag, or None without tags."""
+        row = self._state.row("SELECT id FROM tags ORDER BY seq LIMIT 1")
+        return row[0] if row else None
+
+
+def mask_of(indices: Iterable[int], count: int) -> int:
+    """Return the mask with these bits set, in time linear in `count`."""
+    raw = bytearray(count // 8 + 1)
+    for index in indices:
+        raw[index // 8] |= 1 << (index % 8)
+    return int.from_bytes(raw, "little")
+
+
+def indices_of(mask: int) -> list[int]:
+    """Return the set bits, lowest first, in linear time."""
+    raw = mask.to_bytes((mask.bit_length() + 7) // 8, "little")
+    return [
+        position * 8 + bit for position, byte in enumerate(raw) if byte for bit in range(8) if byte >> bit & 1
+    ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lightlyfs.ahead.within_file import MAX_WINDOW_BLOCKS, ReadAhead
 from lightlyfs.blocks import BLOCK_BYTES, Span
+from lightlyfs.readahead.within_file import MAX_WINDOW_BLOCKS, ReadAhead
 
 LARGE = 200 * BLOCK_BYTES
 

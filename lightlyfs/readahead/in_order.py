@@ -86,7 +86,8 @@ class SequenceTable(Generic[T]):
     """All sequences, and which of them expects which path; used under the caller's lock."""
 
     def __init__(self) -> None:
-        self._expected: dict[str, FileSequence[T]] = {}
+        # by path; any thread may look
+        self.expected: dict[str, FileSequence[T]] = {}
         # by identity, the latest last
         self._guesses: OrderedDict[int, FileSequence[T]] = OrderedDict()
         self._followed: OrderedDict[int, FileSequence[T]] = OrderedDict()
@@ -101,10 +102,6 @@ class SequenceTable(Generic[T]):
         """
         return self._strangers < _MANY_STRANGERS or self._opens % _GUESS_EVERY == 0
 
-    def expects(self, path: str) -> bool:
-        """Whether a reader is expected to open this path."""
-        return path in self._expected
-
     def __len__(self) -> int:
         return len(self._guesses) + len(self._followed)
 
@@ -116,7 +113,7 @@ class SequenceTable(Generic[T]):
     def opened(self, path: str) -> FileSequence[T]:
         """A file was opened: the sequence that expected it, one file further, or a new one."""
         self._opens += 1
-        sequence = self._expected.pop(path, None)
+        sequence = self.expected.pop(path, None)
         if sequence is not None and self._opens - sequence.seen_at > _MAX_PAUSE:
             self._forget(sequence)
             sequence = None
@@ -173,7 +170,7 @@ class SequenceTable(Generic[T]):
     def _expect(self, sequence: FileSequence[T]) -> None:
         ahead = _FOLLOWED_AHEAD if sequence.is_followed else _GUESSED_AHEAD
         for path, _ in islice(sequence.upcoming, ahead):
-            self._expected.setdefault(path, sequence)
+            self.expected.setdefault(path, sequence)
 
     def _advance(self, sequence: FileSequence[T], path: str) -> None:
         if all(path != upcoming for upcoming, _ in sequence.upcoming):
@@ -198,8 +195,8 @@ class SequenceTable(Generic[T]):
             self._drop(sequence, path)
 
     def _drop(self, sequence: FileSequence[T], path: str) -> None:
-        if self._expected.get(path) is sequence:
-            del self._expected[path]
+        if self.expected.get(path) is sequence:
+            del self.expected[path]
 
 
 # the distances that are found: as many machines, or workers, may share a data set in turn

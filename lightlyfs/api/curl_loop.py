@@ -1,0 +1,507 @@
+"""Sends GETs from one thread: libcurl's multi interface on epoll, some tenth of a millisecond of CPU a GET.
+
+For whole small answers that nobody has to follow while they come: read URLs, small files. A GET that takes
+much longer than others to its host is sent a second time, on a connection of its own; the first answer
+counts.
+What goes wrong is reported, and left to the caller, who has `Transport` with its patience.
+
+Threads: any may call `get`. `done` is called in the loop's thread, so it must not wait for anything.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit
+
+import certifi
+import pycurl
+
+from lightlyfs import errors
+from lightlyfs.api import network
+from lightlyfs.api.contract import (
+    Request,
+    Response,
+    TransportConfig,
+    refused_address,
+    whole_number,
+    wire_headers,
+    wire_target,
+    wire_url,
+)
+from lightlyfs.api.curl import BUFFER_BYTES, FAILURES, milliseconds
+from lightlyfs.forks import FORK_GATE
+
+# the clocks of all requests are looked at so often while any is under way
+_LOOK_EVERY_S = 0.2
+# a GET is sent a second time after the time that all but a few of the last ones to its host took, and so much
+# at least; second ones are a small share of all, and there are none while a host is in trouble
+_SLOW_S, _SLOW_FACTOR, _REMEMBERED = 0.4, 2.0, 256
+_SECOND_SHARE, _SECOND_BURST = 0.02, 8
+_TROUBLE_S = 5.0
+# answers that are read in one round, before requests that wait are sent
+_EVENTS = 64
+
+Done = Callable[[Response | errors.RequestError], None]
+
+
+class CurlLoop:
+    """GETs of whole bodies, at most `config.connections` at once; `close` once.
+
+    An eighth of them is kept for urgent ones.
+    """
+
+    def __init__(self, config: TransportConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._clock = clock
+        self._ca_bundle = config.ca_bundle or certifi.where()
+        self._wake = -1  # a descriptor, while the thread runs
+        self._lock = threading.Lock()
+        # guarded by _lock
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        # appended to by any thread, taken by the loop
+        self._urgent: deque[tuple[Request, Done]] = deque()
+        self._patient: deque[tuple[Request, Done]] = deque()
+        self._sleeps = False
+        # used by the loop alone
+        self._under_way: dict[pycurl.Curl, _Exchange] = {}
+        self._idle: list[_Exchange] = []
+        self._multi: pycurl.CurlMulti
+        self._epoll: select.epoll
+        self._due_at: float | None = None
+        self._looked_at = 0.0
+        self._generation = 0
+        self._took_s: dict[str, deque[float]] = {}
+        self._trouble_until = 0.0
+        self._sent = self._sent_twice = 0
+
+    @property
+    def under_way(self) -> int:
+        """How many GETs are sent, and not answered yet."""
+        return len(self._under_way)
+
+    def get(self, request: Request, done: Done, *, urgent: bool) -> None:
+        """Send a GET and call `done` with the answer, whatever its status, or with why there is none.
+
+        An urgent one goes before all that wait. A body over `max_body_bytes` is `errors.TooLarge`. Once the
+        loop is closed every request is `errors.Cancelled`, in the thread of the caller perhaps.
+        """
+        (self._urgent if urgent else self._patient).append((request, done))
+        if self._thread is None:
+            self._start()
+        if self._sleeps:
+            self._sleeps = False
+            self._wake_up()
+        if self._closed:
+            self._cancel_waiting()
+
+    def _wake_up(self) -> None:
+        with self._lock:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        """End what is under way with `errors.Cancelled`; idempotent."""
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            self._wake_up()
+            thread.join()
+        self._cancel_waiting()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None and not self._closed:
+                self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                self._thread = threading.Thread(target=self._run, name="lightlyfs-network", daemon=True)
+                self._thread.start()
+
+    def _cancel_waiting(self) -> None:
+        for waiting in (self._urgent, self._patient):
+            while waiting:
+                try:
+                    _, done = waiting.popleft()
+                except IndexError:
+                    break
+                done(errors.Cancelled("the network loop was closed", request_sent=False))
+
+    # in the loop's thread
+
+    def _run(self) -> None:
+        self._begin()
+        try:
+            while not self._closed:
+                self._send_waiting()
+                events = self._wait()
+                self._read(events)
+                self._look()
+        finally:
+            self._end(lambda: errors.Cancelled("the network loop was closed", request_sent=True))
+            self._epoll.close()
+            with self._lock:
+                os.close(self._wake)
+                self._wake = -1
+            self._cancel_waiting()
+
+    def _begin(self) -> None:
+        self._epoll = select.epoll()
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._generation = self._config.network.look()
+        self._new_multi()
+
+    def _new_multi(self) -> None:
+        self._due_at = None
+        multi = self._multi = pycurl.CurlMulti()
+        multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
+        multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
+        kept = self._config.idle
+        multi.setopt(pycurl.M_MAXCONNECTS, self._config.connections if kept is None else kept)
+        multi.setopt(pycurl.M_PIPELINING, 0)
+
+    def _send_waiting(self) -> None:
+        if not (self._urgent or self._patient):
+            return
+        if self._config.network.look() != self._generation:
+            self._drop_connections()
+        added = False
+        while self._may_send():
+            try:
+                request, done = self._urgent.popleft() if self._urgent else self._patient.popleft()
+            except IndexError:
+                break
+            exchange = self._idle.pop() if self._idle else _Exchange(self._config, self._ca_bundle)
+            try:
+                exchange.prepare(request, done, self._clock())
+            except errors.RequestError as error:
+                done(error)
+                continue
+            self._add(exchange)
+            added = True
+        if added:
+            self._act(pycurl.SOCKET_TIMEOUT, 0)
+            self._take_finished()
+
+    def _may_send(self) -> bool:
+        """Whether something waits that there is a connection for; an eighth is kept for urgent ones."""
+        most = self._config.connections
+        under_way = len(self._under_way)
+        return bool((self._urgent and under_way < most) or (self._patient and under_way < most - most // 8))
+
+    def _add(self, exchange: _Exchange) -> None:
+        self._sent += 1
+        self._under_way[exchange.curl] = exchange
+        with FORK_GATE:
+            self._multi.add_handle(exchange.curl)
+
+    def _wait(self) -> list[tuple[int, int]]:
+        timeout_s = -1.0 if not self._under_way else _LOOK_EVERY_S
+        if self._due_at is not None:
+            left_s = max(0.0, self._due_at - self._clock())
+            timeout_s = left_s if timeout_s < 0 else min(timeout_s, left_s)
+        self._sleeps = True
+        if self._closed or self._may_send():
+            timeout_s = 0.0
+        try:
+            return self._epoll.poll(timeout_s, _EVENTS)
+        finally:
+            self._sleeps = False
+
+    def _read(self, events: list[tuple[int, int]]) -> None:
+        for descriptor, event in events:
+            if descriptor == self._wake:
+                try:
+                    os.eventfd_read(self._wake)
+                except BlockingIOError:
+                    pass
+                continue
+            readiness = 0
+            if event & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+                readiness |= pycurl.CSELECT_IN
+            if event & select.EPOLLOUT:
+                readiness |= pycurl.CSELECT_OUT
+            self._act(descriptor, readiness)
+        if self._due_at is not None and self._clock() >= self._due_at:
+            self._due_at = None
+            self._act(pycurl.SOCKET_TIMEOUT, 0)
+        self._take_finished()
+
+    def _act(self, descriptor: int, readiness: int) -> None:
+        with FORK_GATE:
+            self._multi.socket_action(descriptor, readiness)
+
+    def _take_finished(self) -> None:
+        left = len(self._under_way)
+        while left:
+            left, finished, failed = self._multi.info_read()
+            for curl in finished:
+                self._finish(curl, None)
+            for curl, code, text in failed:
+                self._finish(curl, (code, text))
+
+    def _finish(self, curl: pycurl.Curl, failure: tuple[int, str] | None) -> None:
+        exchange = self._under_way.pop(curl)
+        with FORK_GATE:
+            self._multi.remove_handle(curl)
+        outcome = exchange.outcome(failure)
+        if isinstance(outcome, Response):
+            self._note_answer(exchange, outcome.status)
+        twin, done = exchange.twin, exchange.done
+        exchange.clear()
+        self._idle.append(exchange)
+        if twin is not None:
+            twin.twin = None
+            if not isinstance(outcome, Response):
+                return  # the other one may still be answered
+            self._drop(twin)
+        assert done is not None
+        done(outcome)
+
+    def _note_answer(self, exchange: _Exchange, status: int) -> None:
+        now = self._clock()
+        self._config.network.note_answer(exchange.host, now - exchange.since)
+        took_s = self._took_s.get(exchange.host)
+        if took_s is None:
+            took_s = self._took_s[exchange.host] = deque(maxlen=_REMEMBERED)
+        took_s.append(now - exchange.since)
+        if status == 429 or status >= 500:
+            self._trouble_until = now + _TROUBLE_S
+
+    def _drop(self, exchange: _Exchange) -> None:
+        """End a GET; its connection is closed."""
+        del self._under_way[exchange.curl]
+        with FORK_GATE:
+            self._multi.remove_handle(exchange.curl)
+            exchange.curl.close()
+
+    def _look(self) -> None:
+        """Send again what takes long, and give up what has been silent for too long."""
+        now = self._clock()
+        if now - self._looked_at < _LOOK_EVERY_S:
+            return
+        self._looked_at = now
+        ways = self._config.network
+        silent = sent = False
+        for exchange in list(self._under_way.values()):
+            if exchange.curl not in self._under_way:
+                continue  # it went with its twin
+            error = exchange.late(now, ways)
+            if error is not None:
+                silent = True
+                self._drop(exchange)
+                if exchange.twin is not None:
+                    exchange.twin.twin = None
+                    continue
+                assert exchange.done is not None
+                exchange.done(error)
+            elif exchange.twin is None and self._is_slow(exchange, now):
+                self._send_again(exchange, now)
+                sent = True
+        if silent and ways.look() != self._generation:
+            self._drop_connections()
+        elif sent:
+            self._act(pycurl.SOCKET_TIMEOUT, 0)
+
+    def _is_slow(self, exchange: _Exchange, now: float) -> bool:
+        """Whether a GET is to be sent a second time."""
+        waited_s = now - exchange.since
+        if waited_s < _SLOW_S or exchange.is_coming or now < self._trouble_until:
+            return False
+        if self._sent_twice > self._sent * _SECOND_SHARE + _SECOND_BURST:
+            return False
+        took_s = sorted(self._took_s.get(exchange.host, ()))
+        # of few answers nothing is known of how long they take
+        return len(took_s) >= 16 and waited_s > _SLOW_FACTOR * took_s[len(took_s) * 98 // 100]
+
+    def _send_again(self, exchange: _Exchange, now: float) -> None:
+        twin = self._idle.pop() if self._idle else _Exchange(self._config, self._ca_bundle)
+        assert exchange.done is not None
+        twin.prepare(replace(exchange.request, fresh=True), exchange.done, now)
+        twin.twin, exchange.twin = exchange, twin
+        self._sent_twice += 1
+        self._add(twin)
+
+    def _drop_connections(self) -> None:
+        self._generation = self._config.network.generation
+        self._end(lambda: errors.Unreachable("the network changed", request_sent=True))
+        self._new_multi()
+
+    def _end(self, error: Callable[[], errors.RequestError]) -> None:
+        """Close every connection, and tell those who wait for an answer."""
+        ended, self._under_way = self._under_way, {}
+        with FORK_GATE:
+            for curl in ended:
+                self._multi.remove_handle(curl)
+                curl.close()
+            for idle in self._idle:
+                idle.curl.close()
+            self._multi.close()
+        self._idle.clear()
+        for exchange in ended.values():
+            if exchange.twin is not None:
+                exchange.twin.twin = None  # which tells
+                continue
+            assert exchange.done is not None
+            exchange.done(error())
+
+    def _on_socket(self, what: int, descriptor: int, _multi: Any, _data: Any) -> None:
+        try:
+            if what == pycurl.POLL_REMOVE:
+                self._epoll.unregister(descriptor)
+                return
+            wanted = 0
+            if what in (pycurl.POLL_IN, pycurl.POLL_INOUT):
+                wanted |= select.EPOLLIN
+            if what in (pycurl.POLL_OUT, pycurl.POLL_INOUT):
+                wanted |= select.EPOLLOUT
+            try:
+                self._epoll.modify(descriptor, wanted)
+            except FileNotFoundError:
+                self._epoll.register(descriptor, wanted)
+        except OSError:
+            pass  # libcurl closed it: epoll has dropped it by itself
+
+    def _on_timer(self, milliseconds_left: int) -> None:
+        self._due_at = None if milliseconds_left < 0 else self._clock() + milliseconds_left / 1000
+
+
+class _Exchange:
+    """One handle, used again for one GET after the other; the connections are the loop's."""
+
+    def __init__(self, config: TransportConfig, ca_bundle: str) -> None:
+        self._config = config
+        self.curl = curl = pycurl.Curl()
+        self.done: Done | None = None
+        # the same request once more, on another connection
+        self.twin: _Exchange | None = None
+        self.host = ""
+        self._lines: list[bytes] = []
+        self._chunks: list[bytes] = []
+        # what is set of the last request
+        self._headers: Mapping[str, str] | None = None
+        self._limits: object = None
+        self._refusal: errors.RequestError | None = None
+        self._proxy: str | None = ""
+        setopt = curl.setopt
+        setopt(pycurl.PATH_AS_IS, 1)
+        setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
+        setopt(pycurl.HTTP09_ALLOWED, 0)
+        setopt(pycurl.NOSIGNAL, 1)
+        setopt(pycurl.BUFFERSIZE, BUFFER_BYTES)
+        setopt(pycurl.FOLLOWLOCATION, 0)
+        setopt(pycurl.CAINFO, ca_bundle)
+        setopt(pycurl.PROXY_CAINFO, ca_bundle)
+        setopt(pycurl.MAXLIFETIME_CONN, network.LIFETIME_S)
+        # an empty value keeps libcurl from reading the environment
+        setopt(pycurl.PROXY, "")
+        setopt(pycurl.NOPROXY, "")
+        # the methods of lists: no Python of ours runs while an answer comes in
+        setopt(pycurl.HEADERFUNCTION, self._lines.append)
+        setopt(pycurl.WRITEFUNCTION, self._chunks.append)
+        setopt(pycurl.SOCKOPTFUNCTION, _guard)
+        if config.guard is not None:
+            setopt(pycurl.OPENSOCKETFUNCTION, self._opens)
+
+    def prepare(self, request: Request, done: Done, now: float) -> None:
+        url = wire_url(request.url)
+        proxy = self._config.proxies.for_url(url)
+        setopt = self.curl.setopt
+        setopt(pycurl.URL, url)
+        # libcurl normalises the path of the URL (%2b becomes %2B), which breaks signatures
+        setopt(pycurl.REQUEST_TARGET, wire_target(url, proxy))
+        if proxy != self._proxy:
+            setopt(pycurl.PROXY, proxy or "")
+            self._proxy = proxy
+        if request.headers != self._headers:
+            headers = wire_headers(request, self._config.user_agent)
+            setopt(pycurl.HTTPHEADER, [f"{name}: {value}" for name, value in headers.items()])
+            self._headers = request.headers
+        limits = request.fresh, request.timeouts, request.max_body_bytes
+        if limits != self._limits:
+            self._limits = limits
+            setopt(pycurl.FRESH_CONNECT, int(request.fresh))
+            setopt(pycurl.CONNECTTIMEOUT_MS, milliseconds(request.timeouts.connect_s))
+            setopt(pycurl.TIMEOUT_MS, milliseconds(request.timeouts.total_s))
+            setopt(pycurl.MAXFILESIZE_LARGE, request.max_body_bytes)
+        self.host = urlsplit(url).hostname or ""
+        guard = self._config.guard
+        if guard is not None and proxy and not guard.allows_host(self.host):
+            raise refused_address(self.host, self.host)
+        self.done = done
+        self.request = request
+        self.since = self._moved_at = now
+        self._seen = 0
+
+    def clear(self) -> None:
+        """Let go of the answer."""
+        self._lines.clear()
+        self._chunks.clear()
+        self.done = self.twin = self._refusal = None
+
+    @property
+    def is_coming(self) -> bool:
+        """Whether the answer has begun."""
+        return bool(self._lines)
+
+    def late(self, now: float, ways: network.Network) -> errors.RequestError | None:
+        """Return why this GET is to be given up, None while it may go on."""
+        seen = len(self._lines) + len(self._chunks)
+        if seen != self._seen:
+            self._seen, self._moved_at = seen, now
+        silent_s = now - self._moved_at
+        if silent_s <= ways.silence_s(self.host):
+            return None
+        return errors.TimedOut(f"no byte for {silent_s:.1f} s from {self.host}", request_sent=True)
+
+    def outcome(self, failure: tuple[int, str] | None) -> Response | errors.RequestError:
+        """The answer, or why there is none."""
+        if self._refusal is not None:
+            return self._refusal
+        if failure is not None:
+            kind = FAILURES.get(failure[0], errors.Unreachable)
+            return kind(f"GET from {self.host}: libcurl error {failure[0]}", request_sent=True)
+        status, headers = _parsed(self._lines)
+        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        if len(body) > self.request.max_body_bytes:
+            return errors.TooLarge(f"over {self.request.max_body_bytes} bytes from {self.host}")
+        if whole_number(headers.get("content-length", str(len(body)))) != len(body):
+            return errors.ShortBody(f"{len(body)} bytes came from {self.host}")
+        return Response(status, headers, body)
+
+    def _opens(self, _purpose: int, address: Any) -> Any:
+        family, kind, protocol, (text, *_) = address
+        guard = self._config.guard
+        assert guard is not None
+        # behind a proxy the address is the proxy's
+        if self._proxy or guard.is_api(self.host) or guard.allows(str(text)):
+            return socket.socket(family, kind, protocol)
+        self._refusal = refused_address(self.host, str(text))
+        return pycurl.SOCKET_BAD
+
+
+def _guard(descriptor: int, _purpose: int) -> int:
+    network.guard(descriptor)
+    return int(pycurl.SOCKOPT_OK)
+
+
+def _parsed(lines: list[bytes]) -> tuple[int, dict[str, str]]:
+    """The status and the headers, with lower-case names, of the last answer that begins in these lines."""
+    status = 0
+    headers: dict[str, str] = {}
+    for line in lines:
+        if line[:5] == b"HTTP/":
+            status, headers = int(line.split(None, 2)[1]), {}
+            continue
+        name, colon, value = line.decode("latin-1").partition(":")
+        if colon:
+            name, value = name.strip().lower(), value.strip()
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return status, headers
