@@ -26,7 +26,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "min": 60, "s": 1, "": 1}
 _FOREVER = ("infinite", "indefinite", "inf", "never")
 # a thread each; more only wait for one another
-MAX_JOBS = 1_024
+MAX_JOBS = 1024
 # blocks of less would be evicted while the files they belong to are read
 LEAST_CACHE_BYTES = 64 << 20
 # what tests set to fill a cache quickly
@@ -244,7 +244,7 @@ SETTINGS: tuple[Setting, ...] = (
         str,
         choices=("url", "redirect"),
     ),
-    Setting("jobs", "256", "Downloads at once, at most.", parse_jobs),
+    Setting("jobs", "256", f"Downloads at once, at most {MAX_JOBS}.", parse_jobs),
     Setting(
         "read_ahead",
         "epochs",
