@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, TypedDict, Unpack
+from typing import Any, BinaryIO, Literal, TypedDict, Unpack
 
 from lightlyfs.asking import session
 from lightlyfs.control import Channel, ask, dial
@@ -32,7 +32,10 @@ log = logging.getLogger(__name__)
 # called with the bytes that are there, and with those of all
 Progress = Callable[[int, int], object]
 
+CacheWork = Literal["check", "evict", "verify", "pin", "unpin"]
 _SHOWN_FAILURES = 10
+# what others displace between its fetch and its pin is fetched once more
+_PIN_ROUNDS = 5
 
 
 class MountSettings(TypedDict, total=False):
@@ -46,6 +49,8 @@ class MountSettings(TypedDict, total=False):
     no_cache: bool
     read_mode: str
     jobs: int
+    read_ahead: str
+    read_ahead_limit: int | str
     page_size: int
     read_only: bool
     tag: str
@@ -140,6 +145,31 @@ class Mounted:
         if failed:
             lines = [f"{path}: {reason}" for path, reason in failed[:_SHOWN_FAILURES]]
             raise StartError("\n".join([f"{counted(len(failed), 'file')} not in the cache", *lines]))
+
+    def cached(
+        self, *names: str | os.PathLike[str], tag: str | None = None, do: CacheWork = "check"
+    ) -> dict[str, int]:
+        """Count what is cached of files and directories (none: everything), and do something to it.
+
+        "evict" deletes it, "verify" compares it with its checksums, "pin" keeps what is cached whatever the
+        budget, "unpin" no longer. Returns `files`, `bytes`, `cached_files`, `cached_bytes`,
+        `done_files` and `pinned_files`.
+        """
+        within = [self._within(name) for name in names or ("",)]
+        answers = session(self.path, {"command": "cache", "do": do, "tag": tag}, within)
+        found = next(answer for answer in answers if "files" in answer)
+        answers.close()
+        return {name: count for name, count in found.items() if name != "ok"}
+
+    def pin(self, *names: str | os.PathLike[str], tag: str | None = None) -> None:
+        """Fetch files and directories, and keep them whatever the budget; StartError where that cannot be."""
+        for _ in range(_PIN_ROUNDS):
+            self.warm(*names, tag=tag)
+            self.cached(*names, tag=tag, do="pin")
+            found = self.cached(*names, tag=tag)
+            if found["pinned_files"] == found["files"]:
+                return
+        raise StartError("other files displace them again and again; see cache_size")
 
     def unmount(self) -> None:
         """End the mount; StartError where a program still uses it, or something is not on the server yet."""

@@ -20,7 +20,7 @@ from lightlyfs.settings import BY_NAME
 VARIABLE = "LIGHTLYFS_PROFILE"
 _BUILT_IN: Mapping[str, Mapping[str, object]] = {
     # names that do not move, and no picture that nobody looks at
-    "train": {"read_only": True, "metadata_ttl": "1h", "thumbnails": "off", "jobs": 64},
+    "train": {"read_only": True, "metadata_ttl": "1h", "thumbnails": "off"},
     "browse": {"read_only": True, "metadata_ttl": "5m", "thumbnails": "prefill"},
 }
 

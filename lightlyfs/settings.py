@@ -114,13 +114,23 @@ def parse_seconds(text: str) -> float:
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 
-def parse_bytes(text: str) -> int | Share:
-    """A size such as 512M, 20G or 1.5T (units of 1,024), or a share such as 50%."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[KMGT]?(?:IB|B)?)", text.strip().upper())
-    if match is None or (match[2] == "%" and not 0 < float(match[1]) <= 100):
-        raise ValueError("expected a size such as 512M, 20G or 50%")
-    number, unit = float(match[1]), match[2]
-    return Share(number / 100) if unit == "%" else int(number * _UNITS[unit[:1].strip("B")])
+def parse_bytes(text: str) -> int:
+    """A size such as 512M, 20G or 1.5T (units of 1,024)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:IB|B)?", text.strip().upper())
+    if match is None:
+        raise ValueError("expected a size such as 512M or 20G")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def parse_part(text: str) -> int | Share:
+    """A size, or a share of the disk such as 50%."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
+    if match is not None and 0 < float(match[1]) <= 100:
+        return Share(float(match[1]) / 100)
+    try:
+        return parse_bytes(text)
+    except ValueError:
+        raise ValueError("expected a size such as 512M, 20G or 50%") from None
 
 
 class Share(float):
@@ -224,7 +234,7 @@ SETTINGS: tuple[Setting, ...] = (
         "cache_size",
         None,
         "Most bytes of cached blocks, as 20G or 50% [20G, or half of the free disk].",
-        parse_bytes,
+        parse_part,
     ),
     Setting("no_cache", "off", "Keep nothing on disk after the mount ends.", parse_switch),
     Setting(

@@ -25,7 +25,7 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from lightlyfs import database
@@ -237,6 +237,14 @@ class BlockCache:
     def drop(self, content: ContentId) -> None:
         """Forget a content; readers that have it open keep their bytes."""
         self._remove(content.key())
+
+    def pinned(self) -> set[str]:
+        """Return the keys of the contents that no budget evicts."""
+        return self._index.pinned()
+
+    def set_pinned(self, keys: Collection[str], *, pinned: bool) -> None:
+        """Keep contents whatever the budget, or no longer; raises sqlite3.Error where the disk fails."""
+        self._index.set_pinned(keys, pinned=pinned)
 
     # other processes
 

@@ -22,6 +22,7 @@ CREATE TABLE IF NOT EXISTS block (
     PRIMARY KEY (key, block)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS content (key TEXT PRIMARY KEY, used INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS content_by_use ON content (used);
+CREATE TABLE IF NOT EXISTS pin (key TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS total (bytes INTEGER NOT NULL);
 INSERT INTO total SELECT coalesce(sum(bytes), 0) FROM block WHERE NOT EXISTS (SELECT 1 FROM total);
 CREATE TRIGGER IF NOT EXISTS block_added AFTER INSERT ON block
@@ -217,10 +218,11 @@ class BlockIndex:
             self._write_if_nobody_does()
 
     def oldest(self, but: Collection[str]) -> list[str]:
-        """Some of the contents that were not used for longest, without those in `but`; none if no other."""
+        """Some of the contents that were not used for longest, without pinned ones and those in `but`."""
         with self._write_lock:
             self._write_locked()
-            rows = self._db.execute("SELECT key FROM content ORDER BY used LIMIT ?", (len(but) + 100,))
+            query = "SELECT key FROM content WHERE key NOT IN (SELECT key FROM pin) ORDER BY used LIMIT ?"
+            rows = self._db.execute(query, (len(but) + 100,))
             return [key for (key,) in rows if key not in but]
 
     def remove(self, key: str) -> None:
@@ -231,7 +233,19 @@ class BlockIndex:
             with self._transaction_locked():
                 self._db.execute("DELETE FROM block WHERE key = ?", (key,))
                 self._db.execute("DELETE FROM content WHERE key = ?", (key,))
+                self._db.execute("DELETE FROM pin WHERE key = ?", (key,))
             self._written_bytes = self._total_locked()
+
+    def pinned(self) -> set[str]:
+        """Return the contents that are kept whatever the budget, as of the last write of any process."""
+        with self._write_lock:
+            return {key for (key,) in self._db.execute("SELECT key FROM pin")}
+
+    def set_pinned(self, keys: Collection[str], *, pinned: bool) -> None:
+        """Keep contents whatever the budget, or no longer."""
+        query = "INSERT OR IGNORE INTO pin VALUES (?)" if pinned else "DELETE FROM pin WHERE key = ?"
+        with self._write_lock, self._transaction_locked():
+            self._db.executemany(query, [(key,) for key in keys])
 
     def _moved_locked(self) -> bool:
         """Whether something was written since contents were found to be absent; if so they are forgotten."""
@@ -308,6 +322,7 @@ class BlockIndex:
                 db.execute(f"PRAGMA user_version = {users if alone else others + users}")
             (is_old,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if not alone and is_old:
+                db.execute("CREATE TABLE IF NOT EXISTS pin (key TEXT PRIMARY KEY) WITHOUT ROWID")
                 return db, True
             if others and alone and db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 raise database.Damaged("the index is damaged")

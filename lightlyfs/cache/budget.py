@@ -112,11 +112,13 @@ class Room:
         if not self.is_over:
             return
         target = self.limit * 9 // 10
+        pinned = self._index.pinned()
+        in_use = [key for key in in_use if key not in pinned]
         skip = {*in_use, keep}
         while self._index.bytes > target and (oldest := self._index.oldest(skip)):
             skip.update(self._delete_some(oldest, target))
         self._delete_some([key for key in in_use if key != keep], target)
-        if self.is_over:
+        if self.is_over and keep not in pinned:
             self._remove(keep)  # one content larger than the limit starts over
 
     def _delete_some(self, keys: list[str], target: int) -> list[str]:

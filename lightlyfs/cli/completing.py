@@ -13,10 +13,12 @@ from lightlyfs.mountinfo import our_mounts
 def datasets(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """The names that were used on this machine with the token that is set."""
     from lightlyfs.app.resolving import known_names
+    from lightlyfs.profiles import beneath
     from lightlyfs.settings import read_secrets, resolve
 
     try:
-        known = known_names(resolve({}, os.environ), read_secrets(os.environ, None))
+        settings = resolve(beneath({}, None, os.environ), os.environ)
+        known = known_names(settings, read_secrets(os.environ, settings.token_file))
     except Exception:
         return []  # a shell that completes shows no errors
     return [CompletionItem(name) for name in known if name.startswith(begun)]

@@ -28,6 +28,8 @@ from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.wording import counted
 
 _CHUNK_BYTES = 4 << 20
+# files at once; the parts beneath fetch ahead and bound what they ask for by themselves
+_MAX_THREADS = 32
 _READING = ("server", "token_file", "ca_certs", "allow_private_storage", "cache_dir", "no_cache", "tag")
 
 
@@ -248,7 +250,7 @@ def _copy_all(
 @contextmanager
 def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     """Threads; what waits is dropped at an interrupt."""
-    pool = ThreadPoolExecutor(threads)
+    pool = ThreadPoolExecutor(min(threads, _MAX_THREADS))
     try:
         yield pool
     except BaseException:

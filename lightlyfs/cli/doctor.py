@@ -6,12 +6,14 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
 from lightlyfs import app, places
 from lightlyfs.api.certificates import trust_of
 from lightlyfs.app.resolving import cause_of
+from lightlyfs.cli.options import CONNECTION, merge, setting_options
 from lightlyfs.errors import LightlyFsError, NotFound, Retryable, Unauthorized
 from lightlyfs.kernel import binding
 from lightlyfs.settings import read_secrets, resolve
@@ -20,16 +22,19 @@ from lightlyfs.wording import counted
 
 @click.command()
 @click.pass_context
-def doctor(context: click.Context) -> None:
+@setting_options(*CONNECTION)
+def doctor(context: click.Context, /, **flags: str | None) -> None:
     """Check this machine, the token and the network; exit 1 if something is missing."""
-    settings = resolve({}, os.environ)
+    settings = resolve(merge(flags, {}), os.environ)
 
     def api() -> str:
-        client = app.connect(settings, read_secrets(os.environ, None), os.environ).client
+        client = app.connect(settings, read_secrets(os.environ, settings.token_file), os.environ).client
         try:
             count = len(client.list_datasets(policy=app.quick_policy()))
         except Unauthorized:
-            raise NotFound(f"{settings.server} does not accept the token; check LIGHTLY_TOKEN") from None
+            raise NotFound(
+                f"{settings.server} does not accept the token; check LIGHTLY_TOKEN (or --token-file)"
+            ) from None
         except Retryable as error:
             cause = cause_of(error)
             raise NotFound(
@@ -44,7 +49,7 @@ def doctor(context: click.Context) -> None:
         ("fusermount", _helper),
         ("cache", lambda: places.elsewhere(None) or str(places.cache_root(None))),
         ("CAs", lambda: trust_of(os.environ, settings.ca_certs).origin),
-        ("token", lambda: _token()),
+        ("token", lambda: _token(settings.token_file)),
         ("API", api),
     ]
     failed = [name for name, check in checks if not _report(name, check)]
@@ -72,6 +77,6 @@ def _helper() -> str:
     return found or "not needed by root"
 
 
-def _token() -> str:
-    read_secrets(os.environ, None)
-    return "set"
+def _token(file: Path | None) -> str:
+    read_secrets(os.environ, file)
+    return "set" if file is None else f"in {file}"

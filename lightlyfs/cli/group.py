@@ -30,6 +30,7 @@ _COMMANDS = {
     "cat": "copying:cat",
     "cp": "copying:cp",
     "warm": "warm:warm",
+    "cache": "cache:cache",
     "refresh": "commands:refresh",
     "mounts": "mounts:mounts",
     "log": "mounts:log",

@@ -30,6 +30,7 @@ def help_topic(context: click.Context, topic: str | None) -> None:
     assert isinstance(program, click.Group)
     if topic is None:
         click.echo(program.get_help(context.find_root()))
+        click.echo(f"\nTopics of `lightlyfs help`: {', '.join((*TOPICS, 'man'))}")
     elif topic == "man":
         click.echo(man_page(program), nl=False)
     else:

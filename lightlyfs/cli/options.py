@@ -32,7 +32,7 @@ _ALIASES = {"ro": "read_only"}
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Connection", ("server", "token_file", "ca_certs", "allow_private_storage", "read_mode", "fuse")),
     ("What is shown", ("tag", "thumbnails", "metadata_ttl", "no_wait", "index", "page_size")),
-    ("Cache", ("cache_dir", "cache_size", "no_cache", "jobs")),
+    ("Cache", ("cache_dir", "cache_size", "no_cache", "jobs", "read_ahead", "read_ahead_limit")),
     ("Writing", ("read_only", "upload", "allow_overwrite", "write_back", "sole_writer", "s3_sse_kms_key")),
     ("Permissions", ("uid", "gid", "umask", "allow_other")),
     ("Log and metrics", ("log_file", "log_level", "log_format", "metrics_port")),
@@ -120,6 +120,8 @@ def split_source(text: str) -> tuple[str, str]:
 
     It may be `DATASET/PATH`, either after `lightly:` or `lightly://`, or an address of the web application.
     """
+    if not _is_utf8(text):
+        raise SettingsError(f"{text} names no dataset, for it is not UTF-8")
     if text.startswith(("http://", "https://")):
         found = _ID.search(text)
         if found is None:
@@ -129,6 +131,14 @@ def split_source(text: str) -> tuple[str, str]:
         text = text.removeprefix(prefix)
     dataset, _, inside = text.partition("/")
     return dataset, inside.strip("/")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False  # the bytes of an argument that are none come as surrogates
+    return True
 
 
 def split_fstab_options(texts: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...]]:

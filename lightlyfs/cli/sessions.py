@@ -1,17 +1,21 @@
-"""What a mount does for those who stay on the line: `warm`, and the opens of `open_cached`."""
+"""What a mount does for those who stay on the line: `warm`, `cache`, and the opens of `open_cached`."""
 
 from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from queue import Empty, Full, Queue
 from typing import Any
 
 from lightlyfs.app import Dataset
+from lightlyfs.blocks import ContentId
+from lightlyfs.cli.output import size_text
 from lightlyfs.control import Channel, Session, failure
-from lightlyfs.errors import LightlyFsError, errno_of
+from lightlyfs.errors import LightlyFsError, StartError, errno_of
 from lightlyfs.fs.cached_files import CachedFiles
 from lightlyfs.fs.warming import Failure, Warming
 
@@ -20,6 +24,9 @@ log = logging.getLogger(__name__)
 # how often a warming tells how far it is; a bar looks steady then
 _TELL_EVERY_S = 0.2
 _FAILURES_AT_ONCE = 100
+_TELL_CACHE_S = 5.0
+# of the cache; the rest is for what is read beside the pinned files
+_PINNED_SHARE = 0.75
 # a program whose order is not needed yet hears of us so often
 _SIGN_OF_LIFE_S = 2.0
 
@@ -48,10 +55,62 @@ def sessions_of(parts: Dataset) -> Mapping[str, Session]:
         else:
             channel.send({"ok": True, "refused": parts.uploads.send(names)})
 
+    def cache(message: Mapping[str, Any], channel: Channel) -> None:
+        warming = parts.warming(_names(channel), 1, message["tag"])
+        try:
+            channel.send({"ok": True, **_of_cache(parts, warming, str(message["do"]), channel)})
+        except sqlite3.Error as error:
+            raise StartError(f"the index of the cache cannot be written: {error}") from error
+
     def ahead(_: Mapping[str, Any], channel: Channel) -> None:
         _fetch_ahead(parts, channel)
 
-    return {"warm": warm, "open_cached": open_cached, "send": send, "ahead": ahead}
+    return {"warm": warm, "open_cached": open_cached, "send": send, "ahead": ahead, "cache": cache}
+
+
+def _of_cache(parts: Dataset, warming: Warming, do: str, channel: Channel) -> dict[str, int]:
+    """Do something to what is cached of some files: check, evict, verify, pin or unpin; the counts."""
+    counts = dict.fromkeys(("files", "bytes", "cached_files", "cached_bytes", "done_files"), 0)
+    contents: list[ContentId] = []
+    told = time.monotonic()
+    for size, content in warming.each():
+        counts["files"] += 1
+        counts["bytes"] += size
+        if content is not None:
+            counts["cached_bytes"] += size
+            contents.append(content)
+            if do == "verify":
+                counts["done_files"] += _is_proven(parts, content)
+            elif do == "evict":
+                parts.cache.drop(content)
+        if time.monotonic() - told > _TELL_CACHE_S:
+            told = time.monotonic()
+            channel.send({"ok": True, "progress": len(contents)})  # or the other end gives up
+    counts["cached_files"] = len(contents)
+    if do != "verify":
+        counts["done_files"] = len(contents)
+    _pin(parts, do, contents)
+    pinned = parts.cache.pinned()
+    counts["pinned_files"] = sum(content.key() in pinned for content in contents)
+    return counts
+
+
+def _is_proven(parts: Dataset, content: ContentId) -> bool:
+    if parts.cache.proven_file(content) is not None:
+        return True
+    parts.cache.drop(content)
+    return False
+
+
+def _pin(parts: Dataset, do: str, contents: list[ContentId]) -> None:
+    if do not in ("pin", "unpin"):
+        return
+    size = sum(content.size for content in contents)
+    if do == "pin" and size > parts.cache.room.limit * _PINNED_SHARE:
+        raise StartError(
+            f"{size_text(size)} would fill the cache of {size_text(parts.cache.room.limit)}; see --cache-size"
+        )
+    parts.cache.set_pinned([content.key() for content in contents], pinned=do == "pin")
 
 
 def _fetch_ahead(parts: Dataset, channel: Channel) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import click
 
@@ -39,7 +39,16 @@ _SHOWN_FAILURES = 1_000
     help="Names of files, one a line, in the order to fetch; - is stdin.",
 )
 @click.option("--tag", help="Fetch only the samples of this tag.")
-def warm(paths: tuple[Path, ...], jobs: int | None, files: BinaryIO | None, tag: str | None) -> None:
+@click.option("--check", is_flag=True, help="Fetch nothing; exit 1 where something is missing.")
+@click.option("--evict", is_flag=True, help="Delete them from the cache instead.")
+def warm(
+    paths: tuple[Path, ...],
+    jobs: int | None,
+    files: BinaryIO | None,
+    tag: str | None,
+    check: bool,
+    evict: bool,
+) -> None:
     """Fetch PATHS, files or directories of a mount, into its cache.
 
     What is cached already is skipped, so that it may be interrupted and run again.
@@ -47,13 +56,44 @@ def warm(paths: tuple[Path, ...], jobs: int | None, files: BinaryIO | None, tag:
     if not paths and files is None:
         raise click.UsageError("name files or directories of a mount, or a list of them with --files")
     listed = [] if files is None else listed_names(files.read())
-    found = [within_mount(name) for name in [*listed, *map(str, paths)]]
+    names = [*listed, *map(str, paths)]
+    if check:
+        rows = of_cache("check", names, tag)
+        missing = sum(row["files"] - row["cached_files"] for row in rows)
+        click.echo(
+            f"{counted(sum(row['files'] for row in rows), 'file')}, {missing:,} of them not in the cache"
+        )
+        raise SystemExit(1 if missing else 0)
+    if evict:
+        done = sum(row["done_files"] for row in of_cache("evict", names, tag))
+        click.echo(f"{counted(done, 'file')} deleted from the cache")
+        return
+    fetch(names, jobs, tag)
+
+
+def fetch(names: Iterable[str], jobs: int | None, tag: str | None) -> None:
+    """Fetch files and directories of mounts into the caches of these; StartError where some are not there."""
+    found = [within_mount(name) for name in names]
     failed = sum(
         _Run(mountpoint).warm([name for _, name in names], jobs, tag)
         for mountpoint, names in groupby(found, key=lambda within: within[0])
     )
     if failed:
         raise StartError(f"{counted(failed, 'file is', 'files are')} not in the cache")
+
+
+def of_cache(do: str, names: Iterable[str], tag: str | None) -> list[dict[str, Any]]:
+    """Ask the mounts of these names to do something to what they cache; the counts of each mount."""
+    rows = []
+    found = [within_mount(name) for name in names]
+    for mountpoint, pairs in groupby(found, key=lambda pair: pair[0]):
+        within = [name for _, name in pairs]
+        need_answer(mountpoint)
+        answers = session(mountpoint, {"command": "cache", "do": do, "tag": tag}, within)
+        row = next(answer for answer in answers if "files" in answer)
+        answers.close()
+        rows.append({"path": str(mountpoint / within[0] if len(within) == 1 else mountpoint), **row})
+    return rows
 
 
 def listed_names(data: bytes) -> list[str]:

@@ -112,17 +112,20 @@ class Warming:
     def plan(self) -> Plan:
         """Look up everything; fetches nothing."""
         files = total = cached_files = cached_bytes = 0
-        for _, entry in self._found():
-            self._check()
-            if isinstance(entry, LightlyFsError):
-                continue
-            size = entry.published_size or 0
+        for size, content in self.each():
             files += 1
             total += size
-            if self._cached(entry) is not None:
+            if content is not None:
                 cached_files += 1
                 cached_bytes += size
         return Plan(files, total, cached_files, cached_bytes, self._parts.cache.room.limit)
+
+    def each(self) -> Iterator[tuple[int, ContentId | None]]:
+        """Look up every file that is meant: its size, and its content where the cache has all of it."""
+        for _, entry in self._found():
+            self._check()
+            if isinstance(entry, SampleEntry):
+                yield entry.published_size or 0, self._cached(entry)
 
     def start(self) -> None:
         """Begin to fetch."""

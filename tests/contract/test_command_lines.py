@@ -30,7 +30,7 @@ WRONG = [
     ("mount my-dataset /mnt -o token=abc", 2, "set LIGHTLY_TOKEN to it, or name a file"),
     ("mount my-dataset /mnt --readonly", 2, "no such option --readonly; did you mean --read-only"),
     ("mount my-dataset /mnt -o read_onyl", 2, "-o read_onyl: no such option; did you mean read_only?"),
-    ("mount my-dataset /mnt --jobs 100000", 2, "expected a whole number from 1 to 256"),
+    ("mount my-dataset /mnt --jobs 100000", 2, "expected a whole number from 1 to 1024"),
     ("mount my-dataset /mnt --cache-size 1M", 2, "--cache-size is '1M'; expected 64M or more"),
     ("mount my-dataset /mnt --cache-size lots", 2, "expected a size such as 512M, 20G or 50%"),
     ("mount my-dataset /mnt --metadata-ttl soon", 2, "expected a time such as 90, 5m, 1h30m or infinite"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from trees import need_fuse
 
 from lightlyfs.errors import StartError
 from lightlyfs.kernel import binding
@@ -75,8 +77,31 @@ def test_a_missing_binding_is_named_with_the_command_that_installs_it(
 
 def test_libfuse_3_needs_no_fusepy() -> None:
     """Where only wheels may be installed there is none of fusepy."""
-    code = (
-        "import sys; sys.modules['fuse'] = None\n"
-        "import lightlyfs.cli.serving, lightlyfs.kernel.fuse3, lightlyfs.cli.mount\n"
-    )
+    code = "import sys; sys.modules['fuse'] = None\nimport lightlyfs.cli.serving, lightlyfs.cli.mount\n"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.fuse
+def test_what_is_in_the_wheel_works_by_itself(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """The demo needs no test equipment; what does says where that is."""
+    need_fuse("3")
+    wheel.extractall(tmp_path / "site")
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path / "site"),
+        "HOME": str(tmp_path),
+        "TMPDIR": str(tmp_path),
+    }
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "lightlyfs", *words]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=90, check=False
+        )
+
+    shown = run("demo")
+    assert shown.returncode == 0, shown.stderr
+    assert str(tmp_path) in shown.stdout
+    assert run("help", "troubleshooting").stdout.startswith("# Troubleshooting\n")
+    refused = run("serve", "--fake", "3")
+    assert (refused.returncode, "from a clone of the repository" in refused.stderr) == (1, True)

@@ -6,10 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from trees import environment
 
 from lightlyfs.settings import SETTINGS
+from lightlyfs.testing import LocalServer
 
 
 def lightlyfs(*words: str, **environ: str) -> str:
@@ -63,7 +66,7 @@ def test_a_completion_is_one_the_shell_takes(shell: str) -> None:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("lightlyfs mo", {"mount"}),
+        ("lightlyfs mo", {"mount", "mounts"}),
         ("lightlyfs mount --read-m", {"--read-mode"}),
         ("lightlyfs mount --read-mode ", {"url", "redirect"}),
         ("lightlyfs uploads ", {"discard", "export", "list", "retry", "send"}),
@@ -77,3 +80,17 @@ def test_bash_is_offered_what_may_come_next(line: str, offered: set[str]) -> Non
     words = line.split(" ")
     answer = lightlyfs(_LIGHTLYFS_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD=str(len(words) - 1))
     assert {entry.partition(",")[2] for entry in answer.splitlines()} == offered
+
+
+def test_names_of_datasets_are_completed_without_a_request(server: LocalServer, tmp_path: Path) -> None:
+    environ = environment(server, tmp_path / "cache")
+    subprocess.run(
+        [sys.executable, "-m", "lightlyfs", "ls", server.dataset_name], env=environ, check=True, timeout=60
+    )
+    line = f"lightlyfs mount {server.dataset_name[:2]}"
+    asked = server.stats.snapshot()["requests"]
+    offered = lightlyfs(
+        _LIGHTLYFS_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD="2", **environ
+    ).splitlines()
+    assert offered == [f"plain,{server.dataset_name}"]
+    assert server.stats.snapshot()["requests"] == asked

@@ -48,7 +48,7 @@ ALLOWED = {
     },
     "cli": {
         *("app", "control", "kernel", "fs", "api", "places", "mountinfo", "settings", "errors"),
-        *("server", "testing", "asking", "profiles", "wording"),
+        *("blocks", "server", "testing", "asking", "profiles", "wording"),
     },
     "server": set(),
     "testing": {"server"},

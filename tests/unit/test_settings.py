@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lightlyfs.cli.options import GROUPS
 from lightlyfs.errors import SettingsError
 from lightlyfs.settings import BY_NAME, DEFAULT_SERVER, SETTINGS, Secrets, exposure_of, read_secrets, resolve
 
@@ -26,6 +27,11 @@ def test_the_text_on_options_lists_every_setting_as_it_is() -> None:
     text = OPTIONS.read_text(encoding="utf-8")
 
     assert [row_of(s.name) for s in SETTINGS if row_of(s.name) not in text] == []
+
+
+def test_each_setting_has_one_heading() -> None:
+    named = [name for _, names in GROUPS for name in names]
+    assert sorted(named) == sorted(BY_NAME)
 
 
 def test_the_defaults_are_resolved() -> None:

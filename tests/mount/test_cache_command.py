@@ -1,0 +1,127 @@
+"""The cache as a thing one can hold: shown, checked, emptied, pinned, while programs read."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from trees import MountedTree, mounted
+
+from lightlyfs.library import Mounted
+from lightlyfs.testing import LocalServer, ServerOptions
+
+pytestmark = pytest.mark.fuse
+
+FILE_BYTES = 14_000
+FILES = {f"{part}/{number}.bin": bytes([number]) * FILE_BYTES for part in "ab" for number in range(20)}
+# of which databases take a quarter
+BUDGET = "600K"
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[LocalServer]:
+    """Forty files in two directories."""
+    (tmp_path / "served").mkdir()
+    with LocalServer(ServerOptions(source=tmp_path / "served", dataset_name="held")) as server:
+        for name, data in FILES.items():
+            server.add_sample(name, data)
+        yield server
+
+
+@pytest.fixture
+def tree(served: LocalServer, tmp_path: Path) -> Iterator[MountedTree]:
+    """A mount whose cache is too small for all of them."""
+    with mounted(served, tmp_path / "tree", "3", "--cache-size", BUDGET, "--read-only") as tree:
+        yield tree
+
+
+def cached(tree: MountedTree, path: str) -> dict[str, int]:
+    (row,) = json.loads(tree.run("cache", "show", "--json", str(tree.mountpoint / path)).stdout)
+    return dict(row)
+
+
+def test_a_pinned_folder_is_never_evicted(tree: MountedTree, served: LocalServer) -> None:
+    told = tree.run("cache", "pin", str(tree.mountpoint / "a"))
+    assert "20 files pinned" in told.stdout
+    for _ in range(3):
+        for number in range(20):
+            assert tree.read(f"b/{number}.bin") == FILES[f"b/{number}.bin"]
+    assert cached(tree, "a")["cached_files"] == 20
+    assert cached(tree, "b")["cached_files"] < 20
+    refused = tree.run("cache", "pin", str(tree.mountpoint), check=False)
+    assert refused.returncode == 1
+    assert cached(tree, "a")["pinned_files"] == 20
+
+    tree.run("cache", "unpin", str(tree.mountpoint / "a"))
+    tree.run("warm", str(tree.mountpoint / "b"), check=False)
+    assert cached(tree, "a")["cached_files"] < 20
+
+
+def test_the_cache_is_right_while_four_processes_read(
+    tree: MountedTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is evicted under readers is fetched again; no reader sees other bytes."""
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "root = Path(sys.argv[1])\n"
+        "for _ in range(15):\n"
+        "    for path in sorted(root.rglob('*.bin')):\n"
+        "        assert path.read_bytes() == bytes([int(path.stem)]) * 14_000, path\n"
+    )
+    readers = [subprocess.Popen([sys.executable, "-c", code, str(tree.mountpoint)]) for _ in range(4)]
+    here = Mounted(tree.mountpoint)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", tree.environ["XDG_RUNTIME_DIR"])
+    rounds = 0
+    try:
+        while any(reader.poll() is None for reader in readers):
+            here.pin("a")
+            assert here.cached("a")["pinned_files"] == 20
+            here.cached("b", do="evict")
+            found = here.cached(do="verify")
+            assert found["done_files"] == found["cached_files"]
+            here.cached("a", do="evict")
+            rounds += 1
+        assert [reader.wait() for reader in readers] == [0] * 4
+        assert rounds > 1
+    finally:
+        for reader in readers:
+            reader.kill()
+            reader.wait()
+
+
+def test_a_damaged_block_is_found_and_fetched_again(tree: MountedTree) -> None:
+    tree.run("warm", str(tree.mountpoint / "a"))
+    directory = Path(
+        json.loads(tree.run("status", str(tree.mountpoint), "--json").stdout)["cache"]["directory"]
+    )
+    block = next(path for path in (directory / "blocks").rglob("*") if path.is_file())
+    block.write_bytes(b"x" * block.stat().st_size)
+    done = tree.run("cache", "verify", str(tree.mountpoint), check=False)
+    assert done.returncode == 1
+    assert "1 damaged file deleted from the cache" in done.stderr
+    for number in range(20):
+        assert tree.read(f"a/{number}.bin") == FILES[f"a/{number}.bin"]
+    assert tree.run("cache", "verify", str(tree.mountpoint)).returncode == 0
+
+
+def test_warm_checks_and_evicts(tree: MountedTree) -> None:
+    folder = str(tree.mountpoint / "a")
+    assert tree.run("warm", "--check", folder, check=False).returncode == 1
+    tree.run("warm", folder)
+    assert tree.run("warm", "--check", folder).stdout == "20 files, 0 of them not in the cache\n"
+    assert tree.run("warm", "--evict", folder).stdout == "20 files deleted from the cache\n"
+    assert cached(tree, "a")["cached_files"] == 0
+
+
+def test_caches_are_shown_and_cleared_where_nobody_uses_them(tree: MountedTree) -> None:
+    tree.run("warm", str(tree.mountpoint / "a"))
+    (row,) = json.loads(tree.run("cache", "show", "--json").stdout)
+    assert "in use, and kept" in tree.run("cache", "clear", "--all").stderr
+    assert (row["files"], row["bytes"]) == (20, 20 * FILE_BYTES)
+    tree.end()
+    assert "280.0 kB deleted" in tree.run("cache", "clear", "--all").stdout
+    assert json.loads(tree.run("cache", "show", "--json").stdout) == []
