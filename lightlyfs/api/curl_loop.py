@@ -10,6 +10,7 @@ Threads: any may call `get`. `done` is called in the loop's thread, so it must n
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import socket
@@ -46,8 +47,12 @@ _LOOK_EVERY_S = 0.2
 _SLOW_S, _SLOW_FACTOR, _REMEMBERED = 0.4, 2.0, 256
 _SECOND_SHARE, _SECOND_BURST = 0.02, 8
 _TROUBLE_S = 5.0
+# sets of headers for which handles are kept: those to the API, and to storage for all and for the head
+_MAX_KINDS = 8
 # answers that are read in one round, before requests that wait are sent
 _EVENTS = 64
+
+log = logging.getLogger(__name__)
 
 Done = Callable[[Response | errors.RequestError], None]
 
@@ -73,7 +78,8 @@ class CurlLoop:
         self._sleeps = False
         # used by the loop alone
         self._under_way: dict[pycurl.Curl, _Exchange] = {}
-        self._idle: list[_Exchange] = []
+        # by the headers that are set in them
+        self._idle: dict[tuple[tuple[str, str], ...], list[_Exchange]] = {}
         self._multi: pycurl.CurlMulti
         self._epoll: select.epoll
         self._due_at: float | None = None
@@ -132,7 +138,7 @@ class CurlLoop:
                     _, done = waiting.popleft()
                 except IndexError:
                     break
-                done(errors.Cancelled("the network loop was closed", request_sent=False))
+                _tell(done, errors.Cancelled("the network loop was closed", request_sent=False))
 
     # in the loop's thread
 
@@ -140,10 +146,15 @@ class CurlLoop:
         self._begin()
         try:
             while not self._closed:
-                self._send_waiting()
-                events = self._wait()
-                self._read(events)
-                self._look()
+                try:
+                    self._send_waiting()
+                    events = self._wait()
+                    self._read(events)
+                    self._look()
+                except Exception:
+                    # those who wait are told, and the loop begins again
+                    log.exception("the network loop failed")
+                    self._drop_connections()
         finally:
             self._end(lambda: errors.Cancelled("the network loop was closed", request_sent=True))
             self._epoll.close()
@@ -178,17 +189,33 @@ class CurlLoop:
                 request, done = self._urgent.popleft() if self._urgent else self._patient.popleft()
             except IndexError:
                 break
-            exchange = self._idle.pop() if self._idle else _Exchange(self._config, self._ca_bundle)
+            exchange = self._exchange_for(request)
             try:
                 exchange.prepare(request, done, self._clock())
             except errors.RequestError as error:
-                done(error)
+                _tell(done, error)
                 continue
             self._add(exchange)
             added = True
         if added:
             self._act(pycurl.SOCKET_TIMEOUT, 0)
             self._take_finished()
+
+    def _exchange_for(self, request: Request) -> _Exchange:
+        """An idle handle, one with the headers of a request where there is one; or a new one."""
+        alike = self._idle.get(tuple(request.headers.items()))
+        if alike:
+            return alike.pop()
+        if len(self._idle) > _MAX_KINDS:
+            self._close_idle()  # the headers of a token that was renewed
+        return _Exchange(self._config, self._ca_bundle)
+
+    def _close_idle(self) -> None:
+        with FORK_GATE:
+            for idle in self._idle.values():
+                for exchange in idle:
+                    exchange.curl.close()
+        self._idle.clear()
 
     def _may_send(self) -> bool:
         """Whether something waits that there is a connection for; an eighth is kept for urgent ones."""
@@ -256,14 +283,13 @@ class CurlLoop:
             self._note_answer(exchange, outcome.status)
         twin, done = exchange.twin, exchange.done
         exchange.clear()
-        self._idle.append(exchange)
+        self._idle.setdefault(tuple(exchange.request.headers.items()), []).append(exchange)
         if twin is not None:
             twin.twin = None
             if not isinstance(outcome, Response):
                 return  # the other one may still be answered
             self._drop(twin)
-        assert done is not None
-        done(outcome)
+        _tell(done, outcome)
 
     def _note_answer(self, exchange: _Exchange, status: int) -> None:
         now = self._clock()
@@ -300,8 +326,7 @@ class CurlLoop:
                 if exchange.twin is not None:
                     exchange.twin.twin = None
                     continue
-                assert exchange.done is not None
-                exchange.done(error)
+                _tell(exchange.done, error)
             elif exchange.twin is None and self._is_slow(exchange, now):
                 self._send_again(exchange, now)
                 sent = True
@@ -322,7 +347,7 @@ class CurlLoop:
         return len(took_s) >= 16 and waited_s > _SLOW_FACTOR * took_s[len(took_s) * 98 // 100]
 
     def _send_again(self, exchange: _Exchange, now: float) -> None:
-        twin = self._idle.pop() if self._idle else _Exchange(self._config, self._ca_bundle)
+        twin = self._exchange_for(exchange.request)
         assert exchange.done is not None
         twin.prepare(replace(exchange.request, fresh=True), exchange.done, now)
         twin.twin, exchange.twin = exchange, twin
@@ -341,16 +366,13 @@ class CurlLoop:
             for curl in ended:
                 self._multi.remove_handle(curl)
                 curl.close()
-            for idle in self._idle:
-                idle.curl.close()
+            self._close_idle()
             self._multi.close()
-        self._idle.clear()
         for exchange in ended.values():
             if exchange.twin is not None:
                 exchange.twin.twin = None  # which tells
                 continue
-            assert exchange.done is not None
-            exchange.done(error())
+            _tell(exchange.done, error())
 
     def _on_socket(self, what: int, descriptor: int, _multi: Any, _data: Any) -> None:
         try:
@@ -371,6 +393,15 @@ class CurlLoop:
 
     def _on_timer(self, milliseconds_left: int) -> None:
         self._due_at = None if milliseconds_left < 0 else self._clock() + milliseconds_left / 1000
+
+
+def _tell(done: Done | None, outcome: Response | errors.RequestError) -> None:
+    """Call back; a failure there is not to end the loop for all others."""
+    assert done is not None
+    try:
+        done(outcome)
+    except Exception:
+        log.exception("what a request brought could not be taken")
 
 
 class _Exchange:

@@ -173,8 +173,10 @@ class LightlyFileSystem(AskingFileSystem):
         **kwargs: Any,
     ) -> list[Any]:
         """Ranges of many files, fetched in parallel; an error takes the place of its bytes, or is raised."""
-        wanted = zip(paths, _spread(starts, len(paths)), _spread(ends, len(paths)), strict=True)
-        return self._in_parallel(lambda one: self.cat_file(*one), list(wanted), on_error)
+        wanted = list(zip(paths, _spread(starts, len(paths)), _spread(ends, len(paths)), strict=True))
+        whole = [path for path, start, end in wanted if start is None and end is None]
+        with self.ahead(whole) if whole else nullcontext():
+            return self._in_parallel(lambda one: self.cat_file(*one), wanted, on_error)
 
     def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
         """The bytes of one file, or of many by path, fetched in parallel."""

@@ -243,3 +243,17 @@ def test_the_end_of_the_loop_ends_what_is_under_way(serve: Serve, make_loop: Cal
     loop.close()
     assert all(isinstance(outcome, errors.Cancelled) for _, outcome in answers.wait(5))
     assert isinstance(get(loop, server.url, timeouts=Timeouts()), errors.Cancelled)
+
+
+def test_a_caller_that_fails_does_not_end_the_loop(
+    serve: Serve, make_loop: Callable[..., CurlLoop], caplog: pytest.LogCaptureFixture
+) -> None:
+    server, loop = serve(echo), make_loop()
+
+    def fails(_outcome: Outcome) -> None:
+        raise RuntimeError("a fault of the caller")
+
+    loop.get(Request("GET", server.url), fails, urgent=True)
+    for number in range(5):
+        assert isinstance(get(loop, f"{server.url}/{number}"), Response)
+    assert "a fault of the caller" in caplog.text
