@@ -51,13 +51,13 @@ BEFORE = {
 
 # the most modules that a trip may enter
 MOST_MODULES = {
-    "getattr from memory": 14,
-    "cached read": 23,
+    "getattr from memory": 12,
+    "cached read": 21,
     "cold read": 53,
-    "cached read over fsspec": 29,
-    "new file": 58,
-    "warm of one file": 45,
-    "listing of 40": 21,
+    "cached read over fsspec": 28,
+    "new file": 52,
+    "warm of one file": 44,
+    "listing of 40": 18,
 }
 
 
