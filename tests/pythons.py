@@ -7,6 +7,7 @@ makes an environment for each below build/pythons, and prints a line for each. F
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -22,12 +23,16 @@ LOWEST = "lowest"
 
 
 def interpreters() -> dict[str, str]:
-    """The Pythons that start, by version; a shim may stand for one that is not there."""
+    """The Pythons that start, by version; a shim of pyenv may stand for one that is not chosen."""
     found = {}
+    of_pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     for version in VERSIONS:
-        command = shutil.which(f"python{version}")
-        if command is not None and says_version(command, version):
-            found[version] = command
+        on_path = shutil.which(f"python{version}")
+        others = sorted(map(str, of_pyenv.glob(f"{version}.*/bin/python")), reverse=True)
+        for command in [*([] if on_path is None else [on_path]), *others]:
+            if says_version(command, version):
+                found[version] = command
+                break
     return found
 
 
@@ -43,7 +48,7 @@ def lowest_versions() -> str:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["fsspec"]]
     pins = [re.match(r"([A-Za-z0-9_.-]+)>=([0-9.]+)", one) for one in wanted]
-    return "".join(f"{pin[1]}=={pin[2]}\n" for pin in pins if pin is not None)
+    return "".join(f"{pin[1]}=={pin[2]}.*\n" for pin in pins if pin is not None)
 
 
 def tested(name: str, command: str, words: list[str]) -> bool:
@@ -58,7 +63,9 @@ def tested(name: str, command: str, words: list[str]) -> bool:
         limits = ["--constraint", str(constraints)]
     subprocess.run([command, "-m", "venv", "--clear", str(place)], check=True)
     install = [str(python), "-m", "pip", "install", "--quiet", *limits, "--editable", ".[dev]"]
-    subprocess.run(install, cwd=ROOT, check=True)
+    if subprocess.run(install, cwd=ROOT, check=False).returncode:
+        sys.stdout.write(f"Python {name}: FAILED, the package cannot be installed\n")
+        return False
     done = subprocess.run([str(python), "-m", "pytest", "-q", *words], cwd=ROOT, check=False)
     outcome = "passed" if done.returncode == 0 else "FAILED"
     sys.stdout.write(f"Python {name}: {outcome} in {time.monotonic() - started:.0f} s\n")
