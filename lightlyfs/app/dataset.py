@@ -190,7 +190,12 @@ class Dataset:
     def epoch_stats(self) -> dict[str, int]:
         """What was fetched ahead for readers without order, and how much of it was read."""
         ahead = self._epochs.stats()
-        return {"files": ahead.files, "bytes": ahead.bytes, "files_read": ahead.files_read}
+        return {
+            "files": ahead.files,
+            "bytes": ahead.bytes,
+            "files_read": ahead.files_read,
+            "unread": ahead.unread,
+        }
 
     def _fetch_ahead(self, entry: SampleEntry, ended: Ended) -> bool:
         return self.samples.fetch_ahead(entry, ended)

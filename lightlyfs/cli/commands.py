@@ -298,10 +298,18 @@ def _status_text(answer: dict[str, Any]) -> str:
         "requests": requests or "none",
     }
     rows = {name: [line] for name, line in lines.items()}
+    rows["reads"] += _ahead_lines(answer["ahead"])
     rows |= {"cache": _cache_lines(cache), "uploads": _uploads_lines(answer)}
     shown = {name: [visible(line) for line in lines] for name, lines in rows.items()}
     between = "\n" + " " * _NAME_COLUMNS
     return "\n".join(f"{name:<{_NAME_COLUMNS - 1}} {between.join(lines)}" for name, lines in shown.items())
+
+
+def _ahead_lines(ahead: dict[str, int]) -> list[str]:
+    if not ahead["files"]:
+        return []
+    fetched = f"{counted(ahead['files'], 'file')} ({size_text(ahead['bytes'])}) fetched ahead of readers"
+    return [f"{fetched}, {ahead['files_read']:,} of them read, {ahead['unread']:,} given up unread"]
 
 
 def _cache_lines(cache: dict[str, Any]) -> list[str]:

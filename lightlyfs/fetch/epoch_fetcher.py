@@ -57,11 +57,14 @@ class Files(Protocol[T_co]):
 
 
 class EpochStats(NamedTuple):
-    """Counters since the mount began: files and bytes fetched ahead, and of these read; what runs now."""
+    """Counters since the mount began: files and bytes fetched ahead, and of these read and given up unread;
+    what runs now.
+    """
 
     files: int
     bytes: int
     files_read: int
+    unread: int
     urls: int
     under_way: int
     limit: int
@@ -118,7 +121,7 @@ class EpochFetcher(Generic[T]):
         # guarded by _lock
         self._table: EpochTable[T] = EpochTable()
         self._pace = Pace(max_under_way)
-        self._stats = EpochStats(0, 0, 0, 0, 0, 0)
+        self._stats = EpochStats(0, 0, 0, 0, 0, 0, 0)
         self._under_way = 0
         self._is_going = False  # a thread is in `_go_on`, or about to be
         self._goes_again = False
@@ -126,7 +129,9 @@ class EpochFetcher(Generic[T]):
     def stats(self) -> EpochStats:
         """Return what was fetched ahead since the mount began, and how many requests run now."""
         with self._lock:
-            return self._stats._replace(under_way=self._under_way, limit=self._pace.limit)
+            return self._stats._replace(
+                unread=self._table.forgotten, under_way=self._under_way, limit=self._pace.limit
+            )
 
     @property
     def unread(self) -> Container[str]:

@@ -101,6 +101,7 @@ class EpochTable(Generic[T]):
         # by directory, the latest last: opens in no order that no epoch explains, and when the last one was
         self._counts: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._epochs: OrderedDict[str, Epoch[T]] = OrderedDict()
+        self.forgotten = 0  # files that were fetched ahead and never read
         # by path, of files that were fetched ahead and not opened since; any thread may look
         self.unread: dict[str, tuple[Epoch[T], int]] = {}
 
@@ -153,9 +154,10 @@ class EpochTable(Generic[T]):
         return None
 
     def forget(self, epoch: Epoch[T]) -> None:
-        """Count what was fetched for an epoch as read."""
+        """Wait no longer for what was fetched for an epoch to be read."""
         for path in [path for path, (of, _) in self.unread.items() if of is epoch]:
             del self.unread[path]
+            self.forgotten += 1
 
     def _epoch_of(self, path: str, now: float) -> Epoch[T] | None:
         for directory in _above(path) if self._epochs else ():
