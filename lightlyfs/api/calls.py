@@ -151,10 +151,9 @@ class Caller:
 
         return Attempt(call.operation, self._request(call, self._timeouts, credentials), outcome)
 
-    @property
-    def is_answering(self) -> bool:
-        """Whether the server answered the last request, and asks for no pause."""
-        return self._retrier.is_answering
+    def may_ask(self, *, urgent: bool) -> bool:
+        """Whether the server asks for no pause and, unless it is urgent, answered the last request."""
+        return self._retrier.may_ask(urgent=urgent)
 
     def _once_or_renewed(self, call: Call, deadline_s: float) -> Response:
         credentials = self._credentials.resolved()

@@ -182,10 +182,9 @@ class LightlyClient:
             return self._caller.attempt(*self._redirect_url_call(dataset_id, sample_id, "full"))
         return self._caller.attempt(*_read_url_call(dataset_id, sample_id, "full"))
 
-    @property
-    def is_answering(self) -> bool:
-        """Whether the API answered the last request, and asks for no pause."""
-        return self._caller.is_answering
+    def may_ask(self, *, urgent: bool) -> bool:
+        """Whether the API asks for no pause and, unless it is urgent, answered the last request."""
+        return self._caller.may_ask(urgent=urgent)
 
     def _redirect_url_call(
         self, dataset_id: str, sample_id: str, kind: Kind

@@ -174,10 +174,9 @@ class Retrier:
         """Return what requests fail with, where none was answered for some seconds."""
         return self._failure if self.outage_s() >= _OUTAGE_S else None
 
-    @property
-    def is_answering(self) -> bool:
-        """Whether the host answered the last request, and asks for no pause."""
-        return self._failing_since is None and self._throttled_until is None
+    def may_ask(self, *, urgent: bool) -> bool:
+        """Whether the host asks for no pause and, unless it is urgent, answered the last request."""
+        return self._throttled_until is None and (urgent or self._failing_since is None)
 
     def note(self, failure: errors.RequestError | None) -> None:
         """Take note of a request that another part sent: why it failed, None where it was answered well."""

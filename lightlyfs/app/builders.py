@@ -231,7 +231,7 @@ class UrlParts:
                 self._loop,
                 self.urls,
                 partial(self._client.read_url_attempt, dataset_id, redirect=self._redirect),
-                lambda: self._client.is_answering,
+                self._client,
                 storage,
                 connections.requests,
                 _FIRST_TRY,

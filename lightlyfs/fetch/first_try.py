@@ -40,10 +40,18 @@ class Loop(Protocol):
         ...
 
 
+class Asked(Protocol):
+    """Who is asked, and may want a pause."""
+
+    def may_ask(self, *, urgent: bool) -> bool:
+        """Whether a request may be sent now."""
+        ...
+
+
 class FirstTry:
     """Gets small objects whole; any thread may call.
 
-    `url_attempt(sample_id)` is the request for a read URL, `api_answers()` says whether the API takes any.
+    `url_attempt(sample_id)` is the request for a read URL.
     `count(method, operation, seconds, outcome)` is called after each request.
     """
 
@@ -52,7 +60,7 @@ class FirstTry:
         loop: Loop,
         urls: ReadUrls,
         url_attempt: Callable[[str], Attempt[str]],
-        api_answers: Callable[[], bool],
+        api: Asked,
         storage: Retrier,
         count: Callable[[str, str, float, str], None] | None,
         timeouts: Timeouts,
@@ -60,7 +68,7 @@ class FirstTry:
         self._loop = loop
         self._urls = urls
         self._url_attempt = url_attempt
-        self._api_answers = api_answers
+        self._api = api
         self._storage = storage
         self._count = count
         self._timeouts = timeouts
@@ -68,10 +76,12 @@ class FirstTry:
         # guarded by _lock
         self._bytes = 0
 
-    @property
-    def is_answering(self) -> bool:
-        """Whether storage and the API answered the last request, and ask for no pause."""
-        return self._storage.is_answering and self._api_answers()
+    def may_ask(self, *, urgent: bool) -> bool:
+        """Whether storage and the API ask for no pause and, unless it is urgent, answered the last request.
+
+        While some objects do not come, others may: readers of those are not to wait for a thread.
+        """
+        return self._storage.may_ask(urgent=urgent) and self._api.may_ask(urgent=urgent)
 
     def fetch(self, sample_id: str, length: int, expected: int, done: Done, *, urgent: bool) -> bool:
         """Get the first `length` bytes of a sample; False where this is not the time, and nothing is done.
@@ -79,7 +89,7 @@ class FirstTry:
         `expected` is how many come probably. `done` gets the answer of storage where it is a 2xx, else None,
         in the loop's thread as a rule.
         """
-        if not self.is_answering:
+        if not self.may_ask(urgent=urgent):
             return False
         with self._lock:
             if self._bytes + expected > MAX_BYTES_UNDER_WAY:
@@ -93,7 +103,7 @@ class FirstTry:
 
     def url(self, sample_id: str, done: Callable[[bool], None]) -> bool:
         """Get and keep the read URL of a sample; False where it has one, or this is not the time."""
-        if not self._api_answers() or self._urls.begin(sample_id) is not None:
+        if not self._api.may_ask(urgent=False) or self._urls.begin(sample_id) is not None:
             return False
         self._ask(sample_id, lambda url: done(url is not None), urgent=False)
         return True
@@ -146,7 +156,7 @@ class _Fetch:
     def begin(self) -> bool:
         found = self._of._urls.begin(self._sample_id)
         if found is None:
-            if not self._of._api_answers():
+            if not self._of._api.may_ask(urgent=self._urgent):
                 self._of._urls.end(self._sample_id, None)
                 return False
             self._of._ask(self._sample_id, self._get, urgent=self._urgent)

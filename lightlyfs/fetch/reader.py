@@ -252,7 +252,7 @@ class Reader:
         """Ask over the network loop; False where that is not the time, or another process asks."""
         if self._first_try is None:
             return False
-        if not self._first_try.is_answering:
+        if not self._first_try.may_ask(urgent=head.waits):
             return self._drop_head(head)
         release = self._once.try_blocks(head.sample_id)
         if release is None:
