@@ -16,6 +16,7 @@ from lightlyfs.blocks import ContentId
 from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.fs.samples import known_content
 from lightlyfs.testing import LocalServer, ServerOptions
+from lightlyfs.testing.faults import Stall
 
 SIZE, FOLDERS, PER_FOLDER = 20_000, 10, 60
 FILES = FOLDERS * PER_FOLDER
@@ -195,3 +196,20 @@ def test_programs_that_read_only_heads_fetch_little_more(tmp_path: Path, order: 
             handle = files.open(path, os.O_RDONLY).handle
             assert len(files.read(handle, 0, size)) == size
             files.release(handle)
+
+
+def test_readers_of_what_comes_do_not_wait_for_what_does_not(server: LocalServer, tmp_path: Path) -> None:
+    """More reads stand still than there are threads; others come, and those that stood still in the end."""
+    stuck, others = 60, 40
+    with in_process(server, tmp_path, read_ahead="off") as tree, ThreadPoolExecutor(stuck) as pool:
+        paths = paths_in(tree)
+        server.faults.add(Stall(target="storage.get", count=stuck))
+        waiting = [pool.submit(read, tree, path) for path in paths[:stuck]]
+        end = time.monotonic() + 20
+        while server.stats.snapshot()["in_flight"] < stuck // 2:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        for path in paths[stuck : stuck + others]:
+            assert read(tree, path) == SIZE
+        server.faults.clear()
+        assert [one.result(60) for one in waiting] == [SIZE] * stuck
