@@ -324,7 +324,7 @@ def test_umount_tells_what_is_left(machine: Machine) -> None:
 
     done = lightlyfs("umount", str(mountpoint), environ=machine.environ)
 
-    assert done.stderr == "lightlyfs: 1 local files stay on this machine only: x.tmp\n"
+    assert done.stderr == "lightlyfs: on this machine only: 1 local file: x.tmp\n"
 
 
 def test_umount_fails_while_something_is_owed_and_names_the_command(machine: Machine) -> None:
@@ -338,6 +338,6 @@ def test_umount_fails_while_something_is_owed_and_names_the_command(machine: Mac
     done = lightlyfs("umount", str(mountpoint), environ=machine.environ, check=False)
 
     assert done.returncode == 1
-    assert "1 local files stay on this machine only: x.tmp" in done.stderr
+    assert "on this machine only: 1 local file: x.tmp" in done.stderr
     assert "  owed.jpg: pending (" in done.stderr
     assert f"To see them: lightlyfs uploads list --cache-dir '{cache}'" in done.stderr

@@ -110,10 +110,10 @@ def test_nothing_looks_empty_where_it_cannot_start(
 def test_datasets_that_cannot_be_listed_say_why(
     served: LocalServer, monkeypatch: pytest.MonkeyPatch, cause: str
 ) -> None:
-    monkeypatch.setattr("lightlyfs.app.resolving.quick_policy", _once)
     if cause == "refused token":
         monkeypatch.setenv("LIGHTLY_TOKEN", "another")
     else:
+        monkeypatch.setattr("lightlyfs.app.resolving.quick_policy", _once)
         monkeypatch.setenv("LIGHTLY_SERVER_LOCATION", f"http://127.0.0.1:{free_port()}")
     fs = fsspec.filesystem("lightly", skip_instance_cache=True)
     with pytest.raises(CAUSES[cause], match=r"does not accept the token|cannot be reached"):
