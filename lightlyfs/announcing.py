@@ -10,13 +10,13 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from lightlyfs.control import Channel, dial
 from lightlyfs.errors import StartError
-from lightlyfs.places import mount_above, socket_of
+from lightlyfs.library import mountpoint_of, path_in_mount
+from lightlyfs.places import socket_of
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class _OverSocket:
     """An order that goes to a mount, in a thread of its own."""
 
     def __init__(self, first: str, names: Iterator[str]) -> None:
-        self._mountpoint = _mount_of(first)
+        self._mountpoint = mountpoint_of(first)
         channel = dial(socket_of(self._mountpoint), timeout_s=_ANSWER_WAIT_S)
         if channel is None:
             raise StartError(f"the mount on {self._mountpoint} does not answer")
@@ -102,7 +102,9 @@ class _OverSocket:
         try:
             self._channel.send({"command": "ahead"})
             while not self._closed.is_set() and (some := list(islice(names, _PATHS_AT_ONCE))):
-                self._channel.send({"names": [self._within(name) for name in some]})
+                self._channel.send(
+                    {"names": [path_in_mount(self._mountpoint, os.path.abspath(name)) for name in some]}
+                )
                 self._await_answer()
             while not self._closed.wait(_SIGN_OF_LIFE_S):
                 self._channel.send({"names": []})
@@ -123,14 +125,3 @@ class _OverSocket:
                 raise ConnectionError("it hung up")
             if answer.get("taken"):
                 return
-
-    def _within(self, name: str) -> str:
-        return os.path.relpath(os.path.abspath(name), self._mountpoint)
-
-
-def _mount_of(name: str) -> Path:
-    directory = Path(os.path.abspath(name)).parent
-    found = mount_above(directory)
-    if found is None:
-        raise ValueError(f"{name} is not in a dataset that you have mounted")
-    return found

@@ -265,7 +265,7 @@ def open_cached(path: str | bytes | os.PathLike[str]) -> BinaryIO:
     mount of this user. Any thread may call, also in a forked process.
     """
     name = os.fsdecode(path)
-    mountpoint = _mountpoint_of(name)
+    mountpoint = mountpoint_of(name)
     answer = _ask(mountpoint, os.path.abspath(name))
     if isinstance(answer, int):
         return open(name, "rb", opener=lambda _path, _flags: answer)
@@ -312,7 +312,7 @@ _known: dict[str, Path] = {}
 
 def _ask(mountpoint: Path, path: str) -> int | dict[str, Any]:
     """The descriptor, or the answer that there is none."""
-    message = {"command": "open_cached", "path": _within(mountpoint, path)}
+    message = {"command": "open_cached", "path": path_in_mount(mountpoint, path)}
     while True:
         channel, used = _connections.get(mountpoint)
         if channel is None:
@@ -335,14 +335,14 @@ def _ask(mountpoint: Path, path: str) -> int | dict[str, Any]:
             return {}
 
 
-def _within(mountpoint: Path, path: str) -> str:
+def path_in_mount(mountpoint: Path, path: str) -> str:
     root = str(mountpoint)
     if not path.startswith(root + os.sep):
         path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
     return os.path.relpath(path, root)
 
 
-def _mountpoint_of(name: str) -> Path:
+def mountpoint_of(name: str) -> Path:
     directory = os.path.dirname(os.path.abspath(name))
     found = _known.get(directory)
     if found is None:

@@ -199,6 +199,8 @@ class BlockCache:
     def write_whole(self, content: ContentId, body: bytes) -> None:
         """Keep all blocks of a small content; a failure is counted, not raised."""
         key, count = content.key(), block_count(content.size)
+        if not count:
+            return
         if key in self._open or not self.room.may_grow(len(body)):
             for block in range(count):
                 self.write(content, block, _block_of(body, block))

@@ -71,6 +71,13 @@ def test_what_a_program_announces_comes_before_it_is_read(tree: MountedTree, ser
     assert status["ahead"]["files"] > FILES // 2
 
 
+def test_a_link_to_the_mount_will_do(tree: MountedTree, server: LocalServer, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tree.mountpoint)
+    with lightlyfs.ahead(shuffled(link)):
+        wait_until(lambda: sent(server) > 10)
+
+
 def test_the_fetching_ends_with_the_block(tree: MountedTree, server: LocalServer) -> None:
     paths = shuffled(tree.mountpoint)
     with lightlyfs.ahead(paths):

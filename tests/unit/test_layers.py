@@ -56,7 +56,7 @@ ALLOWED = {
     "fsspec": {"app", "fs", "blocks", "places", "settings", "errors"},
     "examples": {"fsspec", "errors"},
     "__main__": {"cli"},
-    "announcing": {"control", "places", "fsspec", "errors"},
+    "announcing": {"library", "control", "places", "fsspec", "errors"},
     "__init__": {"announcing", "library", "api", "errors"},
 }
 ONLY_IMPORTER = {
