@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from email.parser import Parser
@@ -88,13 +89,14 @@ def test_what_is_in_the_wheel_works_by_itself(wheel: zipfile.ZipFile, tmp_path: 
     wheel.extractall(tmp_path / "site")
     environ = {
         **os.environ,
-        "PYTHONPATH": str(tmp_path / "site"),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), sysconfig.get_path("purelib")]),
         "HOME": str(tmp_path),
         "TMPDIR": str(tmp_path),
     }
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "lightlyfs", *words]
+        # without `site` the clone, which is installed here to be edited, does not lend what the wheel lacks
+        command = [sys.executable, "-S", "-m", "lightlyfs", *words]
         return subprocess.run(
             command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=90, check=False
         )

@@ -212,7 +212,7 @@ def test_a_look_at_the_beginning_of_a_large_file_fetches_little_of_it(
 
 
 @contextlib.contextmanager
-def one_directory(tmp_path: Path) -> Iterator[tuple[LocalServer, MountedTree]]:
+def one_directory(tmp_path: Path, *words: str) -> Iterator[tuple[LocalServer, MountedTree]]:
     """2,000 files in one directory of a server that is not quite at once there."""
     options = ServerOptions(
         fake_samples=2_000,
@@ -221,7 +221,7 @@ def one_directory(tmp_path: Path) -> Iterator[tuple[LocalServer, MountedTree]]:
         api_latency_s=0.005,
         storage_latency_s=0.005,
     )
-    with LocalServer(options) as server, mounted(server, tmp_path) as tree:
+    with LocalServer(options) as server, mounted(server, tmp_path, "3", *words) as tree:
         yield server, tree
 
 
@@ -234,7 +234,8 @@ def wasted(server: LocalServer, files_read: int) -> float:
 
 
 def test_a_shuffled_epoch_that_ends_early_fetched_little_that_it_did_not_read(tmp_path: Path) -> None:
-    with one_directory(tmp_path) as (server, tree):
+    """But for what is fetched for the epoch itself, which has a bound of its own (`test_epoch_fetcher`)."""
+    with one_directory(tmp_path, "--read-ahead=files") as (server, tree):
         names = shuffled(names_of(tree), 5)[:800]
 
         read_all(tree, names, WASTE_FILE_BYTES, threads=8)
