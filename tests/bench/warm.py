@@ -10,10 +10,11 @@ of a few rates counts.
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable
 from pathlib import Path
 
-from cold import FEW_FILES, FILE_BYTES, FILES, READERS, make_files, names_in_order
+from cold import FEW_FILES, FILE_BYTES, FILES, READERS
 from harness import LOCAL, SMALL_PAGES, Bench, Mount, in_memory, read_files
 from mounts import lightlyfs_mount, rclone_mount
 from servers import BUCKET, rclone_served, served_bucket
@@ -31,6 +32,20 @@ Opener = Callable[[], contextlib.AbstractContextManager[Mount]]
 def title(where: str, readers: int) -> str:
     """What a row is called."""
     return f"{where}, {readers} reader{'s' if readers > 1 else ''}"
+
+
+def make_files(bench: Bench, count: int) -> Path:
+    """A folder with one bucket in it."""
+    source = bench.place("source")
+    (source / BUCKET).mkdir()
+    for number, name in enumerate(names_in_order(count)):
+        (source / BUCKET / name).write_bytes(random.Random(number).randbytes(FILE_BYTES))
+    return source
+
+
+def names_in_order(count: int) -> list[str]:
+    """The first names."""
+    return [f"{number:05}.jpg" for number in range(count)]
 
 
 def run(bench: Bench) -> None:
