@@ -1,7 +1,7 @@
 """Files of 100 KB that are nowhere near yet: one reader in order, 8 in any order, over 20 and 80 ms.
 
 All read the same bucket through the same delay; ours, and the downloads, ask the API for a URL first. Ours
-runs with its defaults, rclone mount with the flags that serve it best (`mounts.RCLONE_BEST`). Each is
+runs with its defaults, rclone mount with the flags that serve it best (`mounts.RCLONE_SMALL`). Each is
 measured three times, in turns; what is kept, and claimed, is our lowest and the highest of each other. Peers
 that take a round trip a file are given fewer files: the rate is the same.
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness import Bench, Mount, read_files, run_script
-from mounts import fsspec_mount, lightlyfs_mount, other_peers, rclone_mount
+from mounts import RCLONE_SMALL, fsspec_mount, lightlyfs_mount, other_peers, rclone_mount
 from servers import BUCKET, Far, rclone_served, served_bucket
 
 FILES, FILE_BYTES = 2_000, 100_000
@@ -49,13 +49,14 @@ def run(bench: Bench) -> None:
         def ours(place: Path) -> contextlib.AbstractContextManager[Mount]:
             return lightlyfs_mount(exported, place)
 
-        def theirs(place: Path) -> contextlib.AbstractContextManager[Mount]:
-            return rclone_mount(port, place)
-
         for _ in range(ROUNDS):
             one_round(bench, ours, IN_ORDER, names_in(FLAT), 1)
             one_round(
-                bench, lambda place: rclone_mount(port, place), IN_ORDER, names_in(FLAT, VERY_FEW_FILES), 1
+                bench,
+                theirs(port),
+                IN_ORDER,
+                names_in(FLAT, VERY_FEW_FILES),
+                1,
             )
             one_round(bench, ours, SHUFFLED, shuffled(FLAT), READERS)
             shuffled_again(bench, ours)
@@ -82,7 +83,12 @@ def far(bench: Bench, source: Path) -> None:
                 names = shuffled(folder)
                 one_round(bench, lambda place: lightlyfs_mount(exported, place), what, names, READERS)
                 few = names[:FEW_FILES]
-                one_round(bench, lambda place: rclone_mount(port, place), what, few, READERS)
+                one_round(bench, theirs(port), what, few, READERS)
+
+
+def theirs(port: int) -> Opener:
+    """rclone mount at its best for small files."""
+    return lambda place: rclone_mount(port, place, words=RCLONE_SMALL)
 
 
 def make_files(bench: Bench) -> Path:

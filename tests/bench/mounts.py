@@ -34,11 +34,15 @@ def lightlyfs_mount(
         yield mount
 
 
-# for reading small files; without `--use-server-modtime` each would cost a HEAD more
-RCLONE_BEST = (
+# for reading: small files come fastest without a cache of its own (300 files/s over 20 ms, 160 with it), what
+# is read again needs one; without `--use-server-modtime` each file would cost a HEAD more
+RCLONE_SMALL = (
+    *("--use-server-modtime", "--no-checksum", "--vfs-cache-mode", "off", "--attr-timeout", "60s"),
+    *("--poll-interval", "0", "--vfs-refresh"),
+)
+RCLONE_CACHED = (
     *("--use-server-modtime", "--no-checksum", "--vfs-cache-mode", "full", "--vfs-fast-fingerprint"),
-    *("--attr-timeout", "60s", "--vfs-read-chunk-size", "4M", "--vfs-read-chunk-streams", "0"),
-    *("--buffer-size", "0", "--poll-interval", "0", "--vfs-refresh"),
+    *("--attr-timeout", "60s", "--poll-interval", "0", "--vfs-refresh"),
 )
 
 
@@ -48,10 +52,10 @@ def rclone_mount(
     place: Path,
     *,
     writable: bool = False,
-    words: Sequence[str] = RCLONE_BEST,
+    words: Sequence[str] = RCLONE_CACHED,
     subject: str = "rclone mount",
 ) -> Iterator[Mount]:
-    """`rclone mount`, by default with the flags that serve small files best."""
+    """`rclone mount`, by default with a cache on disk."""
     remote = (
         f":s3,provider=Rclone,access_key_id={KEY},secret_access_key={SECRET},force_path_style=true,"
         f"endpoint='http://127.0.0.1:{port}':{BUCKET}"
