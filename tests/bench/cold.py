@@ -60,7 +60,7 @@ def run(bench: Bench) -> None:
             )
             one_round(bench, ours, SHUFFLED, shuffled(FLAT), READERS)
             shuffled_again(bench, ours)
-            one_round(bench, theirs, SHUFFLED, shuffled(FLAT), READERS)
+            one_round(bench, theirs(port), SHUFFLED, shuffled(FLAT), READERS)
         for client in CLIENTS:
             download(bench, exported, client)
         for peer in other_peers():
