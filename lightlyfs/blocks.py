@@ -86,6 +86,11 @@ def block_length(index: int, size: int) -> int:
     return min(BLOCK_BYTES, size - index * BLOCK_BYTES)
 
 
+def block_of(body: bytes, index: int) -> bytes:
+    """A block of a whole content; no copy where it is the only one."""
+    return body if len(body) <= BLOCK_BYTES else body[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]
+
+
 def span_of(offset: int, length: int, size: int) -> Span | None:
     """The blocks that hold [offset, offset + length) of a content, or None if that is past its end."""
     end = min(offset + length, size)

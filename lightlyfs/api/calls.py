@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from urllib.parse import quote
 
 from lightlyfs import errors
-from lightlyfs.api.contract import Request, Response, Timeouts, Transport, wire_url
+from lightlyfs.api.contract import ERROR_BODY_BYTES, Request, Response, Timeouts, Transport, wire_url
 from lightlyfs.api.models import parse, shown
 from lightlyfs.api.redaction import conceal
 from lightlyfs.api.retry import Failure, Retrier, RetryPolicy
@@ -135,7 +135,7 @@ class Caller:
         )
 
     def attempt(self, call: Call, read: Callable[[Response], T]) -> Attempt[T]:
-        """Return one try of `call`, for somebody else to send."""
+        """Return one attempt of `call`, which another part sends; its answer has at most 64 KiB."""
         credentials = self._credentials.resolved()
 
         def outcome(answer: Response | errors.RequestError) -> T:
@@ -149,7 +149,8 @@ class Caller:
             self._retrier.note(None)
             return found
 
-        return Attempt(call.operation, self._request(call, self._timeouts, credentials), outcome)
+        request = self._request(call, self._timeouts, credentials)
+        return Attempt(call.operation, replace(request, max_body_bytes=ERROR_BODY_BYTES), outcome)
 
     def may_ask(self, *, urgent: bool) -> bool:
         """Whether the server asks for no pause and, unless it is urgent, answered the last request."""

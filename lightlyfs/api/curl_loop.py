@@ -1,9 +1,8 @@
 """Sends GETs from one thread: libcurl's multi interface on epoll, some tenth of a millisecond of CPU a GET.
 
-For whole small answers that nobody has to follow while they come: read URLs, small files. A GET that takes
-much longer than others to its host is sent a second time, on a connection of its own; the first answer
-counts.
-What goes wrong is reported, and left to the caller, who has `Transport` with its patience.
+For small answers that are used only once they are complete: read URLs, small files. A GET that takes much
+longer than others to its host is sent a second time, on a connection of its own, and the first answer counts.
+Failures are reported to the caller, which can send the request again over a `Transport`.
 
 Threads: any may call `get`. `done` is called in the loop's thread, so it must not wait for anything.
 """
@@ -42,6 +41,8 @@ from lightlyfs.forks import FORK_GATE
 
 # the clocks of all requests are looked at so often while any is under way
 _LOOK_EVERY_S = 0.2
+# after a longer pause between two looks the loop itself was held up, and no server is to blame
+_STOOD_STILL_S = 1.0
 # a GET is sent a second time after the time that all but a few of the last ones to its host took, and so much
 # at least; second ones are a small share of all, and there are none while a host is in trouble
 _SLOW_S, _SLOW_FACTOR, _REMEMBERED = 0.4, 2.0, 256
@@ -156,6 +157,7 @@ class CurlLoop:
                     log.exception("the network loop failed")
                     self._drop_connections()
         finally:
+            self._closed = True  # where it fails for good, too: each request is then cancelled at once
             self._end(lambda: errors.Cancelled("the network loop was closed", request_sent=True))
             self._epoll.close()
             with self._lock:
@@ -275,7 +277,9 @@ class CurlLoop:
                 self._finish(curl, (code, text))
 
     def _finish(self, curl: pycurl.Curl, failure: tuple[int, str] | None) -> None:
-        exchange = self._under_way.pop(curl)
+        exchange = self._under_way.pop(curl, None)
+        if exchange is None:
+            return  # its twin was answered in the same round
         with FORK_GATE:
             self._multi.remove_handle(curl)
         outcome = exchange.outcome(failure)
@@ -313,7 +317,13 @@ class CurlLoop:
         now = self._clock()
         if now - self._looked_at < _LOOK_EVERY_S:
             return
+        stood_still = now - self._looked_at > _STOOD_STILL_S
         self._looked_at = now
+        if stood_still:
+            # a callback took long, so that answers may be here and not read yet
+            for exchange in self._under_way.values():
+                exchange.moved_at = now
+            return
         ways = self._config.network
         silent = sent = False
         for exchange in list(self._under_way.values()):
@@ -468,7 +478,7 @@ class _Exchange:
             raise refused_address(self.host, self.host)
         self.done = done
         self.request = request
-        self.since = self._moved_at = now
+        self.since = self.moved_at = now
         self._seen = 0
 
     def clear(self) -> None:
@@ -486,8 +496,8 @@ class _Exchange:
         """Return why this GET is to be given up, None while it may go on."""
         seen = len(self._lines) + len(self._chunks)
         if seen != self._seen:
-            self._seen, self._moved_at = seen, now
-        silent_s = now - self._moved_at
+            self._seen, self.moved_at = seen, now
+        silent_s = now - self.moved_at
         if silent_s <= ways.silence_s(self.host):
             return None
         return errors.TimedOut(f"no byte for {silent_s:.1f} s from {self.host}", request_sent=True)

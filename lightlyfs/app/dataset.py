@@ -131,6 +131,7 @@ class Dataset:
     def close(self) -> None:
         """Stop the parts, each after all parts that call it."""
         self.closing.set()
+        self._epochs.shut_down()
         if self.uploads is not None:
             self.uploads.stop()
         for pool in (self._content_pool, self.metadata_pool, self._page_pool):

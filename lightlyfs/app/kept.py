@@ -1,4 +1,4 @@
-"""What the caches of this machine hold, by dataset, and emptying those that nobody uses."""
+"""Report what the caches of this machine hold, by dataset, and empty those that are not in use."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from lightlyfs import database
-from lightlyfs.blocks import BLOCK_BYTES, ContentId, Span, block_count, block_length, span_of
+from lightlyfs.blocks import BLOCK_BYTES, ContentId, Span, block_count, block_length, block_of, span_of
 from lightlyfs.cache.block_files import BlockFiles, CachedFile
 from lightlyfs.cache.block_index import BlockIndex
 from lightlyfs.cache.budget import CacheConfig, CacheStats, Room
@@ -194,7 +194,7 @@ class BlockCache:
         """Keep a whole content in memory, to be read at once, until `write_whole` has it on the disk."""
         key = content.key()
         for block in range(block_count(content.size)):
-            self._overflow.put(key, block, _block_of(body, block))
+            self._overflow.put(key, block, block_of(body, block))
 
     def write_whole(self, content: ContentId, body: bytes) -> None:
         """Keep all blocks of a small content; a failure is counted, not raised."""
@@ -203,10 +203,10 @@ class BlockCache:
             return
         if key in self._open or not self.room.may_grow(len(body)):
             for block in range(count):
-                self.write(content, block, _block_of(body, block))
+                self.write(content, block, block_of(body, block))
             return
         self._renew_now_and_then()
-        checksums = {block: zlib.crc32(_block_of(body, block)) for block in range(count)}
+        checksums = {block: zlib.crc32(block_of(body, block)) for block in range(count)}
         try:
             with self._lock_of(key):
                 file = self._files.open(key, {}, create=True)
@@ -536,10 +536,6 @@ class BlockCache:
         log.log(
             logging.DEBUG if self._closed else logging.WARNING, "the cache failed and is bypassed: %s", error
         )
-
-
-def _block_of(body: bytes, block: int) -> bytes:
-    return body if len(body) <= BLOCK_BYTES else body[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
 
 
 # some streams with their read-ahead

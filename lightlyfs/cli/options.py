@@ -43,8 +43,8 @@ CONNECTION = ("server", "token_file", "ca_certs", "allow_private_storage")
 _ALIKE = 0.8
 _ID = re.compile(r"\b[0-9a-f]{24}\b")
 TOKEN_REFUSAL = (
-    "a token is never an argument, for every user of this machine can read those; set LIGHTLY_TOKEN to it, "
-    "or name a file that holds it with --token-file"
+    "a token is never an argument, because every user of this machine can read arguments; set LIGHTLY_TOKEN "
+    "to it, or name a file that holds it with --token-file"
 )
 
 

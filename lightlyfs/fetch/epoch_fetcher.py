@@ -13,6 +13,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Executor
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+from lightlyfs.errors import Cancelled
 from lightlyfs.readahead.epochs import Below, Epoch, EpochTable, Pace
 
 log = logging.getLogger(__name__)
@@ -123,6 +124,7 @@ class EpochFetcher(Generic[T]):
         self._pace = Pace(max_under_way)
         self._stats = EpochStats(0, 0, 0, 0, 0, 0, 0)
         self._under_way = 0
+        self._is_closed = False
         self._is_going = False  # a thread is in `_go_on`, or about to be
         self._goes_again = False
 
@@ -174,6 +176,8 @@ class EpochFetcher(Generic[T]):
                     with self._lock:
                         self._under_way -= 1
                         self._table.dropped(path)
+        except Cancelled:
+            pass  # the mount ends
         except Exception:
             # the program reads what it needs itself
             log.exception("what was announced cannot be fetched")
@@ -182,13 +186,19 @@ class EpochFetcher(Generic[T]):
         """Wait until one more file may be fetched; False once the announcement is closed."""
         epoch = announcement.epoch
         with self._changed:
-            while not announcement.is_closed:
+            while not (announcement.is_closed or self._is_closed):
                 if epoch.unread_bytes < announcement.limit_bytes and self._pace.allows(
                     self._under_way, self._clock()
                 ):
                     return True
                 self._changed.wait(_LOOK_S)
         return False
+
+    def shut_down(self) -> None:
+        """End every announcement, as the mount ends."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
 
     def close(self, announcement: Announcement) -> None:
         """Fetch no more of what was announced."""

@@ -86,8 +86,8 @@ class FirstTry:
     def fetch(self, sample_id: str, length: int, expected: int, done: Done, *, urgent: bool) -> bool:
         """Get the first `length` bytes of a sample; False where this is not the time, and nothing is done.
 
-        `expected` is how many come probably. `done` gets the answer of storage where it is a 2xx, else None,
-        in the loop's thread as a rule.
+        `expected` is how many come at most, unless something is odd. `done` gets the answer of storage where
+        it is a 2xx, else None, in the loop's thread as a rule.
         """
         if not self.may_ask(urgent=urgent):
             return False
@@ -120,12 +120,14 @@ class FirstTry:
 
         def answered(answer: Response | RequestError) -> None:
             self._note(attempt.operation, started, answer)
+            url = None
             try:
                 url = attempt.outcome(answer)
             except RequestError:
-                url = None
-            self._urls.end(sample_id, url)
-            then(url)
+                pass
+            finally:  # whatever failed, those who wait for the URL are not left waiting
+                self._urls.end(sample_id, url)
+                then(url)
 
         self._loop.get(attempt.request, answered, urgent=urgent)
 
@@ -179,7 +181,8 @@ class _Fetch:
             url,
             headers=_HEADERS if self._length > HEAD_BYTES else _HEAD_HEADERS,
             timeouts=self._of._timeouts,
-            max_body_bytes=self._length,
+            # an object that is longer than it should be is odd, and would take memory that nobody counts
+            max_body_bytes=max(1, self._expected),
         )
         self._of._loop.get(request, self._answered, urgent=self._urgent)
 
@@ -194,7 +197,8 @@ class _Fetch:
             self._of._storage.note(None)
         except RequestError as error:
             self._of._storage.note(error)
-        self._end(good)
+        finally:
+            self._end(good)
 
     def _end(self, answer: Response | None) -> None:
         self._of._give_back(self._expected)

@@ -56,7 +56,7 @@ class Prefetcher(Generic[T]):
         epochs: EpochFetcher[T] | None = None,
         is_on: bool = True,
     ) -> None:
-        """One that is not `is_on` follows nobody, and tells `epochs` alone."""
+        """Without `is_on` it follows no reader, and only notifies `epochs`."""
         self._after = after
         self._room = room
         self._epochs = epochs

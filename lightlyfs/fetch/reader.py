@@ -28,6 +28,7 @@ from lightlyfs.blocks import (
     Span,
     block_count,
     block_length,
+    block_of,
     runs,
     span_of,
     to_fetch,
@@ -130,9 +131,8 @@ class Reader:
 
         The same GET brings the first bytes: all of a file that the hint calls small when it is about to
         be read, a probe where nothing is known of its size, and one byte where only the size or the content
-        that is `known` from before is to be confirmed. Storage is not asked where `told()`, called once
-        nobody else asks, knows what was found meanwhile, here or by another process. A question that is asked
-        `ahead` of a reader goes behind all others.
+        that is `known` from before is to be confirmed. `told()` returns what was found meanwhile, here or by
+        another process, and no request is sent then. With `ahead`, the request waits for those of readers.
         """
         with self._lock:
             head = self._heads.get(sample_id)
@@ -176,7 +176,8 @@ class Reader:
         length = min(size, content.size - offset)
         data = self.cache.read(content, offset, length)
         if data is None:
-            first = self._first_bytes.get(content)
+            with self._lock:
+                first = self._first_bytes.get(content)
             if first is not None and offset + length <= len(first):
                 return first[offset : offset + length]
             data = self._read_missing(content, offset, length, span, wait)
@@ -257,7 +258,8 @@ class Reader:
         release = self._once.try_blocks(head.sample_id)
         if release is None:
             return self._drop_head(head, LeftToAnother("another process fetches it"))
-        expected = head.length if head.known.size is None else min(head.known.size, head.length)
+        size = head.known.size if self._fetcher.trusts_hints else None
+        expected = head.length if size is None else min(size, head.length)
         came = partial(self._head_came, head, release)
         asked = not (self._once.has_company() and head.told() is not None) and self._first_try.fetch(
             head.sample_id, head.length, expected, came, urgent=head.waits
@@ -376,9 +378,7 @@ class Reader:
     def _keep_whole(self, content: ContentId, body: bytes) -> None:
         if self.transfers:
             for block in range(block_count(content.size)):
-                start = block * BLOCK_BYTES
-                data = body if len(body) <= BLOCK_BYTES else body[start : start + BLOCK_BYTES]
-                self.transfers.hand_over(content, block, data)
+                self.transfers.hand_over(content, block, block_of(body, block))
         self.cache.write_whole(content, body)
         with self._lock:
             self._fetched_bytes += len(body)

@@ -99,16 +99,6 @@ class UrlStore:
         """Whether there may be URLs here besides the last `count` that were put."""
         return len(self) > count or self._locks.has_company()
 
-    @property
-    def is_off(self) -> bool:
-        """Whether there is no file, so that nothing is kept for long."""
-        return self._db is None
-
-    @property
-    def room(self) -> int:
-        """How many more can be kept before others make way."""
-        return max(0, self._max_urls - len(self))
-
     def get(self, sample_id: str) -> KeptUrl | None:
         """Return the URL of a sample while it counts, else None."""
         with self._lock:

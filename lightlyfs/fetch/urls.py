@@ -154,12 +154,6 @@ class ReadUrls:
         if self._store is not None:
             self._store.discard(sample_id, refused)
 
-    @property
-    def room(self) -> int:
-        """How many more URLs can be kept before others make way."""
-        store = self._store
-        return self._max_urls - len(self._urls) if store is None or store.is_off else store.room
-
     def _kept_locked(self, sample_id: str) -> KeptUrl | None:
         try:
             # not `get`, which looks at the clock twice and fails where the time ends in between

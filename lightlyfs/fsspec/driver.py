@@ -197,7 +197,10 @@ class LightlyFileSystem(AskingFileSystem):
     def ahead(self, paths: Iterable[str]) -> app.Announcement:
         """Fetch files of one dataset in this order before they are read; see `lightlyfs.ahead`."""
         left = iter(paths)
-        first = self._strip_protocol(next(left))
+        named = next(left, None)
+        if named is None:
+            raise ValueError("no path is named")
+        first = self._strip_protocol(named)
         parts, inside = self._at(first)
         dataset = first.removesuffix(inside)
         names = map(self._strip_protocol, left)

@@ -186,6 +186,29 @@ def test_one_that_takes_long_is_sent_once_more_and_the_first_answer_counts(
     assert len(server.received) == 404
 
 
+def test_two_answers_to_one_get_count_once(
+    serve: Serve, make_loop: Callable[..., CurlLoop], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both come in one round of the loop, which took the second for one that it did not know."""
+    both = threading.Barrier(2)
+
+    def reply(connection: Connection, received: Received) -> None:
+        if received.target.startswith("/slow"):
+            both.wait(10)
+        connection.say("200 OK", b"")
+
+    server, loop, answers = serve(answering(reply)), make_loop(connections=8), Answers()
+    for number in range(40):
+        loop.get(Request("GET", f"{server.url}/{number}"), answers.taker("quick"), urgent=True)
+    answers.wait(40)
+    for number in range(5):
+        loop.get(Request("GET", f"{server.url}/slow{number}"), answers.taker(f"slow{number}"), urgent=True)
+        assert isinstance(answers.wait(41 + number)[-1][1], Response)
+    assert isinstance(get(loop, server.url), Response)
+    assert len(answers.wait(45)) == 45
+    assert "failed" not in caplog.text
+
+
 def test_a_host_in_trouble_is_not_sent_anything_twice(
     serve: Serve, make_loop: Callable[..., CurlLoop]
 ) -> None:

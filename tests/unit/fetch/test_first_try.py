@@ -103,6 +103,7 @@ def test_a_small_file_takes_two_gets_and_no_thread(world: World) -> None:
     assert world.loop.answer(Response(200, {}, URL)).url == f"https://api.test/{A}"
     request = world.loop.answer(storage_says())
     assert request.url == "https://storage.test/o"
+    assert request.max_body_bytes == len(BODY)  # more would be odd, and memory that nobody counts
     content = found.result(0)
     assert content == ContentId(A, "ev1", len(BODY))
     assert world.reader.read(content, 0, 100, lambda future: future.result(0)) == BODY[:100]
