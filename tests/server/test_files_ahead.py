@@ -18,7 +18,7 @@ from lightlyfs.fs.samples import known_content
 from lightlyfs.testing import LocalServer, ServerOptions
 from lightlyfs.testing.faults import Stall
 
-SIZE, FOLDERS, PER_FOLDER = 20_000, 10, 30
+SIZE, FOLDERS, PER_FOLDER = 20_000, 10, 60
 FILES = FOLDERS * PER_FOLDER
 # on a machine that is busy some take so long that they are sent a second time
 SENT_TWICE = 8 + FILES // 20
