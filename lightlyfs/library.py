@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +34,7 @@ Progress = Callable[[int, int], object]
 
 CacheWork = Literal["check", "evict", "verify", "pin", "unpin"]
 _SHOWN_FAILURES = 10
-# what others displace between its fetch and its pin is fetched once more
+# what was on its way out when it was pinned is fetched once more
 _PIN_ROUNDS = 5
 
 
@@ -131,11 +131,19 @@ class Mounted:
         Returns once they are there; StartError names those that cannot be had, and why. `progress` is called
         with the bytes that are there and those of all; True shows a bar on stderr.
         """
+        self._fetch(names, {"command": "warm", "jobs": jobs, "tag": tag}, progress)
+
+    def _fetch(
+        self,
+        names: Sequence[str | os.PathLike[str]],
+        request: Mapping[str, object],
+        progress: Progress | bool = False,
+    ) -> None:
         within = [self._within(name) for name in names or ("",)]
         failed: list[tuple[str, str]] = []
         total = 0
         with _shown(progress) as show:
-            for message in session(self.path, {"command": "warm", "jobs": jobs, "tag": tag}, within):
+            for message in session(self.path, request, within):
                 total = message["plan"]["bytes"] if "plan" in message else total
                 failed += message.get("failed", ())
                 if "progress" in message:
@@ -164,8 +172,7 @@ class Mounted:
     def pin(self, *names: str | os.PathLike[str], tag: str | None = None) -> None:
         """Fetch files and directories, and keep them whatever the budget; StartError where that cannot be."""
         for _ in range(_PIN_ROUNDS):
-            self.warm(*names, tag=tag)
-            self.cached(*names, tag=tag, do="pin")
+            self._fetch(names, {"command": "warm", "jobs": None, "tag": tag, "pin": True})
             found = self.cached(*names, tag=tag)
             if found["pinned_files"] == found["files"]:
                 return

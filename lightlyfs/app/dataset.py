@@ -209,10 +209,12 @@ class Dataset:
             return False
         return self.urls.get_ahead(entry.sample_id, ended)
 
-    def warming(self, names: Iterable[str], jobs: int | None, tag: str | None) -> Warming:
+    def warming(
+        self, names: Iterable[str], jobs: int | None, tag: str | None, pin_bytes: int | None = None
+    ) -> Warming:
         """Files and directories, or what a tag holds of them, on their way into the cache.
 
-        With `jobs` downloads, but no more than the mount has.
+        With `jobs` downloads, but no more than the mount has. With `pin_bytes` they are pinned, up to that.
         """
         found = None if tag is None else self._tags.find(tag)
         if tag is not None and found is None:
@@ -228,7 +230,7 @@ class Dataset:
             self._own_patience(),
             self.closing.is_set,
         )
-        return Warming(parts, names, jobs, only)
+        return Warming(parts, names, jobs, only, pin_bytes=pin_bytes)
 
     def cached_files(self) -> CachedFiles:
         """Return the cached files of samples, for programs that read them by themselves."""

@@ -241,6 +241,11 @@ class BlockIndex:
         with self._write_lock:
             return {key for (key,) in self._db.execute("SELECT key FROM pin")}
 
+    def is_pinned(self, key: str) -> bool:
+        """Return whether a content is kept whatever the budget."""
+        with self._write_lock:
+            return self._db.execute("SELECT 1 FROM pin WHERE key = ?", (key,)).fetchone() is not None
+
     def set_pinned(self, keys: Collection[str], *, pinned: bool) -> None:
         """Keep contents whatever the budget, or no longer."""
         query = "INSERT OR IGNORE INTO pin VALUES (?)" if pinned else "DELETE FROM pin WHERE key = ?"

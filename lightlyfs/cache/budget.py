@@ -127,6 +127,8 @@ class Room:
         for key in keys:
             if self._index.bytes <= target:
                 break
+            if self._index.is_pinned(key):
+                continue  # since the list was made
             if self._remove(key):
                 self.evicted += 1
             else:

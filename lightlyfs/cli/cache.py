@@ -16,7 +16,7 @@ from lightlyfs.cli.warm import fetch, of_cache
 from lightlyfs.errors import StartError
 from lightlyfs.wording import counted
 
-# what others displace between its fetch and its pin is fetched once more; each time fewer are left
+# what was on its way out when it was pinned is fetched once more
 _PIN_ROUNDS = 5
 _paths = click.argument("paths", nargs=-1, type=Path, shell_complete=mounts)
 _some_paths = click.argument("paths", nargs=-1, required=True, type=Path, shell_complete=mounts)
@@ -96,8 +96,7 @@ def pin(paths: tuple[Path, ...], tag: str | None) -> None:
     """Fetch PATHS, and keep them in the cache until they are unpinned."""
     names = [str(path) for path in paths]
     for _ in range(_PIN_ROUNDS):
-        fetch(names, None, tag)
-        of_cache("pin", names, tag)
+        fetch(names, None, tag, pin=True)
         rows = of_cache("check", names, tag)
         if all(row["pinned_files"] == row["files"] for row in rows):
             break

@@ -35,9 +35,11 @@ def sessions_of(parts: Dataset) -> Mapping[str, Session]:
     """The sessions that a mount holds, by the command that begins them."""
 
     def warm(message: Mapping[str, Any], channel: Channel) -> None:
-        warming = parts.warming(_names(channel), message["jobs"], message["tag"])
+        pin = bool(message.get("pin"))
+        pin_bytes = _pinned_limit(parts) if pin else None
+        warming = parts.warming(_names(channel), message["jobs"], message["tag"], pin_bytes)
         try:
-            _warm(parts, warming, channel)
+            _warm(parts, warming, channel, pin=pin)
         finally:
             warming.stop()
 
@@ -105,12 +107,19 @@ def _is_proven(parts: Dataset, content: ContentId) -> bool:
 def _pin(parts: Dataset, do: str, contents: list[ContentId]) -> None:
     if do not in ("pin", "unpin"):
         return
-    size = sum(content.size for content in contents)
-    if do == "pin" and size > parts.cache.room.limit * _PINNED_SHARE:
-        raise StartError(
-            f"{size_text(size)} would fill the cache of {size_text(parts.cache.room.limit)}; see --cache-size"
-        )
+    if do == "pin":
+        _check_room(parts, sum(content.size for content in contents))
     parts.cache.set_pinned([content.key() for content in contents], pinned=do == "pin")
+
+
+def _check_room(parts: Dataset, size: int) -> None:
+    if size > _pinned_limit(parts):
+        limit = size_text(parts.cache.room.limit)
+        raise StartError(f"{size_text(size)} would fill the cache of {limit}; see --cache-size")
+
+
+def _pinned_limit(parts: Dataset) -> int:
+    return int(parts.cache.room.limit * _PINNED_SHARE)
 
 
 def _fetch_ahead(parts: Dataset, channel: Channel) -> None:
@@ -171,8 +180,11 @@ def _names(channel: Channel) -> Iterator[str]:
         yield from map(str, message["names"])
 
 
-def _warm(parts: Dataset, warming: Warming, channel: Channel) -> None:
-    channel.send({"ok": True, "plan": warming.plan()._asdict()})
+def _warm(parts: Dataset, warming: Warming, channel: Channel, *, pin: bool) -> None:
+    plan = warming.plan()
+    if pin:
+        _check_room(parts, plan.bytes)
+    channel.send({"ok": True, "plan": plan._asdict()})
     evicted = parts.cache.stats().evicted
     warming.start()
     while True:
@@ -185,7 +197,8 @@ def _warm(parts: Dataset, warming: Warming, channel: Channel) -> None:
             return
     if parts.closing.is_set():
         return  # not done: the client sees the mount close the connection
-    if parts.cache.stats().evicted != evicted:
+    # what is pinned is counted by who asked for it
+    if parts.cache.stats().evicted != evicted and not pin:
         _tell_failures(channel, warming.displaced())
     channel.send({"ok": True, "done": True})
 

@@ -71,11 +71,14 @@ def warm(
     fetch(names, jobs, tag)
 
 
-def fetch(names: Iterable[str], jobs: int | None, tag: str | None) -> None:
-    """Fetch files and directories of mounts into the caches of these; StartError where some are not there."""
+def fetch(names: Iterable[str], jobs: int | None, tag: str | None, *, pin: bool = False) -> None:
+    """Fetch files and directories of mounts into the caches of these, to stay there with `pin`.
+
+    StartError where some are not there.
+    """
     found = [within_mount(name) for name in names]
     failed = sum(
-        _Run(mountpoint).warm([name for _, name in names], jobs, tag)
+        _Run(mountpoint).warm([name for _, name in names], jobs, tag, pin=pin)
         for mountpoint, names in groupby(found, key=lambda within: within[0])
     )
     if failed:
@@ -145,10 +148,11 @@ class _Run:
         self._started = time.monotonic()
         self._next_line = self._started + _LINE_EVERY_S
 
-    def warm(self, names: Iterable[str], jobs: int | None, tag: str | None) -> int:
+    def warm(self, names: Iterable[str], jobs: int | None, tag: str | None, *, pin: bool) -> int:
         """Fetch them; how many failed."""
         need_answer(self._mountpoint)
-        messages = session(self._mountpoint, {"command": "warm", "jobs": jobs, "tag": tag}, names)
+        request = {"command": "warm", "jobs": jobs, "tag": tag, "pin": pin}
+        messages = session(self._mountpoint, request, names)
         try:
             plan = next(messages)["plan"]
             self._tell_plan(plan)

@@ -11,6 +11,7 @@ fetches run in the content pool, where readers never wait for more than `jobs` o
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -90,11 +91,22 @@ class Warming:
     """Files of one mount on their way into the cache; `start` once, `stop` at any time."""
 
     def __init__(
-        self, parts: WarmingParts, names: Iterable[str], jobs: int, only: frozenset[bytes] | None = None
+        self,
+        parts: WarmingParts,
+        names: Iterable[str],
+        jobs: int,
+        only: frozenset[bytes] | None = None,
+        *,
+        pin_bytes: int | None = None,
     ) -> None:
-        """`names` are files and directories, as paths within the mount; `only` these sample ids are meant."""
+        """`names` are files and directories, as paths within the mount; `only` these sample ids are meant.
+
+        With `pin_bytes` each file is pinned before it is fetched, so that others do not displace it; as many
+        as have so many bytes.
+        """
         self._parts = parts
         self._only = only
+        self._pin_bytes = pin_bytes
         self._names = list(dict.fromkeys(names))
         self._stopped = threading.Event()
         self._workers = [threading.Thread(target=self._work, daemon=True) for _ in range(jobs)]
@@ -258,12 +270,17 @@ class Warming:
         if isinstance(file.entry, LightlyFsError):
             raise file.entry
         cached = self._cached(file.entry)
-        if cached is not None:
+        if cached is not None and self._pin_bytes is None:
             self._count(cached.size, fetched=False)
             return
         file.content = content = self._identify(file.entry)
         if not content.has_object:
             raise NoContent("the sample has no image on the server")
+        if self._pin_bytes is not None:
+            self._pin(content)
+            if self._parts.cache.has_whole(content):
+                self._count(content.size, fetched=False)
+                return
         count = block_count(content.size)
         step = count if content.size <= SMALL_FILE_BYTES else _PIECE_BLOCKS
         pieces = [Span(first, min(first + step, count) - 1) for first in range(0, count, step or 1)]
@@ -282,6 +299,17 @@ class Warming:
         if content is not None and entry.verified and content.has_object:
             return content
         return self._result(self._parts.ask(entry))
+
+    def _pin(self, content: ContentId) -> None:
+        assert self._pin_bytes is not None
+        with self._changed:
+            if content.size > self._pin_bytes:
+                raise LightlyFsError("no room in the cache for more pinned files; see --cache-size")
+            self._pin_bytes -= content.size
+        try:
+            self._parts.cache.set_pinned([content.key()], pinned=True)
+        except sqlite3.Error as error:
+            raise LightlyFsError(f"it cannot be pinned: {error}") from error
 
     def _fetch_piece(self, file: _File, piece: Span | None) -> None:
         content = file.content
