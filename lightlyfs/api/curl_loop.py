@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -48,6 +49,8 @@ _STOOD_STILL_S = 1.0
 _SLOW_S, _SLOW_FACTOR, _REMEMBERED = 0.4, 2.0, 256
 _SECOND_SHARE, _SECOND_BURST = 0.02, 8
 _TROUBLE_S = 5.0
+# GETs under way that need only few connections
+_FEW = 8
 # sets of headers for which handles are kept: those to the API, and to storage for all and for the head
 _MAX_KINDS = 8
 # answers that are read in one round, before requests that wait are sent
@@ -81,7 +84,10 @@ class CurlLoop:
         self._under_way: dict[pycurl.Curl, _Exchange] = {}
         # by the headers that are set in them
         self._idle: dict[tuple[tuple[str, str], ...], list[_Exchange]] = {}
+        # has the connections; those of earlier ones are not used for further requests
         self._multi: pycurl.CurlMulti
+        self._retired: list[pycurl.CurlMulti] = []
+        self._multi_of: dict[int, pycurl.CurlMulti] = {}  # by descriptor
         self._epoll: select.epoll
         self._due_at: float | None = None
         self._looked_at = 0.0
@@ -155,7 +161,8 @@ class CurlLoop:
                 except Exception:
                     # those who wait are told, and the loop begins again
                     log.exception("the network loop failed")
-                    self._drop_connections()
+                    self._end(lambda: errors.Unreachable("the network loop failed", request_sent=True))
+                    self._new_multi()
         finally:
             self._closed = True  # where it fails for good, too: each request is then cancelled at once
             self._end(lambda: errors.Cancelled("the network loop was closed", request_sent=True))
@@ -175,7 +182,7 @@ class CurlLoop:
         self._due_at = None
         multi = self._multi = pycurl.CurlMulti()
         multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
-        multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
+        multi.setopt(pycurl.M_TIMERFUNCTION, partial(self._on_timer, multi))
         kept = self._config.idle
         multi.setopt(pycurl.M_MAXCONNECTS, self._config.connections if kept is None else kept)
         multi.setopt(pycurl.M_PIPELINING, 0)
@@ -184,7 +191,7 @@ class CurlLoop:
         if not (self._urgent or self._patient):
             return
         if self._config.network.look() != self._generation:
-            self._drop_connections()
+            self._retire()
         added = False
         while self._may_send():
             try:
@@ -228,6 +235,7 @@ class CurlLoop:
     def _add(self, exchange: _Exchange) -> None:
         self._sent += 1
         self._under_way[exchange.curl] = exchange
+        exchange.multi, exchange.generation = self._multi, self._generation
         with FORK_GATE:
             self._multi.add_handle(exchange.curl)
 
@@ -265,23 +273,24 @@ class CurlLoop:
 
     def _act(self, descriptor: int, readiness: int) -> None:
         with FORK_GATE:
-            self._multi.socket_action(descriptor, readiness)
+            self._multi_of.get(descriptor, self._multi).socket_action(descriptor, readiness)
 
     def _take_finished(self) -> None:
-        left = len(self._under_way)
-        while left:
-            left, finished, failed = self._multi.info_read()
-            for curl in finished:
-                self._finish(curl, None)
-            for curl, code, text in failed:
-                self._finish(curl, (code, text))
+        for multi in (self._multi, *self._retired):
+            left = len(self._under_way)
+            while left:
+                left, finished, failed = multi.info_read()
+                for curl in finished:
+                    self._finish(curl, None)
+                for curl, code, text in failed:
+                    self._finish(curl, (code, text))
 
     def _finish(self, curl: pycurl.Curl, failure: tuple[int, str] | None) -> None:
         exchange = self._under_way.pop(curl, None)
         if exchange is None:
             return  # its twin was answered in the same round
         with FORK_GATE:
-            self._multi.remove_handle(curl)
+            exchange.multi.remove_handle(curl)
         outcome = exchange.outcome(failure)
         if isinstance(outcome, Response):
             self._note_answer(exchange, outcome.status)
@@ -292,7 +301,12 @@ class CurlLoop:
             twin.twin = None
             if not isinstance(outcome, Response):
                 return  # the other one may still be answered
-            self._drop(twin)
+            if twin.is_doubtful:
+                twin.done = None  # whether it is answered at all says whether connections are dead
+                if len(self._under_way) <= _FEW:
+                    self._retire()  # the next one is not to wait for that; connections for few are soon made
+            else:
+                self._drop(twin)
         _tell(done, outcome)
 
     def _note_answer(self, exchange: _Exchange, status: int) -> None:
@@ -309,11 +323,14 @@ class CurlLoop:
         """End a GET; its connection is closed."""
         del self._under_way[exchange.curl]
         with FORK_GATE:
-            self._multi.remove_handle(exchange.curl)
+            exchange.multi.remove_handle(exchange.curl)
             exchange.curl.close()
 
     def _look(self) -> None:
-        """Send again what takes long, and give up what has been silent for too long."""
+        """Send again what takes long, and give up what has been silent for too long.
+
+        A kept connection that was silent from the start is a sign that its way is gone, and that of others.
+        """
         now = self._clock()
         if now - self._looked_at < _LOOK_EVERY_S:
             return
@@ -325,25 +342,27 @@ class CurlLoop:
                 exchange.moved_at = now
             return
         ways = self._config.network
-        silent = sent = False
+        sent = False
         for exchange in list(self._under_way.values()):
             if exchange.curl not in self._under_way:
                 continue  # it went with its twin
             error = exchange.late(now, ways)
             if error is not None:
-                silent = True
+                if exchange.is_doubtful:
+                    ways.drop(exchange.generation, f"{exchange.host} was silent on a kept connection")
                 self._drop(exchange)
                 if exchange.twin is not None:
                     exchange.twin.twin = None
                     continue
                 _tell(exchange.done, error)
-            elif exchange.twin is None and self._is_slow(exchange, now):
+            elif exchange.twin is None and exchange.done is not None and self._is_slow(exchange, now):
                 self._send_again(exchange, now)
                 sent = True
-        if silent and ways.look() != self._generation:
-            self._drop_connections()
-        elif sent:
+        if sent:
             self._act(pycurl.SOCKET_TIMEOUT, 0)
+        if ways.look() != self._generation:
+            self._retire()
+        self._look_at_retired()
 
     def _is_slow(self, exchange: _Exchange, now: float) -> bool:
         """Whether a GET is to be sent a second time."""
@@ -364,31 +383,49 @@ class CurlLoop:
         self._sent_twice += 1
         self._add(twin)
 
-    def _drop_connections(self) -> None:
+    def _retire(self) -> None:
+        """Use no connection of now for further requests; what is under way goes on while it is not silent."""
         self._generation = self._config.network.generation
-        self._end(lambda: errors.Unreachable("the network changed", request_sent=True))
+        self._retired.append(self._multi)
         self._new_multi()
+
+    def _look_at_retired(self) -> None:
+        if not self._retired:
+            return
+        used = {exchange.multi for exchange in self._under_way.values()}
+        with FORK_GATE:
+            for multi in list(self._retired):
+                if multi in used:
+                    multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)  # its timer is nobody's
+                else:
+                    self._retired.remove(multi)
+                    multi.close()
+        self._take_finished()
 
     def _end(self, error: Callable[[], errors.RequestError]) -> None:
         """Close every connection, and tell those who wait for an answer."""
         ended, self._under_way = self._under_way, {}
+        retired, self._retired = self._retired, []
         with FORK_GATE:
-            for curl in ended:
-                self._multi.remove_handle(curl)
+            for curl, exchange in ended.items():
+                exchange.multi.remove_handle(curl)
                 curl.close()
             self._close_idle()
-            self._multi.close()
+            for multi in (self._multi, *retired):
+                multi.close()
         for exchange in ended.values():
             if exchange.twin is not None:
                 exchange.twin.twin = None  # which tells
                 continue
             _tell(exchange.done, error())
 
-    def _on_socket(self, what: int, descriptor: int, _multi: Any, _data: Any) -> None:
+    def _on_socket(self, what: int, descriptor: int, multi: pycurl.CurlMulti, _data: Any) -> None:
         try:
             if what == pycurl.POLL_REMOVE:
+                self._multi_of.pop(descriptor, None)
                 self._epoll.unregister(descriptor)
                 return
+            self._multi_of[descriptor] = multi
             wanted = 0
             if what in (pycurl.POLL_IN, pycurl.POLL_INOUT):
                 wanted |= select.EPOLLIN
@@ -401,13 +438,16 @@ class CurlLoop:
         except OSError:
             pass  # libcurl closed it: epoll has dropped it by itself
 
-    def _on_timer(self, milliseconds_left: int) -> None:
+    def _on_timer(self, multi: pycurl.CurlMulti, milliseconds_left: int) -> None:
+        if multi is not self._multi:
+            return
         self._due_at = None if milliseconds_left < 0 else self._clock() + milliseconds_left / 1000
 
 
 def _tell(done: Done | None, outcome: Response | errors.RequestError) -> None:
-    """Call back; a failure there is not to end the loop for all others."""
-    assert done is not None
+    """Call back, unless nobody waits any more; a failure there is not to end the loop for all others."""
+    if done is None:
+        return
     try:
         done(outcome)
     except Exception:
@@ -421,6 +461,8 @@ class _Exchange:
         self._config = config
         self.curl = curl = pycurl.Curl()
         self.done: Done | None = None
+        self.multi: pycurl.CurlMulti
+        self.generation = 0
         # the same request once more, on another connection
         self.twin: _Exchange | None = None
         self.host = ""
@@ -472,10 +514,12 @@ class _Exchange:
             setopt(pycurl.CONNECTTIMEOUT_MS, milliseconds(request.timeouts.connect_s))
             setopt(pycurl.TIMEOUT_MS, milliseconds(request.timeouts.total_s))
             setopt(pycurl.MAXFILESIZE_LARGE, request.max_body_bytes)
-        self.host = urlsplit(url).hostname or ""
+        parts = urlsplit(url)
+        self.host = parts.netloc
+        self._name = parts.hostname or ""
         guard = self._config.guard
-        if guard is not None and proxy and not guard.allows_host(self.host):
-            raise refused_address(self.host, self.host)
+        if guard is not None and proxy and not guard.allows_host(self._name):
+            raise refused_address(self._name, self._name)
         self.done = done
         self.request = request
         self.since = self.moved_at = now
@@ -491,6 +535,14 @@ class _Exchange:
     def is_coming(self) -> bool:
         """Whether the answer has begun."""
         return bool(self._lines)
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether it was sent on a connection that was used before, and nothing has come."""
+        curl = self.curl
+        return not self._lines and bool(
+            curl.getinfo(pycurl.PRETRANSFER_TIME) and not curl.getinfo(pycurl.NUM_CONNECTS)
+        )
 
     def late(self, now: float, ways: network.Network) -> errors.RequestError | None:
         """Return why this GET is to be given up, None while it may go on."""
@@ -522,9 +574,9 @@ class _Exchange:
         guard = self._config.guard
         assert guard is not None
         # behind a proxy the address is the proxy's
-        if self._proxy or guard.is_api(self.host) or guard.allows(str(text)):
+        if self._proxy or guard.is_api(self._name) or guard.allows(str(text)):
             return socket.socket(family, kind, protocol)
-        self._refusal = refused_address(self.host, str(text))
+        self._refusal = refused_address(self._name, str(text))
         return pycurl.SOCKET_BAD
 
 

@@ -237,6 +237,61 @@ def test_another_network_drops_all_connections(serve: Serve, make_loop: Callable
     assert server.connections == 2
 
 
+def test_what_is_under_way_goes_on_when_connections_are_no_longer_trusted(
+    serve: Serve, make_loop: Callable[..., CurlLoop]
+) -> None:
+    """One silent object told the loop to end all others, which were fetched a second time."""
+    go = threading.Event()
+
+    def reply(connection: Connection, received: Received) -> None:
+        if received.target == "/slow":
+            go.wait(10)
+        connection.say("200 OK", received.target.encode())
+
+    ways, answers = Network(), Answers()
+    server, loop = serve(answering(reply)), make_loop(network=ways)
+    loop.get(Request("GET", server.url + "/slow"), answers.taker("/slow"), urgent=True)
+    while not server.received:
+        time.sleep(0.01)
+    ways.drop(ways.generation, "a test")
+    assert isinstance(get(loop, server.url + "/next"), Response)
+    go.set()
+    ((_, outcome),) = answers.wait(1)
+    assert isinstance(outcome, Response)
+    assert outcome.body == b"/slow"
+    assert [one.target for one in server.received] == ["/slow", "/next"]
+
+
+def test_silence_on_a_kept_connection_is_told_to_all(
+    serve: Serve, make_loop: Callable[..., CurlLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a second request was answered in time: the first is left to show whether its way is gone."""
+    monkeypatch.setattr("lightlyfs.api.network.SILENCE_S", 1.5)
+    frozen: set[Connection] = set()
+    seen: set[Connection] = set()
+
+    def reply(connection: Connection, received: Received) -> None:
+        seen.add(connection)
+        if connection in frozen:
+            connection.wait_closed(30.0)
+        else:
+            connection.say("200 OK", b"")
+
+    ways, answers = Network(), Answers()
+    server, loop = serve(answering(reply)), make_loop(connections=64, network=ways)
+    for number in range(40):
+        loop.get(Request("GET", f"{server.url}/{number}"), answers.taker("quick"), urgent=True)
+    answers.wait(40)
+    frozen |= seen
+    before, started = ways.generation, time.monotonic()
+    for number in range(20):
+        assert isinstance(get(loop, f"{server.url}/next{number}"), Response)
+    assert time.monotonic() - started < 1.4
+    while ways.generation == before:
+        assert time.monotonic() - started < 10
+        time.sleep(0.05)
+
+
 def test_addresses_that_are_not_allowed_are_not_connected_to(
     serve: Serve, make_loop: Callable[..., CurlLoop]
 ) -> None:
