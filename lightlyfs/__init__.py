@@ -9,6 +9,9 @@
     with lightlyfs.ahead(paths):  # the order in which a program is about to read them
         ...
 
+    for batch in lightlyfs.batches(paths, 64):  # lists of paths and bytes, fetched ahead
+        ...
+
 `LightlyClient` is the typed client of the Samples API that it stands on. What fails raises a subclass of
 `LightlyFsError`: `StartError`, or `SettingsError` for a wrong argument.
 """
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from lightlyfs.api.client import LightlyClient
     from lightlyfs.errors import LightlyFsError, SettingsError, StartError
     from lightlyfs.library import Mounted, MountSettings, mount, open_cached
+    from lightlyfs.training.reading import batches
 
     __version__: str
 
@@ -34,6 +38,7 @@ _HOMES = {
     "SettingsError": "lightlyfs.errors",
     "StartError": "lightlyfs.errors",
     "ahead": "lightlyfs.announcing",
+    "batches": "lightlyfs.training.reading",
     "mount": "lightlyfs.library",
     "open_cached": "lightlyfs.library",
 }
@@ -48,6 +53,7 @@ __all__ = [
     "StartError",
     "__version__",
     "ahead",
+    "batches",
     "mount",
     "open_cached",
 ]

@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 _PROTOCOL = "lightly://"
 _ANSWER_WAIT_S = 10.0
 # a mount hangs up on who says nothing for a minute
-_SIGN_OF_LIFE_S = 20.0
+SIGN_OF_LIFE_S = 20.0
 # paths in one message: few, so that a long order is asked for little by little
 _PATHS_AT_ONCE = 64
 
@@ -76,14 +77,22 @@ def ahead(paths: Iterable[str | os.PathLike[str]], **storage_options: Any) -> An
         from lightlyfs.fsspec.driver import LightlyFileSystem
 
         return Announced(LightlyFileSystem(**storage_options).ahead(names))
-    return Announced(_OverSocket(name, names))
+    return Announced(OrderOverSocket(mountpoint_of(name), _some_at_once(names)))
 
 
-class _OverSocket:
-    """An order that goes to a mount, in a thread of its own."""
+def _some_at_once(names: Iterator[str]) -> Iterator[list[str]]:
+    while some := list(islice(names, _PATHS_AT_ONCE)):
+        yield some
 
-    def __init__(self, first: str, names: Iterator[str]) -> None:
-        self._mountpoint = mountpoint_of(first)
+
+class OrderOverSocket:
+    """An order that goes to a mount, some paths at once, in a thread of its own.
+
+    The mount hangs up unless it is sent something each minute, if it be no path.
+    """
+
+    def __init__(self, mountpoint: Path, names: Iterator[list[str]]) -> None:
+        self._mountpoint = mountpoint
         channel = dial(socket_of(self._mountpoint), timeout_s=_ANSWER_WAIT_S)
         if channel is None:
             raise StartError(f"the mount on {self._mountpoint} does not answer")
@@ -98,15 +107,17 @@ class _OverSocket:
         self._closed.set()
         self._channel.hang_up()
 
-    def _send(self, names: Iterator[str]) -> None:
+    def _send(self, names: Iterator[list[str]]) -> None:
         try:
             self._channel.send({"command": "ahead"})
-            while not self._closed.is_set() and (some := list(islice(names, _PATHS_AT_ONCE))):
+            for some in names:
+                if self._closed.is_set():
+                    return
                 self._channel.send(
                     {"names": [path_in_mount(self._mountpoint, os.path.abspath(name)) for name in some]}
                 )
                 self._await_answer()
-            while not self._closed.wait(_SIGN_OF_LIFE_S):
+            while not self._closed.wait(SIGN_OF_LIFE_S):
                 self._channel.send({"names": []})
                 self._await_answer()
         except (OSError, ValueError) as error:

@@ -29,6 +29,7 @@
     |   +-- NoContent            the sample has no stored object
     |   +-- ContentChanged       the object changed while it was being read
     |   +-- SizeUnknown          the size can be neither found nor fetched now
+    |   +-- UnreadableSample     an image for a training cannot be read or decoded
     +-- FileError                what was asked makes no sense for this path
         +-- NoSuchFile           no such path
         +-- NotADirectory        a file stands where a directory is needed
@@ -203,6 +204,15 @@ class SizeUnknown(ContentError):
     """The size of a sample can be neither found in the metadata nor fetched now."""
 
 
+class UnreadableSample(ContentError):
+    """An image for a training cannot be read or decoded; the text names its path and sample."""
+
+    def __init__(self, message: str, path: str = "", sample_id: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+        self.sample_id = sample_id
+
+
 class FileError(LightlyFsError):
     """What was asked makes no sense for this path."""
 
@@ -313,6 +323,7 @@ _TABLE: dict[type[BaseException], tuple[int, int]] = {
     NoContent: (errno.ENODATA, logging.INFO),
     ContentChanged: (errno.ESTALE, logging.WARNING),
     SizeUnknown: (errno.EIO, logging.WARNING),
+    UnreadableSample: (errno.EIO, logging.WARNING),
     NoSuchFile: (errno.ENOENT, logging.DEBUG),
     NotADirectory: (errno.ENOTDIR, logging.DEBUG),
     IsADirectory: (errno.EISDIR, logging.DEBUG),

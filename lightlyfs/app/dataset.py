@@ -37,7 +37,7 @@ from lightlyfs.catalog.sample_catalog import Catalog, Census
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tags import Tags
 from lightlyfs.desktop.programs import CrawlBudget
-from lightlyfs.errors import NoSuchFile, SettingsError, StartError, TooManyWaiting
+from lightlyfs.errors import NoSuchFile, RequestError, SettingsError, StartError, TooManyWaiting
 from lightlyfs.fetch.epoch_fetcher import Announcement, Ended, EpochFetcher
 from lightlyfs.fetch.fetcher import FetchConfig, Fetcher
 from lightlyfs.fetch.prefetcher import PrefetchStats
@@ -61,6 +61,8 @@ log = logging.getLogger(__name__)
 _DOCUMENT_TTL_S = 60.0
 # lists of paths written into `.lightlyfs/prefetch` that are worked on at once, each by `jobs` threads
 _MAX_FETCHING = 4
+# samples that are looked up at once to be listed: some ten milliseconds
+_LISTED_AT_ONCE = 4_096
 # files that a warming fetches at once, unless more are asked for; each has a thread
 _WARMED_AT_ONCE = 64
 
@@ -216,10 +218,7 @@ class Dataset:
 
         With `jobs` downloads, but no more than the mount has. With `pin_bytes` they are pinned, up to that.
         """
-        found = None if tag is None else self._tags.find(tag)
-        if tag is not None and found is None:
-            raise NoSuchFile(f"the dataset has no tag {tag!r}")
-        only = None if found is None else self._tags.members(found)
+        only = None if tag is None else self.members(tag)
         # a quarter of the downloads is left to readers who wait, unless all are asked for
         jobs = max(1, min(jobs or min(self.settings.jobs * 3 // 4, _WARMED_AT_ONCE), self.settings.jobs))
         parts = WarmingParts(
@@ -231,6 +230,30 @@ class Dataset:
             self.closing.is_set,
         )
         return Warming(parts, names, jobs, only, pin_bytes=pin_bytes)
+
+    def members(self, tag: str) -> frozenset[bytes]:
+        """Return the ids of the samples of a tag, by its name or id; NoSuchFile where there is none."""
+        found = self._tags.find(tag)
+        if found is None:
+            raise NoSuchFile(f"the dataset has no tag {tag!r}")
+        return self._tags.members(found)
+
+    def samples_below(self, directory: str) -> Iterator[tuple[str, bytes]]:
+        """Yield the path and id of every sample below a directory, as the API has them now.
+
+        Where the API does not answer they are those of an earlier listing; raises where there is none.
+        """
+        turn = self._own_patience().turn()
+        refresher = self.catalog.refresher
+        if refresher.complete:
+            try:
+                turn.result(refresher.check_soon(), moved=lambda: refresher.progress.listed)
+            except RequestError as error:
+                log.warning("the names of an earlier listing are used: %s", error)
+        self.catalog.wait_until_listed(turn)
+        self.filesystem.getattr(directory)
+        for path, entry in self.catalog.samples_below(directory, _LISTED_AT_ONCE):
+            yield path, entry.id
 
     def cached_files(self) -> CachedFiles:
         """Return the cached files of samples, for programs that read them by themselves."""

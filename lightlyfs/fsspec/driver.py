@@ -87,6 +87,22 @@ class LightlyFileSystem(AskingFileSystem):
                 found = self._listed(parts.filesystem, path, inside)
         return found if detail else [one["name"] for one in found]
 
+    def samples(self, path: str, tags: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
+        """Yield every sample below a path, as its path below that, from the catalogue.
+
+        With `tags`, by name or id, those that one of them holds, each with the number of the first that does;
+        without, the number is 0. FileNotFoundError where there is no such path or tag.
+        """
+        path = self._strip_protocol(path)
+        parts, inside = self._at(path)
+        begin = len(inside) + 1 if inside else 0
+        with as_os_error(path):
+            members = [parts.members(tag) for tag in tags]
+            for name, sample_id in parts.samples_below(inside):
+                number = next((n for n, ids in enumerate(members) if sample_id in ids), None if tags else 0)
+                if number is not None:
+                    yield name[begin:], number
+
     def _listed(self, files: Filesystem, path: str, inside: str) -> list[dict[str, Any]]:
         try:
             entries = files.list_directory(inside).entries

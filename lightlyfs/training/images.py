@@ -1,0 +1,261 @@
+"""The images of a dataset as a training takes them: by number, with labels, groups and errors by sample.
+
+No framework is needed: what has a length and gives items by number is a dataset to torch.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import PurePath
+from typing import Any, Literal
+
+from lightlyfs.errors import LightlyFsError, NoSuchFile, UnreadableSample
+from lightlyfs.training.order import Batch
+from lightlyfs.training.packed import PackedPaths
+from lightlyfs.training.reading import ADDRESS, Announcer, Source, read_patiently, source_at
+from lightlyfs.upload_rules import IMAGE_EXTENSIONS
+
+log = logging.getLogger(__name__)
+
+Include = str | Sequence[str] | Callable[[str], bool]
+OnError = Literal["raise", "skip"] | Callable[[UnreadableSample], Any]
+_LEFT_OUT: Any = object()
+
+
+class LightlyImages:
+    """The images of a dataset, by number, in the order of their paths; a map-style dataset.
+
+    An item is an image and its label, or the image alone without `labels`. It can be pickled where its
+    functions can, and any process, forked or spawned, may use its copy: the listing comes along, and each
+    process opens the dataset at its first read. A batch that is asked for at once is fetched together.
+    """
+
+    def __init__(
+        self,
+        dataset: str | os.PathLike[str],
+        *,
+        include: Include | None = None,
+        tags: Sequence[str] | None = None,
+        group_by: Literal["stem"] | Callable[[str], Any] | None = None,
+        labels: Literal["folder", "tag"] | Callable[[str], Any] | None = "folder",
+        decode: bool | Callable[[bytes], Any] = True,
+        transform: Callable[[Any], Any] | None = None,
+        on_error: OnError = "raise",
+        **storage_options: Any,
+    ) -> None:
+        """List the images of a dataset, once for all processes.
+
+        `dataset` is a name or id, perhaps with a directory behind it, the same as `lightly://` address, or
+        a path below a mount (absolute, `./...` or a Path). `include` chooses files by their paths: patterns,
+        of which one fits, or a function; else all images. With `tags` only what one of them holds.
+
+        `group_by` makes one item of several files, as an image and its mask: those with the same "stem", the
+        name without directory and ending, or with the same result of a function of the path (None: left out).
+        The item is then a tuple, in the order of the paths; groups of another size than most are left out.
+
+        `labels` are the numbers in `classes` of the first "folder" of the path, or of the first of `tags`
+        that holds the image, or what a function makes of the path. `decode` gives Pillow images, in RGB (in
+        a group the first; others keep their mode), False the bytes, a function what it makes of the bytes.
+        `transform` is called with the image, or the tuple. What cannot be read or decoded is an
+        UnreadableSample: `on_error` raises it, skips the item (in batches), or returns another one for it
+        (None: skip).
+
+        Other keywords are options of the mount, for a dataset that this process opens by itself.
+        """
+        if labels == "tag" and not tags:
+            raise ValueError("labels by tag need tags, in the order of their numbers")
+        self.root = _root_of(dataset)
+        self._storage_options = storage_options
+        self._decode = decode
+        self._transform = transform
+        self._on_error = on_error
+        self._labels = labels
+        self._here: _Here | None = None
+        found = self._find(_chooser(include), list(tags or ()))
+        items = [(path,) for path in sorted(found)] if group_by is None else _grouped(found, group_by)
+        if not items:
+            raise NoSuchFile(f"there are no images in {self.root} that fit")
+        self.paths = PackedPaths(items)
+        self.classes: list[str] = []
+        self._number_of: dict[str, int] = {}
+        self._tag_of = array("H")
+        if labels == "folder":
+            self.classes = sorted({_folder(item[0]) for item in items})
+            self._number_of = {name: number for number, name in enumerate(self.classes)}
+        elif labels == "tag":
+            self.classes = list(tags or ())
+            self._tag_of = array("H", (found[item[0]] for item in items))
+
+    def _find(self, fits: Callable[[str], bool], tags: list[str]) -> dict[str, int]:
+        source = source_at(self.root, self._storage_options)
+        return {path: number for path, number in source.below(self.root, tags) if fits(path)}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> Any:
+        item = self._item(number, self._in_this_process())
+        if item is _LEFT_OUT:
+            raise IndexError(f"item {number} cannot be read, and items are skipped in batches only")
+        return item
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[Any]:
+        """Return the items of a batch, which is fetched together; DataLoader calls this."""
+        here = self._in_this_process()
+        if isinstance(numbers, Batch):
+            here.begin(numbers.epoch_run)
+            here.ahead.add(self._names(numbers.announced))
+        else:
+            here.ahead.add(self._names(numbers))
+        items = [self._item(number, here) for number in numbers]
+        return [item for item in items if item is not _LEFT_OUT]
+
+    def label(self, number: int) -> Any:
+        """Return the label of an item, without reading it."""
+        return self._label(number, self.paths[number][0])
+
+    def name(self, path: str) -> str:
+        """Return the full name of a path of `paths`."""
+        return f"{self.root}/{path}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_here": None}
+
+    def _in_this_process(self) -> _Here:
+        if self._here is None or self._here.process != os.getpid():
+            self._here = _Here(source_at(self.root, self._storage_options))
+        return self._here
+
+    def _names(self, numbers: Iterable[int]) -> list[str]:
+        return [self.name(path) for number in numbers for path in self.paths[number]]
+
+    def _item(self, number: int, here: _Here) -> Any:
+        paths = self.paths[number]
+        try:
+            images = tuple(self._image(path, here.source, place) for place, path in enumerate(paths))
+        except UnreadableSample as error:
+            if self._on_error == "raise":
+                raise
+            if self._on_error == "skip":
+                log.warning("left out: %s", error)
+                return _LEFT_OUT
+            instead = self._on_error(error)
+            return _LEFT_OUT if instead is None else instead
+        image = images[0] if len(paths) == 1 else images
+        if self._transform is not None:
+            try:
+                image = self._transform(image)
+            except Exception as error:
+                error.add_note(f"the image was {_described(self.name(paths[0]), here.source)[0]}")
+                raise
+        return image if self._labels is None else (image, self._label(number, paths[0]))
+
+    def _image(self, path: str, source: Source, place: int) -> Any:
+        name = self.name(path)
+        try:
+            data = read_patiently(partial(source.read, name))
+        except (OSError, LightlyFsError) as error:
+            raise _unreadable("cannot be read", name, source, error) from error
+        if self._decode is False:
+            return data
+        try:
+            return self._decode(data) if callable(self._decode) else _decoded(data, in_rgb=not place)
+        except Exception as error:
+            raise _unreadable("cannot be decoded", name, source, error) from error
+
+    def _label(self, number: int, path: str) -> Any:
+        if self._labels == "folder":
+            return self._number_of[_folder(path)]
+        if self._labels == "tag":
+            return self._tag_of[number]
+        return self._labels(path) if callable(self._labels) else None
+
+
+class _Here:
+    """What one process has of a dataset."""
+
+    def __init__(self, source: Source) -> None:
+        self.process = os.getpid()
+        self.source = source
+        self.ahead = Announcer(source)
+        self._epoch_run = -1
+
+    def begin(self, epoch_run: int) -> None:
+        """Forget what was fetched for an epoch that is not gone on with."""
+        if epoch_run != self._epoch_run:
+            self.ahead.close()
+            self._epoch_run = epoch_run
+
+
+def _root_of(dataset: str | os.PathLike[str]) -> str:
+    name = os.fspath(dataset)
+    if name.startswith(ADDRESS):
+        return name.rstrip("/")
+    if isinstance(dataset, PurePath) or name.startswith((os.sep, ".")):
+        return os.path.abspath(name)
+    return f"{ADDRESS}{name.rstrip('/')}"
+
+
+def _chooser(include: Include | None) -> Callable[[str], bool]:
+    if include is None:
+        return lambda path: path.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
+    if callable(include):
+        return include
+    patterns = [include] if isinstance(include, str) else list(include)
+    return lambda path: any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _grouped(paths: Iterable[str], group_by: Literal["stem"] | Callable[[str], Any]) -> list[tuple[str, ...]]:
+    """Items of several files, in order of their first paths."""
+    groups: dict[Any, list[str]] = {}
+    for path in sorted(paths):
+        key = _stem(path) if group_by == "stem" else group_by(path)
+        if key is not None:
+            groups.setdefault(key, []).append(path)
+    sizes = Counter(map(len, groups.values()))
+    most = max(sizes, key=lambda size: (sizes[size], size), default=0)
+    odd = [group for group in groups.values() if len(group) != most]
+    if odd:
+        log.warning("left out, not %d files each: %d groups, as that of %s", most, len(odd), odd[0][0])
+    return [tuple(group) for group in groups.values() if len(group) == most]
+
+
+def _stem(path: str) -> str:
+    return path.rpartition("/")[2].rpartition(".")[0]
+
+
+def _folder(path: str) -> str:
+    return path.partition("/")[0] if "/" in path else ""
+
+
+def _decoded(data: bytes, *, in_rgb: bool) -> Any:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        if in_rgb:
+            return image.convert("RGB")
+        image.load()
+        return image
+
+
+def _described(name: str, source: Source) -> tuple[str, str]:
+    """A file for a person, and its sample id, as far as it can be said."""
+    try:
+        sample_id = source.sample_id(name)
+    except (OSError, LightlyFsError):
+        sample_id = ""
+    return f"{name} (sample {sample_id or 'unknown'})", sample_id
+
+
+def _unreadable(what: str, name: str, source: Source, error: Exception) -> UnreadableSample:
+    described, sample_id = _described(name, source)
+    # of an OSError without the path, which the text begins with
+    why = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return UnreadableSample(f"{described} {what}: {why}", name, sample_id)

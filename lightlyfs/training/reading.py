@@ -1,0 +1,262 @@
+"""Whole files in an order that is known: read one after the other, fetched ahead together.
+
+Files are those of a mount, or of a dataset that this process opens by itself (`lightly://`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+from lightlyfs.announcing import SIGN_OF_LIFE_S, Closable, OrderOverSocket
+from lightlyfs.errors import (
+    Cancelled,
+    ContentChanged,
+    DeadlineExceeded,
+    LightlyFsError,
+    Retryable,
+)
+from lightlyfs.library import mountpoint_of, open_cached
+
+log = logging.getLogger(__name__)
+
+ADDRESS = "lightly://"
+# files that are on their way while others are read: at 80 ms a request, two requests a file and 1,000 files/s
+# some 160 are; twice that bridges a step in which none is read
+FILES_AHEAD = 320
+# paths in one message to a mount
+_PATHS_AT_ONCE = 64
+# a server that restarts, or a laptop that was asleep, is back in minutes; a training of days waits for it
+_OUTAGE_S = 900.0
+_PAUSE_S = 1.0
+
+
+class Source(Protocol):
+    """Files by their full names; any thread may call."""
+
+    def below(self, root: str, tags: Sequence[str]) -> Iterator[tuple[str, int]]:
+        """Yield the path below `root` of each file, and the number of the first of `tags` that holds it."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Return all bytes of a file; OSError says why not."""
+        ...
+
+    def announce(self, names: Iterator[list[str]]) -> Closable:
+        """Have files fetched in this order, which is asked for in another thread."""
+        ...
+
+    def sample_id(self, name: str) -> str:
+        """Return the id of the sample; empty where it cannot be said."""
+        ...
+
+
+class AddressedFiles:
+    """Files by their addresses, which this process reads by itself."""
+
+    def __init__(self, storage_options: dict[str, Any]) -> None:
+        from lightlyfs.fsspec.driver import LightlyFileSystem
+
+        # what comes next is said, so nothing is guessed; and a training keeps the names that it listed, so
+        # that 256 workers do not ask for them one by one
+        self._fs = LightlyFileSystem(
+            **{"read_only": True, "read_ahead": "off", "metadata_ttl": "infinite", **storage_options}
+        )
+
+    def below(self, root: str, tags: Sequence[str]) -> Iterator[tuple[str, int]]:
+        """Yield the samples that the API has now."""
+        return self._fs.samples(root, tags)
+
+    def read(self, name: str) -> bytes:
+        """Return all bytes."""
+        return self._fs.cat_file(name)
+
+    def announce(self, names: Iterator[list[str]]) -> Closable:
+        """Have the network loop of this process fetch them."""
+        return self._fs.ahead(chain.from_iterable(names))
+
+    def sample_id(self, name: str) -> str:
+        """Return what the catalogue has."""
+        return str(self._fs.info(name).get("sample_id", ""))
+
+
+class MountedFiles:
+    """Files by their paths below a mount, whose process fetches them."""
+
+    def __init__(self, mountpoint: Path) -> None:
+        self._mountpoint = mountpoint
+
+    def below(self, root: str, tags: Sequence[str]) -> Iterator[tuple[str, int]]:
+        """Yield the files that the mount lists; of a tag those that `.lightlyfs/tags` links to."""
+        if not tags:
+            yield from ((path, 0) for path in _walk(root))
+            return
+        inside = os.path.relpath(root, self._mountpoint)
+        seen: set[str] = set()
+        for number, tag in enumerate(tags):
+            tagged = self._mountpoint / ".lightlyfs" / "tags" / tag
+            if not tagged.is_dir():
+                raise FileNotFoundError(f"the dataset has no tag {tag!r}")
+            new = [path for path in _walk(str(tagged / inside)) if path not in seen]
+            seen.update(new)
+            yield from ((path, number) for path in new)
+
+    def read(self, name: str) -> bytes:
+        """Return all bytes, from the cache's own file where it is there."""
+        with open_cached(name) as file:
+            return file.read()
+
+    def announce(self, names: Iterator[list[str]]) -> Closable:
+        """Have the mount fetch them."""
+        return OrderOverSocket(self._mountpoint, _in_messages(names))
+
+    def sample_id(self, name: str) -> str:
+        """Return what the mount says."""
+        return os.getxattr(name, "user.lightly.sample_id").decode()
+
+
+def source_at(name: str, storage_options: dict[str, Any]) -> Source:
+    """Return what reads the files below a directory of this name; ValueError where it is in no mount."""
+    if name.startswith(ADDRESS):
+        return AddressedFiles(storage_options)
+    if storage_options:
+        raise ValueError(f"{min(storage_options)} is an option of lightly:// addresses; a mount has its own")
+    return MountedFiles(mountpoint_of(os.path.join(name, "")))
+
+
+class Announcer:
+    """Has files fetched in the order in which they are added; ends with `close`, as `with` does.
+
+    Used by one thread.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._added: SimpleQueue[list[str] | None] = SimpleQueue()
+        self._running: Closable | None = None
+
+    def add(self, names: Sequence[str]) -> None:
+        """Have files fetched behind those that were added before."""
+        if names:
+            self._added.put(list(names))
+            if self._running is None:
+                self._running = self._source.announce(_taken(self._added))
+
+    def close(self) -> None:
+        """Fetch no more; idempotent."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.close()
+            self._added.put(None)
+            self._added = SimpleQueue()
+
+    def __enter__(self) -> Announcer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _taken(added: SimpleQueue[list[str] | None]) -> Iterator[list[str]]:
+    """What is added, until the end; now and then nothing, which shows that there may be more."""
+    while True:
+        try:
+            names = added.get(timeout=SIGN_OF_LIFE_S)
+        except Empty:
+            names = []
+        if names is None:
+            return
+        yield names
+
+
+def read_patiently(
+    read: Callable[[], bytes],
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], object] = time.sleep,
+) -> bytes:
+    """Read, also over an outage of some minutes or a change of the file; raises what does not pass."""
+    began = clock()
+    while True:
+        try:
+            return read()
+        except OSError as error:
+            if not _passes(error) or clock() - began > _OUTAGE_S:
+                raise
+            log.warning("tried again: %s", error)
+            sleep(_PAUSE_S)
+
+
+def _passes(error: OSError) -> bool:
+    """Whether what failed may work later."""
+    cause = error.__cause__
+    if isinstance(cause, LightlyFsError):
+        return isinstance(cause, Retryable | DeadlineExceeded | ContentChanged) and not isinstance(
+            cause, Cancelled
+        )
+    return isinstance(error, ConnectionError | TimeoutError)
+
+
+def batches(
+    paths: Iterable[str | os.PathLike[str]], size: int, **storage_options: Any
+) -> Iterator[list[tuple[str, bytes]]]:
+    """Yield files in their order, `size` at once, each as its path and bytes; the last batch may be shorter.
+
+    `paths` are files of one mount, or addresses `lightly://DATASET/...` of one dataset, which are read with
+    `storage_options`; they may be an iterator of any length. Those of the next batches are fetched meanwhile.
+    Raises OSError for a file that cannot be read, ValueError where the first path is in no mount of yours.
+    """
+    if size < 1:
+        raise ValueError(f"a batch holds at least one file, not {size}")
+    names = (os.fspath(path) for path in paths)
+    first = next(names, None)
+    if first is None:
+        return
+    directory = first if first.startswith(ADDRESS) else os.path.dirname(os.path.abspath(first))
+    source = source_at(directory, storage_options)
+    left = chain([first], names)
+    waiting: deque[list[str]] = deque()
+    with Announcer(source) as announcer:
+        while True:
+            while len(waiting) <= batches_ahead(size) and (some := list(islice(left, size))):
+                announcer.add(some)
+                waiting.append(some)
+            if not waiting:
+                return
+            yield [(name, read_patiently(partial(source.read, name))) for name in waiting.popleft()]
+
+
+def batches_ahead(size: int) -> int:
+    """Return how many batches of so many files should be on their way, besides the one that is read."""
+    return max(2, -(-FILES_AHEAD // size))
+
+
+def _in_messages(names: Iterator[list[str]]) -> Iterator[list[str]]:
+    for some in names:
+        yield some[:_PATHS_AT_ONCE]
+        yield from (
+            some[start : start + _PATHS_AT_ONCE] for start in range(_PATHS_AT_ONCE, len(some), _PATHS_AT_ONCE)
+        )
+
+
+def _walk(root: str) -> Iterator[str]:
+    """The paths of all files below a directory, but for those that are hidden; OSError where one fails."""
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        with os.scandir(os.path.join(root, inside)) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                path = os.path.join(inside, entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    if path != ".lightlyfs":
+                        waiting.append(path)
+                else:
+                    yield path
