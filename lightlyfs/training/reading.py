@@ -129,7 +129,7 @@ def source_at(name: str, storage_options: dict[str, Any]) -> Source:
         return AddressedFiles(storage_options)
     if storage_options:
         raise ValueError(f"{min(storage_options)} is an option of lightly:// addresses; a mount has its own")
-    return MountedFiles(mountpoint_of(os.path.join(name, "")))
+    return MountedFiles(mountpoint_of(os.path.join(name, "any")))
 
 
 class Announcer:

@@ -1,0 +1,111 @@
+"""Images and batches of a mount: its own process fetches what a training announces."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from trees import MountedTree, mounted, use_here
+
+import lightlyfs
+from lightlyfs.testing import LocalServer, ServerOptions
+from lightlyfs.training.images import LightlyImages
+from lightlyfs.training.order import EpochOrder, with_announcements
+
+FILES, SIZE = 300, 20_000
+# on a machine that is busy some take so long that they are sent a second time
+SENT_TWICE = 8 + FILES // 20
+
+
+@pytest.fixture
+def server() -> Iterator[LocalServer]:
+    options = ServerOptions(
+        fake_samples=FILES, fake_bytes=SIZE, fake_per_directory=100, storage_latency_s=0.02
+    )
+    with LocalServer(options) as running:
+        yield running
+
+
+@pytest.fixture
+def tree(server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MountedTree]:
+    use_here(server, tmp_path / "cache", monkeypatch)
+    with mounted(server, tmp_path, "3", "--read-ahead=off") as running:
+        yield running
+
+
+def sent(server: LocalServer) -> int:
+    return server.stats.count("storage.get")
+
+
+def test_images_below_a_mount_are_read_in_an_announced_order(tree: MountedTree, server: LocalServer) -> None:
+    images = LightlyImages(tree.mountpoint / "fake", decode=len)
+    assert (len(images), images.classes) == (FILES, ["0000", "0001", "0002"])
+    order = EpochOrder(FILES, 32, seed=1)
+    found: list[tuple[int, int]] = []
+    for batch in with_announcements(order.begin(), 1, 4, epoch_run=1):
+        found += images.__getitems__(batch)
+    assert [size for size, _ in found] == [SIZE] * FILES
+    assert [sum(label == one for _, label in found) for one in range(3)] == [100] * 3
+    assert sent(server) <= FILES + SENT_TWICE
+    status = json.loads(tree.run("status", str(tree.mountpoint), "--json").stdout)
+    assert status["ahead"]["files_read"] > FILES * 3 // 4
+
+
+def test_tags_of_a_mount_choose_images(tree: MountedTree, server: LocalServer) -> None:
+    ids = [one["id"] for one in sorted(server.samples(), key=lambda one: one["fileName"])]
+    server.add_tag("few", ids[98:103])
+    tree.refresh()
+    images = LightlyImages(tree.mountpoint / "fake" / "0001", tags=["few"], labels="tag", decode=len)
+    assert [images[number] for number in range(len(images))] == [(SIZE, 0)] * 3
+    with pytest.raises(FileNotFoundError, match="no tag 'absent'"):
+        LightlyImages(tree.mountpoint, tags=["absent"])
+
+
+def test_an_option_of_the_mount_is_not_taken_for_one_that_runs(tree: MountedTree) -> None:
+    with pytest.raises(ValueError, match="cache_size is an option of lightly:// addresses"):
+        LightlyImages(tree.mountpoint, cache_size="1G")
+
+
+def sizes_of(given: tuple[LightlyImages, list[int]]) -> list[int]:
+    """Run in another process."""
+    images, numbers = given
+    return images.__getitems__(numbers)
+
+
+@pytest.mark.parametrize("way", ["fork", "spawn"])
+def test_workers_read_the_mount_of_their_parent(tree: MountedTree, server: LocalServer, way: str) -> None:
+    images = LightlyImages(tree.mountpoint, decode=len, labels=None)
+    assert images.__getitems__([0, 1]) == [SIZE, SIZE]
+    with multiprocessing.get_context(way).Pool(2) as pool:
+        parts = [list(range(start, FILES, 2)) for start in range(2)]
+        answers = pool.map(sizes_of, [(images, numbers) for numbers in parts], chunksize=1)
+    assert answers == [[SIZE] * (FILES // 2)] * 2
+    assert sent(server) <= FILES + SENT_TWICE
+
+
+def test_batches_of_a_mount_come_in_their_order(tree: MountedTree, server: LocalServer) -> None:
+    paths = sorted(path for path in tree.mountpoint.rglob("*.jpg"))
+    random.Random(1).shuffle(paths)
+    came: list[float] = []
+    names: list[str] = []
+    for batch in lightlyfs.batches(paths, 30):
+        assert all(len(data) == SIZE for _, data in batch)
+        names += [name for name, _ in batch]
+        came.append(time.monotonic())
+    assert names == list(map(str, paths))
+    assert sent(server) <= FILES + SENT_TWICE
+    # one after the other each file would take 20 ms
+    assert max(later - before for before, later in pairwise(came)) < 30 * 0.02
+
+
+def test_a_path_in_no_mount_is_explained(tree: MountedTree, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not in a dataset that you have mounted"):
+        LightlyImages(tmp_path)
+    with pytest.raises(ValueError, match="not in a dataset that you have mounted"):
+        next(lightlyfs.batches([tmp_path / "a.jpg"], 2))
