@@ -37,7 +37,14 @@ from lightlyfs.catalog.sample_catalog import Catalog, Census
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tags import Tags
 from lightlyfs.desktop.programs import CrawlBudget
-from lightlyfs.errors import NoSuchFile, RequestError, SettingsError, StartError, TooManyWaiting
+from lightlyfs.errors import (
+    DeadlineExceeded,
+    NoSuchFile,
+    Retryable,
+    SettingsError,
+    StartError,
+    TooManyWaiting,
+)
 from lightlyfs.fetch.epoch_fetcher import Announcement, Ended, EpochFetcher
 from lightlyfs.fetch.fetcher import FetchConfig, Fetcher
 from lightlyfs.fetch.prefetcher import PrefetchStats
@@ -248,7 +255,7 @@ class Dataset:
         if refresher.complete:
             try:
                 turn.result(refresher.check_soon(), moved=lambda: refresher.progress.listed)
-            except RequestError as error:
+            except (Retryable, DeadlineExceeded) as error:
                 log.warning("the names of an earlier listing are used: %s", error)
         self.catalog.wait_until_listed(turn)
         self.filesystem.getattr(directory)

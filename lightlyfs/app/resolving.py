@@ -48,11 +48,18 @@ class FoundDataset:
 
 
 def find_dataset(
-    client: LightlyClient, settings: Settings, secrets: Secrets, wanted: str, say: Callable[[str], object]
+    client: LightlyClient,
+    settings: Settings,
+    secrets: Secrets,
+    wanted: str,
+    say: Callable[[str], object],
+    *,
+    trusts_stored: bool = False,
 ) -> FoundDataset:
     """Return the dataset of this id or name; StartError says in one line why there is none.
 
-    `say` is called with one line where an earlier mount's answer has to do.
+    `say` is called with one line where an earlier mount's answer has to do. With `trusts_stored` that is
+    taken without asking, where its catalogue is there.
     """
     root = places.server_cache(settings.cache_dir, settings.server)
     names = _Names(root / "names.json", secrets)
@@ -62,6 +69,9 @@ def find_dataset(
         and (root / stored / places.catalogue_name(settings.tag)).exists()
         and not settings.no_cache
     )
+    if trusts_stored and has_catalogue:
+        assert stored is not None
+        return FoundDataset(stored, wanted)
     policy = (
         RetryPolicy(attempts=1, budget_s=_STORED_WAIT_S, doubt_s=0.0) if has_catalogue else quick_policy()
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import logging
+import math
 import os
 import sys
 import threading
@@ -138,7 +139,15 @@ def _start(dataset: str, flags: dict[str, str], token: Token | None) -> app.Data
     closing = threading.Event()
     counter = app.RequestCounter()
     connections, secrets = _connect(settings, token, counter, closing)
-    found = find_dataset(connections.client, settings, secrets, dataset, log.warning)
+    found = find_dataset(
+        connections.client,
+        settings,
+        secrets,
+        dataset,
+        log.warning,
+        # a training's 256 workers begin with the names that one process listed
+        trusts_stored=math.isinf(settings.metadata_ttl_s),
+    )
     place = app.open_place(settings, found.id)
     try:
         spool = app.open_spool(settings, found.id)

@@ -158,6 +158,10 @@ class Announcer:
             self._added.put(None)
             self._added = SimpleQueue()
 
+    def __del__(self) -> None:
+        # the thread that asks for more ends; nothing else, for a finaliser must take no lock
+        self._added.put(None)
+
     def __enter__(self) -> Announcer:
         return self
 

@@ -11,6 +11,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -234,7 +235,7 @@ def test_workers_of_each_kind_read_one_listing(server: LocalServer, way: str) ->
         answers = pool.map(labels_of, [(found, numbers) for numbers in parts], chunksize=1)
     assert [labels for _, labels in answers] == [[number // PER_CLASS for number in part] for part in parts]
     assert server.stats.count("partial") == pages
-    assert server.stats.count("dataset") <= records + len({process for process, _ in answers})
+    assert server.stats.count("dataset") == records
     assert sent(server) <= FILES + SENT_TWICE
 
 
@@ -299,6 +300,18 @@ def test_an_epoch_goes_on_after_kill_9_with_no_image_twice_or_missed(
     assert (kept["state"]["epoch"], kept["state"]["position"]) == (1, 0)
 
 
+def test_images_that_are_dropped_leave_no_thread() -> None:
+    found = images()
+    found.__getitems__([0, 1])
+    assert announcing() == 1
+    del found
+    wait_until(lambda: not announcing(), 20)
+
+
+def announcing() -> int:
+    return sum("announced" in thread.name for thread in threading.enumerate())
+
+
 def test_batches_are_plain_python(server: LocalServer, folder: Path) -> None:
     paths = [f"lightly://animals/{path.relative_to(folder)}" for path in sorted(folder.rglob("*.png"))]
     random.Random(2).shuffle(paths)
@@ -321,3 +334,29 @@ def test_batches_of_an_endless_order_fetch_only_so_far(server: LocalServer) -> N
     found = lightlyfs.batches(endless(), 7)
     assert [len(next(found)) for _ in range(10)] == [7] * 10
     found.close()
+
+
+def test_the_listing_is_checked_by_who_begins_and_by_no_worker(server: LocalServer) -> None:
+    """A dataset that was listed days ago may have other images by now."""
+    count = len(images())
+    fsspec_parts.close_all()
+    added = server.add_sample("train/ant/50.png", picture(3))
+    assert added
+    found = images()
+    assert len(found) == count + 1
+    fsspec_parts.close_all()
+    requests = server.stats.total()
+    assert found[0]
+    assert server.stats.total() <= requests + 2  # a read URL and an image
+
+
+@pytest.mark.long  # it is waited for a minute
+def test_without_a_server_the_names_of_an_earlier_listing_do(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with LocalServer(ServerOptions(source=folder, dataset_name="animals")) as server:
+        use_here(server, tmp_path / "other", monkeypatch)
+        count = len(images())
+        fsspec_parts.close_all()
+    assert len(images()) == count
+    assert "the names of an earlier listing are used" in caplog.text
