@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 ECOSYSTEM_STAMP := $(VENV)/.installed-ecosystem
-# parts of `make bench`: cold, training, large, warm, scale, writing, metrics, idle, soak, slopes, write_rates
+# parts of `make bench`: cold, training, large, warm, scale, writing, metrics, idle, soak, slopes, write_rates, train
 NAMES := all
 
 # tests wait more than they compute; those of one file stay together, for they share mounts
@@ -12,7 +12,7 @@ JOBS := 3
 PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install fuse test-tools demo unit test test-long fuzz soak pythons docs house ecosystem desktop check format bench bench-cold clean
+.PHONY: help install fuse test-tools demo unit test test-long fuzz soak pythons docs house ecosystem desktop check format bench bench-cold bench-train clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -88,6 +88,11 @@ bench: $(BENCH_STAMP) ## measure, beside the local disk, downloads and other mou
 bench-cold: $(BENCH_STAMP) ## measure cold reading alone, beside rclone mount at its best flags: ten minutes
 	@sh tests/install-fuse.sh --bench
 	$(BIN)/python tests/bench/run.py cold
+
+bench-train: $(BENCH_STAMP) ## measure data loaders of torch, beside those that are installed: ten minutes
+	@sh tests/install-fuse.sh --bench
+	$(BIN)/pip install --quiet --editable '.[torch]'
+	$(BIN)/python tests/bench/run.py train
 
 $(BENCH_STAMP): pyproject.toml $(STAMP)
 	$(BIN)/pip install --quiet --editable '.[dev,bench]'

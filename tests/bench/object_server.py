@@ -22,7 +22,8 @@ BUCKET = "bucket"
 _PICTURES = 16
 _PER_PAGE = 1_000
 _URL = re.compile(rb"^GET /v1/datasets/[0-9a-f]{24}/samples/([0-9a-f]{24})/readurl[? ]")
-_OBJECT = re.compile(rb"^(GET|HEAD) /(?:o|bucket)/([^ ?]+)")
+_OBJECT = re.compile(rb"^(GET|HEAD) /(?:o/|bucket/(?=[^ ?]+\.jpg))([^ ?]+)")
+_NO_OBJECT = re.compile(rb"^[A-Z]+ /bucket")
 _LIST = re.compile(rb"^GET (/bucket/?(?:\?[^ ]*)?) ")
 _RANGE = re.compile(rb"\r\nrange: *bytes=(\d+)-(\d*)", re.IGNORECASE)
 _DATE = b"Mon, 01 Jun 2026 10:00:00 GMT"
@@ -69,6 +70,8 @@ class Objects:
             return _whole(b"application/json", b'"' + url + b'"')
         if found := _LIST.match(head):
             return _whole(b"application/xml", self._page(found[1].decode()))
+        if _NO_OBJECT.match(head):
+            return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         if head.startswith(b"GET /bench/stats"):
             return _whole(b"application/json", json.dumps(self.stats).encode())
         return None
@@ -91,21 +94,33 @@ class Objects:
         ) + (b"" if head_only else body[first : last + 1])
 
     def _page(self, target: str) -> bytes:
-        asked = parse_qs(urlsplit(target).query)
-        start = int(asked.get("continuation-token", ["0"])[0])
-        end = min(self.count, start + _PER_PAGE)
-        rows = "".join(
-            f"<Contents><Key>{key_of(number)}</Key><Size>{len(self.bodies[0])}</Size>"
-            "<LastModified>2026-06-01T10:00:00.000Z</LastModified><ETag>&quot;e&quot;</ETag>"
-            "<StorageClass>STANDARD</StorageClass></Contents>"
-            for number in range(start, end)
-        )
-        more = end < self.count
-        token = f"<NextContinuationToken>{end}</NextContinuationToken>" if more else ""
+        """A page of names, below a prefix and up to a delimiter, as ListObjectsV2 has it."""
+        asked = {name: values[0] for name, values in parse_qs(urlsplit(target).query).items()}
+        prefix, delimiter = asked.get("prefix", ""), asked.get("delimiter", "")
+        start = int(asked.get("continuation-token", "0"))
+        rows, folders = [], set()
+        number = start
+        while number < self.count and len(rows) < _PER_PAGE:
+            key = key_of(number)
+            number += 1
+            if not key.startswith(prefix):
+                continue
+            if delimiter and delimiter in key[len(prefix) :]:
+                folders.add(prefix + key[len(prefix) :].partition(delimiter)[0] + delimiter)
+                continue
+            rows.append(
+                f"<Contents><Key>{key}</Key><Size>{len(self.bodies[0])}</Size>"
+                "<LastModified>2026-06-01T10:00:00.000Z</LastModified><ETag>&quot;e&quot;</ETag>"
+                "<StorageClass>STANDARD</StorageClass></Contents>"
+            )
+        more = number < self.count
+        token = f"<NextContinuationToken>{number}</NextContinuationToken>" if more else ""
+        found = [f"<CommonPrefixes><Prefix>{name}</Prefix></CommonPrefixes>" for name in sorted(folders)]
         return (
-            '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult><Name>bucket</Name><Prefix></Prefix>'
-            f"<KeyCount>{end - start}</KeyCount><MaxKeys>{_PER_PAGE}</MaxKeys>"
-            f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{rows}</ListBucketResult>"
+            f'<?xml version="1.0" encoding="UTF-8"?><ListBucketResult><Name>{BUCKET}</Name>'
+            f"<Prefix>{prefix}</Prefix><KeyCount>{len(rows) + len(found)}</KeyCount>"
+            f"<MaxKeys>{_PER_PAGE}</MaxKeys><IsTruncated>{str(more).lower()}</IsTruncated>{token}"
+            f"{''.join(rows)}{''.join(found)}</ListBucketResult>"
         ).encode()
 
 

@@ -21,13 +21,14 @@ from bars import as_lines, judged
 from harness import Bench, Row, as_json, as_text
 
 NAMES = ("cold", "training", "large", "warm", "scale", "writing", "metrics", "idle")
-# several names for those who look for a topic; soak, slopes and write_rates are asked for by name
+# several names for those who look for a topic; soak, slopes, write_rates and train are asked for by name
 GROUPS = {
     "all": NAMES,
     "reads": ("cold", "warm"),
     "soak": ("soak",),
     "slopes": ("slopes",),
     "write_rates": ("write_rates",),
+    "train": ("train",),
 }
 
 

@@ -1,0 +1,154 @@
+"""Epochs by data loaders: batches of 64, shuffled, cold and again, over 20 and 80 ms, 0, 2 and 8 workers.
+
+Ours (`lightlyfs.torch`, and the same over a mount) beside litData's raw files, torch's connector for S3 and
+rclone mount at its best flags, and a download of everything by 32 threads as the floor. All read one object
+server (`object_server.py`); ours asks it for a URL first. Rates count from the first batch on. A peer that is
+not installed is left out, and so is all that needs torch without torch: `pip install '.[torch]' litdata
+s3torchconnector`. `LIGHTLYFS_BENCH_FILES` sets how many files there are, `..._DECODE=1` has them decoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from harness import HERE, Bench, run_script, running
+from mounts import RCLONE_SMALL, lightlyfs_mount, rclone_mount
+from object_server import BUCKET
+from servers import KEY, SECRET
+
+FILES = int(os.environ.get("LIGHTLYFS_BENCH_FILES", "2000"))
+DECODE = "decoded" if os.environ.get("LIGHTLYFS_BENCH_DECODE") else "raw"
+FILE_BYTES, BATCH, THREADS = 100_000, 64, 32
+DELAYS_S = (0.02, 0.08)
+WORKERS = (0, 2, 8)
+OURS, OURS_MOUNTED, RCLONE, DOWNLOAD = "lightlyfs.torch", "over the mount", "rclone mount", "download"
+PEERS = {"litdata": "litdata", "s3torch": "s3torchconnector"}
+
+
+def run(bench: Bench) -> None:
+    """Every loader, at each distance."""
+    for delay_s in DELAYS_S:
+        with served(bench, delay_s) as environ:
+            download(bench, environ, delay_s)
+            if importlib.util.find_spec("torch") is None:
+                print("the loaders are left out: pip install '.[torch]'")
+                continue
+            for workers in WORKERS:
+                loaders(bench, environ, delay_s, workers)
+
+
+def loaders(bench: Bench, environ: dict[str, str], delay_s: float, workers: int) -> None:
+    """Ours and the others, with so many workers, in turns."""
+    for kind, package in PEERS.items():
+        if importlib.util.find_spec(package) is None:
+            print(f"{kind} is left out: pip install {package}")
+            continue
+        place = f"s3://{BUCKET}/fake" if kind == "litdata" else f"s3://{BUCKET}/fake/"
+        note(bench, environ, kind, kind, place, delay_s, workers)
+    note(bench, environ, OURS, "ours", environ["LIGHTLY_DATASET_ID"], delay_s, workers)
+    with lightlyfs_mount(environ, bench.place("ours")) as mount:
+        told = {**environ, **mount.environ()}
+        note(bench, told, OURS_MOUNTED, "ours", f"{mount.path}", delay_s, workers)
+    if workers:  # one file after the other, each of which waits
+        port = int(environ["LIGHTLY_SERVER_LOCATION"].rpartition(":")[2])
+        with rclone_mount(port, bench.place("rclone"), words=RCLONE_SMALL) as mount:
+            note(bench, environ, RCLONE, "folder", f"{mount.path}", delay_s, workers, epochs=1)
+
+
+def note(
+    bench: Bench,
+    environ: dict[str, str],
+    subject: str,
+    kind: str,
+    place: str,
+    delay_s: float,
+    workers: int,
+    epochs: int = 2,
+) -> None:
+    """Run a loader in a process of its own, with an empty cache."""
+    command: list[Any] = [sys.executable, HERE / "epoch.py", kind, place, workers, BATCH, epochs, DECODE]
+    cache = bench.place("cache")
+    environ = {**environ, "XDG_CACHE_HOME": f"{cache}", "BENCH_CACHE": f"{cache / 'peer'}"}
+    before = stats(environ)
+    done = subprocess.run([*map(str, command)], env=environ, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"{subject} is left out: {done.stderr.strip().splitlines()[-1]}")
+        return
+    what = f"{delay_s * 1000:.0f} ms, {workers} workers"
+    used = {name: count - before[name] for name, count in stats(environ).items()}
+    for number, line in enumerate(done.stdout.splitlines()):
+        row = json.loads(line)
+        if row["files"] != FILES or row["bytes"] != FILES * FILE_BYTES:
+            raise SystemExit(f"{subject}: {row['files']} files of {row['bytes']} bytes")
+        epoch = ("cold", "second epoch")[number]
+        cost = {"cpu_ms_per_file": row["cpu_s"] / FILES * 1000}
+        bench.note(f"{epoch}, {what}", subject, row["per_s"], "files/s", **cost)
+        if not number:
+            bench.note(f"first batch, {what}", subject, row["first_s"], "s")
+    bench.note(f"sent, {what}", subject, used["bytes"] / FILES / FILE_BYTES, "times")
+
+
+def download(bench: Bench, environ: dict[str, str], delay_s: float) -> None:
+    """Everything, before any of it is read."""
+    place = bench.place("downloaded")
+    seconds, total = run_script("download.py", place, THREADS, "urllib3", environ=environ)
+    if total != FILES * FILE_BYTES:
+        raise SystemExit(f"downloaded {total} bytes, not {FILES * FILE_BYTES}")
+    bench.note(f"all downloaded first, {delay_s * 1000:.0f} ms", DOWNLOAD, FILES / seconds, "files/s")
+
+
+def stats(environ: dict[str, str]) -> dict[str, int]:
+    """What the object server counted."""
+    import requests
+
+    answer = requests.get(f"{environ['LIGHTLY_SERVER_LOCATION']}/bench/stats", timeout=60)
+    return dict(answer.json())
+
+
+@contextlib.contextmanager
+def served(bench: Bench, delay_s: float) -> Iterator[dict[str, str]]:
+    """An API and the object server in front of it, as the environment of their users."""
+    place = bench.place("server")
+    fake = ["--fake", str(FILES), "--fake-size", str(FILE_BYTES), "--token", "bench"]
+    with running(
+        [sys.executable, "-m", "lightlyfs.testing", *fake], stdout=subprocess.PIPE, text=True
+    ) as api:
+        assert api.stdout is not None
+        lines = [api.stdout.readline().strip() for _ in range(4)]
+        exported = dict(line.removeprefix("export ").split("=", 1) for line in lines)
+        ready = place / "ready"
+        words = [ready, exported["LIGHTLY_SERVER_LOCATION"], FILES, FILE_BYTES, delay_s]
+        with running([sys.executable, HERE / "object_server.py", *map(str, words)]) as process:
+            address = f"http://127.0.0.1:{port_in(ready, process)}"
+            (place / "run").mkdir(mode=0o700)
+            yield {
+                **os.environ,
+                **exported,
+                "LIGHTLY_SERVER_LOCATION": address,
+                "XDG_RUNTIME_DIR": f"{place / 'run'}",
+                "XDG_STATE_HOME": f"{place / 'state'}",
+                "AWS_ENDPOINT_URL": address,
+                "AWS_ACCESS_KEY_ID": KEY,
+                "AWS_SECRET_ACCESS_KEY": SECRET,
+                "AWS_REGION": "us-east-1",
+            }
+
+
+def port_in(ready: Path, process: subprocess.Popen[Any]) -> int:
+    """The port that a server wrote into a file."""
+    for _ in range(600):
+        if process.poll() is not None:
+            raise SystemExit(f"a server ended at its start: {process.args!r}")
+        with contextlib.suppress(OSError, ValueError):
+            return int(ready.read_text())
+        time.sleep(0.05)
+    raise SystemExit("the object server does not start")
