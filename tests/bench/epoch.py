@@ -1,7 +1,7 @@
-"""An epoch by one kind of loader: KIND PLACE WORKERS BATCH EPOCHS DECODE [START_METHOD].
+"""An epoch by one kind of loader: KIND PLACE WORKERS BATCH EPOCHS BATCHES DECODE [START_METHOD].
 
-Prints, for each epoch, one JSON line: seconds to the first batch, files a second after it, files, bytes, CPU
-seconds of this process and its workers. PLACE is what the kind reads: a dataset, a directory, an S3 URL.
+Prints, for each epoch of at most so many batches, one JSON line: seconds to the first batch, files a second
+after it and in all, files, bytes, CPU seconds of this process and its workers. PLACE is what the kind reads: a dataset, a directory, an S3 URL.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +116,12 @@ def plain(dataset: Any, batch: int, options: dict[str, Any]) -> Any:
 KINDS = {"ours": ours, "folder": folder, "litdata": litdata, "s3torch": s3torch}
 
 
-def epoch(batches: Iterable[Any]) -> dict[str, float]:
-    """One pass, as a row."""
+def epoch(batches: Iterable[Any], most: int) -> dict[str, float]:
+    """One pass over at most so many batches, as a row."""
     before = cost_of(os.getpid())
     began = time.perf_counter()
     first_s, files, size, first_files = 0.0, 0, 0, 0
-    for batch in batches:
+    for batch in islice(batches, most):
         files += len(batch)
         size += int(sum(batch))
         if not first_s:
@@ -128,11 +129,18 @@ def epoch(batches: Iterable[Any]) -> dict[str, float]:
     took_s = time.perf_counter() - began
     cpu_s = cost_of(os.getpid()).cpu_s - before.cpu_s
     per_s = (files - first_files) / max(1e-9, took_s - first_s)
-    return {"first_s": first_s, "per_s": per_s, "files": files, "bytes": size, "cpu_s": cpu_s}
+    return {
+        "first_s": first_s,
+        "per_s": per_s,
+        "whole_per_s": files / took_s,
+        "files": files,
+        "bytes": size,
+        "cpu_s": cpu_s,
+    }
 
 
 def main(
-    kind: str, place: str, workers: int, batch: int, epochs: int, decode: bool, method: str = ""
+    kind: str, place: str, workers: int, batch: int, epochs: int, most: int, decode: bool, method: str = ""
 ) -> None:
     """Make the loader, run the epochs."""
     options: dict[str, Any] = {"num_workers": workers}
@@ -142,8 +150,8 @@ def main(
     batches = KINDS[kind](place, picture if decode else size_of, batch, options)
     made_s = time.perf_counter() - began
     for _ in range(epochs):
-        print(json.dumps({**epoch(batches), "made_s": made_s}), flush=True)
+        print(json.dumps({**epoch(batches, most), "made_s": made_s}), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6]), sys.argv[6] == "decoded", *sys.argv[7:])
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:7]), sys.argv[7] == "decoded", *sys.argv[8:])

@@ -2,7 +2,8 @@
 
 Ours (`lightlyfs.torch`, and the same over a mount) beside litData's raw files, torch's connector for S3 and
 rclone mount at its best flags, and a download of everything by 32 threads as the floor. All read one object
-server (`object_server.py`); ours asks it for a URL first. Rates count from the first batch on. A peer that is
+server (`object_server.py`); ours asks it for a URL first. Rates count from the first batch on, those of a
+whole epoch from its beginning: until a first batch is there, workers have read others. A peer that is
 not installed is left out, and so is all that needs torch without torch: `pip install '.[torch]' litdata
 s3torchconnector`. `LIGHTLYFS_BENCH_FILES` sets how many files there are, `..._DECODE=1` has them decoded.
 """
@@ -18,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness import HERE, Bench, run_script, running
 from mounts import RCLONE_SMALL, lightlyfs_mount, rclone_mount
@@ -28,6 +29,8 @@ from servers import KEY, SECRET
 FILES = int(os.environ.get("LIGHTLYFS_BENCH_FILES", "2000"))
 DECODE = "decoded" if os.environ.get("LIGHTLYFS_BENCH_DECODE") else "raw"
 FILE_BYTES, BATCH, THREADS = 100_000, 64, 32
+# of those that take a round trip a file: the rate is the same
+FEW_BATCHES = 4
 DELAYS_S = (0.02, 0.08)
 WORKERS = (0, 2, 8)
 OURS, OURS_MOUNTED, RCLONE, DOWNLOAD = "lightlyfs.torch", "over the mount", "rclone mount", "download"
@@ -53,48 +56,54 @@ def loaders(bench: Bench, environ: dict[str, str], delay_s: float, workers: int)
             print(f"{kind} is left out: pip install {package}")
             continue
         place = f"s3://{BUCKET}/fake" if kind == "litdata" else f"s3://{BUCKET}/fake/"
-        note(bench, environ, kind, kind, place, delay_s, workers)
-    note(bench, environ, OURS, "ours", environ["LIGHTLY_DATASET_ID"], delay_s, workers)
+        few = FEW_BATCHES * max(1, workers) if kind == "s3torch" else 0
+        note(bench, environ, Loader(kind, kind, place, few), delay_s, workers)
+    note(bench, environ, Loader(OURS, "ours", environ["LIGHTLY_DATASET_ID"]), delay_s, workers)
     with lightlyfs_mount(environ, bench.place("ours")) as mount:
         told = {**environ, **mount.environ()}
-        note(bench, told, OURS_MOUNTED, "ours", f"{mount.path}", delay_s, workers)
+        note(bench, told, Loader(OURS_MOUNTED, "ours", f"{mount.path}"), delay_s, workers)
     if workers:  # one file after the other, each of which waits
         port = int(environ["LIGHTLY_SERVER_LOCATION"].rpartition(":")[2])
         with rclone_mount(port, bench.place("rclone"), words=RCLONE_SMALL) as mount:
-            note(bench, environ, RCLONE, "folder", f"{mount.path}", delay_s, workers, epochs=1)
+            few = FEW_BATCHES * workers
+            note(bench, environ, Loader(RCLONE, "folder", f"{mount.path}", few), delay_s, workers)
 
 
-def note(
-    bench: Bench,
-    environ: dict[str, str],
-    subject: str,
-    kind: str,
-    place: str,
-    delay_s: float,
-    workers: int,
-    epochs: int = 2,
-) -> None:
+class Loader(NamedTuple):
+    """A loader: what it is called, which of `epoch.py` it is, what it reads, and how much (0: all)."""
+
+    subject: str
+    kind: str
+    place: str
+    few_batches: int = 0
+
+
+def note(bench: Bench, environ: dict[str, str], loader: Loader, delay_s: float, workers: int) -> None:
     """Run a loader in a process of its own, with an empty cache."""
-    command: list[Any] = [sys.executable, HERE / "epoch.py", kind, place, workers, BATCH, epochs, DECODE]
+    most = min(loader.few_batches, FILES // BATCH) or -(-FILES // BATCH)
+    epochs = 1 if loader.few_batches else 2
+    words = [loader.kind, loader.place, workers, BATCH, epochs, most, DECODE]
     cache = bench.place("cache")
     environ = {**environ, "XDG_CACHE_HOME": f"{cache}", "BENCH_CACHE": f"{cache / 'peer'}"}
     before = stats(environ)
-    done = subprocess.run([*map(str, command)], env=environ, capture_output=True, text=True, check=False)
+    command = [sys.executable, str(HERE / "epoch.py"), *map(str, words)]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     if done.returncode:
-        print(f"{subject} is left out: {done.stderr.strip().splitlines()[-1]}")
+        print(f"{loader.subject} is left out: {done.stderr.strip().splitlines()[-1]}")
         return
+    files = min(FILES, most * BATCH)
     what = f"{delay_s * 1000:.0f} ms, {workers} workers"
-    used = {name: count - before[name] for name, count in stats(environ).items()}
-    for number, line in enumerate(done.stdout.splitlines()):
+    for name, line in zip(("cold", "second epoch"), done.stdout.splitlines(), strict=False):
         row = json.loads(line)
-        if row["files"] != FILES or row["bytes"] != FILES * FILE_BYTES:
-            raise SystemExit(f"{subject}: {row['files']} files of {row['bytes']} bytes")
-        epoch = ("cold", "second epoch")[number]
-        cost = {"cpu_ms_per_file": row["cpu_s"] / FILES * 1000}
-        bench.note(f"{epoch}, {what}", subject, row["per_s"], "files/s", **cost)
-        if not number:
-            bench.note(f"first batch, {what}", subject, row["first_s"], "s")
-    bench.note(f"sent, {what}", subject, used["bytes"] / FILES / FILE_BYTES, "times")
+        if row["files"] != files or row["bytes"] != files * FILE_BYTES:
+            raise SystemExit(f"{loader.subject}: {row['files']} files of {row['bytes']} bytes")
+        cost = {"cpu_ms_per_file": row["cpu_s"] / files * 1000}
+        bench.note(f"{name}, {what}", loader.subject, row["per_s"], "files/s", **cost)
+        bench.note(f"{name}, whole epoch, {what}", loader.subject, row["whole_per_s"], "files/s")
+        if name == "cold":
+            bench.note(f"first batch, {what}", loader.subject, row["first_s"], "s")
+    sent = stats(environ)["bytes"] - before["bytes"]
+    bench.note(f"sent, {what}", loader.subject, sent / FILE_BYTES / files, "times")
 
 
 def download(bench: Bench, environ: dict[str, str], delay_s: float) -> None:
