@@ -273,6 +273,14 @@ class Filesystem:
             return self._views.content(path, turn)[offset : offset + size]
         return self._by_path.read(path, offset, size, turn)
 
+    def read_whole(self, path: str) -> bytes | None:
+        """Return all bytes of a sample that is in the cache, without an open; None where that has to be."""
+        if self._views is not None and is_view(path):
+            return None
+        turn = self._patience.turn()
+        node = self._names.lookup(path, turn)
+        return self._samples.read_whole(path, node, turn) if isinstance(node, SampleEntry) else None
+
     def write(self, handle: int, offset: int, data: bytes) -> int:
         """Write bytes into an open file; how many were."""
         opened = self._handles.get(handle)

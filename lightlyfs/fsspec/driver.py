@@ -174,6 +174,10 @@ class LightlyFileSystem(AskingFileSystem):
         """The bytes of a file, or [start, end) of them; negative numbers count from its end."""
         path = self._strip_protocol(path)
         parts, inside = self._at(path)
+        with as_os_error(path):
+            whole = parts.filesystem.read_whole(inside) if start is None and end is None else None
+        if whole is not None:
+            return whole
         with as_os_error(path), _opened(parts, inside) as handle:
             size = parts.filesystem.getattr_open(handle).size
             lo, hi, _ = slice(start, end).indices(size)

@@ -1,7 +1,8 @@
 """An epoch by one kind of loader: KIND PLACE WORKERS BATCH EPOCHS BATCHES DECODE [START_METHOD].
 
 Prints, for each epoch of at most so many batches, one JSON line: seconds to the first batch, files a second
-after it and in all, files, bytes, CPU seconds of this process and its workers. PLACE is what the kind reads: a dataset, a directory, an S3 URL.
+after it and in all, files, bytes, CPU seconds of this process and its workers. PLACE is what the kind reads:
+a dataset, a directory, an S3 URL.
 """
 
 from __future__ import annotations
