@@ -14,11 +14,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from restartable import RestartableServer
 from trees import environment, use_here, wait_until
 
 import lightlyfs
@@ -386,3 +388,23 @@ def test_workers_with_an_announced_order_do_not_wait_for_the_network(
         fsspec_parts.close_all()
     assert sum(counts) == FILES
     assert took_s < FILES / workers * 2 * latency_s / 2
+
+
+def test_an_epoch_goes_on_after_the_server_was_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RestartableServer(tmp_path) as restartable:
+        for number in range(60):
+            restartable.now.add_sample(f"{number:02}.png", picture(number))
+        use_here(restartable.now, tmp_path / "other", monkeypatch)
+        found = LightlyImages("own", labels=None, read_ahead_limit="1K")
+        batches = list(with_announcements(EpochOrder(60, 10).begin(), 1, 1, epoch_run=1))
+        assert len(found.__getitems__(batches[0])) == 10
+        restartable.stop()
+        with ThreadPoolExecutor(1) as pool:
+            rest = pool.submit(lambda: [len(found.__getitems__(batch)) for batch in batches[1:]])
+            with pytest.raises(TimeoutError):
+                rest.result(2)
+            restartable.start()
+            assert rest.result(60) == [10] * 5
+        fsspec_parts.close_all()
