@@ -38,9 +38,10 @@ class Exchange:
         self.curl = curl = pycurl.Curl()
         self.done: Done | None = None
         self.multi: pycurl.CurlMulti
-        self.generation = 0
+        self.generation = self.answers_before = 0
         # the same request once more, on another connection
         self.twin: Exchange | None = None
+        self.is_repeated = False
         self.host = ""
         self._lines: list[bytes] = []
         self._chunks: list[bytes] = []
@@ -104,6 +105,7 @@ class Exchange:
         self._lines.clear()
         self._chunks.clear()
         self.done = self.twin = self._refusal = None
+        self.is_repeated = False
 
     @property
     def is_coming(self) -> bool:
@@ -113,10 +115,13 @@ class Exchange:
     @property
     def is_doubtful(self) -> bool:
         """Whether it was sent on a connection that was used before, and nothing has come."""
+        return not self._lines and self.is_on_kept
+
+    @property
+    def is_on_kept(self) -> bool:
+        """Whether it was sent on a connection that was used before."""
         curl = self.curl
-        return not self._lines and bool(
-            curl.getinfo(pycurl.PRETRANSFER_TIME) and not curl.getinfo(pycurl.NUM_CONNECTS)
-        )
+        return not curl.getinfo(pycurl.NUM_CONNECTS) and bool(curl.getinfo(pycurl.PRETRANSFER_TIME))
 
     def late(self, now: float, ways: network.Network) -> errors.RequestError | None:
         """Return why this GET is to be given up, None while it may go on."""

@@ -37,6 +37,8 @@ _STOOD_STILL_S = 1.0
 _SLOW_S, _SLOW_FACTOR, _REMEMBERED = 0.4, 2.0, 256
 _SECOND_SHARE, _SECOND_BURST = 0.02, 8
 _TROUBLE_S = 5.0
+# where each silent GET comes with more answers than that over connections like its own, it is the server
+_ANSWERS_A_SILENT_ONE = 10
 # GETs under way that need only few connections
 _FEW = 8
 # sets of headers for which handles are kept: those to the API, and to storage for all and for the head
@@ -74,6 +76,7 @@ class CurlLoop:
         self._multi: pycurl.CurlMulti
         self._retired: list[pycurl.CurlMulti] = []
         self._multi_of: dict[int, pycurl.CurlMulti] = {}  # by descriptor
+        self._answers: dict[pycurl.CurlMulti, int] = {}  # over connections that were used before
         self._epoll: select.epoll
         self._due_at: float | None = None
         self._looked_at = 0.0
@@ -223,6 +226,7 @@ class CurlLoop:
         self._sent += 1
         self._under_way[exchange.curl] = exchange
         exchange.multi, exchange.generation = self._multi, self._generation
+        exchange.answers_before = self._answers.get(self._multi, 0)
         self._multi.add_handle(exchange.curl)
 
     def _wait(self) -> list[tuple[int, int]]:
@@ -294,6 +298,8 @@ class CurlLoop:
 
     def _note_answer(self, exchange: Exchange, status: int) -> None:
         now = self._clock()
+        if exchange.is_on_kept:
+            self._answers[exchange.multi] = self._answers.get(exchange.multi, 0) + 1
         self._config.network.note_answer(exchange.host, now - exchange.since)
         took_s = self._took_s.get(exchange.host)
         if took_s is None:
@@ -312,7 +318,8 @@ class CurlLoop:
     def _look(self) -> None:
         """Send again what takes long, and give up what has been silent for too long.
 
-        A kept connection that was silent from the start is a sign that its way is gone, and that of others.
+        Kept connections that were silent from the start are a sign that their way is gone, and that of
+        others, unless many others brought answers meanwhile.
         """
         now = self._clock()
         if now - self._looked_at < _LOOK_EVERY_S:
@@ -326,27 +333,39 @@ class CurlLoop:
             return
         ways = self._config.network
         sent = False
+        doubtful: list[Exchange] = []
         for exchange in list(self._under_way.values()):
             if exchange.curl not in self._under_way:
                 continue  # it went with its twin
             error = exchange.late(now, ways)
             if error is not None:
                 if exchange.is_doubtful:
-                    ways.drop(exchange.generation, f"{exchange.host} was silent on a kept connection")
+                    doubtful.append(exchange)
                 self._drop(exchange)
                 if exchange.twin is not None:
                     exchange.twin.twin = None
                     continue
                 _tell(exchange.done, error)
-            elif exchange.twin is None and exchange.done is not None and self._is_slow(exchange, now):
+            elif not exchange.is_repeated and self._is_slow(exchange, now):
                 self._send_again(exchange, now)
                 sent = True
+        self._weigh(doubtful)
         if sent:
             with FORK_GATE:
                 self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
         if ways.look() != self._generation:
             self._retire()
         self._look_at_retired()
+
+    def _weigh(self, doubtful: list[Exchange]) -> None:
+        """Trust no kept connection any more where so many were silent that it is not the server's doing."""
+        for multi in {exchange.multi for exchange in doubtful}:
+            silent = [exchange for exchange in doubtful if exchange.multi is multi]
+            first = min(silent, key=lambda exchange: exchange.since)
+            brought = self._answers.get(multi, 0) - first.answers_before
+            if len(silent) * _ANSWERS_A_SILENT_ONE > brought:
+                why = f"{first.host} was silent on a kept connection"
+                self._config.network.drop(first.generation, why)
 
     def _is_slow(self, exchange: Exchange, now: float) -> bool:
         """Whether a GET is to be sent a second time."""
@@ -364,6 +383,7 @@ class CurlLoop:
         assert exchange.done is not None
         twin.prepare(msgspec.structs.replace(exchange.request, fresh=True), exchange.done, now)
         twin.twin, exchange.twin = exchange, twin
+        twin.is_repeated = exchange.is_repeated = True
         self._sent_twice += 1
         with FORK_GATE:
             self._add(twin)
@@ -384,6 +404,7 @@ class CurlLoop:
                     multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)  # its timer is nobody's
                 else:
                     self._retired.remove(multi)
+                    self._answers.pop(multi, None)
                     multi.close()
         self._take_finished()
 
@@ -398,6 +419,7 @@ class CurlLoop:
             self._close_idle()
             for multi in (self._multi, *retired):
                 multi.close()
+        self._answers.clear()
         for exchange in ended.values():
             if exchange.twin is not None:
                 exchange.twin.twin = None  # which tells
