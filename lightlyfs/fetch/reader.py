@@ -403,8 +403,8 @@ class Reader:
         with self._lock:
             most = self.cache.room.ahead_bytes // BLOCK_BYTES
             ahead = self._read_ahead.after(content.key(), span, content.size, most)
-        if ahead is not None:
-            self.ensure(content, ahead)
+        for run in ahead:
+            self.ensure(content, run)
 
     def fetch(self, content: ContentId, span: Span, *, ahead: bool = False) -> list[Future[bytes]]:
         """Fetch what is missing of some blocks; futures that end with each of these, in order.
