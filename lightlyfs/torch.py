@@ -76,7 +76,7 @@ class BatchSampler:
     def __iter__(self) -> Iterator[Batch]:
         # begun with the first batch: DataLoader makes two iterators, of which it uses one
         self._runs += 1
-        ahead = batches_ahead(self.order.batch_size)
+        ahead = batches_ahead(self.order.batch_size, self._workers)
         yield from with_announcements(self.order.begin(), self._workers, ahead, self._runs)
 
     def set_epoch(self, epoch: int) -> None:

@@ -29,9 +29,9 @@ from lightlyfs.library import mountpoint_of, open_cached
 log = logging.getLogger(__name__)
 
 ADDRESS = "lightly://"
-# files that are on their way while others are read: at 80 ms a request, two requests a file and 1,000 files/s
-# some 160 are; twice that bridges a step in which none is read
-FILES_AHEAD = 320
+# files that all workers of a training have on their way, or ready: at 80 ms a request, two requests a file
+# and 1,000 files/s some 160 are on their way; four times that bridges steps in which none is read
+FILES_AHEAD = 640
 # paths in one message to a mount
 _PATHS_AT_ONCE = 64
 # a server that restarts, or a laptop that was asleep, is back in minutes; a training of days waits for it
@@ -238,9 +238,9 @@ def batches(
             yield [(name, read_patiently(partial(source.read, name))) for name in waiting.popleft()]
 
 
-def batches_ahead(size: int) -> int:
-    """Return how many batches of so many files should be on their way, besides the one that is read."""
-    return max(2, -(-FILES_AHEAD // size))
+def batches_ahead(size: int, workers: int = 1) -> int:
+    """Return how many batches of so many files each worker should be ahead of the one that it reads."""
+    return max(2, -(-FILES_AHEAD // (size * workers)))
 
 
 def _in_messages(names: Iterator[list[str]]) -> Iterator[list[str]]:

@@ -113,6 +113,17 @@ def test_ranks_share_an_epoch(server: LocalServer) -> None:
     assert sorted(number for share in shares for number in share) == list(range(FILES))
 
 
+def test_torch_distributed_says_the_share(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed
+
+    found = images(server)
+    assert loaded(found).order.share == (0, 1)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    assert loaded(found).order.share == (1, 3)
+
+
 def test_a_state_of_other_images_is_refused(server: LocalServer) -> None:
     state = loaded(images(server)).state_dict()
     others = images(server, include="fake/0001/*")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
-import os
 import pickle
 import random
 import signal
@@ -223,9 +222,13 @@ def test_an_epoch_that_was_left_is_not_fetched_for(server: LocalServer) -> None:
 
 
 def labels_of(given: tuple[LightlyImages, list[int]]) -> tuple[int, list[int]]:
-    """Run in another process."""
+    """How many clients another process has, and labels that it reads."""
     found, numbers = given
-    return os.getpid(), [label for _, label in found.__getitems__(numbers)]
+    labels = [
+        label for number in numbers for _, label in pickle.loads(pickle.dumps(found)).__getitems__([number])
+    ]
+    networks = [thread for thread in threading.enumerate() if thread.name == "lightlyfs-network"]
+    return len(networks), labels
 
 
 @pytest.mark.parametrize("way", ["fork", "spawn", "forkserver"])
@@ -236,6 +239,7 @@ def test_workers_of_each_kind_read_one_listing(server: LocalServer, way: str) ->
     parts = [list(range(start, FILES, 3)) for start in range(3)]
     with multiprocessing.get_context(way).Pool(3) as pool:
         answers = pool.map(labels_of, [(found, numbers) for numbers in parts], chunksize=1)
+    assert [clients for clients, _ in answers] == [1, 1, 1]
     assert [labels for _, labels in answers] == [[number // PER_CLASS for number in part] for part in parts]
     assert server.stats.count("partial") == pages
     assert server.stats.count("dataset") == records

@@ -70,6 +70,9 @@ def test_what_does_not_pass_is_raised_at_once(error: OSError) -> None:
     assert failing.now == 0
 
 
-@pytest.mark.parametrize(("size", "count"), [(1, 320), (64, 5), (320, 2), (1000, 2)])
-def test_small_batches_are_announced_further_ahead(size: int, count: int) -> None:
-    assert batches_ahead(size) == count
+@pytest.mark.parametrize(
+    ("size", "workers", "count"),
+    [(1, 1, 640), (64, 1, 10), (64, 2, 5), (64, 8, 2), (64, 256, 2), (1000, 1, 2)],
+)
+def test_workers_share_what_is_ahead_and_each_has_two_batches(size: int, workers: int, count: int) -> None:
+    assert batches_ahead(size, workers) == count
