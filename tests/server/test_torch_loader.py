@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from trees import environment, use_here
 
+from lightlyfs.errors import UnreadableSample
 from lightlyfs.fsspec import parts as fsspec_parts
 from lightlyfs.testing import LocalServer, ServerOptions
 from lightlyfs.training.images import LightlyImages
@@ -88,6 +89,14 @@ def test_the_order_does_not_depend_on_workers(server: LocalServer) -> None:
     assert numbers(loaded(found)) == numbers(loaded(found, num_workers=2)) == numbers(loaded(found, 5))
 
 
+def test_workers_that_stay_begin_again_after_an_epoch_that_was_left(server: LocalServer) -> None:
+    batches = loaded(images(server), num_workers=2)
+    first = numbers(batches, 3)
+    assert numbers(batches, 3) == first
+    whole = numbers(batches)
+    assert (whole[:24], sorted(whole)) == (first, list(range(FILES)))
+
+
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 1)])
 def test_a_state_counts_what_the_caller_was_given(server: LocalServer, before: int, after: int) -> None:
     """Workers are batches ahead of the caller: what they fetched and did not give is not lost."""
@@ -146,6 +155,12 @@ def test_a_batch_of_which_nothing_can_be_read_is_left_out(
         assert given == [[8, 9, 10, 11, 12, 13, 14, 15], [16, 17, 18, 19, 21, 22, 23]]
         assert (batches.state_dict()["epoch"], batches.state_dict()["position"]) == (1, 0)
         fsspec_parts.close_all()
+
+
+def test_a_broken_image_is_named_over_the_process_of_its_worker(server: LocalServer) -> None:
+    found = LightlyImages(server.dataset_id, labels=None)  # which are no pictures
+    with pytest.raises(UnreadableSample, match=r"fake/\d{4}/img_\d{7}.jpg \(sample [0-9a-f]{24}\) cannot be"):
+        numbers(loaded(found, num_workers=1))
 
 
 def first_of(data: bytes) -> int:
