@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lightlyfs.errors import SettingsError
+from lightlyfs.shown_rules import ShownRules, parse_patterns
 from lightlyfs.upload_rules import UploadRules, parse_upload
 
 DEFAULT_SERVER = "https://api.lightly.ai"
@@ -72,6 +73,8 @@ class Settings:
     page_size: int
     read_only: bool
     tag: str | None
+    include: tuple[str, ...] | None
+    exclude: tuple[str, ...] | None
     thumbnails: str
     upload: UploadRules
     allow_overwrite: bool
@@ -92,6 +95,11 @@ class Settings:
     log_level: str
     log_format: str
     metrics_port: tuple[str, int] | None
+
+    @property
+    def shown(self) -> ShownRules:
+        """Which samples are shown."""
+        return ShownRules(self.include or (), self.exclude or ())
 
 
 def parse_switch(text: str) -> bool:
@@ -262,6 +270,20 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("page_size", "5000", "Samples asked for at once while listing.", parse_count),
     Setting("read_only", "off", "Refuse every change.", parse_switch),
     Setting("tag", None, "Show only the samples of this tag, by name or id; read-only.", str),
+    Setting(
+        "include",
+        None,
+        "Show only the samples that match this pattern, such as '*.jpg' or 'cars/*'; may be repeated.",
+        parse_patterns,
+        repeatable=True,
+    ),
+    Setting(
+        "exclude",
+        None,
+        "Do not show the samples that match this pattern; may be repeated, and beats --include.",
+        parse_patterns,
+        repeatable=True,
+    ),
     Setting(
         "thumbnails",
         "prefill",

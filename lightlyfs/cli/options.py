@@ -31,7 +31,10 @@ _ALIASES = {"ro": "read_only"}
 # the settings under the headings that help and `docs/options.md` have
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Connection", ("server", "token_file", "ca_certs", "allow_private_storage", "read_mode", "fuse")),
-    ("What is shown", ("tag", "thumbnails", "metadata_ttl", "no_wait", "index", "page_size")),
+    (
+        "What is shown",
+        ("tag", "include", "exclude", "thumbnails", "metadata_ttl", "no_wait", "index", "page_size"),
+    ),
     ("Cache", ("cache_dir", "cache_size", "no_cache", "jobs", "read_ahead", "read_ahead_limit")),
     ("Writing", ("read_only", "upload", "allow_overwrite", "write_back", "sole_writer", "s3_sse_kms_key")),
     ("Permissions", ("uid", "gid", "umask", "allow_other")),
@@ -131,6 +134,15 @@ def split_source(text: str) -> tuple[str, str]:
         text = text.removeprefix(prefix)
     dataset, _, inside = text.partition("/")
     return dataset, inside.strip("/")
+
+
+def split_part(text: str) -> tuple[str] | tuple[str, str]:
+    """The dataset to mount and, where a folder of it is meant, the path of that in the dataset."""
+    dataset, inside = split_source(text)
+    words = [word for word in inside.split("/") if word not in ("", ".")]
+    if ".." in words or (words and words[0] == ".lightlyfs"):
+        raise SettingsError(f"{inside} is no folder of a dataset; give its path as `lightlyfs ls` shows it")
+    return (dataset, "/".join(words)) if words else (dataset,)
 
 
 def _is_utf8(text: str) -> bool:

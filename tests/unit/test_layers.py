@@ -15,13 +15,14 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # which layer may import which; every layer above may import the same
 ALLOWED = {
     "errors": set(),
-    "settings": {"upload_rules", "errors"},
+    "settings": {"upload_rules", "shown_rules", "errors"},
     "profiles": {"settings", "errors"},
     "forks": set(),
     "database": {"forks"},
     "inodes": set(),
     "path_table": set(),
     "upload_rules": set(),
+    "shown_rules": {"upload_rules"},
     "blocks": set(),
     "locks": set(),
     "mountinfo": set(),
@@ -35,7 +36,7 @@ ALLOWED = {
     "desktop": {"catalog", "api", "database", "errors"},
     "fs": {
         *("desktop", "catalog", "fetch", "cache", "readahead", "staging", "blocks", "api"),
-        *("inodes", "path_table", "upload_rules", "errors"),
+        *("inodes", "path_table", "upload_rules", "shown_rules", "errors"),
     },
     "kernel": {"fs", "mountinfo", "errors"},
     "control": {"errors"},
@@ -44,7 +45,7 @@ ALLOWED = {
     "app": {
         *("kernel", "fs", "desktop", "catalog", "fetch", "cache", "staging", "blocks", "api"),
         *("forks", "database", "inodes", "places", "locks"),
-        *("settings", "upload_rules", "errors"),
+        *("settings", "upload_rules", "shown_rules", "errors"),
     },
     "cli": {
         *("app", "control", "kernel", "fs", "api", "places", "mountinfo", "settings", "errors"),
@@ -74,6 +75,8 @@ PURE = [
     "inodes.py",
     "path_table.py",
     "upload_rules.py",
+    "shown_rules.py",
+    "fs/part.py",
     "staging/record.py",
     "readahead/within_file.py",
     "readahead/in_order.py",
