@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -13,7 +14,7 @@ from click.shell_completion import CompletionItem
 
 from lightlyfs import profiles
 from lightlyfs.errors import SettingsError
-from lightlyfs.settings import BY_NAME, SETTINGS, Setting
+from lightlyfs.settings import BY_NAME, SETTINGS, Setting, resolve
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -116,6 +117,12 @@ def _add_options(command: F, rows: list[Setting]) -> F:
             )
         command = option(command)
     return command
+
+
+def cache_dir_of(given: Path | None, profile: str | None) -> Path | None:
+    """The directory that a mount with this `--cache-dir`, or with this profile, uses; None for the user's."""
+    flags = {"profile": profile, "cache_dir": None if given is None else str(given)}
+    return resolve(merge(flags, {}), os.environ).cache_dir
 
 
 def split_source(text: str) -> tuple[str, str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shlex
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,48 @@ def test_every_command_without_words_says_what_it_needs(capfd: pytest.CaptureFix
             code, said = run([name], capfd)
             assert code in (0, 1, 2), said
             assert "fault of lightlyfs" not in said
+
+
+def test_doctor_reports_all_that_a_mount_needs_as_json(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        group.run(["doctor", "--json"])
+    rows = {row["check"]: row for row in json.loads(capfd.readouterr().out)}
+    assert list(rows) == [
+        *("Python", "packages", "libfuse", "/dev/fuse", "fusermount", "limits", "cache", "state", "runtime"),
+        *("settings", "TLS", "CAs", "token", "API"),
+    ]
+    assert ended.value.code == 1
+    assert not rows["API"]["ok"]
+    assert "http://127.0.0.1:9 cannot be reached" in rows["API"]["answer"]
+    assert rows["cache"]["answer"] == str(tmp_path / "CACHE_HOME/lightlyfs")
+    assert rows["state"]["answer"] == str(tmp_path / "STATE_HOME/lightlyfs")
+    assert "libcurl/" in rows["TLS"]["answer"]
+    for package in ("click", "msgspec", "pillow", "pycurl", "requests"):
+        assert f", {package} " in rows["packages"]["answer"]
+
+
+@pytest.mark.parametrize(
+    ("absent", "answer"),
+    [("pycurl", ", without pycurl, "), ("msgspec", "msgspec is not installed; install it with: pip install")],
+)
+def test_doctor_says_which_package_is_missing(
+    absent: str, answer: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = metadata.version
+
+    def version(name: str) -> str:
+        if name == absent:
+            raise metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    with pytest.raises(SystemExit):
+        group.run(["doctor", "--json"])
+    row = json.loads(capfd.readouterr().out)[1]
+    assert answer in row["answer"]
+    assert row["ok"] is (absent == "pycurl")
 
 
 def _words(chance: random.Random) -> list[str]:

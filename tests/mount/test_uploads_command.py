@@ -105,6 +105,11 @@ def test_a_mount_with_a_cache_directory_elsewhere_is_found_by_a_bare_list(
     assert names == ["else where.jpg", "unused.jpg"]
     only = machine.run("uploads", "list", "--cache-dir", str(elsewhere)).splitlines()
     assert [line.split("\t")[0] for line in only] == ["else where.jpg"]
+    file = Path(machine.environ["XDG_CONFIG_HOME"]) / "lightlyfs/config.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text(f'[profiles.work]\ncache_dir = "{elsewhere}"\n')
+    assert machine.run("uploads", "list", "--profile", "work").splitlines() == only
+    assert str(elsewhere) in machine.run("cache", "show", "--profile", "work")
     machine.run("uploads", "discard", "--yes", "unused.jpg")
     machine.run("uploads", "export", str(tmp_path / "out"))
     assert [path.name for path in (tmp_path / "out").rglob("*.jpg")] == ["else where.jpg"]

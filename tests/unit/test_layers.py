@@ -54,7 +54,7 @@ ALLOWED = {
     "server": set(),
     "testing": {"server"},
     "library": {"asking", "control", "places", "mountinfo", "settings", "wording", "errors"},
-    "fsspec": {"app", "fs", "blocks", "places", "settings", "errors"},
+    "fsspec": {"app", "fs", "blocks", "places", "profiles", "settings", "errors"},
     "examples": {"fsspec", "errors"},
     "__main__": {"cli"},
     "announcing": {"library", "control", "places", "fsspec", "errors"},
