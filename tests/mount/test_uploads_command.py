@@ -108,7 +108,8 @@ def test_a_mount_with_a_cache_directory_elsewhere_is_found_by_a_bare_list(
     file = Path(machine.environ["XDG_CONFIG_HOME"]) / "lightlyfs/config.toml"
     file.parent.mkdir(parents=True)
     file.write_text(f'[profiles.work]\ncache_dir = "{elsewhere}"\n')
-    assert machine.run("uploads", "list", "--profile", "work").splitlines() == only
+    (found,) = json.loads(machine.run("uploads", "list", "--profile", "work", "--json"))
+    assert found["path"] == "else where.jpg"
     assert str(elsewhere) in machine.run("cache", "show", "--profile", "work")
     machine.run("uploads", "discard", "--yes", "unused.jpg")
     machine.run("uploads", "export", str(tmp_path / "out"))
