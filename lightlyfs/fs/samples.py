@@ -13,7 +13,7 @@ from lightlyfs.blocks import BLOCK_BYTES, NO_OBJECT, SMALL_FILE_BYTES, ContentId
 from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.catalog.remote import Problems
 from lightlyfs.catalog.sample_catalog import Catalog
-from lightlyfs.desktop.programs import CrawlBudget, opens_without_reading
+from lightlyfs.desktop.programs import CrawlBudget, is_viewer, opens_without_reading
 from lightlyfs.errors import (
     Cancelled,
     ContentChanged,
@@ -128,7 +128,7 @@ class Samples:
         asked = self._ask_unless_known(entry, confirm=verified, head_only=head_only)
         if isinstance(asked, Future) and not head_only:
             # the file's own request is out, and those for the files behind it come after it
-            self.prefetcher.opened(path, entry.published_size or 0)
+            self._note_open(path, entry.published_size or 0)
         content = self._answer(entry, asked, turn)
         return self._opened(path, entry, content, followed=True)
 
@@ -247,7 +247,7 @@ class Samples:
             self._crawls.spend(content.size)
             self._reader.begin(content, 0, size)
         if not self._heads.expects_head(path, content.size) and (not here or self.prefetcher.expects(path)):
-            self.prefetcher.opened(path, content.size)
+            self._note_open(path, content.size)
         return self.read_content(content, 0, size, turn)
 
     def read_content(self, content: ContentId, offset: int, size: int, turn: Turn) -> bytes:
@@ -310,6 +310,9 @@ class Samples:
         except RequestError as error:
             raise SizeUnknown(f"the size of {path} cannot be found: {error}") from error
         return Attr(entry.ino, False, content.size, entry.mtime)
+
+    def _note_open(self, path: str, size: int) -> None:
+        self.prefetcher.opened(path, size, browsed=is_viewer(self._caller_name()))
 
     def _shown_after(self, path: str, count: int) -> list[tuple[str, SampleEntry]]:
         found = self._catalog.samples_after(path, count)
