@@ -13,7 +13,9 @@ DOCUMENTS = [README, *sorted((ROOT / "lightlyfs/docs").glob("*.md"))]
 _LEFT_OUT = {
     r"export LIGHTLY_TOKEN=": "the token of a person",
     r"pipx |python3 -m venv|~/\.venvs/": "tests/contract/test_package.py builds what it installs",
-    r"python -m lightlyfs\.examples": "tests/ecosystem/test_examples.py runs the examples",
+    r"python -m lightlyfs\.examples": "tests/ecosystem, tests/mount/test_studio_examples.py run the examples",
+    r"label-studio |export LABEL_STUDIO": "a server of many packages, not run here",
+    r"(Found|File processing result:) |Open the|train: |\d+ (images|epochs) ": "what a program printed",
     r"my-dataset +/mnt/images +fuse": "a line of fstab: tests/mount/test_fstab.py",
     r"make( |$)": "the tests are part of it",
 }
