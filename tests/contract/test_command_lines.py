@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import shlex
@@ -65,9 +66,8 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightlyfs.mountinfo.mount_table", lambda _process="self": [])
     monkeypatch.setenv("LIGHTLY_SERVER_LOCATION", "http://127.0.0.1:9")
     monkeypatch.setenv("LIGHTLY_TOKEN", "no-such-token")
-    monkeypatch.setattr(
-        "lightlyfs.app.resolving.quick_policy", lambda: RetryPolicy(attempts=1, budget_s=1.0, doubt_s=0.0)
-    )
+    for name in ("lightlyfs.app.resolving.quick_policy", "lightlyfs.app.quick_policy"):
+        monkeypatch.setattr(name, lambda: RetryPolicy(attempts=1, budget_s=1.0, doubt_s=0.0))
     monkeypatch.chdir(tmp_path)
 
 
@@ -140,10 +140,17 @@ def test_doctor_says_which_package_is_missing(
     assert row["ok"] is (absent == "pycurl")
 
 
-def _words(chance: random.Random) -> list[str]:
-    """A command line that somebody might type by mistake, or a cat by walking."""
+@functools.cache
+def _known_words() -> tuple[list[str], list[str]]:
+    """The names of all commands, and all flags."""
     commands = [*group._COMMANDS, "list", "export", "import", "discard", "send", "show", "clear", "pin"]
     flags = sorted({flag for command in _all_commands() for one in command.params for flag in one.opts})
+    return commands, flags
+
+
+def _words(chance: random.Random) -> list[str]:
+    """A command line that somebody might type by mistake, or a cat by walking."""
+    commands, flags = _known_words()
     odd = [
         "",
         " ",
