@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from shared_mount import REPLACED, jpeg
 from test_writing import stored
-from trees import MountedTree, environment, lightlyfs, need_fuse, start_mount, wait_until
+from trees import MountedTree, environment, lightlyfs, lightlyfs_here, need_fuse, start_mount, wait_until
 
 from lightlyfs.testing import LocalServer, ServerOptions, Status
 
@@ -35,7 +35,7 @@ class Machine:
 
     def run(self, *words: str) -> str:
         """What a command prints."""
-        return lightlyfs(*words, environ=self.environ).stdout
+        return lightlyfs_here(*words, environ=self.environ).stdout
 
 
 @pytest.fixture
