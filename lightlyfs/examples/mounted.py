@@ -8,6 +8,8 @@ import errno
 import json
 import os
 import re
+import signal
+import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +37,8 @@ def opened(given: argparse.Namespace, *, read_only: bool = True) -> Iterator[Pat
     """Mount the dataset for the time of the block, always in one place: tools remember absolute paths."""
     at = given.at or Path.home() / "lightly" / re.sub(r"[^\w.-]", "_", given.dataset)
     at.mkdir(parents=True, exist_ok=True)
+    # as by Ctrl-C: what was mounted is unmounted
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         with lightlyfs.mount(given.dataset, at, read_only=read_only) as mounted:
             yield mounted.path
