@@ -11,7 +11,7 @@ import pytest
 from shared_mount import jpeg
 from trees import MountedTree, environment, lightlyfs, mounted, refused, soon, start_mount
 
-from lightlyfs import library
+from lightlyfs import announcing, library
 from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
@@ -89,8 +89,19 @@ def test_commands_take_paths_below_the_mount_of_a_folder(
             monkeypatch.setenv(name, value)
         with library.open_cached(tree.mountpoint / "red" / "1.jpg") as file:
             assert file.read() == b"image cars/red/1.jpg"
+        with announcing.ahead([tree.mountpoint / "3.jpg"]):
+            soon(
+                lambda: json.loads(tree.run("status", "--json", str(tree.mountpoint)).stdout)["ahead"][
+                    "files"
+                ]
+            )
+        assert tree.read("3.jpg") == b"image cars/3.jpg"
         (listed,) = json.loads(tree.run("uploads", "list", "--json").stdout)
         assert listed["path"] == "cars/notes.txt"
+        assert tree.run("uploads", "send", str(tree.mountpoint / "notes.txt")).stdout == "1 file sent\n"
+        assert "cars/notes.txt" in {sample["fileName"] for sample in own_server.samples()}
+        refused_to = tree.run("uploads", "send", str(tree.mountpoint / "none.txt"), check=False)
+        assert f"{tree.mountpoint}/none.txt: there is no local file" in refused_to.stderr
     finally:
         tree.end()
 
