@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from shared_mount import jpeg
-from trees import MountedTree, environment, lightlyfs, mounted, refused, soon, start_mount
+from trees import MountedTree, environment, lightlyfs, lightlyfs_here, mounted, refused, soon, start_mount
 
 from lightlyfs import announcing, library
 from lightlyfs.testing import LocalServer
@@ -32,6 +33,11 @@ def mount_part(server: LocalServer, directory: Path, part: str, *options: str) -
     environ = environment(server, directory / "cache")
     source = f"{server.dataset_id}/{part}"
     return start_mount(source, mountpoint, environ, directory / "mount.log", *options)
+
+
+def run(tree: MountedTree, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """A command in the environment of a mount."""
+    return lightlyfs_here(*words, environ=tree.environ, check=check)
 
 
 @pytest.mark.parametrize("version", ["3", "2"])
@@ -77,12 +83,12 @@ def test_commands_take_paths_below_the_mount_of_a_folder(
     try:
         assert (
             f"({own_server.dataset_id}) at {own_server.url}, its folder cars"
-            in tree.run("status", str(tree.mountpoint / "red")).stdout
+            in run(tree, "status", str(tree.mountpoint / "red")).stdout
         )
-        rows = json.loads(tree.run("mounts", "--json").stdout)
+        rows = json.loads(run(tree, "mounts", "--json").stdout)
         assert [row["dataset"] for row in rows if row["mountpoint"] == str(tree.mountpoint)] == ["own/cars"]
-        assert tree.run("warm", str(tree.mountpoint / "red")).stdout.startswith("2 files")
-        failed = tree.run("warm", str(tree.mountpoint / "none.jpg"), check=False)
+        assert run(tree, "warm", str(tree.mountpoint / "red")).stdout.startswith("2 files")
+        failed = run(tree, "warm", str(tree.mountpoint / "none.jpg"), check=False)
         assert f"{tree.mountpoint}/none.jpg: " in failed.stderr
         tree.write("notes.txt", b"for here")
         for name, value in tree.environ.items():
@@ -91,16 +97,16 @@ def test_commands_take_paths_below_the_mount_of_a_folder(
             assert file.read() == b"image cars/red/1.jpg"
         with announcing.ahead([tree.mountpoint / "3.jpg"]):
             soon(
-                lambda: json.loads(tree.run("status", "--json", str(tree.mountpoint)).stdout)["ahead"][
+                lambda: json.loads(run(tree, "status", "--json", str(tree.mountpoint)).stdout)["ahead"][
                     "files"
                 ]
             )
         assert tree.read("3.jpg") == b"image cars/3.jpg"
-        (listed,) = json.loads(tree.run("uploads", "list", "--json").stdout)
+        (listed,) = json.loads(run(tree, "uploads", "list", "--json").stdout)
         assert listed["path"] == "cars/notes.txt"
-        assert tree.run("uploads", "send", str(tree.mountpoint / "notes.txt")).stdout == "1 file sent\n"
+        assert run(tree, "uploads", "send", str(tree.mountpoint / "notes.txt")).stdout == "1 file sent\n"
         assert "cars/notes.txt" in {sample["fileName"] for sample in own_server.samples()}
-        refused_to = tree.run("uploads", "send", str(tree.mountpoint / "none.txt"), check=False)
+        refused_to = run(tree, "uploads", "send", str(tree.mountpoint / "none.txt"), check=False)
         assert f"{tree.mountpoint}/none.txt: there is no local file" in refused_to.stderr
     finally:
         tree.end()
@@ -118,7 +124,7 @@ def test_what_a_folder_s_mount_keeps_here_is_in_the_mount_of_all(
     with mounted(own_server, tmp_path) as whole:
         assert whole.names("cars/red") == ["1.jpg", "2.png", "notes.txt"]
         assert whole.read("cars/red/1.jpg") == b"image cars/red/1.jpg"
-        assert "read-url" not in whole.run("status", str(whole.mountpoint)).stdout
+        assert "read-url" not in run(whole, "status", str(whole.mountpoint)).stdout
 
 
 @pytest.mark.parametrize(
@@ -157,12 +163,12 @@ def test_only_the_samples_that_the_patterns_choose_are_shown(
             with refused(errno.ENOENT):
                 tree.stat(hidden)
         assert tree.read("cars/red/1.jpg") == b"image cars/red/1.jpg"
-        assert tree.run("warm", str(tree.mountpoint)).stdout.startswith("2 files")
+        assert run(tree, "warm", str(tree.mountpoint)).stdout.startswith("2 files")
         views = tree.mountpoint / ".lightlyfs"
         assert sorted(os.listdir(views / "tags" / "all")) == ["5.jpg", "cars"]
         with refused(errno.ENOENT):
             os.readlink(views / "by-id" / ids["boats/4.jpg"])
-        assert "include *.jpg, exclude boats/*, 3.*" in tree.run("status", str(tree.mountpoint)).stdout
+        assert "include *.jpg, exclude boats/*, 3.*" in run(tree, "status", str(tree.mountpoint)).stdout
     with mounted(own_server, tmp_path) as whole:
         assert whole.names("cars/red") == ["1.jpg", "2.png"]
 
