@@ -8,11 +8,11 @@ ECOSYSTEM_STAMP := $(VENV)/.installed-ecosystem
 NAMES := all
 
 # tests wait more than they compute; those of one file stay together, for they share mounts
-JOBS := 3
+JOBS := 4
 PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install fuse test-tools demo unit test test-long fuzz soak pythons docs house ecosystem desktop newcomer check format bench bench-cold clean
+.PHONY: help install fuse test-tools demo unit test test-long fuzz soak pythons docs mutants house ecosystem desktop newcomer check format bench bench-cold clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ docs: $(STAMP) ## draw the imports of the rooms; check every text, and run the c
 
 newcomer: $(STAMP) fuse ## install as a newcomer does, in an empty home, and run every line of the README
 	PYTHONPATH=tests $(BIN)/python tests/docs/newcomer.py
+
+mutants: $(STAMP) ## change the code in small ways, and see whether the tests notice; an hour
+	$(BIN)/pip install --quiet --editable '.[dev,mutants]'
+	$(BIN)/python tests/mutants.py
 
 house: $(STAMP) ## how far each kind of call travels through the code
 	PYTHONPATH=tests $(BIN)/python tests/house.py

@@ -330,7 +330,7 @@ class MountedTree:
         finally:
             if mountpoints.mount_at(self.mountpoint) is not None:
                 mountpoints.unmount(self.mountpoint, lazy=True)
-        assert code == 0, self.log.read_text()
+        assert code == 0, (code, self.log.read_text())
 
 
 def lightlyfs(

@@ -137,6 +137,8 @@ class Proxies:
 
     def for_url(self, url: str) -> str | None:
         """Return the proxy for `url`, or None when it is reached directly."""
+        if self.http is None and self.https is None:
+            return None
         parts = urlsplit(url)
         scheme = parts.scheme.lower()
         proxy = self.https if scheme == "https" else self.http

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import quote
+
+import msgspec
 
 from lightlyfs import errors
 from lightlyfs.api.contract import ERROR_BODY_BYTES, Request, Response, Timeouts, Transport, wire_url
@@ -59,8 +61,7 @@ class Credentials:
         return replace(self, token=self.token(before if isinstance(before, str) else None))
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One request to the API, before credentials. `operation` names it in errors and counters."""
 
     operation: str
@@ -72,8 +73,7 @@ class Call:
     """The answer is a redirect, which is returned, and the public token opens it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt(Generic[T]):
+class Attempt(NamedTuple, Generic[T]):
     """One request for another part to send; `outcome` returns what its answer says, or raises why not."""
 
     operation: str
@@ -150,7 +150,8 @@ class Caller:
             return found
 
         request = self._request(call, self._timeouts, credentials)
-        return Attempt(call.operation, replace(request, max_body_bytes=ERROR_BODY_BYTES), outcome)
+        request = msgspec.structs.replace(request, max_body_bytes=ERROR_BODY_BYTES)
+        return Attempt(call.operation, request, outcome)
 
     def may_ask(self, *, urgent: bool) -> bool:
         """Whether the server asks for no pause and, unless it is urgent, answered the last request."""
@@ -171,7 +172,7 @@ class Caller:
 
     def _once(self, call: Call, deadline_s: float, credentials: Credentials) -> Response:
         left_s = max(0.001, deadline_s - self._retrier.clock())
-        timeouts = replace(self._timeouts, total_s=min(self._timeouts.total_s, left_s))
+        timeouts = msgspec.structs.replace(self._timeouts, total_s=min(self._timeouts.total_s, left_s))
         request = self._request(call, timeouts, credentials)
         transport = self._hot if call.method == "GET" else self._transport
         started_s = self._retrier.clock()

@@ -11,9 +11,12 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
+
+import msgspec
 
 from lightlyfs import errors
 from lightlyfs.api.addresses import AddressGuard, Proxies
@@ -29,10 +32,12 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # 9 petabytes have 16 digits; `str.isdigit` also takes what `int` does not
 _WHOLE_NUMBER = re.compile("[0-9]{1,16}")
 _NEEDS_QUOTING = re.compile(r"[^\x21-\x7e]")
+# scheme, host and port; matches any text
+_ORIGIN = re.compile(r"(?:[^:/?#]*:)?(?://)?[^/?#]*")
+_MAX_ORIGINS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
+class Timeouts(msgspec.Struct, frozen=True):
     """Limits of one send in seconds: to connect, between two bytes either way, and for all of it.
 
     The forms notice within one second; resolving a name counts as connecting only in the pycurl form.
@@ -130,8 +135,7 @@ class BodyReader:
             self._owned = False
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """One HTTP request.
 
     `url` is sent byte for byte; only blanks and non-ASCII characters, which no request line may hold,
@@ -143,7 +147,7 @@ class Request:
 
     method: str
     url: str
-    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
+    headers: Mapping[str, str] = _NO_HEADERS
     body: bytes | BodyFile | None = None
     timeouts: Timeouts = Timeouts()
     max_body_bytes: int = 64 * MIB  # twice the API's largest answer
@@ -156,8 +160,7 @@ class Request:
         return f"Request({self.method} {shown_url(self.url)})"
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(msgspec.Struct, frozen=True):
     """One HTTP answer: any status, lower-case header names, the raw body.
 
     `body` is empty when an observer took it; the body of a status other than 2xx is kept up to 64 KiB.
@@ -232,12 +235,22 @@ class TransportConfig:
     user_agent: str = "lightlyfs/0.1"
 
 
-def wire_url(url: str) -> str:
-    """Return `url` as it goes out, or raise `errors.UnsafeUrl`.
+class Origin(NamedTuple):
+    """What a URL says of the server: `netloc` is its host, and its port where that is told."""
 
-    Refused: a scheme other than http and https, no host, a user name, control characters (they would
-    split the request line), a port that is none. The fragment is dropped.
-    """
+    scheme: str
+    netloc: str
+    host: str
+
+
+def origin_of(url: str) -> Origin:
+    """Return the origin of a URL, or raise `errors.UnsafeUrl` as `wire_url` does."""
+    return _origin(_ORIGIN.match(url)[0])  # type: ignore[index]
+
+
+@lru_cache(_MAX_ORIGINS)
+def _origin(url: str) -> Origin:
+    """The origin of a URL without a path, as signed ones share it by the thousands."""
     try:
         parts = urlsplit(url)
         scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
@@ -249,19 +262,29 @@ def wire_url(url: str) -> str:
         raise _unsafe("the address has no usable host or holds control characters")
     if "@" in parts.netloc:
         raise _unsafe(f"an address with a user name is not followed: {shown_url(url)}")
+    return Origin(scheme, parts.netloc, host)
+
+
+def wire_url(url: str) -> str:
+    """Return `url` as it goes out, or raise `errors.UnsafeUrl`.
+
+    Refused: a scheme other than http and https, no host, a user name, control characters (they would
+    split the request line), a port that is none. The fragment is dropped.
+    """
+    origin_of(url)
+    if url.isascii() and url.isprintable() and not (" " in url or "#" in url):
+        return url
+    if _CONTROL.search(url):
+        raise _unsafe("the address holds control characters")
     url = url.partition("#")[0]
-    if _NEEDS_QUOTING.search(url):
-        url = _NEEDS_QUOTING.sub(lambda match: quote(match[0], errors="surrogatepass"), url)
-    return url
+    return _NEEDS_QUOTING.sub(lambda match: quote(match[0], errors="surrogatepass"), url)
 
 
 def wire_target(url: str, proxy: str | None) -> str:
     """Return the request target: the whole URL for a plain request through a proxy, else from the path on."""
-    scheme, _, rest = url.partition("://")
-    if proxy and scheme.lower() == "http" and not proxy.lower().startswith("socks"):
+    if proxy and url[:5].lower() == "http:" and not proxy.lower().startswith("socks"):
         return url
-    cut = min((at for at in (rest.find("/"), rest.find("?")) if at >= 0), default=len(rest))
-    path = rest[cut:]
+    path = url[_ORIGIN.match(url).end() :]  # type: ignore[union-attr]
     return path if path.startswith("/") else f"/{path}"
 
 

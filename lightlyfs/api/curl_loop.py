@@ -12,32 +12,20 @@ from __future__ import annotations
 import logging
 import os
 import select
-import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import certifi
+import msgspec
 import pycurl
 
 from lightlyfs import errors
-from lightlyfs.api import network
-from lightlyfs.api.contract import (
-    Request,
-    Response,
-    TransportConfig,
-    refused_address,
-    whole_number,
-    wire_headers,
-    wire_target,
-    wire_url,
-)
-from lightlyfs.api.curl import BUFFER_BYTES, FAILURES, milliseconds
+from lightlyfs.api.contract import Request, Response, TransportConfig
+from lightlyfs.api.curl_exchange import Done, Exchange
 from lightlyfs.forks import FORK_GATE
 
 # the clocks of all requests are looked at so often while any is under way
@@ -49,6 +37,8 @@ _STOOD_STILL_S = 1.0
 _SLOW_S, _SLOW_FACTOR, _REMEMBERED = 0.4, 2.0, 256
 _SECOND_SHARE, _SECOND_BURST = 0.02, 8
 _TROUBLE_S = 5.0
+# where each silent GET comes with more answers than that over connections like its own, it is the server
+_ANSWERS_A_SILENT_ONE = 10
 # GETs under way that need only few connections
 _FEW = 8
 # sets of headers for which handles are kept: those to the API, and to storage for all and for the head
@@ -57,8 +47,6 @@ _MAX_KINDS = 8
 _EVENTS = 64
 
 log = logging.getLogger(__name__)
-
-Done = Callable[[Response | errors.RequestError], None]
 
 
 class CurlLoop:
@@ -81,13 +69,14 @@ class CurlLoop:
         self._patient: deque[tuple[Request, Done]] = deque()
         self._sleeps = False
         # used by the loop alone
-        self._under_way: dict[pycurl.Curl, _Exchange] = {}
+        self._under_way: dict[pycurl.Curl, Exchange] = {}
         # by the headers that are set in them
-        self._idle: dict[tuple[tuple[str, str], ...], list[_Exchange]] = {}
+        self._idle: dict[tuple[tuple[str, str], ...], list[Exchange]] = {}
         # has the connections; those of earlier ones are not used for further requests
         self._multi: pycurl.CurlMulti
         self._retired: list[pycurl.CurlMulti] = []
         self._multi_of: dict[int, pycurl.CurlMulti] = {}  # by descriptor
+        self._answers: dict[pycurl.CurlMulti, int] = {}  # over connections that were used before
         self._epoll: select.epoll
         self._due_at: float | None = None
         self._looked_at = 0.0
@@ -192,32 +181,33 @@ class CurlLoop:
             return
         if self._config.network.look() != self._generation:
             self._retire()
-        added = False
-        while self._may_send():
-            try:
-                request, done = self._urgent.popleft() if self._urgent else self._patient.popleft()
-            except IndexError:
-                break
-            exchange = self._exchange_for(request)
-            try:
-                exchange.prepare(request, done, self._clock())
-            except errors.RequestError as error:
-                _tell(done, error)
-                continue
-            self._add(exchange)
-            added = True
-        if added:
-            self._act(pycurl.SOCKET_TIMEOUT, 0)
-            self._take_finished()
+        refused: list[tuple[Done, errors.RequestError]] = []
+        with FORK_GATE:
+            while self._may_send():
+                try:
+                    request, done = self._urgent.popleft() if self._urgent else self._patient.popleft()
+                except IndexError:
+                    break
+                exchange = self._exchange_for(request)
+                try:
+                    exchange.prepare(request, done, self._clock())
+                except errors.RequestError as error:
+                    refused.append((done, error))
+                    continue
+                self._add(exchange)
+            self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
+        for done, why in refused:
+            _tell(done, why)
+        self._take_finished()
 
-    def _exchange_for(self, request: Request) -> _Exchange:
+    def _exchange_for(self, request: Request) -> Exchange:
         """An idle handle, one with the headers of a request where there is one; or a new one."""
         alike = self._idle.get(tuple(request.headers.items()))
         if alike:
             return alike.pop()
         if len(self._idle) > _MAX_KINDS:
             self._close_idle()  # the headers of a token that was renewed
-        return _Exchange(self._config, self._ca_bundle)
+        return Exchange(self._config, self._ca_bundle)
 
     def _close_idle(self) -> None:
         with FORK_GATE:
@@ -232,12 +222,12 @@ class CurlLoop:
         under_way = len(self._under_way)
         return bool((self._urgent and under_way < most) or (self._patient and under_way < most - most // 8))
 
-    def _add(self, exchange: _Exchange) -> None:
+    def _add(self, exchange: Exchange) -> None:
         self._sent += 1
         self._under_way[exchange.curl] = exchange
         exchange.multi, exchange.generation = self._multi, self._generation
-        with FORK_GATE:
-            self._multi.add_handle(exchange.curl)
+        exchange.answers_before = self._answers.get(self._multi, 0)
+        self._multi.add_handle(exchange.curl)
 
     def _wait(self) -> list[tuple[int, int]]:
         timeout_s = -1.0 if not self._under_way else _LOOK_EVERY_S
@@ -253,27 +243,24 @@ class CurlLoop:
             self._sleeps = False
 
     def _read(self, events: list[tuple[int, int]]) -> None:
-        for descriptor, event in events:
-            if descriptor == self._wake:
-                try:
-                    os.eventfd_read(self._wake)
-                except BlockingIOError:
-                    pass
-                continue
-            readiness = 0
-            if event & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
-                readiness |= pycurl.CSELECT_IN
-            if event & select.EPOLLOUT:
-                readiness |= pycurl.CSELECT_OUT
-            self._act(descriptor, readiness)
-        if self._due_at is not None and self._clock() >= self._due_at:
-            self._due_at = None
-            self._act(pycurl.SOCKET_TIMEOUT, 0)
-        self._take_finished()
-
-    def _act(self, descriptor: int, readiness: int) -> None:
         with FORK_GATE:
-            self._multi_of.get(descriptor, self._multi).socket_action(descriptor, readiness)
+            for descriptor, event in events:
+                if descriptor == self._wake:
+                    try:
+                        os.eventfd_read(self._wake)
+                    except BlockingIOError:
+                        pass
+                    continue
+                readiness = 0
+                if event & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+                    readiness |= pycurl.CSELECT_IN
+                if event & select.EPOLLOUT:
+                    readiness |= pycurl.CSELECT_OUT
+                self._multi_of.get(descriptor, self._multi).socket_action(descriptor, readiness)
+            if self._due_at is not None and self._clock() >= self._due_at:
+                self._due_at = None
+                self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
+        self._take_finished()
 
     def _take_finished(self) -> None:
         for multi in (self._multi, *self._retired):
@@ -309,8 +296,10 @@ class CurlLoop:
                 self._drop(twin)
         _tell(done, outcome)
 
-    def _note_answer(self, exchange: _Exchange, status: int) -> None:
+    def _note_answer(self, exchange: Exchange, status: int) -> None:
         now = self._clock()
+        if exchange.is_on_kept:
+            self._answers[exchange.multi] = self._answers.get(exchange.multi, 0) + 1
         self._config.network.note_answer(exchange.host, now - exchange.since)
         took_s = self._took_s.get(exchange.host)
         if took_s is None:
@@ -319,7 +308,7 @@ class CurlLoop:
         if status == 429 or status >= 500:
             self._trouble_until = now + _TROUBLE_S
 
-    def _drop(self, exchange: _Exchange) -> None:
+    def _drop(self, exchange: Exchange) -> None:
         """End a GET; its connection is closed."""
         del self._under_way[exchange.curl]
         with FORK_GATE:
@@ -329,7 +318,8 @@ class CurlLoop:
     def _look(self) -> None:
         """Send again what takes long, and give up what has been silent for too long.
 
-        A kept connection that was silent from the start is a sign that its way is gone, and that of others.
+        Kept connections that were silent from the start are a sign that their way is gone, and that of
+        others, unless many others brought answers meanwhile.
         """
         now = self._clock()
         if now - self._looked_at < _LOOK_EVERY_S:
@@ -343,28 +333,41 @@ class CurlLoop:
             return
         ways = self._config.network
         sent = False
+        doubtful: list[Exchange] = []
         for exchange in list(self._under_way.values()):
             if exchange.curl not in self._under_way:
                 continue  # it went with its twin
             error = exchange.late(now, ways)
             if error is not None:
                 if exchange.is_doubtful:
-                    ways.drop(exchange.generation, f"{exchange.host} was silent on a kept connection")
+                    doubtful.append(exchange)
                 self._drop(exchange)
                 if exchange.twin is not None:
                     exchange.twin.twin = None
                     continue
                 _tell(exchange.done, error)
-            elif exchange.twin is None and exchange.done is not None and self._is_slow(exchange, now):
+            elif not exchange.is_repeated and self._is_slow(exchange, now):
                 self._send_again(exchange, now)
                 sent = True
+        self._weigh(doubtful)
         if sent:
-            self._act(pycurl.SOCKET_TIMEOUT, 0)
+            with FORK_GATE:
+                self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
         if ways.look() != self._generation:
             self._retire()
         self._look_at_retired()
 
-    def _is_slow(self, exchange: _Exchange, now: float) -> bool:
+    def _weigh(self, doubtful: list[Exchange]) -> None:
+        """Trust no kept connection any more where so many were silent that it is not the server's doing."""
+        for multi in {exchange.multi for exchange in doubtful}:
+            silent = [exchange for exchange in doubtful if exchange.multi is multi]
+            first = min(silent, key=lambda exchange: exchange.since)
+            brought = self._answers.get(multi, 0) - first.answers_before
+            if len(silent) * _ANSWERS_A_SILENT_ONE > brought:
+                why = f"{first.host} was silent on a kept connection"
+                self._config.network.drop(first.generation, why)
+
+    def _is_slow(self, exchange: Exchange, now: float) -> bool:
         """Whether a GET is to be sent a second time."""
         waited_s = now - exchange.since
         if waited_s < _SLOW_S or exchange.is_coming or now < self._trouble_until:
@@ -375,13 +378,15 @@ class CurlLoop:
         # of few answers nothing is known of how long they take
         return len(took_s) >= 16 and waited_s > _SLOW_FACTOR * took_s[len(took_s) * 98 // 100]
 
-    def _send_again(self, exchange: _Exchange, now: float) -> None:
+    def _send_again(self, exchange: Exchange, now: float) -> None:
         twin = self._exchange_for(exchange.request)
         assert exchange.done is not None
-        twin.prepare(replace(exchange.request, fresh=True), exchange.done, now)
+        twin.prepare(msgspec.structs.replace(exchange.request, fresh=True), exchange.done, now)
         twin.twin, exchange.twin = exchange, twin
+        twin.is_repeated = exchange.is_repeated = True
         self._sent_twice += 1
-        self._add(twin)
+        with FORK_GATE:
+            self._add(twin)
 
     def _retire(self) -> None:
         """Use no connection of now for further requests; what is under way goes on while it is not silent."""
@@ -399,6 +404,7 @@ class CurlLoop:
                     multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)  # its timer is nobody's
                 else:
                     self._retired.remove(multi)
+                    self._answers.pop(multi, None)
                     multi.close()
         self._take_finished()
 
@@ -413,6 +419,7 @@ class CurlLoop:
             self._close_idle()
             for multi in (self._multi, *retired):
                 multi.close()
+        self._answers.clear()
         for exchange in ended.values():
             if exchange.twin is not None:
                 exchange.twin.twin = None  # which tells
@@ -452,149 +459,3 @@ def _tell(done: Done | None, outcome: Response | errors.RequestError) -> None:
         done(outcome)
     except Exception:
         log.exception("what a request brought could not be taken")
-
-
-class _Exchange:
-    """One handle, used again for one GET after the other; the connections are the loop's."""
-
-    def __init__(self, config: TransportConfig, ca_bundle: str) -> None:
-        self._config = config
-        self.curl = curl = pycurl.Curl()
-        self.done: Done | None = None
-        self.multi: pycurl.CurlMulti
-        self.generation = 0
-        # the same request once more, on another connection
-        self.twin: _Exchange | None = None
-        self.host = ""
-        self._lines: list[bytes] = []
-        self._chunks: list[bytes] = []
-        # what is set of the last request
-        self._headers: Mapping[str, str] | None = None
-        self._limits: object = None
-        self._refusal: errors.RequestError | None = None
-        self._proxy: str | None = ""
-        setopt = curl.setopt
-        setopt(pycurl.PATH_AS_IS, 1)
-        setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
-        setopt(pycurl.HTTP09_ALLOWED, 0)
-        setopt(pycurl.NOSIGNAL, 1)
-        setopt(pycurl.BUFFERSIZE, BUFFER_BYTES)
-        setopt(pycurl.FOLLOWLOCATION, 0)
-        setopt(pycurl.CAINFO, ca_bundle)
-        setopt(pycurl.PROXY_CAINFO, ca_bundle)
-        setopt(pycurl.MAXLIFETIME_CONN, network.LIFETIME_S)
-        # an empty value keeps libcurl from reading the environment
-        setopt(pycurl.PROXY, "")
-        setopt(pycurl.NOPROXY, "")
-        # the methods of lists: no Python of ours runs while an answer comes in
-        setopt(pycurl.HEADERFUNCTION, self._lines.append)
-        setopt(pycurl.WRITEFUNCTION, self._chunks.append)
-        setopt(pycurl.SOCKOPTFUNCTION, _guard)
-        if config.guard is not None:
-            setopt(pycurl.OPENSOCKETFUNCTION, self._opens)
-
-    def prepare(self, request: Request, done: Done, now: float) -> None:
-        url = wire_url(request.url)
-        proxy = self._config.proxies.for_url(url)
-        setopt = self.curl.setopt
-        setopt(pycurl.URL, url)
-        # libcurl normalises the path of the URL (%2b becomes %2B), which breaks signatures
-        setopt(pycurl.REQUEST_TARGET, wire_target(url, proxy))
-        if proxy != self._proxy:
-            setopt(pycurl.PROXY, proxy or "")
-            self._proxy = proxy
-        if request.headers != self._headers:
-            headers = wire_headers(request, self._config.user_agent)
-            setopt(pycurl.HTTPHEADER, [f"{name}: {value}" for name, value in headers.items()])
-            self._headers = request.headers
-        limits = request.fresh, request.timeouts, request.max_body_bytes
-        if limits != self._limits:
-            self._limits = limits
-            setopt(pycurl.FRESH_CONNECT, int(request.fresh))
-            setopt(pycurl.CONNECTTIMEOUT_MS, milliseconds(request.timeouts.connect_s))
-            setopt(pycurl.TIMEOUT_MS, milliseconds(request.timeouts.total_s))
-            setopt(pycurl.MAXFILESIZE_LARGE, request.max_body_bytes)
-        parts = urlsplit(url)
-        self.host = parts.netloc
-        self._name = parts.hostname or ""
-        guard = self._config.guard
-        if guard is not None and proxy and not guard.allows_host(self._name):
-            raise refused_address(self._name, self._name)
-        self.done = done
-        self.request = request
-        self.since = self.moved_at = now
-        self._seen = 0
-
-    def clear(self) -> None:
-        """Let go of the answer."""
-        self._lines.clear()
-        self._chunks.clear()
-        self.done = self.twin = self._refusal = None
-
-    @property
-    def is_coming(self) -> bool:
-        """Whether the answer has begun."""
-        return bool(self._lines)
-
-    @property
-    def is_doubtful(self) -> bool:
-        """Whether it was sent on a connection that was used before, and nothing has come."""
-        curl = self.curl
-        return not self._lines and bool(
-            curl.getinfo(pycurl.PRETRANSFER_TIME) and not curl.getinfo(pycurl.NUM_CONNECTS)
-        )
-
-    def late(self, now: float, ways: network.Network) -> errors.RequestError | None:
-        """Return why this GET is to be given up, None while it may go on."""
-        seen = len(self._lines) + len(self._chunks)
-        if seen != self._seen:
-            self._seen, self.moved_at = seen, now
-        silent_s = now - self.moved_at
-        if silent_s <= ways.silence_s(self.host):
-            return None
-        return errors.TimedOut(f"no byte for {silent_s:.1f} s from {self.host}", request_sent=True)
-
-    def outcome(self, failure: tuple[int, str] | None) -> Response | errors.RequestError:
-        """The answer, or why there is none."""
-        if self._refusal is not None:
-            return self._refusal
-        if failure is not None:
-            kind = FAILURES.get(failure[0], errors.Unreachable)
-            return kind(f"GET from {self.host}: libcurl error {failure[0]}", request_sent=True)
-        status, headers = _parsed(self._lines)
-        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        if len(body) > self.request.max_body_bytes:
-            return errors.TooLarge(f"over {self.request.max_body_bytes} bytes from {self.host}")
-        if whole_number(headers.get("content-length", str(len(body)))) != len(body):
-            return errors.ShortBody(f"{len(body)} bytes came from {self.host}")
-        return Response(status, headers, body)
-
-    def _opens(self, _purpose: int, address: Any) -> Any:
-        family, kind, protocol, (text, *_) = address
-        guard = self._config.guard
-        assert guard is not None
-        # behind a proxy the address is the proxy's
-        if self._proxy or guard.is_api(self._name) or guard.allows(str(text)):
-            return socket.socket(family, kind, protocol)
-        self._refusal = refused_address(self._name, str(text))
-        return pycurl.SOCKET_BAD
-
-
-def _guard(descriptor: int, _purpose: int) -> int:
-    network.guard(descriptor)
-    return int(pycurl.SOCKOPT_OK)
-
-
-def _parsed(lines: list[bytes]) -> tuple[int, dict[str, str]]:
-    """The status and the headers, with lower-case names, of the last answer that begins in these lines."""
-    status = 0
-    headers: dict[str, str] = {}
-    for line in lines:
-        if line[:5] == b"HTTP/":
-            status, headers = int(line.split(None, 2)[1]), {}
-            continue
-        name, colon, value = line.decode("latin-1").partition(":")
-        if colon:
-            name, value = name.strip().lower(), value.strip()
-            headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return status, headers

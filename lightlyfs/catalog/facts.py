@@ -28,11 +28,12 @@ _MAX_WAITING = 100_000
 
 
 class Reported:
-    """Facts by inode number that the store does not hold yet; `on_written` is called under the lock when
-    the store has them and they are about to be dropped here.
+    """Facts by inode number that the store does not hold yet.
+
+    `on_written(inos)` is called under the lock when the store has them and they are about to be dropped here.
     """
 
-    def __init__(self, store: CatalogStore, on_written: Callable[[], None]) -> None:
+    def __init__(self, store: CatalogStore, on_written: Callable[[Iterable[int]], None]) -> None:
         self._store = store
         self._on_written = on_written
         self._lock = threading.Lock()
@@ -129,7 +130,7 @@ class Reported:
             return
         self._fails = False
         with self._lock:
-            self._on_written()
+            self._on_written(facts)
             self._moves += 1
             for ino, fact in facts.items():
                 if self._facts.get(ino) is fact:

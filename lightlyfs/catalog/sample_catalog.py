@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from concurrent.futures import wait as futures_wait
 from typing import Protocol, TypeVar
 
-from cachetools import LRUCache, TTLCache
+from cachetools import TTLCache
 
 from lightlyfs.api.models import Sample
 from lightlyfs.catalog.entries import (
@@ -35,6 +35,7 @@ from lightlyfs.catalog.entries import (
 from lightlyfs.catalog.facts import Reported
 from lightlyfs.catalog.freshness import FreshnessConfig
 from lightlyfs.catalog.names import join_name
+from lightlyfs.catalog.recent_lookups import RecentLookups
 from lightlyfs.catalog.refresher import Refresher
 from lightlyfs.catalog.remote import DatasetState, Remote, stored_dataset
 from lightlyfs.catalog.store import CatalogStore
@@ -49,6 +50,7 @@ _POLL_S = 0.2
 _WRONG_HINTS = "wrong_hints"
 # as long as the kernel keeps names that are not there
 _ANSWER_TTL_S = 2.0
+_MAX_READ_ROWS = 1_024
 # before every sample: the inode numbers of directories are positive
 _START: Place = (0, "")
 
@@ -87,56 +89,6 @@ class Census:
             self.settled = False
 
 
-# a path that is looked at is soon opened, and its neighbours along with it
-_MAX_KEPT = 8_000
-# a caller that looks up names in directory order has the next ones read ahead, at most this many at once
-_MAX_AHEAD = 64
-_MAX_DIRECTORIES = 256
-
-
-class RecentLookups:
-    """The entries of paths, from memory where the store was asked recently; any thread may call.
-
-    `outdate` says that the store may answer differently now. Single operations on `_kept` are atomic, and one
-    that is lost costs a query.
-    """
-
-    def __init__(self, store: CatalogStore) -> None:
-        self._store = store
-        self.version = 0
-        self._kept: dict[str, tuple[int, Entry | None]] = {}
-        self._lock = threading.Lock()
-        # guarded by _lock, for a lookup moves entries: by directory the name that comes next where names are
-        # asked for in order, and how many were read
-        self._ahead: LRUCache[str, tuple[str, int]] = LRUCache(_MAX_DIRECTORIES)
-
-    def outdate(self) -> None:
-        """Invalidate all entries after the store changed; for one thread at a time."""
-        self.version += 1
-
-    def lookup(self, path: str) -> Entry | None:
-        """Return the entry of a path, or None where there is none; may raise sqlite3.Error."""
-        version = self.version  # before the store is read, so that what comes meanwhile outdates it
-        kept = self._kept.get(path)
-        if kept is not None and kept[0] == version:
-            return kept[1]
-        if len(self._kept) > _MAX_KEPT:
-            self._kept = {}
-        directory, _, name = path.rpartition("/")
-        with self._lock:
-            expected, count = self._ahead.get(directory, ("", 1))
-        count = min(_MAX_AHEAD, count * 2) if name == expected else 1
-        entry, behind = self._store.lookup_with_next(path, count)
-        prefix = directory + "/" if directory else ""
-        for other in behind[:-1]:
-            self._kept[prefix + other.name] = (version, other)
-        if behind:
-            with self._lock:
-                self._ahead[directory] = (behind[-1].name, count)
-        self._kept[path] = (version, entry)
-        return entry
-
-
 class Wait(Protocol):
     """How long a caller can wait."""
 
@@ -166,7 +118,7 @@ class Catalog:
         self.refresher = refresher
         self._ask_always = config.ttl_s == 0
         self._lock = threading.Lock()
-        self._reported = Reported(store, on_written=self._outdate)
+        self._reported = Reported(store, on_written=self._facts_written)
         # guarded by _lock: what the API said, or is being asked, of single names
         self._answers: TTLCache[str, Future[list[Row]]] = TTLCache(10_000, _ANSWER_TTL_S, timer=clock)
         # whether storage ever had another size than a listing said
@@ -176,6 +128,10 @@ class Catalog:
         # a number that changes whenever a size that was shown may be outdated
         self.sizes_moved = 0
         self._recent = RecentLookups(store)
+        # rows that were read a moment ago, by inode number, with the version of all rows then: storage is
+        # being asked about most of these samples; single operations on it are atomic
+        self._read_rows: dict[int, tuple[int, SampleEntry]] = {}
+        self._rows_version = 0
         self._closing = threading.Event()
         self._due = threading.Event()  # the flusher has something to do
         self._flusher = threading.Thread(target=self._flush_loop, name="lightlyfs-facts", daemon=True)
@@ -239,6 +195,7 @@ class Catalog:
         with self._lock:
             self._generation += 1
             self.sizes_moved += 1
+            self._rows_version += 1
             self._recent.outdate()
         self._reported.note_listing(self._stored)
         self._due.set()
@@ -391,7 +348,7 @@ class Catalog:
 
     def told(self, entry: SampleEntry) -> SampleEntry | None:
         """Return what the store and this process now know of a sample; None if it is another one now."""
-        found, shown = self._reported.consistent(lambda: self._stored_and_shown(entry.ino))
+        found, shown = self._reported.consistent(lambda: self._stored_and_shown(entry.ino, remember=True))
         if found is None or (found.mtime, found.size_hint) != (entry.mtime, entry.size_hint):
             return None
         return shown
@@ -429,7 +386,9 @@ class Catalog:
             return
         if news is None:
             return
-        self._outdate()
+        with self._lock:
+            self._rows_version += 1
+            self._recent.outdate()
         if news.resized:
             self._note_resized()
         if news.changed:
@@ -557,9 +516,20 @@ class Catalog:
             samples = [self._reported.apply(entry) for entry in samples]
         return directories, samples
 
-    def _stored_and_shown(self, ino: int) -> tuple[SampleEntry | None, SampleEntry | None]:
-        """Return the listed sample as the store has it, and as it is shown."""
-        found = self._stored(ino)
+    def _stored_and_shown(
+        self, ino: int, *, remember: bool = False
+    ) -> tuple[SampleEntry | None, SampleEntry | None]:
+        """Return the listed sample as the store has it, and as it is shown.
+
+        What was read to `remember` it is taken from memory by the next call.
+        """
+        version = self._rows_version  # before the store is read, so that what comes meanwhile outdates it
+        kept = self._read_rows.pop(ino, None)
+        found = kept[1] if kept is not None and kept[0] == version and not remember else self._stored(ino)
+        if remember and found is not None:
+            if len(self._read_rows) >= _MAX_READ_ROWS:
+                self._read_rows.clear()
+            self._read_rows[ino] = (version, found)
         return found, None if found is None else self._reported.apply(found)
 
     def _stored(self, ino: int) -> SampleEntry | None:
@@ -575,7 +545,9 @@ class Catalog:
             self._generation += 1
             self.sizes_moved += 1
 
-    def _outdate(self) -> None:
+    def _facts_written(self, inos: Iterable[int]) -> None:
+        for ino in inos:
+            self._read_rows.pop(ino, None)
         with self._lock:
             self._recent.outdate()
 

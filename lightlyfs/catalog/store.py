@@ -388,8 +388,10 @@ class CatalogStore:
                     return
                 db, idle = fresh
             try:
+                yield db
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 with self._noting_damage():
-                    yield db
+                    raise error
             finally:
                 # those of a file that was deleted meanwhile are done with
                 if self._closed or len(idle) >= _IDLE_READERS or idle is not self._idle:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--dataset-name", help="What the dataset is called [after the folder].")
 @click.option("--state", type=click.Path(path_type=Path), help="Directory that remembers samples and tags.")
 @click.option("--s3-endpoint", help="Address of the S3 service of an s3:// source.")
+@click.option("--s3-public-endpoint", help="Its address for clients, if that is another one.")
 @click.option("--url-lifetime", type=float, help="Seconds for which signed URLs are good.")
 @click.option("--latency", type=float, default=0.0, help="Seconds to add to every answer.")
 @click.option("--fake", type=click.IntRange(1), metavar="N", help="Make up N samples instead of a source.")
@@ -39,6 +40,7 @@ def serve(
     dataset_name: str | None,
     state: Path | None,
     s3_endpoint: str | None,
+    s3_public_endpoint: str | None,
     url_lifetime: float | None,
     latency: float,
     fake: int | None,
@@ -63,6 +65,7 @@ def serve(
         dataset_name=dataset_name,
         state=state,
         s3_endpoint=s3_endpoint,
+        s3_public_endpoint=s3_public_endpoint,
         verbose=verbose,
     )
     if url_lifetime is not None:

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -104,8 +103,8 @@ class Reader:
         self._heads: dict[str, HeadTaker] = {}
         # of files that are read no further: too little for a block of the cache
         self._first_bytes: LRUCache[ContentId, bytes] = LRUCache(_MAX_FIRST_BYTES // HEAD_BYTES)
-        # by key, contents that are in memory and on their way to the disk
-        self._being_kept: dict[str, Future[bytes]] = {}
+        # by key, contents that are in memory and on their way to the disk; the futures for those who wait
+        self._being_kept: dict[str, Future[bytes] | None] = {}
         self._read_ahead = ReadAhead()
         self._fetches = self._fetched_bytes = self._failures = 0
 
@@ -305,8 +304,7 @@ class Reader:
                     self._first_bytes[content] = body
                 self._answer_head(head, content)
             else:
-                with self._keeping(content, body):
-                    self._answer_head(head, content)
+                self._keep(content, body, partial(self._answer_head, head, content))
         except BaseException as error:
             log.exception("what storage sent cannot be kept")
             self._end_head(head, error)
@@ -353,8 +351,7 @@ class Reader:
             return
         try:
             self.answered()
-            with self._keeping(content, answer.body):
-                pass
+            self._keep(content, answer.body)
         except BaseException as error:
             log.exception("what storage sent cannot be kept")
             self._end_transfer(transfer, error)
@@ -363,17 +360,20 @@ class Reader:
         finally:
             release()
 
-    @contextmanager
-    def _keeping(self, content: ContentId, body: bytes) -> Iterator[None]:
-        """Keep a small content: in memory within the block, and then on the disk."""
-        kept = self._being_kept[content.key()] = Future()
+    def _keep(self, content: ContentId, body: bytes, tell: Callable[[], None] | None = None) -> None:
+        """Keep a small content: in memory while `tell` is called, and then on the disk."""
+        key = content.key()
+        self._being_kept[key] = None
         try:
             self.cache.hold(content, body)
-            yield
+            if tell is not None:
+                tell()
             self._keep_whole(content, body)
         finally:
-            self._being_kept.pop(content.key(), None)
-            kept.set_result(b"")
+            with self._lock:
+                kept = self._being_kept.pop(key, None)
+            if kept is not None:
+                kept.set_result(b"")
 
     def _keep_whole(self, content: ContentId, body: bytes) -> None:
         if self.transfers:
@@ -403,8 +403,8 @@ class Reader:
         with self._lock:
             most = self.cache.room.ahead_bytes // BLOCK_BYTES
             ahead = self._read_ahead.after(content.key(), span, content.size, most)
-        if ahead is not None:
-            self.ensure(content, ahead)
+        for run in ahead:
+            self.ensure(content, run)
 
     def fetch(self, content: ContentId, span: Span, *, ahead: bool = False) -> list[Future[bytes]]:
         """Fetch what is missing of some blocks; futures that end with each of these, in order.
@@ -414,8 +414,12 @@ class Reader:
         futures: dict[int, Future[bytes]] = {}
         for run in runs(self.cache.missing(content, span)):
             futures.update(self._claim(content, run, ahead=ahead))
-        kept = self._being_kept.get(content.key())
-        return [*futures.values()] if kept is None else [*futures.values(), kept]
+        key = content.key()
+        with self._lock:
+            if key not in self._being_kept:
+                return [*futures.values()]
+            kept = self._being_kept[key] = self._being_kept[key] or Future()
+        return [*futures.values(), kept]
 
     def room_ahead(self, size: int) -> int:
         """Return how many contents of this size may be fetched before they are asked for."""

@@ -5,15 +5,13 @@ A URL is a secret. It is held in memory and in the `UrlStore`, and passed only t
 
 from __future__ import annotations
 
-import re
 import threading
-from calendar import timegm
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from datetime import UTC, datetime
 from math import isfinite
-from time import strptime
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import unquote
 
 from cachetools import TLRUCache
 
@@ -29,8 +27,8 @@ MAX_URLS = 20_000
 # what a URL names may have been moved since it was got, after a while
 _NEW_S = 60.0
 
-_SIGNED_AT = re.compile(r"(x-[a-z]+)-date")
-_SAS_FORMS = ("%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d")
+# the longest name of a parameter that tells a time: X-Amz-Expires and those like it
+_MAX_NAME = 20
 
 
 def expiry_of(url: str) -> float | None:
@@ -40,28 +38,35 @@ def expiry_of(url: str) -> float | None:
     and the plain `Expires` of S3 V2, CloudFront and others.
     """
     try:
-        query = {name.lower(): values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
-        expiry = _expiry_in(query)
-    except (KeyError, ValueError):
+        expiry = _expiry_in(_short_parameters(url))
+    except (KeyError, ValueError, OverflowError):
         return None
     return expiry if expiry is not None and isfinite(expiry) else None
 
 
+def _short_parameters(url: str) -> dict[str, str]:
+    """The parameters of a URL that may tell a time, by lower-case names; the last of each name."""
+    found = {}
+    for part in url.partition("#")[0].partition("?")[2].split("&"):
+        name, _, value = part.partition("=")
+        if value and len(name) <= _MAX_NAME:
+            found[name.lower()] = value
+    return found
+
+
 def _expiry_in(query: dict[str, str]) -> float | None:
     for name, value in query.items():
-        vendor = _SIGNED_AT.fullmatch(name)
-        if vendor:
-            return timegm(strptime(value, "%Y%m%dT%H%M%SZ")) + float(query[f"{vendor[1]}-expires"])
+        if name.startswith("x-") and name.endswith("-date"):
+            return _unix_time(unquote(value)) + float(unquote(query[f"{name[:-5]}-expires"]))
     if "se" in query:
-        return _sas_time(query["se"].partition("Z")[0].partition(".")[0])
-    return float(query["expires"]) if "expires" in query else None
+        return _unix_time(unquote(query["se"]).partition("Z")[0].partition(".")[0])
+    return float(unquote(query["expires"])) if "expires" in query else None
 
 
-def _sas_time(text: str) -> float | None:
-    for form in _SAS_FORMS:
-        with suppress(ValueError):
-            return float(timegm(strptime(text, form)))
-    return None
+def _unix_time(text: str) -> float:
+    """The unix time of a moment in a form of ISO 8601, in UTC where it does not say."""
+    moment = datetime.fromisoformat(text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 class ReadUrls:
@@ -87,7 +92,7 @@ class ReadUrls:
         self._lock = threading.Lock()
         # guarded by _lock
         self._urls: TLRUCache[str, KeptUrl] = TLRUCache(max_urls, ttu=_last_use, timer=wall_clock)
-        self._asking: dict[str, Future[str]] = {}
+        self._asking: dict[str, Future[str] | None] = {}  # the futures for others who wait
 
     def get(self, sample_id: str) -> str:
         """Return a URL that stays valid for some time; raises the API's error."""
@@ -111,10 +116,10 @@ class ReadUrls:
             kept = self._kept_locked(sample_id)
             if kept is not None:
                 return kept.url
-            asking = self._asking.get(sample_id)
-            if asking is not None:
+            if sample_id in self._asking:
+                asking = self._asking[sample_id] = self._asking[sample_id] or Future()
                 return asking
-            self._asking[sample_id] = Future()
+            self._asking[sample_id] = None
             known = len(self._urls)
         store = self._store
         # in a first epoch each URL in the store is in memory, too
@@ -130,8 +135,9 @@ class ReadUrls:
             self._keep(sample_id, self._new(sample_id, url))
             return
         with self._lock:
-            mine = self._asking.pop(sample_id)
-        mine.set_exception(error or AskedOnce())
+            waited_for = self._asking.pop(sample_id)
+        if waited_for is not None:
+            waited_for.set_exception(error or AskedOnce())
 
     def is_new(self, sample_id: str, url: str) -> bool:
         """Whether this URL of a sample was got a moment ago, so that another would say the same."""
@@ -173,8 +179,9 @@ class ReadUrls:
     def _keep(self, sample_id: str, kept: KeptUrl) -> None:
         with self._lock:
             self._urls[sample_id] = kept
-            mine = self._asking.pop(sample_id)
-        mine.set_result(kept.url)
+            waited_for = self._asking.pop(sample_id)
+        if waited_for is not None:
+            waited_for.set_result(kept.url)
 
     def _new(self, sample_id: str, url: str) -> KeptUrl:
         expiry = expiry_of(url)

@@ -141,7 +141,9 @@ def _assembled(
     computed: ComputedSamples | None = None
     storage: Storage
     if is_bucket(options):
-        storage = S3Storage(str(options.source), options.s3_endpoint, options.url_lifetime_s)
+        storage = S3Storage(
+            str(options.source), options.s3_endpoint, options.s3_public_endpoint, options.url_lifetime_s
+        )
     else:
         local, computed = local_storage(options, extension.dataset, facts.id, signer, directory)
         storage = local

@@ -31,6 +31,7 @@ class ServeOptions:
     """The source of one server, its address, and its limits.
 
     `source` is a folder or an `s3://bucket/prefix` URL; None only if an `Extension` supplies a dataset.
+    Signed URLs lead to `s3_public_endpoint` where clients reach the S3 service by another address.
     With `state` None the samples live in memory: their ids survive a restart (they derive from the names),
     metadata and tags do not.
     """
@@ -45,6 +46,7 @@ class ServeOptions:
     dataset_name: str | None = None
     url_lifetime_s: float = URL_LIFETIME_S
     s3_endpoint: str | None = None
+    s3_public_endpoint: str | None = None
 
     page_size_max: int | None = None
     response_cap_bytes: int = RESPONSE_CAP_BYTES

@@ -438,11 +438,14 @@ def parse_s3_url(url: str) -> tuple[str, str]:
 class S3Storage:
     """A bucket as `Storage`; clients transfer the bytes without this server. Any thread may use it."""
 
-    def __init__(self, url: str, endpoint: str | None, lifetime_s: float) -> None:
+    def __init__(
+        self, url: str, endpoint: str | None, public_endpoint: str | None, lifetime_s: float
+    ) -> None:
         self._bucket, prefix = parse_s3_url(url)
         self._prefix = f"{prefix}/" if prefix else ""
         self._lifetime_s = max(1, min(int(lifetime_s), LIFETIME_MAX_S))
         self._client = s3_client(endpoint)
+        self._signer = self._client if public_endpoint is None else s3_client(public_endpoint)
 
     def scan(self) -> Iterator[ListedObject]:
         """Yield every object below the prefix except those of `.lightly`, sorted by key."""
@@ -503,7 +506,7 @@ class S3Storage:
 
     def _presigned(self, operation: str, key: str) -> str:
         params = {"Bucket": self._bucket, "Key": self._prefix + key}
-        url: str = self._client.generate_presigned_url(operation, Params=params, ExpiresIn=self._lifetime_s)
+        url: str = self._signer.generate_presigned_url(operation, Params=params, ExpiresIn=self._lifetime_s)
         return url
 
 

@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--dataset-name")
     flags.add_argument("--url-lifetime", type=float, default=URL_LIFETIME_S, metavar="S")
     flags.add_argument("--s3-endpoint", metavar="URL")
+    flags.add_argument("--s3-public-endpoint", metavar="URL", help="what signed URLs lead to, if it differs")
     flags.add_argument("--fake", type=int, metavar="N", help="serve N made-up samples")
     flags.add_argument("--fake-size", type=int, default=100_000, metavar="B")
     flags.add_argument("--fake-per-dir", type=int, default=1000, metavar="N", help="0: all in one directory")
@@ -51,6 +52,7 @@ def options_from(arguments: list[str]) -> ServerOptions:
         dataset_name=given.dataset_name,
         url_lifetime_s=given.url_lifetime,
         s3_endpoint=given.s3_endpoint,
+        s3_public_endpoint=given.s3_public_endpoint,
         fake_samples=given.fake,
         fake_bytes=given.fake_size,
         fake_per_directory=given.fake_per_dir or None,

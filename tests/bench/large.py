@@ -1,5 +1,6 @@
 """One file of 500 MB, in order and at random places: cold, from the block cache, from the page cache.
 
+And cold files of 64 MiB where a connection brings 30 MB/s, for what counts there is how soon many are used.
 Cold, beside a single GET through the same proxy: once where only the machine bounds it, and once where each
 connection brings 85 MB/s, which is what S3 tells its users to count with. "Block cache" is after a remount.
 tmpfs shows what memory in pieces of 4 KiB costs, which is how Linux keeps the pages of FUSE. The best
@@ -27,7 +28,7 @@ from harness import (
     read_files,
     run_script,
 )
-from mounts import lightlyfs_mount, rclone_mount
+from mounts import RCLONE_CACHED, lightlyfs_mount, rclone_mount
 from servers import BUCKET, Far, rclone_served, served_bucket
 
 FILE_BYTES = 500_000_000
@@ -42,6 +43,9 @@ COLD, COLD_BOUNDED = "in order, cold, 20 ms", "in order, cold, 20 ms, 85 MB/s a 
 BLOCKS, PAGES = "in order, block cache", "in order, page cache"
 JUMPS_COLD, JUMPS_WARM = "random 128 KiB, cold, 20 ms", "random 128 KiB, page cache"
 STREAM = "single GET"
+SHORT_BYTES, SHORT_FILES, SLOW_CONNECTION = 64 << 20, 3, 30 * MB
+SHORT = "64 MiB in order, cold, 20 ms, 30 MB/s a connection"
+RCLONE_STREAMS = ("--vfs-read-chunk-streams", "16", "--vfs-read-chunk-size", "4M")
 Opener = Callable[[Path], contextlib.AbstractContextManager[Mount]]
 
 
@@ -64,7 +68,33 @@ def run(bench: Bench) -> None:
                 note_stream(bench, exported, title)
                 measure(bench, title, path, lambda place, e=exported: lightlyfs_mount(e, place))
             measure(bench, title, path, lambda place, port=port: rclone_mount(port, place))
+    short(bench)
     bench.keep_best()
+
+
+def short(bench: Bench) -> None:
+    """Files of 64 MiB, each cold; rclone also with sixteen streams."""
+    source = bench.place("source")
+    (source / BUCKET).mkdir()
+    names = [f"short{number}.mp4" for number in range(SHORT_FILES)]
+    for name in names:
+        (source / BUCKET / name).write_bytes(random.Random(name).randbytes(SHORT_BYTES))
+    with rclone_served(source, bench.place("served"), Far(ROUND_TRIP_S, SLOW_CONNECTION)) as port:
+        with served_bucket(port, Far(ROUND_TRIP_S)) as exported:
+            note_stream(bench, exported, SHORT)
+            each(bench, lightlyfs_mount(exported, bench.place("mount")), names)
+        each(bench, rclone_mount(port, bench.place("mount")), names)
+        words = (*RCLONE_CACHED, *RCLONE_STREAMS)
+        subject = "rclone mount, 16 streams"
+        each(bench, rclone_mount(port, bench.place("mount"), words=words, subject=subject), names)
+
+
+def each(bench: Bench, opened: contextlib.AbstractContextManager[Mount], names: list[str]) -> None:
+    """MB/s of one reader of each file."""
+    with opened as mount:
+        for name in names:
+            per_s = read_files(bench, mount.path, [name], file_bytes=SHORT_BYTES, passes=1, way="lean")
+            bench.note(SHORT, mount.subject, per_s * SHORT_BYTES / MB, "MB/s")
 
 
 def measure(bench: Bench, title: str, local: Path, opener: Opener) -> None:

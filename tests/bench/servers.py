@@ -26,6 +26,8 @@ class Far:
 
 
 NEAR = Far()
+# by the port of a bucket's server that is far away: the one of the server itself
+_near: dict[int, int] = {}
 
 
 @contextlib.contextmanager
@@ -57,9 +59,13 @@ def served(*words: str | Path, far: Far = NEAR) -> Iterator[dict[str, str]]:
 
 @contextlib.contextmanager
 def served_bucket(s3_port: int, far: Far = NEAR) -> Iterator[dict[str, str]]:
-    """The same over the bucket, whose server the mount then reads from as others do."""
-    endpoint = f"http://127.0.0.1:{s3_port}"
-    with served(f"s3://{BUCKET}", "--s3-endpoint", endpoint, far=far) as exported:
+    """The same over the bucket, whose server the mount then reads from as others do.
+
+    The API is near to the bucket, however far both are from the mount.
+    """
+    near, away = (f"http://127.0.0.1:{port}" for port in (_near[s3_port], s3_port))
+    words = ("--s3-endpoint", near, "--s3-public-endpoint", away)
+    with served(f"s3://{BUCKET}", *words, far=far) as exported:
         yield exported
 
 
@@ -72,6 +78,7 @@ def rclone_served(folder: Path, place: Path, far: Far = NEAR) -> Iterator[int]:
     command += ["--auth-key", f"{KEY},{SECRET}", "--addr", f"127.0.0.1:{port}", folder]
     with running(command, stderr=subprocess.DEVNULL) as process, delayed(port, far) as front:
         wait_for_port(port, process)
+        _near[front] = port
         yield front
 
 

@@ -292,6 +292,33 @@ def test_silence_on_a_kept_connection_is_told_to_all(
         time.sleep(0.05)
 
 
+def test_one_slow_object_among_many_costs_no_connection(
+    serve: Serve, make_loop: Callable[..., CurlLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each slow one had all connections made again, which takes a handshake each."""
+    monkeypatch.setattr("lightlyfs.api.network.SILENCE_S", 0.8)
+
+    def reply(connection: Connection, received: Received) -> None:
+        if received.target.startswith("/slow"):
+            connection.wait_closed(30.0)
+        else:
+            time.sleep(0.002)
+            connection.say("200 OK", b"")
+
+    ways, answers = Network(), Answers()
+    server, loop = serve(answering(reply)), make_loop(connections=16, network=ways)
+    for number in range(40):
+        loop.get(Request("GET", f"{server.url}/{number}"), answers.taker("quick"), urgent=True)
+    answers.wait(40)
+    before = ways.generation
+    loop.get(Request("GET", f"{server.url}/slow"), answers.taker("slow"), urgent=True)
+    while len(found := answers.wait(40)) == 40:
+        assert isinstance(get(loop, f"{server.url}/other"), Response)
+    assert isinstance(found[-1][1], errors.TimedOut)
+    assert [one.target for one in server.received].count("/slow") == 2  # once more, and then it is given up
+    assert ways.generation == before
+
+
 def test_addresses_that_are_not_allowed_are_not_connected_to(
     serve: Serve, make_loop: Callable[..., CurlLoop]
 ) -> None:

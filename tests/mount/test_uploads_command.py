@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from shared_mount import REPLACED, jpeg
 from test_writing import stored
 from trees import MountedTree, environment, lightlyfs, lightlyfs_here, need_fuse, start_mount, wait_until
 
+from lightlyfs.kernel import mountpoints
 from lightlyfs.testing import LocalServer, ServerOptions, Status
 
 pytestmark = pytest.mark.fuse
@@ -46,17 +48,26 @@ def machine(own_server: LocalServer, tmp_path: Path) -> Machine:
     return Machine(own_server, tmp_path)
 
 
-def leave_owed(machine: Machine) -> None:
-    """A mount has come and gone, and left one owed and one scratch file."""
-    tree = machine.mount("mnt")
-    with pytest.raises(PermissionError):
+def leave_owed(machine: Machine, *, refused: bool = False) -> None:
+    """A mount has come and gone, and left one owed and one scratch file.
+
+    A refusal takes seconds, for it is doubted; without it the mount is killed before that.
+    """
+    tree = machine.mount("mnt", *([] if refused else ["--write-back"]))
+    with pytest.raises(PermissionError) if refused else nullcontext():
         (tree.mountpoint / "owed.jpg").write_bytes(b"owed")
     (tree.mountpoint / "x.tmp").write_bytes(b"scratch")
-    tree.end()
+    if refused:
+        tree.end()
+        return
+    tree.ended = True
+    tree.process.kill()
+    tree.process.wait()
+    mountpoints.unmount(tree.mountpoint, lazy=True)
 
 
 def test_what_is_owed_is_listed_without_a_mount(machine: Machine) -> None:
-    leave_owed(machine)
+    leave_owed(machine, refused=True)
 
     lines = sorted(machine.run("uploads", "list").splitlines())
 
@@ -70,7 +81,7 @@ def test_what_is_owed_is_listed_without_a_mount(machine: Machine) -> None:
 
 
 def test_the_list_as_json_has_all_that_programs_need(machine: Machine) -> None:
-    leave_owed(machine)
+    leave_owed(machine, refused=True)
 
     owed, scratch = sorted(json.loads(machine.run("uploads", "list", "--json")), key=lambda one: one["path"])
 
@@ -161,7 +172,7 @@ def test_export_copies_and_discard_forgets(machine: Machine, own_server: LocalSe
     machine.run("uploads", "export", str(tmp_path / "out"))
     told = machine.run("uploads", "discard", "--yes", "owed.jpg")
 
-    assert told.startswith("owed.jpg: pending: ")
+    assert told.startswith("owed.jpg: pending, 4 bytes")
     assert told.endswith("1 file discarded\n")
     assert (tmp_path / "out" / own_server.dataset_id / "owed.jpg").read_bytes() == b"owed"
     assert machine.run("uploads", "list").startswith("x.tmp\tlocal\t7\t")

@@ -81,6 +81,21 @@ def bucket(endpoint: str) -> Iterator[Api]:
             api.session.close()
 
 
+def test_signed_urls_lead_to_the_address_for_clients(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the server reaches its S3 service within a network of containers."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    options = ServerOptions(
+        source="s3://bucket/data", s3_endpoint=endpoint, s3_public_endpoint="http://s3.example.test:9000"
+    )
+    with LocalServer(options) as server:
+        api = Api(server)
+        sample_id = api.json(api.samples)[0]["id"]
+        url = api.json(f"{api.samples}/{sample_id}/readurl")
+        api.session.close()
+    assert url.startswith("http://s3.example.test:9000/bucket/data/")
+
+
 def test_objects_below_the_prefix_are_samples(bucket: Api) -> None:
     rows = bucket.json(bucket.samples)
     sizes = {row["fileName"]: row["metaData"]["sizeInBytes"] for row in rows}

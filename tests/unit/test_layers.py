@@ -63,7 +63,7 @@ ALLOWED = {
 ONLY_IMPORTER = {
     "requests": {"api/over_requests.py"},
     "urllib3": {"api/over_requests.py"},
-    "pycurl": {"api/curl.py", "api/curl_loop.py"},
+    "pycurl": {"api/curl.py", "api/curl_exchange.py", "api/curl_loop.py"},
     "fuse": {"kernel/binding.py"},
     "mfusepy": {"kernel/binding.py"},
 }

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from lightlyfs.catalog.entries import DirectoryEntry, Facts, make_row
-from lightlyfs.catalog.sample_catalog import Census, RecentLookups
+from lightlyfs.catalog.recent_lookups import RecentLookups
+from lightlyfs.catalog.sample_catalog import Census
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.inodes import sample_ino
 
