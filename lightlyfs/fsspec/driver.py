@@ -68,7 +68,7 @@ class LightlyFileSystem(AskingFileSystem):
             raise ValueError(f"unknown storage option {unknown[0]}; it may be {', '.join(BY_NAME)}")
         super().__init__(**storage_options)
         self._flags = {
-            name: ("on" if value else "off") if isinstance(value, bool) else str(value)
+            name: _text(value)
             for name, value in storage_options.items()
             if (name in BY_NAME or name == "profile") and value is not None
         }
@@ -352,6 +352,13 @@ _OF_FSSPEC = {
     "loop",
     "batch_size",
 }
+
+
+def _text(value: object) -> str:
+    """The value of a setting as an option of the command line has it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _of_another(name: str, value: object) -> bool:

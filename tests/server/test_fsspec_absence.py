@@ -138,6 +138,8 @@ def test_the_configuration_file_counts_where_an_option_does_not_say(
         work.pipe("cars/new.jpg", b"new")
     here = fsspec.filesystem("lightly", skip_instance_cache=True, profile="work", read_only=False)
     assert here.ls("cars", detail=False) == ["cars/red"]
+    some = fsspec.filesystem("lightly", skip_instance_cache=True, include=["0.*", "*.png"])
+    assert some.find("cars") == ["cars/red/0.jpg"]
     with pytest.raises(OSError, match="there is no profile 'wrk'"):
         fsspec.filesystem("lightly", skip_instance_cache=True, profile="wrk").ls("cars")
 
