@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lightlyfs.errors import SettingsError
 from lightlyfs.shown_rules import ShownRules, parse_patterns
@@ -224,7 +225,12 @@ def parse_address(text: str) -> tuple[str, int]:
 def parse_server(text: str) -> str:
     """The address of the API, without a path's trailing slash."""
     address = text.strip().rstrip("/")
-    if not re.match(r"https?://[^/]+", address):
+    try:
+        parts = urlsplit(address)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets without an address in them, a port out of range
+        known = False
+    if not known:
         raise ValueError("expected an address that starts with https:// or http://")
     return address
 

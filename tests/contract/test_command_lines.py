@@ -41,6 +41,8 @@ WRONG = [
     ("mount my-dataset /mnt --uid nobody-here", 2, "expected the name or number of a user of this machine"),
     ("mount my-dataset /mnt --read-only --write-back", 2, "--write-back contradicts --read-only"),
     ("mount my-dataset /mnt --server api.lightly.ai", 2, "expected an address that starts with https://"),
+    ("ls my-dataset --server http://[", 2, "expected an address that starts with https://"),
+    ("ls my-dataset --server http://x:99999", 2, "expected an address that starts with https://"),
     ("mount my-dataset /mnt --read-mode fast", 2, "it may be url, redirect"),
     ("umount", 2, "name the mounts to end, or all of them with --all"),
     ("umount /etc", 1, "no dataset is mounted on /etc"),
