@@ -12,7 +12,7 @@ JOBS := 4
 PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install fuse test-tools demo unit test test-long fuzz soak pythons docs mutants house ecosystem desktop check format bench bench-cold bench-train clean
+.PHONY: help install fuse test-tools demo unit test test-long fuzz soak pythons docs mutants house ecosystem desktop newcomer check format bench bench-cold bench-train clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ pythons: $(STAMP) ## the unit tests on each Python found, and on the lowest vers
 docs: $(STAMP) ## draw the imports of the rooms; check every text, and run the commands in it
 	$(BIN)/python tests/rooms.py
 	$(BIN)/pytest -q $(PARALLEL) tests/docs
+
+newcomer: $(STAMP) fuse ## install as a newcomer does, in an empty home, and run every line of the README
+	PYTHONPATH=tests $(BIN)/python tests/docs/newcomer.py
 
 mutants: $(STAMP) ## change the code in small ways, and see whether the tests notice; an hour
 	$(BIN)/pip install --quiet --editable '.[dev,mutants]'

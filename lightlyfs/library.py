@@ -54,6 +54,8 @@ class MountSettings(TypedDict, total=False):
     page_size: int
     read_only: bool
     tag: str
+    include: str | Sequence[str]
+    exclude: str | Sequence[str]
     thumbnails: str
     upload: str | Sequence[str]
     allow_overwrite: bool

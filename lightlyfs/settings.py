@@ -17,8 +17,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lightlyfs.errors import SettingsError
+from lightlyfs.shown_rules import ShownRules, parse_patterns
 from lightlyfs.upload_rules import UploadRules, parse_upload
 
 DEFAULT_SERVER = "https://api.lightly.ai"
@@ -72,6 +74,8 @@ class Settings:
     page_size: int
     read_only: bool
     tag: str | None
+    include: tuple[str, ...] | None
+    exclude: tuple[str, ...] | None
     thumbnails: str
     upload: UploadRules
     allow_overwrite: bool
@@ -92,6 +96,11 @@ class Settings:
     log_level: str
     log_format: str
     metrics_port: tuple[str, int] | None
+
+    @property
+    def shown(self) -> ShownRules:
+        """Which samples are shown."""
+        return ShownRules(self.include or (), self.exclude or ())
 
 
 def parse_switch(text: str) -> bool:
@@ -216,7 +225,12 @@ def parse_address(text: str) -> tuple[str, int]:
 def parse_server(text: str) -> str:
     """The address of the API, without a path's trailing slash."""
     address = text.strip().rstrip("/")
-    if not re.match(r"https?://[^/]+", address):
+    try:
+        parts = urlsplit(address)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets without an address in them, a port out of range
+        known = False
+    if not known:
         raise ValueError("expected an address that starts with https:// or http://")
     return address
 
@@ -262,6 +276,20 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("page_size", "5000", "Samples asked for at once while listing.", parse_count),
     Setting("read_only", "off", "Refuse every change.", parse_switch),
     Setting("tag", None, "Show only the samples of this tag, by name or id; read-only.", str),
+    Setting(
+        "include",
+        None,
+        "Show only the samples that match this pattern, such as '*.jpg' or 'cars/*'; may be repeated.",
+        parse_patterns,
+        repeatable=True,
+    ),
+    Setting(
+        "exclude",
+        None,
+        "Do not show the samples that match this pattern; may be repeated, and beats --include.",
+        parse_patterns,
+        repeatable=True,
+    ),
     Setting(
         "thumbnails",
         "prefill",

@@ -129,7 +129,7 @@ class UploadRules:
         """Return whether the choice counts a path, whatever the rule for scratch names says of it."""
         chosen = False
         for pattern, uploads in self.rows:
-            if _matches(pattern, path):
+            if matches(pattern, path):
                 chosen = uploads
         return chosen
 
@@ -157,7 +157,8 @@ def parse_upload(text: str) -> UploadRules:
     return UploadRules(text, tuple((item.removeprefix("!"), not item.startswith("!")) for item in items))
 
 
-def _matches(pattern: str, path: str) -> bool:
+def matches(pattern: str, path: str) -> bool:
+    """Return whether a pattern, or a keyword, matches a path; see `parse_upload`."""
     if pattern == "all":
         return True
     if pattern == "images":

@@ -19,7 +19,7 @@ MAP = PACKAGE.parent / ".github" / "CONTRIBUTING.md"
 def rooms() -> dict[str, set[str]]:
     """The folders of the package, each with those that it imports from."""
     names = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
-    return {name: {other for other in names if other in imported_by(name)} - {name} for name in names}
+    return {name: (imported_by(name) & set(names)) - {name} for name in names}
 
 
 def imported_by(room: str) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import socket
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 import pytest
 
 from lightlyfs import app
+from lightlyfs.cli.group import run
 from lightlyfs.errors import StartError, errno_of
 from lightlyfs.fs.attributes import Attr
 from lightlyfs.kernel import binding, mountpoints
@@ -328,7 +330,7 @@ class MountedTree:
         finally:
             if mountpoints.mount_at(self.mountpoint) is not None:
                 mountpoints.unmount(self.mountpoint, lazy=True)
-        assert code == 0, self.log.read_text()
+        assert code == 0, (code, self.log.read_text())
 
 
 def lightlyfs(
@@ -341,6 +343,25 @@ def lightlyfs(
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def lightlyfs_here(
+    *words: str, environ: Mapping[str, str], check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process, where another one would show nothing more; prints text alone."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ.keys() - environ.keys():
+            patch.delenv(name)
+        for name, value in environ.items():
+            patch.setenv(name, value)
+        redirected = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+        with redirected[0], redirected[1], pytest.raises(SystemExit) as ended:
+            run(words)
+    code = ended.value.code
+    assert isinstance(code, int)
+    assert not check or code == 0, out.getvalue() + err.getvalue()
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def read_exactly(descriptor: int, size: int) -> bytes:

@@ -436,6 +436,11 @@ class _Exchange:
         return _SEEK_OK
 
 
+def version() -> str:
+    """Return the versions of libcurl and its TLS library, for people."""
+    return " ".join(pycurl.version.split()[:3])
+
+
 def milliseconds(seconds: float) -> int:
     # Zero would mean "no limit" to libcurl.
     return max(1, int(seconds * 1000))

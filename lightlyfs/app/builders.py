@@ -29,11 +29,13 @@ from lightlyfs.fetch.reader import Reader
 from lightlyfs.fetch.url_store import UrlStore
 from lightlyfs.fetch.urls import ReadUrls
 from lightlyfs.fs.attributes import SetTimes
+from lightlyfs.fs.part import Part
 from lightlyfs.fs.patience import Patience
 from lightlyfs.fs.samples import content_of
 from lightlyfs.fs.views import Views
 from lightlyfs.places import DatasetPlace
 from lightlyfs.settings import Settings
+from lightlyfs.shown_rules import ShownRules
 from lightlyfs.staging.facts_process import FactsPool
 
 # samples looked up at once
@@ -55,6 +57,8 @@ class DesktopNeeds:
     patience: Patience
     place: DatasetPlace
     mountpoint: Path | None
+    part: Part
+    rules: ShownRules
     owner: int
     pictures: FactsPool
     closing: threading.Event
@@ -96,14 +100,23 @@ class Desktop:
 
         def samples(directory: str, after: str) -> list[tuple[str, SampleEntry]]:
             path = f"{directory}/{after}" if directory else after
-            found = needs.catalog.samples_after(path, _PAGE)
-            return [(path, times.apply(entry)) for path, entry in found]
+            while found := needs.catalog.samples_after(path, _PAGE):
+                shown = [(path, times.apply(entry)) for path, entry in found if needs.rules.shows(path)]
+                if shown:
+                    return shown
+                path = found[-1][0]
+            return []
 
         # a link to the mountpoint makes another URI of each file
         mountpoints = dict.fromkeys((str(needs.mountpoint), os.path.realpath(needs.mountpoint)))
+
+        def places(path: str) -> list[str]:
+            shown = needs.part.shown(path)
+            return [] if shown is None else [f"{mountpoint}/{shown}" for mountpoint in mountpoints]
+
         return ThumbnailPrefill(
             cache,
-            tuple(mountpoints),
+            places,
             samples,
             self._picture,
             self._pool,

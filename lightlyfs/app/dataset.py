@@ -61,6 +61,7 @@ from lightlyfs.fs.warming import Warming, WarmingParts
 from lightlyfs.fs.xattrs import ExtendedAttributes
 from lightlyfs.settings import Settings
 from lightlyfs.staging.facts_process import FactsPool
+from lightlyfs.staging.local_files import LocalFile
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ class Dataset:
         self.recent_log = RecentLog()
         self._fetching: list[Warming] = []
         self._mountpoint = kernel.mountpoint
+        self.part = kernel.part
         self.desktop = self._make_desktop(kernel.mountpoint)
         self.filesystem = self._make_filesystem(kernel, spool_place)
         self._watch = DirectoryWatch(place.path, self._hear_others)
@@ -127,6 +129,17 @@ class Dataset:
         if self.uploads is not None:
             self.uploads.start()
         self.catalog.start_listing()
+
+    def need_folder(self, dataset: str) -> None:
+        """StartError, with the name of the dataset, where the folder that is mounted is not there."""
+        folder = self.part.folder
+        node = self._namespace.find(folder, self._own_patience().turn()) if folder else None
+        if isinstance(node, SampleEntry | LocalFile):
+            raise StartError(f"{folder!r} is a file of {dataset}; mount the folder that it is in")
+        if folder and node is None:
+            raise StartError(
+                f"{dataset} has no folder {folder!r}; `lightlyfs ls {dataset}` lists what it has"
+            )
 
     def drain(self) -> None:
         """Wait for the uploads under way, as long as they move; what is left stays in the journal."""
@@ -246,7 +259,7 @@ class Dataset:
         return self._tags.members(found)
 
     def samples_below(self, directory: str) -> Iterator[tuple[str, bytes]]:
-        """Yield the path and id of every sample below a directory, as the API has them now.
+        """Yield the path and id of every sample below a directory that is shown, as the API has them now.
 
         Where the API does not answer they are those of an earlier listing; raises where there is none.
         """
@@ -259,7 +272,7 @@ class Dataset:
                 log.warning("the names of an earlier listing are used: %s", error)
         self.catalog.wait_until_listed(turn)
         self.filesystem.getattr(directory)
-        for path, entry in self.catalog.samples_below(directory, _LISTED_AT_ONCE):
+        for path, entry in self._namespace.samples_below(directory, _LISTED_AT_ONCE):
             yield path, entry.id
 
     def cached_files(self) -> CachedFiles:
@@ -393,7 +406,7 @@ class Dataset:
         jobs = self.settings.jobs if self.connections.loop is not None else CONTENT_THREADS
         most = jobs * 3 // 4
         self._epochs: EpochFetcher[SampleEntry] = EpochFetcher(
-            FilesBelow(self.catalog, self.reader),
+            FilesBelow(self.catalog, self.reader, self.settings.shown),
             self._fetch_ahead,
             self._get_url_ahead,
             self._content_pool,
@@ -411,6 +424,7 @@ class Dataset:
             epochs=self._epochs,
             follows_order=self.settings.read_ahead != "off",
             crawls=CrawlBudget(kernel.caller_name, time.monotonic),
+            rules=self.settings.shown,
         )
 
     def _make_desktop(self, mountpoint: Path | None) -> Desktop:
@@ -425,6 +439,8 @@ class Dataset:
             patience=self.patience,
             place=self.place,
             mountpoint=mountpoint,
+            part=self.part,
+            rules=self.settings.shown,
             owner=self.settings.uid,
             pictures=self.pictures,
             closing=self.closing,
@@ -438,7 +454,8 @@ class Dataset:
             raise TooManyWaiting(f"{_MAX_FETCHING} lists of files are being fetched already")
         # an absolute path comes without its first slash
         above = f"{self._mountpoint}/".lstrip("/")
-        self._fetching.append(self.warming([path.removeprefix(above) for path in paths], None, None))
+        inside = [self.part.inside(path.removeprefix(above)) for path in paths]
+        self._fetching.append(self.warming(inside, None, None))
         self._fetching[-1].start()
 
     def _make_views(self, namespace: Namespace, kernel: Kernel) -> Views:
@@ -451,7 +468,7 @@ class Dataset:
             members=lambda tag: self.metadata_pool.submit(self._tags.members, tag),
             fetch=self._fetch,
         )
-        views = Views(namespace, self.catalog, sources)
+        views = Views(namespace, self.catalog, sources, self.part)
         self._forgets_views = (
             ViewForgetter(views, kernel.forget, self.closing) if kernel.forgets_at_once else None
         )
@@ -461,7 +478,11 @@ class Dataset:
         if spool_place is not None:
             self.uploads = Uploads(self, spool_place, kernel)
         times = self.uploads.times if self.uploads else SetTimes(None)
-        namespace = self.uploads.namespace if self.uploads else Namespace(self.catalog, None, times)
+        namespace = (
+            self.uploads.namespace
+            if self.uploads
+            else Namespace(self.catalog, None, times, rules=self.settings.shown)
+        )
         self._namespace = namespace
         if not isinstance(kernel, NoKernel):
             namespace.held_sizes = self.samples.held_sizes

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lightlyfs.fs.handles import Callers, ProcessWatch
+from lightlyfs.fs.part import Part
 from lightlyfs.settings import Settings
 
 # a cached file that is kept open costs 1 KB of memory, and saves a tenth of a millisecond when it is read
@@ -24,6 +25,11 @@ class Kernel(Callers, Protocol):
     @property
     def mountpoint(self) -> Path | None:
         """Where it is mounted; None where there is no mount."""
+        ...
+
+    @property
+    def part(self) -> Part:
+        """What of the dataset is mounted."""
         ...
 
     @property
@@ -44,6 +50,7 @@ class NoKernel:
     """The file system without a mount, as tests and libraries use it."""
 
     mountpoint: Path | None = None
+    part = Part()
     forgets_at_once = False
 
     def interrupted(self) -> bool:

@@ -116,6 +116,9 @@ def status_of(parts: Dataset) -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "dataset": {"id": parts.dataset_id, "name": record.name if record else None},
+        "part": parts.part.folder,
+        "include": list(parts.settings.shown.include),
+        "exclude": list(parts.settings.shown.exclude),
         "tag": parts.settings.tag,
         "server": parts.settings.server,
         "catalogue": {

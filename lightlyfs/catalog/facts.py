@@ -148,21 +148,21 @@ MOMENT_S = 0.5
 _LET_ALONE_S = 10.0
 
 _RECORD = """
-UPDATE sample SET size = ?1, etag = ?2, verified = ?6
-WHERE ino = ?3 AND (?4 IS NULL OR mtime = ?4 AND hint IS ?5)
+UPDATE sample SET size = ?, etag = ?, verified = ?
+WHERE ino = ? AND (? IS NULL OR mtime = ? AND hint IS ?)
 """
-Values = tuple[int, str, int, int | None, int | None, bool]
+Values = tuple[int, str, bool, int, int | None, int | None, int | None]
 
 
 def record_values(ino: int, facts: Facts) -> Values:
     """Return what `record` takes, to keep facts of a sample that did not change since."""
     mtime, hint = facts.of or (None, None)
-    return facts.size, facts.etag, ino, mtime, hint, facts.certain
+    return facts.size, facts.etag, facts.certain, ino, mtime, mtime, hint
 
 
 def record(db: sqlite3.Connection, rows: Sequence[Values]) -> None:
     """Keep what storage reported, within a transaction."""
-    inos = [row[2] for row in rows]
+    inos = [ino for _, _, _, ino, *_ in rows]
     before = tables.sums_of(db, inos)
     db.executemany(_RECORD, rows)
     tables.move_totals(db, tables.sums_of(db, inos) - before)

@@ -10,7 +10,7 @@ import click
 from lightlyfs.api.redaction import visible
 from lightlyfs.app.kept import clear_unused, kept_datasets
 from lightlyfs.cli.completing import mounts
-from lightlyfs.cli.options import CommandGroup
+from lightlyfs.cli.options import CommandGroup, cache_dir_of
 from lightlyfs.cli.output import size_text
 from lightlyfs.cli.warm import fetch, of_cache
 from lightlyfs.errors import StartError
@@ -24,6 +24,7 @@ _tag = click.option("--tag", help="Only the samples of this tag.")
 _cache_dir = click.option(
     "--cache-dir", type=click.Path(path_type=Path), help="The --cache-dir of the mounts [the user's]."
 )
+_profile = click.option("--profile", help="The profile of the mounts, whose cache_dir counts.")
 
 
 @click.group(cls=CommandGroup)
@@ -35,12 +36,15 @@ def cache() -> None:
 @_paths
 @_tag
 @_cache_dir
+@_profile
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
-def show(paths: tuple[Path, ...], tag: str | None, cache_dir: Path | None, as_json: bool) -> None:
+def show(
+    paths: tuple[Path, ...], tag: str | None, cache_dir: Path | None, profile: str | None, as_json: bool
+) -> None:
     """Show what is cached of PATHS in mounts; without any, of each dataset on this machine."""
     rows = [row for path in paths for row in of_cache("check", [str(path)], tag)]
     if not paths:
-        found = kept_datasets(cache_dir and cache_dir.absolute())
+        found = kept_datasets(cache_dir_of(cache_dir, profile))
         rows = [
             {"directory": str(kept.directory), "files": kept.files, "bytes": kept.bytes} for kept in found
         ]
@@ -60,8 +64,11 @@ def show(paths: tuple[Path, ...], tag: str | None, cache_dir: Path | None, as_js
 @_paths
 @_tag
 @_cache_dir
+@_profile
 @click.option("--all", "everything", is_flag=True, help="All that no mount and no program uses.")
-def clear(paths: tuple[Path, ...], tag: str | None, cache_dir: Path | None, everything: bool) -> None:
+def clear(
+    paths: tuple[Path, ...], tag: str | None, cache_dir: Path | None, profile: str | None, everything: bool
+) -> None:
     """Delete what is cached of PATHS in mounts, or of every dataset that is not in use; pinned files, too."""
     if everything == bool(paths):
         raise click.UsageError("name paths in mounts, or use --all")
@@ -69,7 +76,7 @@ def clear(paths: tuple[Path, ...], tag: str | None, cache_dir: Path | None, ever
         for row in of_cache("evict", map(str, paths), tag):
             click.echo(visible(f"{row['path']}: {counted(row['done_files'], 'file')} deleted from the cache"))
         return
-    for kept in kept_datasets(cache_dir and cache_dir.absolute()):
+    for kept in kept_datasets(cache_dir_of(cache_dir, profile)):
         if clear_unused(kept):
             click.echo(visible(f"{kept.directory}: {size_text(kept.bytes)} deleted"))
         else:

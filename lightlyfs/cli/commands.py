@@ -284,7 +284,7 @@ def _status_text(answer: dict[str, Any]) -> str:
     requests = ", ".join(f"{name} {count:,}" for name, count in answer["requests"].items())
     lines = {
         "dataset": f"{answer['dataset']['name']} ({answer['dataset']['id']}) at {answer['server']}"
-        + ("" if answer["tag"] is None else f", tag {answer['tag']}"),
+        + "".join(f", {shown}" for shown in _shown_of_dataset(answer)),
         "names": f"{counted(samples, 'sample')} in {counted(directories, 'directory')}, {_freshness(names)}"
         + (f"; {names['problems']:,} odd or unreadable (--problems)" if names["problems"] else ""),
         "sizes": f"{size_text(names['bytes'])} in all; {counted(unverified, 'file')} not yet confirmed "
@@ -303,6 +303,14 @@ def _status_text(answer: dict[str, Any]) -> str:
     shown = {name: [visible(line) for line in lines] for name, lines in rows.items()}
     between = "\n" + " " * _NAME_COLUMNS
     return "\n".join(f"{name:<{_NAME_COLUMNS - 1}} {between.join(lines)}" for name, lines in shown.items())
+
+
+def _shown_of_dataset(answer: dict[str, Any]) -> list[str]:
+    """What of the dataset the mount shows, where that is not all."""
+    shown = [f"{what} {', '.join(answer[what])}" for what in ("include", "exclude") if answer[what]]
+    if answer["tag"] is not None:
+        shown.insert(0, f"tag {answer['tag']}")
+    return [f"its folder {answer['part']}", *shown] if answer["part"] else shown
 
 
 def _ahead_lines(ahead: dict[str, int]) -> list[str]:

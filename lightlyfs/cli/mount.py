@@ -18,9 +18,9 @@ import click
 
 from lightlyfs.cli import READY_VARIABLE
 from lightlyfs.cli.completing import datasets, directories
-from lightlyfs.cli.options import GroupedCommand, merge, setting_options, split_fstab_options, split_source
+from lightlyfs.cli.options import GroupedCommand, merge, setting_options, split_fstab_options, split_part
 from lightlyfs.cli.output import tell
-from lightlyfs.errors import SettingsError, StartError
+from lightlyfs.errors import StartError
 from lightlyfs.kernel import binding, mountpoints
 from lightlyfs.settings import exposure_of, read_secrets, resolve
 
@@ -36,12 +36,12 @@ from lightlyfs.settings import exposure_of, read_secrets, resolve
 def mount(dataset: str, mountpoint: Path, foreground: bool, fstab: tuple[str, ...], **flags: Any) -> None:
     """Mount DATASET (its name, its id or its address in the web app) on the empty directory MOUNTPOINT.
 
+    DATASET/FOLDER mounts a folder of it.
+
     Returns once the mount is usable and goes on in the background. The API token is read from
     LIGHTLY_TOKEN or --token-file.
     """
-    dataset, part = split_source(dataset)
-    if part:
-        raise SettingsError(f"{dataset}/{part} is a part of a dataset; mount {dataset}, and use {part} in it")
+    source = "/".join(split_part(dataset))
     from_fstab, kernel_options = split_fstab_options(fstab)
     texts = merge(flags, from_fstab)
     settings = resolve(texts, os.environ)
@@ -61,7 +61,7 @@ def mount(dataset: str, mountpoint: Path, foreground: bool, fstab: tuple[str, ..
     ]
     words += [word for option in kernel_options for word in ("--kernel", option)]
     # -P: nothing is imported from the directory that the command is run in
-    command = [sys.executable, "-P", "-m", "lightlyfs.cli.background", dataset, str(mountpoint), *words]
+    command = [sys.executable, "-P", "-m", "lightlyfs.cli.background", source, str(mountpoint), *words]
     if foreground:
         os.execv(sys.executable, command)
     _mount_in_background(command, mountpoint)

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -13,7 +14,7 @@ from click.shell_completion import CompletionItem
 
 from lightlyfs import profiles
 from lightlyfs.errors import SettingsError
-from lightlyfs.settings import BY_NAME, SETTINGS, Setting
+from lightlyfs.settings import BY_NAME, SETTINGS, Setting, resolve
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,7 +32,10 @@ _ALIASES = {"ro": "read_only"}
 # the settings under the headings that help and `docs/options.md` have
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Connection", ("server", "token_file", "ca_certs", "allow_private_storage", "read_mode", "fuse")),
-    ("What is shown", ("tag", "thumbnails", "metadata_ttl", "no_wait", "index", "page_size")),
+    (
+        "What is shown",
+        ("tag", "include", "exclude", "thumbnails", "metadata_ttl", "no_wait", "index", "page_size"),
+    ),
     ("Cache", ("cache_dir", "cache_size", "no_cache", "jobs", "read_ahead", "read_ahead_limit")),
     ("Writing", ("read_only", "upload", "allow_overwrite", "write_back", "sole_writer", "s3_sse_kms_key")),
     ("Permissions", ("uid", "gid", "umask", "allow_other")),
@@ -115,6 +119,12 @@ def _add_options(command: F, rows: list[Setting]) -> F:
     return command
 
 
+def cache_dir_of(given: Path | None, profile: str | None) -> Path | None:
+    """The directory that a mount with this `--cache-dir`, or with this profile, uses; None for the user's."""
+    flags = {"profile": profile, "cache_dir": None if given is None else str(given)}
+    return resolve(merge(flags, {}), os.environ).cache_dir
+
+
 def split_source(text: str) -> tuple[str, str]:
     """The dataset, by name or id, and the path in it that a text names.
 
@@ -131,6 +141,15 @@ def split_source(text: str) -> tuple[str, str]:
         text = text.removeprefix(prefix)
     dataset, _, inside = text.partition("/")
     return dataset, inside.strip("/")
+
+
+def split_part(text: str) -> tuple[str] | tuple[str, str]:
+    """The dataset to mount and, where a folder of it is meant, the path of that in the dataset."""
+    dataset, inside = split_source(text)
+    words = [word for word in inside.split("/") if word not in ("", ".")]
+    if ".." in words or (words and words[0] == ".lightlyfs"):
+        raise SettingsError(f"{inside} is no folder of a dataset; give its path as `lightlyfs ls` shows it")
+    return (dataset, "/".join(words)) if words else (dataset,)
 
 
 def _is_utf8(text: str) -> bool:

@@ -22,6 +22,7 @@ from lightlyfs.cli.sessions import sessions_of
 from lightlyfs.control import ControlServer
 from lightlyfs.errors import LightlyFsError
 from lightlyfs.fs.attributes import Ownership
+from lightlyfs.fs.part import Part
 from lightlyfs.kernel import mountpoints
 from lightlyfs.kernel.binding import READ_AHEAD_BYTES, Library, MountOptions
 from lightlyfs.kernel.runner import Mount, block_signals, share_arenas, trim_memory
@@ -38,7 +39,7 @@ _GC_THRESHOLD = 20_000
 
 
 def serve_mount(
-    dataset: str,
+    source: str,
     mountpoint: Path,
     settings: Settings,
     secrets: Secrets,
@@ -57,7 +58,7 @@ def serve_mount(
         logging.getLogger().handlers[0].setLevel(logging.CRITICAL)
     code = 0
     try:
-        _serve(dataset, mountpoint, settings, secrets, library, kernel_options, told)
+        _serve(source, mountpoint, settings, secrets, library, kernel_options, told)
     except LightlyFsError as error:
         log.error("%s", error)
         tell(str(error))
@@ -73,7 +74,7 @@ def serve_mount(
 
 
 def _serve(
-    dataset: str,
+    source: str,
     mountpoint: Path,
     settings: Settings,
     secrets: Secrets,
@@ -85,6 +86,7 @@ def _serve(
     counter = app.RequestCounter()
     closing = threading.Event()
     connections = app.connect(settings, secrets, os.environ, counter, closing.is_set)
+    dataset, _, folder = source.partition("/")
     found = find_dataset(connections.client, settings, secrets, dataset, tell)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(formatter(settings.log_format, found.name))
@@ -94,11 +96,12 @@ def _serve(
         ownership = Ownership(settings.uid, settings.gid, settings.umask, read_only=settings.read_only)
         options = MountOptions(
             mountpoint,
-            _source(found.name if settings.tag is None else f"{found.name}@{settings.tag}"),
+            _source(found.name, folder, settings.tag),
             timeout_s=settings.metadata_ttl_s,
             read_only=settings.read_only,
             allow_other=settings.allow_other,
             fuse_options=kernel_options,
+            part=Part(folder),
         )
         mount = Mount(library, options, ownership)
         if where := elsewhere(settings.cache_dir):
@@ -123,6 +126,7 @@ def _serve(
         gc.set_threshold(_GC_THRESHOLD)
         try:
             wait_for_listing(parts, found, no_wait=settings.no_wait)
+            parts.need_folder(found.name)
             if settings.metrics_port is not None:
                 app.serve_metrics(parts, settings.metrics_port)
             _run(parts, mount, mountpoint, told, found.name)
@@ -216,6 +220,7 @@ def _go_quiet(parts: app.Dataset, dataset: str) -> None:
     os.chdir("/")
 
 
-def _source(name: str) -> str:
+def _source(name: str, folder: str, tag: str | None) -> str:
     """What `mount` and `df` show as the source: no blanks or commas, which their readers split at."""
-    return "lightly:" + re.sub(r"[\s,\\]", "_", name)
+    name = f"{name}/{folder}" if folder else name
+    return "lightly:" + re.sub(r"[\s,\\]", "_", name if tag is None else f"{name}@{tag}")

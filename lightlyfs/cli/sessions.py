@@ -17,6 +17,7 @@ from lightlyfs.cli.output import size_text
 from lightlyfs.control import Channel, Session, failure
 from lightlyfs.errors import LightlyFsError, StartError, errno_of
 from lightlyfs.fs.cached_files import CachedFiles
+from lightlyfs.fs.part import Part
 from lightlyfs.fs.warming import Failure, Warming
 
 log = logging.getLogger(__name__)
@@ -33,11 +34,15 @@ _SIGN_OF_LIFE_S = 2.0
 
 def sessions_of(parts: Dataset) -> Mapping[str, Session]:
     """The sessions that a mount holds, by the command that begins them."""
+    inside = parts.part.inside
+
+    def names_of(channel: Channel) -> Iterator[str]:
+        return map(inside, _names(channel))
 
     def warm(message: Mapping[str, Any], channel: Channel) -> None:
         pin = bool(message.get("pin"))
         pin_bytes = _pinned_limit(parts) if pin else None
-        warming = parts.warming(_names(channel), message["jobs"], message["tag"], pin_bytes)
+        warming = parts.warming(names_of(channel), message["jobs"], message["tag"], pin_bytes)
         try:
             _warm(parts, warming, channel, pin=pin)
         finally:
@@ -47,18 +52,19 @@ def sessions_of(parts: Dataset) -> Mapping[str, Session]:
 
     def open_cached(message: Mapping[str, Any] | None, channel: Channel) -> None:
         while message is not None:
-            _hand_out(cached_files, str(message["path"]), channel)
+            _hand_out(cached_files, inside(str(message["path"])), channel)
             message = channel.receive()
 
     def send(message: Mapping[str, Any], channel: Channel) -> None:
-        names = list(_names(channel))
+        names = list(names_of(channel))
         if parts.uploads is None:
             channel.send(failure("the mount is read-only"))
         else:
-            channel.send({"ok": True, "refused": parts.uploads.send(names)})
+            refused = {parts.part.shown(path): why for path, why in parts.uploads.send(names).items()}
+            channel.send({"ok": True, "refused": refused})
 
     def cache(message: Mapping[str, Any], channel: Channel) -> None:
-        warming = parts.warming(_names(channel), 1, message["tag"])
+        warming = parts.warming(names_of(channel), 1, message["tag"])
         try:
             channel.send({"ok": True, **_of_cache(parts, warming, str(message["do"]), channel)})
         except sqlite3.Error as error:
@@ -134,7 +140,7 @@ def _fetch_ahead(parts: Dataset, channel: Channel) -> None:
             except Empty:
                 continue
 
-    with parts.ahead(names()):
+    with parts.ahead(map(parts.part.inside, names())):
         try:
             while (message := channel.receive()) is not None:
                 while not _put(waiting, [str(name) for name in message["names"]]):
@@ -189,7 +195,7 @@ def _warm(parts: Dataset, warming: Warming, channel: Channel, *, pin: bool) -> N
     warming.start()
     while True:
         progress = warming.wait(_TELL_EVERY_S)
-        _tell_failures(channel, warming.take_failures())
+        _tell_failures(channel, parts.part, warming.take_failures())
         channel.send({"ok": True, "progress": progress._asdict()})
         if progress.ended:
             break
@@ -199,14 +205,14 @@ def _warm(parts: Dataset, warming: Warming, channel: Channel, *, pin: bool) -> N
         return  # not done: the client sees the mount close the connection
     # what is pinned is counted by who asked for it
     if parts.cache.stats().evicted != evicted and not pin:
-        _tell_failures(channel, warming.displaced())
+        _tell_failures(channel, parts.part, warming.displaced())
     channel.send({"ok": True, "done": True})
 
 
-def _tell_failures(channel: Channel, failures: Iterable[Failure]) -> None:
+def _tell_failures(channel: Channel, part: Part, failures: Iterable[Failure]) -> None:
     batch = []
     for one in failures:
-        batch.append(one)
+        batch.append(one._replace(path=part.shown(one.path) or one.path))
         if len(batch) == _FAILURES_AT_ONCE:
             channel.send({"ok": True, "failed": batch})
             batch = []

@@ -15,7 +15,7 @@ import click
 from lightlyfs.api.redaction import visible
 from lightlyfs.app import OwedFile, discard_owed, owed_files
 from lightlyfs.asking import session
-from lightlyfs.cli.options import CommandGroup
+from lightlyfs.cli.options import CommandGroup, cache_dir_of
 from lightlyfs.cli.output import size_text
 from lightlyfs.cli.warm import within_mount
 from lightlyfs.control import ask
@@ -33,6 +33,7 @@ _cache_dir = click.option(
     type=click.Path(path_type=Path),
     help="Only what a mount with this --cache-dir left [all that were used on this machine].",
 )
+_profile = click.option("--profile", help="Only what a mount with the cache_dir of this profile left.")
 _dataset = click.option("--dataset", help="Only files of this dataset, by its id.")
 
 
@@ -43,11 +44,12 @@ def uploads() -> None:
 
 @uploads.command("list")
 @_cache_dir
+@_profile
 @_dataset
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
-def list_uploads(cache_dir: Path | None, dataset: str | None, as_json: bool) -> None:
+def list_uploads(cache_dir: Path | None, profile: str | None, dataset: str | None, as_json: bool) -> None:
     """List the files on this machine only: path, state and why, bytes, age, dataset, server."""
-    found = _found(cache_dir, dataset)
+    found = _found(cache_dir, profile, dataset)
     if as_json:
         click.echo(json.dumps([_values(owed) for owed in found], indent=2))
         return
@@ -59,11 +61,12 @@ def list_uploads(cache_dir: Path | None, dataset: str | None, as_json: bool) -> 
 
 @uploads.command()
 @_cache_dir
-def retry(cache_dir: Path | None) -> None:
+@_profile
+def retry(cache_dir: Path | None, profile: str | None) -> None:
     """Try everything that is pending or failed again now, in the mounts that run."""
     answers = [ask(path, "retry") for path in sockets()]
     retried = sum(int(answer["retried"]) for answer in answers if answer and answer.get("ok"))
-    waiting = [owed for owed in _found(cache_dir, None) if not owed.in_use and owed.record.owed]
+    waiting = [owed for owed in _found(cache_dir, profile, None) if not owed.in_use and owed.record.owed]
     click.echo(f"{counted(retried, 'file is', 'files are')} tried again")
     if waiting:
         click.echo(f"{counted(len(waiting), 'file waits', 'files wait')} for their dataset to be mounted")
@@ -96,11 +99,12 @@ def _send(mountpoint: Path, names: list[str]) -> dict[str, str]:
 @uploads.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @_cache_dir
+@_profile
 @_dataset
-def export(directory: Path, cache_dir: Path | None, dataset: str | None) -> None:
+def export(directory: Path, cache_dir: Path | None, profile: str | None, dataset: str | None) -> None:
     """Copy the files to DIRECTORY, by dataset and name; they stay what they are."""
     copied = 0
-    for owed in _found(cache_dir, dataset):
+    for owed in _found(cache_dir, profile, dataset):
         if owed.staged.exists():
             target = directory / owed.dataset_id / owed.record.path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -114,16 +118,22 @@ def export(directory: Path, cache_dir: Path | None, dataset: str | None) -> None
 @click.option("--all", "everything", is_flag=True, help="Discard every one of --dataset.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_cache_dir
+@_profile
 @_dataset
 def discard(
-    names: tuple[str, ...], everything: bool, yes: bool, cache_dir: Path | None, dataset: str | None
+    names: tuple[str, ...],
+    everything: bool,
+    yes: bool,
+    cache_dir: Path | None,
+    profile: str | None,
+    dataset: str | None,
 ) -> None:
     """Delete files (by NAME as `list` shows them) that the server will then never get."""
     if not names and not everything:
         raise click.UsageError("name the files to discard, or use --all with --dataset")
     if everything and dataset is None:
         raise click.UsageError("--all needs --dataset, with an id that `lightlyfs uploads list` shows")
-    chosen = [owed for owed in _found(cache_dir, dataset) if everything or owed.record.path in names]
+    chosen = [owed for owed in _found(cache_dir, profile, dataset) if everything or owed.record.path in names]
     _need_unique(chosen, names, everything)
     in_use = [owed for owed in chosen if owed.in_use]
     if in_use:
@@ -153,11 +163,13 @@ def _need_unique(chosen: list[OwedFile], names: tuple[str, ...], everything: boo
             raise StartError(f"{name} is in several datasets; choose one with --dataset {datasets[0]}")
 
 
-def _found(cache_dir: Path | None, dataset: str | None) -> list[OwedFile]:
+def _found(cache_dir: Path | None, profile: str | None, dataset: str | None) -> list[OwedFile]:
+    """What mounts left: all of them, unless a directory or a profile is named."""
+    chosen = cache_dir_of(cache_dir, profile) if cache_dir or profile else None
     for socket in sockets():
         # a mount whose state directory a cleaner emptied writes down what it lost
         ask(socket, "status", timeout_s=_LOOK_WAIT_S)
-    found = owed_files(None if cache_dir is None else cache_dir.absolute())
+    found = owed_files(chosen)
     return [owed for owed in found if dataset in (None, owed.dataset_id)]
 
 

@@ -126,15 +126,15 @@ def thumbnail_cache(environ_cache: str | None, home: Path) -> Path | None:
 class ThumbnailPrefill:
     """Follows file managers through directories.
 
-    `samples(directory, after)` gives some samples of a directory behind a name, with their paths, from
-    memory or the local disk. `picture(sample)` gives a PNG and may wait; it raises NotFound where there is
-    none to be had without fetching the image.
+    `places(path)` says where a sample is in the file system. `samples(directory, after)` gives some samples
+    of a directory behind a name, with their paths, from memory or the local disk. `picture(sample)` gives a
+    PNG and may wait; it raises NotFound where there is none to be had without fetching the image.
     """
 
     def __init__(
         self,
         cache: Path,
-        mountpoints: tuple[str, ...],
+        places: Callable[[str], list[str]],
         samples: Callable[[str, str], list[tuple[str, SampleEntry]]],
         picture: Callable[[SampleEntry], bytes],
         executor: Executor,
@@ -142,7 +142,7 @@ class ThumbnailPrefill:
         clock: Callable[[], float],
     ) -> None:
         self._cache = cache
-        self._mountpoints = mountpoints
+        self._places = places
         self._samples = samples
         self._picture = picture
         self._executor = executor
@@ -214,8 +214,8 @@ class ThumbnailPrefill:
             self._remove(path, _ALL_FOLDERS)
 
     def _remove(self, path: str, folders: Iterable[str]) -> None:
-        for mountpoint in self._mountpoints:
-            for _, name in entry_names(f"{mountpoint}/{path}"):
+        for place in self._places(path):
+            for _, name in entry_names(place):
                 for folder in folders:
                     with suppress(OSError):
                         (self._cache / folder / name).unlink()
@@ -267,8 +267,8 @@ class ThumbnailPrefill:
     def _fill(self, path: str, sample: SampleEntry) -> None:
         missing = [
             (uri, self._cache / folder / name)
-            for mountpoint in self._mountpoints
-            for uri, name in entry_names(f"{mountpoint}/{path}")
+            for place in self._places(path)
+            for uri, name in entry_names(place)
             for folder in _FOLDERS
             if mtime_of(self._cache / folder / name) != sample.mtime
         ]

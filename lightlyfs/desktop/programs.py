@@ -67,6 +67,16 @@ _FILE_MANAGERS = frozenset(
 )
 
 
+# these show one picture after another to a person
+_VIEWERS = frozenset(
+    {
+        *("eog", "eom", "feh", "geeqie", "gthumb", "gwenview", "imv-wayland", "imv-x11", "loupe"),
+        *("lximage-qt", "mirage", "nomacs", "nsxiv", "photoqt", "pix", "qimgv", "qview", "ristretto"),
+        *("gpicview", "shotwell-viewer", "sxiv", "viewnior", "xviewer"),
+    }
+)
+
+
 # these read whatever they find
 _CRAWLERS = ("baloo_", "tracker-", "localsearch", "updatedb", "plocate", "recollindex", "beagled", "mlocate")
 
@@ -79,6 +89,11 @@ def is_crawler(program: str) -> bool:
 def is_file_manager(program: str) -> bool:
     """Return whether a program (by the kernel's name) shows pictures of the files in a directory."""
     return program in _FILE_MANAGERS
+
+
+def is_viewer(program: str) -> bool:
+    """Return whether a program (by the kernel's name) shows pictures to a person, one after another."""
+    return program in _VIEWERS
 
 
 def is_probe(path: str) -> bool:

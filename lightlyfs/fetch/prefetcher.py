@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from lightlyfs.fetch.epoch_fetcher import EpochFetcher
 from lightlyfs.readahead.in_order import (
+    BROWSED_WINDOW,
     MAX_SEQUENCES,
     MAX_STEP,
     MAX_WINDOW,
@@ -81,17 +82,20 @@ class Prefetcher(Generic[T]):
         """Whether a reader is expected to open this path; costs two lookups."""
         return path in self._table.expected or path in self._fetched_ahead
 
-    def opened(self, path: str, size: int = 0) -> None:
-        """Note the open of a file that was fetched or expected, and prefetch the files behind it."""
-        expected = self._is_on and self._follow(path)
-        if self._epochs is not None:
+    def opened(self, path: str, size: int = 0, *, browsed: bool = False) -> None:
+        """Note the open of a file that was fetched or expected, and prefetch the files behind it.
+
+        Where a person browses, that is two files and never the rest of a directory.
+        """
+        expected = self._is_on and self._follow(path, BROWSED_WINDOW if browsed else MAX_WINDOW)
+        if self._epochs is not None and (not browsed or path in self._fetched_ahead):
             self._epochs.opened(path, size, in_order=expected)
 
-    def _follow(self, path: str) -> bool:
+    def _follow(self, path: str, most: int) -> bool:
         """Fetch what comes next; returns whether the file was expected."""
         with self._lock:
             expected = path in self._table.expected
-            sequence = self._table.opened(path)
+            sequence = self._table.opened(path, most)
             if sequence.leap > 1:
                 self._table.drop(sequence)
                 sequence = self._table.follow(sequence.leap)

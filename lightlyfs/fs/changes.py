@@ -86,6 +86,8 @@ class TreeChanges:
         BadName for one that counts although no sample can have it.
         """
         name = sample_name(path)
+        if self._writer.counts(path) and not self._names.rules.shows(path):
+            raise NotPermitted(f"--include or --exclude hides this name on this mount: {path}")
         if not name and self._writer.counts(path):
             raise BadName(f"no sample can be called so, for its path would be another one: {path}")
         return name
@@ -348,6 +350,8 @@ class TreeChanges:
         waiting = [directory]
         while waiting:
             path = waiting.pop()
+            if self._names.hides_within(path, turn):
+                raise NotPermitted(f"{path} has samples that --include or --exclude hides on this mount")
             for name, attr in self._names.list_directory(path, turn).entries:
                 child = f"{path}/{name}"
                 if attr.is_directory:

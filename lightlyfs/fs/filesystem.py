@@ -33,10 +33,11 @@ from lightlyfs.fs.changes import TreeChanges, refuse_trash
 from lightlyfs.fs.completion import Completion
 from lightlyfs.fs.handles import HandleTable, ReadHandle, ViewHandle, WriteHandle
 from lightlyfs.fs.namespace import HIDDEN_PREFIX, Listing, Namespace, Node
+from lightlyfs.fs.part import is_view
 from lightlyfs.fs.path_reads import PathReads
 from lightlyfs.fs.patience import Patience, Turn
 from lightlyfs.fs.samples import Samples
-from lightlyfs.fs.views import Views, is_view
+from lightlyfs.fs.views import Views
 from lightlyfs.fs.writer import Writer
 from lightlyfs.fs.xattrs import ExtendedAttributes
 from lightlyfs.staging.local_files import LocalFile

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from cachetools import LRUCache
@@ -21,6 +21,7 @@ from lightlyfs.fs.attributes import Attr, Exact, SetTimes, attr_of_directory, at
 from lightlyfs.fs.patience import Turn
 from lightlyfs.inodes import directory_ino, sample_ino
 from lightlyfs.path_table import PathTable
+from lightlyfs.shown_rules import ShownRules
 from lightlyfs.staging.local_files import LocalFile, LocalFiles
 from lightlyfs.staging.record import Record
 from lightlyfs.upload_rules import REPLACED_FOLDER
@@ -230,6 +231,7 @@ class Removed:
 
 
 Node = SampleEntry | DirectoryEntry | LocalFile
+SHOW_ALL = ShownRules()
 # the samples of a directory, whose path ends in a slash unless it is the root, as they are to be listed
 ShowSamples = Callable[[str, Sequence[SampleEntry]], Iterable[tuple[str, Attr]]]
 
@@ -255,8 +257,10 @@ class Namespace:
         local: LocalFiles | None,
         times: SetTimes,
         forget: Callable[[tuple[str, ...]], object] = lambda _: None,
+        rules: ShownRules = SHOW_ALL,
     ) -> None:
         self.catalog = catalog
+        self.rules = rules
         self._forget = forget
         self.removed = Removed(self._changed)
         self._local = local
@@ -295,8 +299,10 @@ class Namespace:
         local = self._local
         if local is not None:
             file = local.get(path)
+            if file is not None and file.uploaded:
+                return self.times.apply(entry_of_uploaded(file.record)) if self.rules.shows(path) else None
             if file is not None:
-                return self.times.apply(entry_of_uploaded(file.record)) if file.uploaded else file
+                return file
             if path.rpartition("/")[2].startswith(HIDDEN_PREFIX):
                 return self.removed.at(path)
             if self.removed.is_removed(path):
@@ -305,8 +311,9 @@ class Namespace:
             return None
         entry = self.renamed.at(path) or self.catalog.lookup(path, turn)
         if isinstance(entry, SampleEntry):
-            return None if self.renamed.is_hidden(path, entry.ino) else self.times.apply(entry)
-        if entry is not None and self.renamed.is_gone(path):
+            hidden = self.renamed.is_hidden(path, entry.ino) or not self.rules.shows(path)
+            return None if hidden else self.times.apply(entry)
+        if entry is not None and (self.renamed.is_gone(path) or not self.rules.shows_directory(path)):
             entry = None
         if entry is not None or local is None:
             return entry
@@ -326,8 +333,10 @@ class Namespace:
         entries = [
             (d.name, self.directory_attr(prefix + d.name, d))
             for d in directories
-            if not self.renamed.is_gone(prefix + d.name)
+            if not self.renamed.is_gone(prefix + d.name) and self.rules.shows_directory(prefix + d.name)
         ]
+        if not self.rules.show_all:
+            samples = [sample for sample in samples if self.rules.shows(prefix + sample.name)]
         if self._show_samples is not None:
             entries += self._show_samples(prefix, samples)
         else:
@@ -345,8 +354,23 @@ class Namespace:
         return Listing(generation, node.ino, directory_ino(path.rpartition("/")[0]), entries)
 
     def is_empty(self, path: str, turn: Turn) -> bool:
-        """Return whether a directory has nothing in it."""
-        return not self.list_directory(path, turn).entries
+        """Return whether a directory has nothing in it, shown or not."""
+        return not self.list_directory(path, turn).entries and not self.hides_within(path, turn)
+
+    def hides_within(self, path: str, turn: Turn) -> bool:
+        """Return whether a directory has something in it that `--include` or `--exclude` hides."""
+        if self.rules.show_all:
+            return False
+        directories, samples = self.catalog.list_directory(path, turn)
+        prefix = path + "/" if path else ""
+        return any(not self.rules.shows_directory(prefix + one.name) for one in directories) or any(
+            not self.rules.shows(prefix + one.name) for one in samples
+        )
+
+    def samples_below(self, directory: str, page: int) -> Iterator[tuple[str, SampleEntry]]:
+        """Yield the samples below a directory that are shown, at any depth; looks up a page at once."""
+        found = self.catalog.samples_below(directory, page)
+        return found if self.rules.show_all else (pair for pair in found if self.rules.shows(pair[0]))
 
     def sample_attr(self, entry: SampleEntry) -> Attr:
         """Return the attributes of a sample with its time and inode number on this mount."""
@@ -404,11 +428,15 @@ class Namespace:
         for name in names - merged.keys():
             merged[name] = self.directory_attr(prefix + name, self._local_directory(local, prefix + name))
         for file in files:
+            if file.uploaded and not self.rules.shows(file.path):
+                continue
             name = file.path.rpartition("/")[2]
             merged[name] = (
                 self.sample_attr(entry_of_uploaded(file.record)) if file.uploaded else attr_of_local(file)
             )
         for sample in moved:
+            if not self.rules.shows(prefix + sample.name):
+                continue
             merged[sample.name] = self.sample_attr(sample)
         entries[:] = merged.items()
         return True

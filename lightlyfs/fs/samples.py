@@ -13,7 +13,7 @@ from lightlyfs.blocks import BLOCK_BYTES, NO_OBJECT, SMALL_FILE_BYTES, ContentId
 from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.catalog.remote import Problems
 from lightlyfs.catalog.sample_catalog import Catalog
-from lightlyfs.desktop.programs import CrawlBudget, opens_without_reading
+from lightlyfs.desktop.programs import CrawlBudget, is_viewer, opens_without_reading
 from lightlyfs.errors import (
     Cancelled,
     ContentChanged,
@@ -36,6 +36,7 @@ from lightlyfs.fs.handles import ReadHandle
 from lightlyfs.fs.patience import Turn
 from lightlyfs.inodes import sample_ino
 from lightlyfs.readahead.heads import HeadReaders
+from lightlyfs.shown_rules import ShownRules
 
 # sizes of neighbours that are found along with one that was asked for
 _SIZES_AHEAD = 64
@@ -77,6 +78,7 @@ class Samples:
         epochs: EpochFetcher[SampleEntry],
         follows_order: bool = True,
         crawls: CrawlBudget,
+        rules: ShownRules,
     ) -> None:
         self._catalog = catalog
         self._reader = reader
@@ -84,8 +86,9 @@ class Samples:
         self._caller_name = caller_name
         self._forget = forget
         self._crawls = crawls
+        self._rules = rules
         self.prefetcher: Prefetcher[SampleEntry] = Prefetcher(
-            catalog.samples_after,
+            self._shown_after,
             self._prefetch,
             max_under_way=max_prefetches,
             room=lambda entry: reader.room_ahead(entry.published_size or 0),
@@ -125,7 +128,7 @@ class Samples:
         asked = self._ask_unless_known(entry, confirm=verified, head_only=head_only)
         if isinstance(asked, Future) and not head_only:
             # the file's own request is out, and those for the files behind it come after it
-            self.prefetcher.opened(path, entry.published_size or 0)
+            self._note_open(path, entry.published_size or 0)
         content = self._answer(entry, asked, turn)
         return self._opened(path, entry, content, followed=True)
 
@@ -244,7 +247,7 @@ class Samples:
             self._crawls.spend(content.size)
             self._reader.begin(content, 0, size)
         if not self._heads.expects_head(path, content.size) and (not here or self.prefetcher.expects(path)):
-            self.prefetcher.opened(path, content.size)
+            self._note_open(path, content.size)
         return self.read_content(content, 0, size, turn)
 
     def read_content(self, content: ContentId, offset: int, size: int, turn: Turn) -> bytes:
@@ -321,6 +324,13 @@ class Samples:
         except RequestError as error:
             raise SizeUnknown(f"the size of {path} cannot be found: {error}") from error
         return Attr(entry.ino, False, content.size, entry.mtime)
+
+    def _note_open(self, path: str, size: int) -> None:
+        self.prefetcher.opened(path, size, browsed=is_viewer(self._caller_name()))
+
+    def _shown_after(self, path: str, count: int) -> list[tuple[str, SampleEntry]]:
+        found = self._catalog.samples_after(path, count)
+        return found if self._rules.show_all else [pair for pair in found if self._rules.shows(pair[0])]
 
     def _let_finish(self, ino: int, content: ContentId) -> None:
         """Wait a moment for programs that are reading another version of a file.
@@ -488,9 +498,10 @@ class Samples:
 class FilesBelow:
     """Finds the files below a directory in the catalogue, for `EpochFetcher`."""
 
-    def __init__(self, catalog: Catalog, reader: Reader) -> None:
+    def __init__(self, catalog: Catalog, reader: Reader, rules: ShownRules) -> None:
         self._catalog = catalog
         self._reader = reader
+        self._rules = rules
 
     def room_bytes(self) -> int:
         """Return how many bytes an epoch may have in all to be fetched ahead."""
@@ -503,6 +514,8 @@ class FilesBelow:
     def walk(self, directory: str) -> Iterator[tuple[str, SampleEntry, int]]:
         """Yield the samples below a directory with their paths and sizes."""
         for path, entry in self._catalog.samples_below(directory, _LOOKED_UP_AT_ONCE):
+            if not self._rules.shows(path):
+                continue
             size = entry.published_size
             yield path, entry, BLOCK_BYTES if size is None else size
 

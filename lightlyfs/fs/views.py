@@ -37,11 +37,10 @@ from lightlyfs.errors import (
 )
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr
 from lightlyfs.fs.namespace import Listing, Namespace
+from lightlyfs.fs.part import FOLDER, Part
 from lightlyfs.fs.patience import Turn
 from lightlyfs.inodes import view_ino
 
-FOLDER = ".lightlyfs"
-_BELOW = FOLDER + "/"
 _PREFETCH = "prefetch"
 _ID = re.compile(r"[a-f0-9]{24}")
 # how long what was made stays: from a program's `stat` to the end of its reading
@@ -89,21 +88,18 @@ class ViewDirectory:
 ViewNode = ViewFile | ViewLink | ViewDirectory
 
 
-def is_view(path: str) -> bool:
-    """Return whether a path is the unlisted folder, or in it; no sample can be there."""
-    return path.startswith(FOLDER) and (path == FOLDER or path.startswith(_BELOW))
-
-
 class Views:
     """Looks up and reads what is in the folder; any thread may call.
 
-    What the kernel is shown here holds for a moment only; `take_shown` says what it has to forget.
+    What the kernel is shown here holds for a moment only; `take_shown` says what it has to forget. Below
+    `metadata/`, `thumbnails/` and `tags/TAG/` the paths are those of the mount, which shows `part`.
     """
 
-    def __init__(self, namespace: Namespace, catalog: Catalog, sources: ViewSources) -> None:
+    def __init__(self, namespace: Namespace, catalog: Catalog, sources: ViewSources, part: Part) -> None:
         self._names = namespace
         self._catalog = catalog
         self._sources = sources
+        self._part = part
         self._snapshots: TTLCache[str, bytes] = TTLCache(_MAX_SNAPSHOTS, _SNAPSHOT_S)
         self._lock = threading.Lock()
         # guarded by _lock: the directories that hold samples of a tag, by its version and the generation
@@ -156,7 +152,7 @@ class Views:
 
     def need_writable(self, path: str) -> None:
         """NotPermitted unless this is the one file that may be written to."""
-        if path != _BELOW + _PREFETCH:
+        if path != f"{FOLDER}/{_PREFETCH}":
             raise NotPermitted(f"{path} shows what the mount knows, and cannot be changed")
 
     def fetch(self, written: bytes) -> None:
@@ -216,7 +212,9 @@ class Views:
         found = self._catalog.by_id(sample_id) if _ID.fullmatch(sample_id) else None
         if found is None:
             raise NoSuchFile(f"no sample has this id: {sample_id}")
-        return _link(path, *found)
+        if not self._names.rules.shows(found[0]):
+            raise NoSuchFile(f"the mount does not show this sample: {found[0]}")
+        return self._link(path, *found)
 
     def _metadata(self, path: str, rest: str, turn: Turn) -> ViewNode:
         sample = self._sample(rest.removesuffix(".json"), turn) if rest.endswith(".json") else None
@@ -241,15 +239,17 @@ class Views:
         tags = turn.result(self._sources.tags())
         if not rest:
             return ViewDirectory(lambda _: [(tag.name, True, False) for tag in tags if "/" not in tag.name])
-        name, _, inside = rest.partition("/")
+        name, _, shown = rest.partition("/")
+        inside = self._part.inside(shown)
         tag = next((tag for tag in tags if tag.name == name), None)
         if tag is None:
             raise NoSuchFile(f"no such tag: {name}")
         members = turn.result(self._sources.members(tag))
         node = self._names.lookup(inside, turn)
         if isinstance(node, SampleEntry) and node.id in members:
-            return _link(path, inside, node)
-        if not isinstance(node, DirectoryEntry) or node.ino not in self._holding_of(tag, members):
+            return self._link(path, inside, node)
+        is_here = isinstance(node, DirectoryEntry) and node.ino in self._holding_of(tag, members)
+        if not is_here and shown:
             raise NoSuchFile(f"not in the tag {name}: {inside}")
         return ViewDirectory(lambda turn: self._tagged_entries(inside, tag, members, turn))
 
@@ -258,8 +258,15 @@ class Views:
     ) -> list[tuple[str, bool, bool]]:
         holding = self._holding_of(tag, members)
         directories, samples = self._catalog.list_directory(inside, turn)
-        found = [(directory.name, True, False) for directory in directories if directory.ino in holding]
-        return found + [(sample.name, False, True) for sample in samples if sample.id in members]
+        rules, prefix = self._names.rules, inside + "/" if inside else ""
+        found = [
+            (one.name, True, False)
+            for one in directories
+            if one.ino in holding and rules.shows_directory(prefix + one.name)
+        ]
+        return found + [
+            (one.name, False, True) for one in samples if one.id in members and rules.shows(prefix + one.name)
+        ]
 
     def _holding_of(self, tag: TagRecord, members: frozenset[bytes]) -> frozenset[int]:
         key = (tag.version(), self._catalog.generation)
@@ -273,19 +280,22 @@ class Views:
 
     def _mirror(self, path: str, rest: str, turn: Turn, ending: str) -> ViewDirectory:
         """Yield a directory like that of the dataset; NoSuchFile where there is none."""
-        if not isinstance(self._names.lookup(rest, turn), DirectoryEntry):
+        inside = self._part.inside(rest)
+        if not isinstance(self._names.lookup(inside, turn), DirectoryEntry):
             raise NoSuchFile(f"no such file: {path}")
 
         def entries(turn: Turn) -> Iterable[tuple[str, bool, bool]]:
-            for name, attr in self._names.list_directory(rest, turn).entries:
+            for name, attr in self._names.list_directory(inside, turn).entries:
                 yield (name, True, False) if attr.is_directory else (name + ending, False, False)
 
         return ViewDirectory(entries)
 
     def _sample(self, path: str, turn: Turn) -> SampleEntry | None:
-        found = self._names.find(path, turn) if path else None
+        found = self._names.find(self._part.inside(path), turn) if path else None
         return found if isinstance(found, SampleEntry) else None
 
-
-def _link(path: str, target: str, entry: SampleEntry) -> ViewLink:
-    return ViewLink("../" * path.count("/") + target, entry.mtime)
+    def _link(self, path: str, target: str, entry: SampleEntry) -> ViewLink:
+        shown = self._part.shown(target)
+        if shown is None:
+            raise NoSuchFile(f"it is outside of what this mount shows: {target}")
+        return ViewLink("../" * path.count("/") + shown, entry.mtime)

@@ -197,7 +197,7 @@ class Warming:
                 yield name, node
 
     def _within(self, directory: str) -> Iterator[Found]:
-        yield from self._parts.namespace.catalog.samples_below(directory, _PAGE)
+        yield from self._parts.namespace.samples_below(directory, _PAGE)
 
     def _cached(self, entry: SampleEntry) -> ContentId | None:
         """The content of a sample that is in the cache whole, and still the one storage has."""

@@ -4,7 +4,8 @@ The same names, cache and uploads as a mount, without one: no FUSE, nothing for 
 read from the environment or a token file wherever the file system is used, and never pickled.
 
 The first part of a path is the dataset, by id or name; without one the datasets are listed. `storage_options`
-are the options of `lightlyfs mount`, as `cache_dir="/data/cache"`.
+are the options of `lightlyfs mount`, as `cache_dir="/data/cache"` or `profile="work"`; what they leave open
+the configuration file of the machine says.
 """
 
 from __future__ import annotations
@@ -61,17 +62,15 @@ class LightlyFileSystem(AskingFileSystem):
         unknown = [
             name
             for name, value in storage_options.items()
-            if name not in BY_NAME and name not in _OF_FSSPEC and not _of_another(name, value)
+            if name not in (*BY_NAME, "profile") and name not in _OF_FSSPEC and not _of_another(name, value)
         ]
         if unknown:
             raise ValueError(f"unknown storage option {unknown[0]}; it may be {', '.join(BY_NAME)}")
         super().__init__(**storage_options)
         self._flags = {
-            name: ("on" if value else "off")
-            if BY_NAME[name].is_switch and isinstance(value, bool)
-            else str(value)
+            name: _text(value)
             for name, value in storage_options.items()
-            if name in BY_NAME and value is not None
+            if (name in BY_NAME or name == "profile") and value is not None
         }
 
     # names
@@ -373,6 +372,13 @@ _OF_FSSPEC = {
     "loop",
     "batch_size",
 }
+
+
+def _text(value: object) -> str:
+    """The value of a setting as an option of the command line has it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _of_another(name: str, value: object) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import replace
 
-from lightlyfs import app
+from lightlyfs import app, profiles
 from lightlyfs.app.resolving import find_dataset, list_datasets
 from lightlyfs.fsspec.files import let_go_of_dropped
 from lightlyfs.settings import Secrets, Settings, exposure_of, read_secrets, resolve
@@ -114,7 +114,7 @@ def close_all() -> None:
 
 def dataset_names(flags: dict[str, str], token: Token | None) -> list[str]:
     """The datasets that the token may see, sorted."""
-    settings = resolve(flags, os.environ)
+    settings = _settings(flags)
     connections, _ = _connect(settings, token, app.RequestCounter(), threading.Event())
     return sorted({one.name or one.id for one in list_datasets(connections.client, settings)})
 
@@ -134,8 +134,14 @@ def _connect(
     return connections, secrets
 
 
+def _settings(flags: dict[str, str]) -> Settings:
+    """The settings of a mount with these options: the configuration file of this machine counts, too."""
+    given: dict[str, str | None] = {name: text for name, text in flags.items() if name != "profile"}
+    return resolve(profiles.beneath(given, flags.get("profile"), os.environ), os.environ)
+
+
 def _start(dataset: str, flags: dict[str, str], token: Token | None) -> app.Dataset:
-    settings = resolve(flags, os.environ)
+    settings = _settings(flags)
     closing = threading.Event()
     counter = app.RequestCounter()
     connections, secrets = _connect(settings, token, counter, closing)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightlyfs.errors import StartError
+from lightlyfs.fs.part import Part
 
 FuseVersion = Literal["auto", "3", "2"]
 
@@ -47,6 +48,7 @@ class MountOptions:
     read_only: bool = True
     allow_other: bool = False
     fuse_options: tuple[str, ...] = field(default=())
+    part: Part = field(default_factory=Part)
 
 
 @dataclass(frozen=True)

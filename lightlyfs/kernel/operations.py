@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 from lightlyfs.errors import LightlyFsError, errno_of
 from lightlyfs.fs.attributes import Attr, Ownership
 from lightlyfs.fs.filesystem import Filesystem, Opened
+from lightlyfs.fs.part import Part
 from lightlyfs.kernel.binding import KEEP_TIME
 from lightlyfs.kernel.packing import PackedListing, Packer, links_of, mode_of, times_of
 
@@ -60,8 +61,11 @@ class Operations:
 
     use_ns = True
 
-    def __init__(self, filesystem: Filesystem, ownership: Ownership, *, noflush: bool = False) -> None:
+    def __init__(
+        self, filesystem: Filesystem, ownership: Ownership, part: Part, *, noflush: bool = False
+    ) -> None:
         self._fs = filesystem
+        self._part = part
         self._ownership = ownership
         self._noflush = noflush
         self._packer: Packer | None = None
@@ -82,6 +86,12 @@ class Operations:
         handle = _handle(args[-1]) if args else None
         return "" if handle is None else "/" + self._fs.path_of(handle)
 
+    def _inside(self, path: str | None) -> str:
+        """Return the path in the dataset of one that the kernel names."""
+        if path is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return self._part.inside(path[1:])
+
     # names and attributes
 
     @answers
@@ -100,12 +110,14 @@ class Operations:
     @answers
     def opendir_packed(self, path: str) -> PackedListing:
         assert self._packer is not None
-        self._fs.open_directory(_relative(path))
-        return self._packer.listing(_relative(path), self._fs.current_generation(), self._fs.list_directory)
+        self._fs.open_directory(self._inside(path))
+        return self._packer.listing(
+            self._inside(path), self._fs.current_generation(), self._fs.list_directory
+        )
 
     @answers
     def opendir(self, path: str) -> int:
-        self._fs.open_directory(_relative(path))
+        self._fs.open_directory(self._inside(path))
         return 0
 
     @answers
@@ -114,7 +126,7 @@ class Operations:
 
     @answers
     def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int], int]]:
-        listing = self._fs.list_directory(_relative(path))
+        listing = self._fs.list_directory(self._inside(path))
         dots = [(".", Attr(listing.ino, True, 0, 0)), ("..", Attr(listing.parent_ino, True, 0, 0))]
         return [(name, self._stat(attr), 0) for name, attr in dots + listing.entries]
 
@@ -137,24 +149,24 @@ class Operations:
 
     @answers
     def readlink(self, path: str) -> str:
-        return self._fs.read_link(_relative(path))
+        return self._fs.read_link(self._inside(path))
 
     # reading
 
     @answers
     def open(self, path: str, fi: FileInfo) -> int:
-        self._tell(fi, self._fs.open(_relative(path), fi.flags))
+        self._tell(fi, self._fs.open(self._inside(path), fi.flags))
         return 0
 
     @answers
     def create(self, path: str, mode: int, fi: FileInfo) -> int:
-        self._tell(fi, self._fs.create(_relative(path), fi.flags, mode))
+        self._tell(fi, self._fs.create(self._inside(path), fi.flags, mode))
         return 0
 
     @answers
     def read(self, path: str | None, size: int, offset: int, fi: FileInfo) -> bytes:
         if not fi.fh:
-            return self._fs.read_path(_relative(path), offset, size)
+            return self._fs.read_path(self._inside(path), offset, size)
         return self._fs.read(fi.fh, offset, size)
 
     @answers
@@ -163,7 +175,7 @@ class Operations:
 
     @answers
     def truncate(self, path: str | None, length: int, fi: FileInfo | None = None) -> int:
-        self._fs.truncate(None if path is None else _relative(path), _handle(fi), length)
+        self._fs.truncate(None if path is None else self._inside(path), _handle(fi), length)
         return 0
 
     @answers
@@ -185,62 +197,62 @@ class Operations:
 
     @answers
     def listxattr(self, path: str) -> list[str]:
-        return self._fs.list_xattrs(_relative(path))
+        return self._fs.list_xattrs(self._inside(path))
 
     @answers
     def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
-        return self._fs.get_xattr(_relative(path), name)
+        return self._fs.get_xattr(self._inside(path), name)
 
     @answers
     def setxattr(self, path: str, name: str, value: bytes, options: int, position: int = 0) -> int:
-        self._fs.set_xattr(_relative(path), name, value)
+        self._fs.set_xattr(self._inside(path), name, value)
         return 0
 
     @answers
     def removexattr(self, path: str, name: str) -> int:
-        self._fs.set_xattr(_relative(path), name, None)
+        self._fs.set_xattr(self._inside(path), name, None)
         return 0
 
     # changing the tree
 
     @answers
     def mkdir(self, path: str, mode: int) -> int:
-        self._fs.make_directory(_relative(path), mode)
+        self._fs.make_directory(self._inside(path), mode)
         return 0
 
     @answers
     def rmdir(self, path: str) -> int:
-        self._fs.remove_directory(_relative(path))
+        self._fs.remove_directory(self._inside(path))
         return 0
 
     @answers
     def unlink(self, path: str) -> int:
-        self._fs.unlink(_relative(path))
+        self._fs.unlink(self._inside(path))
         return 0
 
     @answers
     def rename(self, old: str, new: str, flags: int = 0) -> int:
-        self._fs.rename(_relative(old), _relative(new), flags)
+        self._fs.rename(self._inside(old), self._inside(new), flags)
         return 0
 
     @answers
     def mknod(self, path: str, mode: int, dev: int) -> int:
-        self._fs.refuse(_relative(path))
+        self._fs.refuse(self._inside(path))
         return 0
 
     @answers
     def symlink(self, target: str, source: str) -> int:
-        self._fs.refuse(_relative(target))
+        self._fs.refuse(self._inside(target))
         return 0
 
     @answers
     def link(self, target: str, source: str) -> int:
-        self._fs.refuse(_relative(target))
+        self._fs.refuse(self._inside(target))
         return 0
 
     @answers
     def chmod(self, path: str | None, mode: int, fi: FileInfo | None = None) -> int:
-        self._fs.set_mode(None if path is None else _relative(path), _handle(fi), mode)
+        self._fs.set_mode(None if path is None else self._inside(path), _handle(fi), mode)
         return 0
 
     @answers
@@ -256,7 +268,7 @@ class Operations:
         now = time.time_ns()
         wanted = [now if ns is None else ns for ns in times or (None, None)]
         atime_ns, mtime_ns = (None if ns == KEEP_TIME else ns for ns in wanted)
-        relative = None if path is None else _relative(path)
+        relative = None if path is None else self._inside(path)
         self._fs.set_times(relative, _handle(fi), atime_ns=atime_ns, mtime_ns=mtime_ns)
         return 0
 
@@ -269,7 +281,7 @@ class Operations:
 
     def _attr(self, path: str | None, fh: Any) -> Attr:
         handle = _handle(fh)
-        return self._fs.getattr_open(handle) if handle is not None else self._fs.getattr(_relative(path))
+        return self._fs.getattr_open(handle) if handle is not None else self._fs.getattr(self._inside(path))
 
     def _stat(self, attr: Attr) -> dict[str, int]:
         owner = self._ownership
@@ -299,9 +311,3 @@ def _handle(fi: Any) -> int | None:
     """The number of an open file, from what the binding passes; 0 stands for none."""
     number: int = getattr(fi, "fh", fi) or 0
     return number or None
-
-
-def _relative(path: str | None) -> str:
-    if path is None:
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-    return path[1:]

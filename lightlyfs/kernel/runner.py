@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lightlyfs.fs.attributes import Ownership
 from lightlyfs.fs.filesystem import Filesystem
+from lightlyfs.fs.part import Part
 from lightlyfs.kernel import callers
 from lightlyfs.kernel.binding import Library, MountOptions, supports_noflush
 from lightlyfs.kernel.fuse_sessions import Fuse2Session, Fuse3Session
@@ -80,6 +81,11 @@ class Mount:
         return self._options.mountpoint
 
     @property
+    def part(self) -> Part:
+        """What of the dataset it shows."""
+        return self._options.part
+
+    @property
     def forgets_at_once(self) -> bool:
         """Whether `forget` makes the kernel forget: libfuse 3 can tell it."""
         return isinstance(self._session, Fuse3Session)
@@ -118,6 +124,10 @@ class Mount:
         """
         if not isinstance(self._session, Fuse3Session):
             return False
+        if paths is not None:
+            paths = tuple(path for path in map(self.part.shown, paths) if path is not None)
+            if not paths:
+                return True
         if paths is not None and len(paths) == 1:
             done = threading.Event()
             self._forgets.put((paths[0], done))
@@ -146,7 +156,7 @@ class Mount:
         # fusepy takes what a class has for a callback, also where that is None
         silent = self._options.read_only and self.forgets_at_once
         kind = ReadOnlyOperations if silent else Operations
-        operations = kind(filesystem, self._ownership, noflush=supports_noflush(self._library))
+        operations = kind(filesystem, self._ownership, self.part, noflush=supports_noflush(self._library))
         signal.signal(_WAKE_SIGNAL, lambda *_: None)
         watcher = threading.Thread(
             target=self._watch_signals, args=(on_stop, on_reload), name="lightlyfs-signals", daemon=True

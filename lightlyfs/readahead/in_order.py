@@ -19,6 +19,8 @@ T = TypeVar("T")
 # files opened in order before the next ones are fetched: one expected file may be chance
 STREAK_TO_START = 2
 FIRST_WINDOW = 4
+# of a person who looks at one picture after another, and may stop at any
+BROWSED_WINDOW = 2
 MAX_WINDOW = 32
 # a reader that was not recognised yet is expected at the next two files only, and few such are remembered,
 # so that a shuffled reader hardly ever meets an expectation; a recognised one may leap, for workers share it
@@ -110,8 +112,11 @@ class SequenceTable(Generic[T]):
         """How many readers in order there are."""
         return len(self._followed)
 
-    def opened(self, path: str) -> FileSequence[T]:
-        """A file was opened: the sequence that expected it, one file further, or a new one."""
+    def opened(self, path: str, most: int = MAX_WINDOW) -> FileSequence[T]:
+        """A file was opened: the sequence that expected it, one file further, or a new one.
+
+        At most `most` files are to be fetched ahead of its reader.
+        """
         self._opens += 1
         sequence = self.expected.pop(path, None)
         if sequence is not None and self._opens - sequence.seen_at > _MAX_PAUSE:
@@ -125,7 +130,7 @@ class SequenceTable(Generic[T]):
             self._advance(sequence, path)
             sequence.streak += 1
             if sequence.is_followed:
-                sequence.window = min(MAX_WINDOW, max(FIRST_WINDOW, sequence.window * 2))
+                sequence.window = min(most, max(FIRST_WINDOW, sequence.window * 2))
         sequence.seen_at = self._opens
         self._keep(sequence)
         self._expect(sequence)

@@ -380,8 +380,9 @@ class SampleTable:
         return texts
 
     def _indices_named(self, name: str, prefix: bool) -> list[int]:
-        where = "substr(name, 1, length(?1)) = ?1" if prefix else "name = ?1"
-        stored = self._state.column(f"SELECT seq - 1 FROM samples WHERE {where} ORDER BY seq", bytes_of(name))
+        where = "substr(name, 1, length(?)) = ?" if prefix else "name = ?"
+        values = [bytes_of(name)] * where.count("?")
+        stored = self._state.column(f"SELECT seq - 1 FROM samples WHERE {where} ORDER BY seq", *values)
         if self._computed is None:
             return stored
         renamed = set(self._state.column("SELECT seq - 1 FROM samples WHERE seq <= ?", self._base))

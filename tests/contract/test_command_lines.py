@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import random
 import shlex
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,8 @@ WRONG = [
     ("mount my-dataset /mnt --uid nobody-here", 2, "expected the name or number of a user of this machine"),
     ("mount my-dataset /mnt --read-only --write-back", 2, "--write-back contradicts --read-only"),
     ("mount my-dataset /mnt --server api.lightly.ai", 2, "expected an address that starts with https://"),
+    ("ls my-dataset --server http://[", 2, "expected an address that starts with https://"),
+    ("ls my-dataset --server http://x:99999", 2, "expected an address that starts with https://"),
     ("mount my-dataset /mnt --read-mode fast", 2, "it may be url, redirect"),
     ("umount", 2, "name the mounts to end, or all of them with --all"),
     ("umount /etc", 1, "no dataset is mounted on /etc"),
@@ -63,9 +68,8 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightlyfs.mountinfo.mount_table", lambda _process="self": [])
     monkeypatch.setenv("LIGHTLY_SERVER_LOCATION", "http://127.0.0.1:9")
     monkeypatch.setenv("LIGHTLY_TOKEN", "no-such-token")
-    monkeypatch.setattr(
-        "lightlyfs.app.resolving.quick_policy", lambda: RetryPolicy(attempts=1, budget_s=1.0, doubt_s=0.0)
-    )
+    for name in ("lightlyfs.app.resolving.quick_policy", "lightlyfs.app.quick_policy"):
+        monkeypatch.setattr(name, lambda: RetryPolicy(attempts=1, budget_s=1.0, doubt_s=0.0))
     monkeypatch.chdir(tmp_path)
 
 
@@ -96,10 +100,59 @@ def test_every_command_without_words_says_what_it_needs(capfd: pytest.CaptureFix
             assert "fault of lightlyfs" not in said
 
 
-def _words(chance: random.Random) -> list[str]:
-    """A command line that somebody might type by mistake, or a cat by walking."""
+def test_doctor_reports_all_that_a_mount_needs_as_json(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        group.run(["doctor", "--json"])
+    rows = {row["check"]: row for row in json.loads(capfd.readouterr().out)}
+    assert list(rows) == [
+        *("Python", "packages", "libfuse", "/dev/fuse", "fusermount", "limits", "cache", "state", "runtime"),
+        *("settings", "TLS", "CAs", "token", "API"),
+    ]
+    assert ended.value.code == 1
+    assert not rows["API"]["ok"]
+    assert "http://127.0.0.1:9 cannot be reached" in rows["API"]["answer"]
+    assert rows["cache"]["answer"] == str(tmp_path / "CACHE_HOME/lightlyfs")
+    assert rows["state"]["answer"] == str(tmp_path / "STATE_HOME/lightlyfs")
+    assert "libcurl/" in rows["TLS"]["answer"]
+    for package in ("click", "msgspec", "pillow", "pycurl", "requests"):
+        assert f", {package} " in rows["packages"]["answer"]
+
+
+@pytest.mark.parametrize(
+    ("absent", "answer"),
+    [("pycurl", ", without pycurl, "), ("msgspec", "msgspec is not installed; install it with: pip install")],
+)
+def test_doctor_says_which_package_is_missing(
+    absent: str, answer: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = metadata.version
+
+    def version(name: str) -> str:
+        if name == absent:
+            raise metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    with pytest.raises(SystemExit):
+        group.run(["doctor", "--json"])
+    row = json.loads(capfd.readouterr().out)[1]
+    assert answer in row["answer"]
+    assert row["ok"] is (absent == "pycurl")
+
+
+@functools.cache
+def _known_words() -> tuple[list[str], list[str]]:
+    """The names of all commands, and all flags."""
     commands = [*group._COMMANDS, "list", "export", "import", "discard", "send", "show", "clear", "pin"]
     flags = sorted({flag for command in _all_commands() for one in command.params for flag in one.opts})
+    return commands, flags
+
+
+def _words(chance: random.Random) -> list[str]:
+    """A command line that somebody might type by mistake, or a cat by walking."""
+    commands, flags = _known_words()
     odd = [
         "",
         " ",

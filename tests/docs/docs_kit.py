@@ -13,7 +13,9 @@ DOCUMENTS = [README, *sorted((ROOT / "lightlyfs/docs").glob("*.md"))]
 _LEFT_OUT = {
     r"export LIGHTLY_TOKEN=": "the token of a person",
     r"pipx |python3 -m venv|~/\.venvs/": "tests/contract/test_package.py builds what it installs",
-    r"python -m lightlyfs\.examples": "tests/ecosystem/test_examples.py runs the examples",
+    r"python -m lightlyfs\.examples": "tests/ecosystem, tests/mount/test_studio_examples.py run the examples",
+    r"label-studio |export LABEL_STUDIO": "a server of many packages, not run here",
+    r"(Found|File processing result:) |Open the|train: |\d+ (images|epochs) ": "what a program printed",
     r"my-dataset +/mnt/images +fuse": "a line of fstab: tests/mount/test_fstab.py",
     r"make( |$)": "the tests are part of it",
 }
@@ -32,17 +34,10 @@ def lines_to_run(path: Path) -> Lines:
     """The command lines in the blocks of a document."""
     if path.name in _OF_OTHER_TESTS:
         return Lines([], [])
-    text = path.read_text(encoding="utf-8")
     blocks, left_out = [], []
-    fenced = re.findall(r"^```console\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    indented = re.findall(
-        r"(?:^    \S.*\n)+", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE
-    )
-    for block in [*fenced, *indented]:
+    for block in command_lines(path.read_text(encoding="utf-8")):
         lines = []
-        for line in block.splitlines():
-            command = line.strip().removeprefix("$ ")
-            command = re.sub(r"\s+# .*$", "", command)
+        for command in block:
             reason = next((why for pattern, why in _LEFT_OUT.items() if re.match(pattern, command)), None)
             if reason is None:
                 lines.append(command)
@@ -51,6 +46,17 @@ def lines_to_run(path: Path) -> Lines:
         if lines:
             blocks.append(lines)
     return Lines(blocks, left_out)
+
+
+def command_lines(text: str) -> list[list[str]]:
+    """The command lines in the blocks of a text, without prompts and comments."""
+    fenced = re.findall(r"^```console\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    without = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    indented = re.findall(r"(?:^    \S.*\n)+", without, re.MULTILINE)
+    return [
+        [re.sub(r"\s+# .*$", "", line.strip().removeprefix("$ ")) for line in block.splitlines()]
+        for block in [*fenced, *indented]
+    ]
 
 
 def python_blocks(path: Path) -> list[str]:

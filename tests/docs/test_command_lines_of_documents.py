@@ -1,4 +1,4 @@
-"""Every command line in a block of a document, run in order by a newcomer with an empty home."""
+"""Every command line in a block of a document, run in order by a user with an empty home."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from lightlyfs.testing import LocalServer, ServerOptions
 
 pytestmark = pytest.mark.fuse
 
-WITH_LINES = [path for path in DOCUMENTS if lines_to_run(path).blocks]
+# the README's lines are those of tests/docs/newcomer.py
+WITH_LINES = [path for path in DOCUMENTS if path != README and lines_to_run(path).blocks]
 
 
-class Newcomer:
+class User:
     """A user with a home, a shell and a dataset called `my-dataset`."""
 
     def __init__(self, home: Path, environ: dict[str, str]) -> None:
@@ -51,7 +52,7 @@ class Newcomer:
 
 
 @pytest.fixture
-def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
+def user(tmp_path: Path) -> Iterator[User]:
     """Somebody new, with a few files of their own."""
     need_fuse("3")
     home = tmp_path / "home"
@@ -66,7 +67,7 @@ def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
     with LocalServer(ServerOptions(source=tmp_path / "served", dataset_name="my-dataset")) as server:
         environ = environment(server, tmp_path / "cache") | {"HOME": str(home), "TMPDIR": str(tmp_path)}
         environ["PATH"] = f"{program.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-        someone = Newcomer(home, environ)
+        someone = User(home, environ)
         yield someone
         someone.mount(False)
         if mountpoints.mount_at(someone.mountpoint) is not None:
@@ -74,39 +75,23 @@ def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
 
 
 @pytest.mark.parametrize("path", WITH_LINES, ids=lambda path: path.name)
-def test_every_line_of_a_block_works(newcomer: Newcomer, path: Path) -> None:
+def test_every_line_of_a_block_works(user: User, path: Path) -> None:
     if shutil.which("rsync") is None:
         pytest.skip("rsync is not installed; install it with: apt-get install rsync")
     failed = []
     for block in lines_to_run(path).blocks:
-        newcomer.mount(not any(line.startswith("lightlyfs mount") for line in block))
-        if path != README:  # which makes it
-            newcomer.mountpoint.mkdir(exist_ok=True)
+        user.mount(not any(line.startswith("lightlyfs mount") for line in block))
+        user.mountpoint.mkdir(exist_ok=True)
         if path.name == "uploads.md":
-            newcomer.run("echo hello | tee ~/images/notes.txt > ~/images/draft.txt")
+            user.run("echo hello | tee ~/images/notes.txt > ~/images/draft.txt")
         for line in block:
             if line.startswith("lightlyfs uploads discard"):
-                newcomer.mount(False)
-            done = newcomer.run(line)
+                user.mount(False)
+            done = user.run(line)
             # the tests of doctor say what it finds; here it may miss what this machine lacks
             if done.returncode and line != "lightlyfs doctor":
                 failed.append(f"{line}: {done.stdout}{done.stderr}")
     assert failed == []
-
-
-def test_the_python_of_the_readme_works(newcomer: Newcomer) -> None:
-    newcomer.mount(False)
-    newcomer.mountpoint.mkdir(exist_ok=True)
-    for code in python_blocks(README):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=newcomer.home,
-            env=newcomer.environ,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

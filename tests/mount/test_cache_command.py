@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from trees import MountedTree, mounted
+from trees import MountedTree, lightlyfs_here, mounted
 
 from lightlyfs.library import Mounted
 from lightlyfs.testing import LocalServer, ServerOptions
@@ -39,25 +39,30 @@ def tree(served: LocalServer, tmp_path: Path) -> Iterator[MountedTree]:
         yield tree
 
 
+def run(tree: MountedTree, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """A command in the environment of a mount."""
+    return lightlyfs_here(*words, environ=tree.environ, check=check)
+
+
 def cached(tree: MountedTree, path: str) -> dict[str, int]:
-    (row,) = json.loads(tree.run("cache", "show", "--json", str(tree.mountpoint / path)).stdout)
+    (row,) = json.loads(run(tree, "cache", "show", "--json", str(tree.mountpoint / path)).stdout)
     return dict(row)
 
 
 def test_a_pinned_folder_is_never_evicted(tree: MountedTree, served: LocalServer) -> None:
-    told = tree.run("cache", "pin", str(tree.mountpoint / "a"))
+    told = run(tree, "cache", "pin", str(tree.mountpoint / "a"))
     assert "20 files pinned" in told.stdout
     for _ in range(3):
         for number in range(20):
             assert tree.read(f"b/{number}.bin") == FILES[f"b/{number}.bin"]
     assert cached(tree, "a")["cached_files"] == 20
     assert cached(tree, "b")["cached_files"] < 20
-    refused = tree.run("cache", "pin", str(tree.mountpoint), check=False)
+    refused = run(tree, "cache", "pin", str(tree.mountpoint), check=False)
     assert refused.returncode == 1
     assert cached(tree, "a")["pinned_files"] == 20
 
-    tree.run("cache", "unpin", str(tree.mountpoint / "a"))
-    tree.run("warm", str(tree.mountpoint / "b"), check=False)
+    run(tree, "cache", "unpin", str(tree.mountpoint / "a"))
+    run(tree, "warm", str(tree.mountpoint / "b"), check=False)
     assert cached(tree, "a")["cached_files"] < 20
 
 
@@ -94,34 +99,34 @@ def test_the_cache_is_right_while_four_processes_read(
 
 
 def test_a_damaged_block_is_found_and_fetched_again(tree: MountedTree) -> None:
-    tree.run("warm", str(tree.mountpoint / "a"))
+    run(tree, "warm", str(tree.mountpoint / "a"))
     directory = Path(
-        json.loads(tree.run("status", str(tree.mountpoint), "--json").stdout)["cache"]["directory"]
+        json.loads(run(tree, "status", str(tree.mountpoint), "--json").stdout)["cache"]["directory"]
     )
     block = next(path for path in (directory / "blocks").rglob("*") if path.is_file())
     block.write_bytes(b"x" * block.stat().st_size)
-    done = tree.run("cache", "verify", str(tree.mountpoint), check=False)
+    done = run(tree, "cache", "verify", str(tree.mountpoint), check=False)
     assert done.returncode == 1
     assert "1 damaged file deleted from the cache" in done.stderr
     for number in range(20):
         assert tree.read(f"a/{number}.bin") == FILES[f"a/{number}.bin"]
-    assert tree.run("cache", "verify", str(tree.mountpoint)).returncode == 0
+    assert run(tree, "cache", "verify", str(tree.mountpoint)).returncode == 0
 
 
 def test_warm_checks_and_evicts(tree: MountedTree) -> None:
     folder = str(tree.mountpoint / "a")
-    assert tree.run("warm", "--check", folder, check=False).returncode == 1
-    tree.run("warm", folder)
-    assert tree.run("warm", "--check", folder).stdout == "20 files, 0 of them not in the cache\n"
-    assert tree.run("warm", "--evict", folder).stdout == "20 files deleted from the cache\n"
+    assert run(tree, "warm", "--check", folder, check=False).returncode == 1
+    run(tree, "warm", folder)
+    assert run(tree, "warm", "--check", folder).stdout == "20 files, 0 of them not in the cache\n"
+    assert run(tree, "warm", "--evict", folder).stdout == "20 files deleted from the cache\n"
     assert cached(tree, "a")["cached_files"] == 0
 
 
 def test_caches_are_shown_and_cleared_where_nobody_uses_them(tree: MountedTree) -> None:
-    tree.run("warm", str(tree.mountpoint / "a"))
-    (row,) = json.loads(tree.run("cache", "show", "--json").stdout)
-    assert "in use, and kept" in tree.run("cache", "clear", "--all").stderr
+    run(tree, "warm", str(tree.mountpoint / "a"))
+    (row,) = json.loads(run(tree, "cache", "show", "--json").stdout)
+    assert "in use, and kept" in run(tree, "cache", "clear", "--all").stderr
     assert (row["files"], row["bytes"]) == (20, 20 * FILE_BYTES)
     tree.end()
-    assert "280.0 kB deleted" in tree.run("cache", "clear", "--all").stdout
-    assert json.loads(tree.run("cache", "show", "--json").stdout) == []
+    assert "280.0 kB deleted" in run(tree, "cache", "clear", "--all").stdout
+    assert json.loads(run(tree, "cache", "show", "--json").stdout) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,25 @@ def refused(tree: MountedTree, program: str) -> int:
     """How many files a program of this name is not given."""
     command = [sys.executable, "-c", READ_ALL, str(tree.mountpoint), program]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def test_a_viewer_gets_two_pictures_ahead(own_server: LocalServer, tree: MountedTree) -> None:
+    """Anyone else who reads eight files in order gets eight more."""
+
+    def fetched(program: str, first: int) -> int:
+        before = own_server.stats.snapshot()["bytes_sent"]
+        code = READ_ALL.replace(
+            "(os.listdir(sys.argv[1]))", f"(os.listdir(sys.argv[1]))[{first}:{first + 6}]"
+        )
+        command = [sys.executable, "-c", code, str(tree.mountpoint), program]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"
+        sent = -1
+        while sent != (sent := own_server.stats.snapshot()["bytes_sent"]):
+            time.sleep(0.3)  # until no more comes
+        return round((sent - before) / FILE_BYTES)
+
+    assert fetched("eog", 0) == 8
+    assert fetched("python3", 10) > 8
 
 
 def test_a_crawler_fetches_its_share_and_anyone_else_what_he_wants(

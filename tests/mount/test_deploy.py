@@ -10,6 +10,9 @@ import json
 import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,6 +110,56 @@ def test_the_containerfile_is_made_of_instructions_that_fit() -> None:
     assert_mounts([*entry, "dataset", "/mnt/images"])
 
 
+def test_the_composed_service_hands_the_mount_on_and_is_waited_for() -> None:
+    made = yaml.safe_load(printed("compose"))
+    sidecar, program = made["services"]["lightlyfs"], made["services"]["program"]
+    given, seen = sidecar["volumes"][0], program["volumes"][0]
+    assert given["source"] == seen["source"]
+    assert (given["bind"]["propagation"], seen["bind"]["propagation"]) == ("rshared", "rslave")
+    assert sidecar["devices"] == ["/dev/fuse"]
+    assert program["depends_on"]["lightlyfs"]["condition"] == "service_healthy"
+    assert set(made["secrets"]) == {one["source"] for one in sidecar["secrets"]}
+    assert sidecar["volumes"][1].split(":")[0] in made["volumes"]
+    file = next(line for line in printed("containerfile").splitlines() if line.startswith("ENTRYPOINT"))
+    entry = json.loads(file.partition(" ")[2])
+    assert f"--token-file={sidecar['secrets'][0]['target']}" in entry
+    assert_mounts([*entry, *sidecar["command"]])
+    assert sidecar["healthcheck"]["test"][1:] == ["lightlyfs", "status", sidecar["command"][1]]
+
+
+# what an engine makes of `rshared` for the one that mounts and `rslave` for the one that reads
+_SIDECAR = """
+set -e
+mount --bind "$1" "$1"
+mount --make-rshared "$1"
+unshare -m --propagation unchanged -- "$2" -m lightlyfs mount "$3" "$1/images" --read-only --fuse=3
+unshare -m --propagation slave -- sh -c 'cat "$1/images/a.bin"; mountpoint -q "$1/images"' - "$1"
+"$2" -m lightlyfs umount "$1/images"
+"""
+
+
+@pytest.mark.fuse
+def test_what_a_sidecar_mounts_is_seen_by_the_program_beside_it(
+    own_server: LocalServer, tmp_path: Path
+) -> None:
+    """In namespaces as an engine makes them; an outer one sees to it that nothing is left."""
+    need_fuse("3")
+    if os.getuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("needs root and unshare of util-linux")
+    own_server.add_sample("a.bin", b"from the sidecar")
+    (tmp_path / "mounts/images").mkdir(parents=True)
+    words = [str(tmp_path / "mounts"), sys.executable, own_server.dataset_id]
+    done = subprocess.run(
+        ["unshare", "-m", "--propagation", "private", "sh", "-c", _SIDECAR, "-", *words],
+        env=environment(own_server, tmp_path / "cache"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "from the sidecar"), done.stderr
+
+
 def test_the_pod_hands_the_mount_on_and_waits_for_it() -> None:
     pod = yaml.safe_load(printed("kubernetes"))
     assert (pod["apiVersion"], pod["kind"]) == ("v1", "Pod")
@@ -144,7 +197,7 @@ def assert_mounts(command: list[str]) -> None:
     assert context.params["mountpoint"].is_absolute()
 
 
-@pytest.mark.parametrize("name", ["containerfile", "kubernetes"])
+@pytest.mark.parametrize("name", ["containerfile", "compose", "kubernetes"])
 def test_a_file_that_nothing_here_ran_says_so(name: str) -> None:
     head = printed(name).split("\n\n")[0]
-    assert "hecked for syntax only" in head
+    assert "hecked for syntax" in head

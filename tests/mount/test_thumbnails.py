@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 from PIL import Image
-from trees import MountedTree, mounted, soon, wait_until
+from trees import MountedTree, environment, mounted, soon, start_mount, wait_until
 
 from lightlyfs.testing import LocalServer
 
@@ -95,6 +95,22 @@ def test_a_folder_that_a_file_manager_opens_is_filled_without_an_image(
     assert any(uri.endswith("[x];y.jpg") for uri in entries(tree))
     originals = sum(os.path.getsize(tree.mountpoint / "shown" / name) for name in NAMES)
     assert server.stats.snapshot()["bytes_sent"] < originals / 20
+
+
+def test_the_mount_of_a_folder_is_filled_under_its_own_paths(server: LocalServer, tmp_path: Path) -> None:
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    environ = environment(server, tmp_path / "cache")
+    options = ("--read-only", "--exclude", "0?.jpg")
+    tree = start_mount(f"{server.dataset_id}/shown", mountpoint, environ, tmp_path / "mount.log", *options)
+    try:
+        list_as("thunar", mountpoint)
+        shown = {path.as_uri() for path in mountpoint.iterdir()}
+        wait_until(lambda: len(entries(tree)) >= len(shown), 20)
+        assert (mountpoint / "19.jpg").as_uri() in shown & set(entries(tree))
+        assert not [uri for uri in entries(tree) if uri.endswith(tuple(f"/0{n}.jpg" for n in range(10)))]
+    finally:
+        tree.end()
 
 
 def test_nobody_else_causes_a_request(server: LocalServer, tree: MountedTree) -> None:

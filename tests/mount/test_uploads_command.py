@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from shared_mount import REPLACED, jpeg
 from test_writing import stored
-from trees import MountedTree, environment, lightlyfs, need_fuse, start_mount, wait_until
+from trees import MountedTree, environment, lightlyfs, lightlyfs_here, need_fuse, start_mount, wait_until
 
 from lightlyfs.kernel import mountpoints
 from lightlyfs.testing import LocalServer, ServerOptions, Status
@@ -37,7 +37,7 @@ class Machine:
 
     def run(self, *words: str) -> str:
         """What a command prints."""
-        return lightlyfs(*words, environ=self.environ).stdout
+        return lightlyfs_here(*words, environ=self.environ).stdout
 
 
 @pytest.fixture
@@ -116,6 +116,12 @@ def test_a_mount_with_a_cache_directory_elsewhere_is_found_by_a_bare_list(
     assert names == ["else where.jpg", "unused.jpg"]
     only = machine.run("uploads", "list", "--cache-dir", str(elsewhere)).splitlines()
     assert [line.split("\t")[0] for line in only] == ["else where.jpg"]
+    file = Path(machine.environ["XDG_CONFIG_HOME"]) / "lightlyfs/config.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text(f'[profiles.work]\ncache_dir = "{elsewhere}"\n')
+    (found,) = json.loads(machine.run("uploads", "list", "--profile", "work", "--json"))
+    assert found["path"] == "else where.jpg"
+    assert str(elsewhere) in machine.run("cache", "show", "--profile", "work")
     machine.run("uploads", "discard", "--yes", "unused.jpg")
     machine.run("uploads", "export", str(tmp_path / "out"))
     assert [path.name for path in (tmp_path / "out").rglob("*.jpg")] == ["else where.jpg"]

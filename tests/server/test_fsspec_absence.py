@@ -106,6 +106,44 @@ def test_nothing_looks_empty_where_it_cannot_start(
     assert wrong == {}
 
 
+@pytest.mark.parametrize(
+    "look", [list, len, lambda mapper: "x" in mapper, lambda mapper: mapper.dirfs.ls("")]
+)
+def test_a_mapper_by_its_address_of_no_dataset_is_not_empty(
+    served: LocalServer, look: Callable[[Any], object]
+) -> None:
+    mapper = fsspec.get_mapper("lightly://lorries")
+    with pytest.raises(FileNotFoundError, match="no dataset of name 'lorries'"):
+        look(mapper)
+
+
+def test_the_configuration_file_counts_where_an_option_does_not_say(
+    served: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config/lightlyfs/config.toml"
+    file.parent.mkdir(parents=True)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("LIGHTLY_SERVER_LOCATION")
+    file.write_text(
+        f'server = "{served.url}"\n[profiles.work]\ncache_dir = "{tmp_path / "work"}"\nread_only = true\n'
+    )
+    plain = fsspec.filesystem("lightly", skip_instance_cache=True)
+    assert plain.ls("", detail=False) == ["cars"]
+    assert plain.cat("cars/red/0.jpg") == b"image"
+    assert not (tmp_path / "work").exists()
+    work = fsspec.filesystem("lightly", skip_instance_cache=True, profile="work")
+    assert work.cat("cars/red/0.jpg") == b"image"
+    assert list((tmp_path / "work").iterdir())
+    with pytest.raises(OSError, match="read-only"):
+        work.pipe("cars/new.jpg", b"new")
+    here = fsspec.filesystem("lightly", skip_instance_cache=True, profile="work", read_only=False)
+    assert here.ls("cars", detail=False) == ["cars/red"]
+    some = fsspec.filesystem("lightly", skip_instance_cache=True, include=["0.*", "*.png"])
+    assert some.find("cars") == ["cars/red/0.jpg"]
+    with pytest.raises(OSError, match="there is no profile 'wrk'"):
+        fsspec.filesystem("lightly", skip_instance_cache=True, profile="wrk").ls("cars")
+
+
 @pytest.mark.parametrize("cause", ["refused token", "no server"])
 def test_datasets_that_cannot_be_listed_say_why(
     served: LocalServer, monkeypatch: pytest.MonkeyPatch, cause: str

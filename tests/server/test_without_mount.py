@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from shared_mount import jpeg
-from trees import environment, lightlyfs
+from trees import environment, lightlyfs_here
 
 from lightlyfs.cli.options import split_source
 from lightlyfs.errors import SettingsError
@@ -32,7 +32,7 @@ def served(tmp_path: Path) -> Iterator[LocalServer]:
 
 def run(server: LocalServer, home: Path, *words: str, code: int = 0) -> str:
     """What a command prints; with a failure what it says of it."""
-    done = lightlyfs(*words, environ=environment(server, home / "cache"), check=False)
+    done = lightlyfs_here(*words, environ=environment(server, home / "cache"), check=False)
     assert done.returncode == code, done.stderr
     return done.stderr if code else done.stdout
 
@@ -108,7 +108,7 @@ def test_cat_writes_the_bytes(served: LocalServer, tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [["datasets"], ["ls", "fleet"], ["cat", "fleet/x"], ["cp", "fleet/x", "y"]])
 def test_a_refused_token_says_the_way_out(served: LocalServer, tmp_path: Path, words: list[str]) -> None:
     environ = {**environment(served, tmp_path / "cache"), "LIGHTLY_TOKEN": "another"}
-    done = lightlyfs(*words, environ=environ, check=False)
+    done = lightlyfs_here(*words, environ=environ, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "does not accept the token; check LIGHTLY_TOKEN" in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -118,3 +119,15 @@ def test_a_name_means_its_file_and_no_option(name: str, tmp_path: Path) -> None:
     db.close()
 
     assert {one.name.removesuffix("-wal").removesuffix("-shm") for one in tmp_path.iterdir()} == {name}
+
+
+def test_no_query_has_numbered_parameters() -> None:
+    """Python 3.14 takes them by name alone, and we give sequences."""
+    package = Path(database.__file__).parent
+    found = [
+        f"{path.relative_to(package)}: {line.strip()}"
+        for path in sorted(package.rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(r"[ (=]\?[0-9]", line)
+    ]
+    assert found == []

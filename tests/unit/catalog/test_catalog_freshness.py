@@ -693,3 +693,40 @@ def test_what_storage_reports_during_a_refresh_is_shown_on(
     world.catalog.refresh()
     entry = lookup(world, "d0/0.jpg")
     assert (entry.published_size, entry.etag, entry.verified) == (17, '"new"', False)
+
+
+def test_a_burst_of_accesses_after_the_ttl_queues_one_check(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = dataset(3)
+    world = make(remote)
+    world.tree()
+    world.clock.sleep(61)
+    queued: list[Callable[[], None]] = []
+    monkeypatch.setattr(world.refresher, "_submit", lambda job: queued.append(job) or True)
+
+    for _ in range(5):
+        lookup(world, "d0/0.jpg")
+    assert len(queued) == 1
+
+    queued.pop()()
+    world.clock.sleep(61)
+    lookup(world, "d0/0.jpg")
+    assert len(queued) == 1
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_check_that_the_end_cuts_short_is_no_news(
+    make: Make, caplog: pytest.LogCaptureFixture, closed: bool
+) -> None:
+    remote = dataset(3)
+    world = make(remote)
+    world.tree()
+    world.clock.sleep(61)
+    remote.fail = Unreachable("away")
+    if closed:
+        world.refresher.close()
+
+    lookup(world, "d0/0.jpg")
+
+    assert bool([one for one in caplog.records if one.levelname == "WARNING"]) is not closed

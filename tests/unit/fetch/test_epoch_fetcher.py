@@ -186,6 +186,17 @@ def test_who_reads_in_order_begins_no_epoch() -> None:
     assert bench.fetched == bench.urls == []
 
 
+def test_who_browses_in_no_order_begins_no_epoch() -> None:
+    bench = Bench()
+    prefetcher: Prefetcher[str] = Prefetcher(
+        lambda _path, _count: [], Future, max_under_way=8, epochs=bench.ahead
+    )
+    for name in shuffled(400):
+        prefetcher.opened(name, SIZE, browsed=True)
+        bench.pool.run_all()
+    assert bench.fetched == bench.urls == []
+
+
 def test_a_shuffled_epoch_with_a_few_neighbours_by_chance_is_one() -> None:
     bench = Bench()
     for number, name in enumerate(shuffled(400)):

@@ -89,6 +89,17 @@ def test_a_reader_that_stops_leaves_little_unused() -> None:
     assert len(set(bench.fetched) - bench.opened) <= 32
 
 
+def test_who_browses_gets_two_files_ahead() -> None:
+    bench = Bench()
+
+    for count, name in enumerate(FILES[:40], 1):
+        bench.opened.add(name)
+        bench.prefetcher.opened(name, browsed=True)
+        assert len(set(bench.fetched) - bench.opened) == (0 if count < 3 else 2)
+
+    assert set(bench.fetched) == set(FILES[3:42])
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_shuffled_reader_costs_next_to_nothing(seed: int) -> None:
     bench = Bench()
