@@ -8,7 +8,7 @@ ECOSYSTEM_STAMP := $(VENV)/.installed-ecosystem
 NAMES := all
 
 # tests wait more than they compute; those of one file stay together, for they share mounts
-JOBS := 4
+JOBS := 3
 PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help

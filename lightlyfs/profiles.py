@@ -26,8 +26,11 @@ _BUILT_IN: Mapping[str, Mapping[str, object]] = {
 
 
 def config_file() -> Path:
-    """Return where the file is, or would be."""
-    return Path(platformdirs.user_config_dir("lightlyfs")) / "config.toml"
+    """Return where the file is, or would be; an empty one for a user without a home."""
+    try:
+        return Path(platformdirs.user_config_dir("lightlyfs")) / "config.toml"
+    except RuntimeError:
+        return Path(os.devnull)
 
 
 def load(profile: str | None) -> dict[str, tuple[str, str]]:

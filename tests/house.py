@@ -53,7 +53,7 @@ BEFORE = {
 MOST_MODULES = {
     "getattr from memory": 12,
     "cached read": 21,
-    "cold read": 53,
+    "cold read": 54,
     "cached read over fsspec": 28,
     "new file": 52,
     "warm of one file": 44,

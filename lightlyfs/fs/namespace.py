@@ -261,6 +261,7 @@ class Namespace:
     ) -> None:
         self.catalog = catalog
         self.rules = rules
+        self._filters = not rules.show_all  # asked for each name
         self._forget = forget
         self.removed = Removed(self._changed)
         self._local = local
@@ -294,13 +295,17 @@ class Namespace:
             raise NoSuchFile(f"no such file: {path}")
         return found
 
+    def _hides_directory(self, path: str) -> bool:
+        return self._filters and not self.rules.shows_directory(path)
+
     def find(self, path: str, turn: Turn) -> Node | None:
         """Return what is at a path, or None."""
         local = self._local
         if local is not None:
             file = local.get(path)
             if file is not None and file.uploaded:
-                return self.times.apply(entry_of_uploaded(file.record)) if self.rules.shows(path) else None
+                hidden = self._filters and not self.rules.shows(path)
+                return None if hidden else self.times.apply(entry_of_uploaded(file.record))
             if file is not None:
                 return file
             if path.rpartition("/")[2].startswith(HIDDEN_PREFIX):
@@ -311,9 +316,10 @@ class Namespace:
             return None
         entry = self.renamed.at(path) or self.catalog.lookup(path, turn)
         if isinstance(entry, SampleEntry):
-            hidden = self.renamed.is_hidden(path, entry.ino) or not self.rules.shows(path)
-            return None if hidden else self.times.apply(entry)
-        if entry is not None and (self.renamed.is_gone(path) or not self.rules.shows_directory(path)):
+            hidden = self._filters and not self.rules.shows(path)
+            gone = hidden or self.renamed.is_hidden(path, entry.ino)
+            return None if gone else self.times.apply(entry)
+        if entry is not None and (self.renamed.is_gone(path) or self._hides_directory(path)):
             entry = None
         if entry is not None or local is None:
             return entry
@@ -333,9 +339,9 @@ class Namespace:
         entries = [
             (d.name, self.directory_attr(prefix + d.name, d))
             for d in directories
-            if not self.renamed.is_gone(prefix + d.name) and self.rules.shows_directory(prefix + d.name)
+            if not (self.renamed.is_gone(prefix + d.name) or self._hides_directory(prefix + d.name))
         ]
-        if not self.rules.show_all:
+        if self._filters:
             samples = [sample for sample in samples if self.rules.shows(prefix + sample.name)]
         if self._show_samples is not None:
             entries += self._show_samples(prefix, samples)

@@ -90,7 +90,7 @@ class Operations:
         """Return the path in the dataset of one that the kernel names."""
         if path is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        return self._part.inside(path[1:])
+        return self._part.inside(path[1:]) if self._part.folder else path[1:]
 
     # names and attributes
 
