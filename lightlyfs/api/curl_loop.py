@@ -376,7 +376,7 @@ class CurlLoop:
             return False
         took_s = sorted(self._took_s.get(exchange.host, ()))
         # of few answers nothing is known of how long they take
-        return len(took_s) >= 16 and waited_s > _SLOW_FACTOR * took_s[len(took_s) * 98 // 100]
+        return len(took_s) >= 16 and waited_s > _SLOW_FACTOR * took_s[(len(took_s) - 1) * 98 // 100]
 
     def _send_again(self, exchange: Exchange, now: float) -> None:
         twin = self._exchange_for(exchange.request)
