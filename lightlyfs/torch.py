@@ -39,11 +39,11 @@ def loader(
     share: RankShare | tuple[int, int] | None = None,
     **options: Any,
 ) -> Loader:
-    """Return a DataLoader over images that gives its order away, so that the network is batches ahead.
+    """Return a DataLoader over images that announces its order, so that the network is batches ahead.
 
     Each epoch is shuffled by `seed` and its number; `set_epoch` sets that, and the end of an epoch adds one.
     `share` is the rank of this process and the number of ranks; else what `torch.distributed` says. All
-    ranks have as many batches. `state_dict` and `load_state_dict` go on in the middle of an epoch, with the
+    ranks have as many batches. `state_dict` and `load_state_dict` resume in the middle of an epoch, with the
     same order, also with other numbers of workers and ranks and another batch size.
 
     `options` are those of DataLoader; `num_workers` is one a core, at most 8, which stay for all epochs.
@@ -108,7 +108,7 @@ class Loader(DataLoader):  # type: ignore[misc]
                 yield batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin with this epoch; one whose state was loaded goes on where it was."""
+        """Begin with this epoch; one whose state was loaded resumes where it was."""
         self.order.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:

@@ -249,6 +249,17 @@ class CurlTransport:
         return True
 
 
+def set_common_options(curl: pycurl.Curl) -> None:
+    """Set what every request of ours has: HTTP/1.1, the path as it is, no redirects, no signals."""
+    setopt = curl.setopt
+    setopt(pycurl.PATH_AS_IS, 1)
+    setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
+    setopt(pycurl.HTTP09_ALLOWED, 0)
+    setopt(pycurl.NOSIGNAL, 1)
+    setopt(pycurl.BUFFERSIZE, BUFFER_BYTES)
+    setopt(pycurl.FOLLOWLOCATION, 0)
+
+
 class _Exchange:
     """One request and its answer: the callbacks of libcurl, none of which may raise."""
 
@@ -274,14 +285,9 @@ class _Exchange:
     def prepare(self, curl: pycurl.Curl, url: str, headers: Mapping[str, str]) -> None:
         request, setopt = self._request, curl.setopt
         setopt(pycurl.URL, url)
-        setopt(pycurl.PATH_AS_IS, 1)
+        set_common_options(curl)
         if request.fresh:
             setopt(pycurl.FRESH_CONNECT, 1)
-        setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
-        setopt(pycurl.HTTP09_ALLOWED, 0)
-        setopt(pycurl.NOSIGNAL, 1)
-        setopt(pycurl.BUFFERSIZE, BUFFER_BYTES)
-        setopt(pycurl.FOLLOWLOCATION, 0)
         setopt(pycurl.CONNECTTIMEOUT_MS, milliseconds(request.timeouts.connect_s))
         setopt(pycurl.TIMEOUT_MS, milliseconds(request.timeouts.total_s))
         # libcurl sends Content-Length itself, from the size of the upload.

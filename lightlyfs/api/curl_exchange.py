@@ -25,7 +25,7 @@ from lightlyfs.api.contract import (
     wire_target,
     wire_url,
 )
-from lightlyfs.api.curl import BUFFER_BYTES, FAILURES, milliseconds
+from lightlyfs.api.curl import FAILURES, milliseconds, set_common_options
 
 Done = Callable[[Response | errors.RequestError], None]
 
@@ -51,12 +51,7 @@ class Exchange:
         self._refusal: errors.RequestError | None = None
         self._proxy: str | None = ""
         setopt = curl.setopt
-        setopt(pycurl.PATH_AS_IS, 1)
-        setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
-        setopt(pycurl.HTTP09_ALLOWED, 0)
-        setopt(pycurl.NOSIGNAL, 1)
-        setopt(pycurl.BUFFERSIZE, BUFFER_BYTES)
-        setopt(pycurl.FOLLOWLOCATION, 0)
+        set_common_options(curl)
         setopt(pycurl.CAINFO, ca_bundle)
         setopt(pycurl.PROXY_CAINFO, ca_bundle)
         setopt(pycurl.MAXLIFETIME_CONN, network.LIFETIME_S)

@@ -401,7 +401,9 @@ class CurlLoop:
         with FORK_GATE:
             for multi in list(self._retired):
                 if multi in used:
-                    multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)  # its timer is nobody's
+                    multi.socket_action(
+                        pycurl.SOCKET_TIMEOUT, 0
+                    )  # the loop has a timer for the current one alone
                 else:
                     self._retired.remove(multi)
                     self._answers.pop(multi, None)
@@ -452,7 +454,7 @@ class CurlLoop:
 
 
 def _tell(done: Done | None, outcome: Response | errors.RequestError) -> None:
-    """Call back, unless nobody waits any more; a failure there is not to end the loop for all others."""
+    """Call back if someone still waits; an exception there must not end the loop for all the others."""
     if done is None:
         return
     try:

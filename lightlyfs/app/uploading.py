@@ -297,7 +297,8 @@ def kept_lines(files: list[LocalFile], policy: WritePolicy) -> list[str]:
         return []
     why = "not images" if policy.rules.text == "images" else f"not counted by --upload {policy.rules.text}"
     return [
-        f"{directory or 'top folder'}: {len(names):,} files stay local ({why}): "
+        f"{directory or 'top folder'}: {len(names):,} "
+        f"{'file stays' if len(names) == 1 else 'files stay'} local ({why}): "
         f"{', '.join(sorted(names)[:_NAMED_FILES])}{', ...' if len(names) > _NAMED_FILES else ''}; "
         "--upload all uploads them"
         for directory, names in sorted(by_directory.items())

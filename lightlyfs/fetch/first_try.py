@@ -181,7 +181,7 @@ class _Fetch:
             url,
             headers=_HEADERS if self._length > HEAD_BYTES else _HEAD_HEADERS,
             timeouts=self._of._timeouts,
-            # an object that is longer than it should be is odd, and would take memory that nobody counts
+            # a body longer than expected is suspect, and would take memory that is not accounted for
             max_body_bytes=max(1, self._expected),
         )
         self._of._loop.get(request, self._answered, urgent=self._urgent)

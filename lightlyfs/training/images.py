@@ -188,7 +188,7 @@ class _Here:
         self._epoch_run = -1
 
     def begin(self, epoch_run: int) -> None:
-        """Forget what was fetched for an epoch that is not gone on with."""
+        """Discard what was fetched for an abandoned epoch."""
         if epoch_run != self._epoch_run:
             self.ahead.close()
             self._epoch_run = epoch_run

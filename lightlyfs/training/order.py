@@ -1,4 +1,4 @@
-"""The order of an epoch: seeded, the same on every machine, and gone on with from any place in it.
+"""The order of an epoch: seeded, the same on every machine, and resumable at any point.
 
 An order is one permutation of all items, of which all ranks take their shares in turns. So how far an epoch
 has come is one number, whatever the numbers of ranks and workers and the size of a batch are then and later.
@@ -70,12 +70,12 @@ class EpochOrder:
         return -(-self._left(0) // self._per_step)
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin with this epoch; one whose state was loaded goes on where it was."""
+        """Begin with this epoch; one whose state was loaded resumes where it was."""
         if epoch != self.epoch:
             self.epoch, self.position, self._goes_on = epoch, 0, False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what another process needs to go on behind the batches taken so far."""
+        """Return what another process needs to resume after the batches taken so far."""
         return {
             "epoch": self.epoch,
             "position": self.position,
@@ -85,7 +85,7 @@ class EpochOrder:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state was taken; ValueError where that was in an order of other items."""
+        """Resume where a state was taken; ValueError where that was in an order of other items."""
         if state["count"] != self.count:
             raise ValueError(f"the state is of an order of {state['count']} items; here are {self.count}")
         self.seed, self.shuffle = state["seed"], state["shuffle"]
