@@ -18,26 +18,26 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightlyfs.announcing import Announced, ahead
     from lightlyfs.api.client import LightlyClient
     from lightlyfs.errors import LightlyFsError, SettingsError, StartError
-    from lightlyfs.library import Mounted, MountSettings, mount, open_cached
+    from lightlyfs.library import Announced, Mounted, MountSettings, ahead, mount, open_cached
     from lightlyfs.training.reading import batches
 
     __version__: str
 
 _HOMES = {
-    "Announced": "lightlyfs.announcing",
+    "Announced": "lightlyfs.library",
     "LightlyClient": "lightlyfs.api.client",
     "LightlyFsError": "lightlyfs.errors",
     "MountSettings": "lightlyfs.library",
     "Mounted": "lightlyfs.library",
     "SettingsError": "lightlyfs.errors",
     "StartError": "lightlyfs.errors",
-    "ahead": "lightlyfs.announcing",
+    "ahead": "lightlyfs.library",
     "batches": "lightlyfs.training.reading",
     "mount": "lightlyfs.library",
     "open_cached": "lightlyfs.library",
@@ -73,4 +73,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    imported = [name for name, value in globals().items() if isinstance(value, ModuleType)]
+    return sorted({*__all__, *imported})

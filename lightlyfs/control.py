@@ -1,7 +1,8 @@
 """The control channel of a running mount: lines of JSON over a Unix socket, and descriptors with them.
 
 A command is one line each way. A session goes on for as long as both sides like: `warm` tells how far it is,
-and `open_cached` asks for one file after another.
+and `open_cached` asks for one file after another. The server side runs in the mount; `asked` and the other
+functions are for commands and programs, which print what they like of an answer.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightlyfs.errors import LightlyFsError, StartError
+from lightlyfs.places import socket_of
 
 log = logging.getLogger(__name__)
 
@@ -359,3 +362,44 @@ def process_state(pid: int) -> str:
     except OSError:
         return ""
     return told.rpartition(")")[2].split()[0]
+
+
+# looking up a million files takes the mount a minute before it says a word
+_ANSWER_WAIT_S = 600.0
+_NAMES_AT_ONCE = 100
+
+
+def session(
+    mountpoint: Path, begin: Mapping[str, Any], names: Iterable[str], *, timeout_s: float = _ANSWER_WAIT_S
+) -> Generator[dict[str, Any], None, None]:
+    """Begin something with `begin` and the names it is for; each message that the mount answers.
+
+    The caller stops at the last one it waits for. Raises StartError where the mount refuses or ends.
+    """
+    channel = dial(socket_of(mountpoint), timeout_s=timeout_s)
+    if channel is None:
+        raise StartError(f"the mount on {mountpoint} does not answer")
+    try:
+        with suppress(BrokenPipeError):  # it has refused already, and says why
+            channel.send(begin)
+            for batch in _batches(names):
+                channel.send({"names": batch})
+        while True:
+            message = channel.receive()
+            if message is None:
+                raise StartError(f"the mount on {mountpoint} ended before all was done; run it again")
+            if not message["ok"]:
+                raise StartError(str(message["error"]))
+            yield message
+    except OSError as error:
+        raise StartError(f"the mount on {mountpoint} hung up: {error}") from None
+    finally:
+        channel.close()
+
+
+def _batches(names: Iterable[str]) -> Iterator[list[str]]:
+    """The names in messages of some each, and an empty one at the end."""
+    left = iter(names)
+    while batch := list(islice(left, _NAMES_AT_ONCE)):
+        yield batch
+    yield []

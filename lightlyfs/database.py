@@ -21,7 +21,7 @@ import stat
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -37,6 +37,12 @@ BUSY_S = 1.0
 # the main file comes last: while it is at its path, the others are what belongs to it
 _SUFFIXES = ("-shm", "-wal", "")
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+# SQLite reports an unknown schema format with this text and the generic code SQLITE_ERROR
+_ODD_HEADER = "unsupported file format"
+
+
+# https://www.sqlite.org/fileformat2.html#the_database_header: bytes 18 and 19 are the versions of the format
+_HEADER_BYTES = 100
 
 
 class Damaged(sqlite3.DatabaseError):
@@ -210,7 +216,18 @@ def is_damage(error: BaseException | None) -> bool:
     if code is None:
         # text that is none is found by the module, not by SQLite
         return isinstance(error, Damaged) or str(error).startswith("Could not decode")
-    return code & 0xFF in _DAMAGE
+    return code & 0xFF in _DAMAGE or str(error) == _ODD_HEADER
+
+
+def check_header(path: Path) -> None:
+    """Raise Damaged if the format versions in the header would make SQLite open the file read-only.
+
+    Call it before the database is opened: closing the file drops the locks that this process has on it.
+    """
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        head = file.read(_HEADER_BYTES)
+        if len(head) == _HEADER_BYTES and not set(head[18:20]) <= {1, 2}:
+            raise Damaged("its header asks for a later SQLite")
 
 
 @contextmanager

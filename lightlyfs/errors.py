@@ -364,3 +364,11 @@ def errno_of(error: BaseException) -> tuple[int, int]:
 def has_row(kind: type[BaseException]) -> bool:
     """Return whether a class has a row of its own."""
     return kind in _TABLE
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return "1 file", "2 files", "3,000 directories"; the plural where it does not only add an s."""
+    if number == 1:
+        return f"1 {noun}"
+    made = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{number:,} {plural or made}"

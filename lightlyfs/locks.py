@@ -78,7 +78,7 @@ class SharedLocks:
         self._looked_at = float("-inf")
 
     @classmethod
-    def of_nobody_else(cls) -> SharedLocks:
+    def unshared(cls) -> SharedLocks:
         """Return the locks of what no other process can reach."""
         locks = cls(None)
         locks.join()

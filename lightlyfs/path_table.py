@@ -24,14 +24,14 @@ class PathTable(Generic[T]):
 
     def put(self, path: str, value: T, time: int = 0) -> None:
         """Put a value at a path, in place of one that is there."""
-        self.remove(path)
+        is_new = path not in self.by_path
         directory, _, name = path.rpartition("/")
         self.by_path[path] = self._within.setdefault(directory, {})[name] = value
         for above in _above(path):
             if above not in self._count:
                 parent, _, name = above.rpartition("/")
                 self._children.setdefault(parent, set()).add(name)
-            self._count[above] = self._count.get(above, 0) + 1
+            self._count[above] = self._count.get(above, 0) + is_new
             self._newest[above] = max(self._newest.get(above, 0), time)
 
     def remove(self, path: str) -> bool:

@@ -27,7 +27,7 @@ import platformdirs
 
 from lightlyfs.errors import SettingsError
 from lightlyfs.locks import SharedLocks, open_lock
-from lightlyfs.mountinfo import MountEntry, our_mounts, remote_kind
+from lightlyfs.mountpoints import MountEntry, our_mounts, remote_kind
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lightlyfs.errors import SettingsError
-from lightlyfs.shown_rules import ShownRules, parse_patterns
-from lightlyfs.upload_rules import UploadRules, parse_upload
+from lightlyfs.memory import LEAST_TARGET_BYTES, MemoryTarget, default_target_bytes
+from lightlyfs.name_rules import ShownRules, UploadRules, parse_patterns, parse_upload
 
 DEFAULT_SERVER = "https://api.lightly.ai"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -71,6 +71,7 @@ class Settings:
     jobs: int
     read_ahead: str
     read_ahead_limit_bytes: int | None
+    memory_target_bytes: int | None
     page_size: int
     read_only: bool
     tag: str | None
@@ -101,6 +102,11 @@ class Settings:
     def shown(self) -> ShownRules:
         """Which samples are shown."""
         return ShownRules(self.include or (), self.exclude or ())
+
+    @property
+    def memory(self) -> MemoryTarget:
+        """The memory to keep to."""
+        return MemoryTarget(self.memory_target_bytes or default_target_bytes())
 
 
 def parse_switch(text: str) -> bool:
@@ -153,6 +159,14 @@ class Share(float):
         return int(self * found.f_blocks * found.f_frsize)
 
 
+def parse_memory(text: str) -> int:
+    """Bytes of memory, enough for a mount."""
+    found = parse_bytes(text)
+    if found < LEAST_TARGET_BYTES:
+        raise ValueError(f"expected at least {LEAST_TARGET_BYTES >> 20}M")
+    return found
+
+
 def parse_count(text: str) -> int:
     """A whole number from 1 on."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
@@ -188,7 +202,10 @@ def _number_of(text: str, kind: str, by_name: Callable[[str], int]) -> int:
 
 def parse_networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
     """Networks such as 10.0.0.0/8, with commas or blanks between them."""
-    return tuple(ipaddress.ip_network(word, strict=False) for word in text.replace(",", " ").split())
+    try:
+        return tuple(ipaddress.ip_network(word, strict=False) for word in text.replace(",", " ").split())
+    except ValueError:
+        raise ValueError("expected networks such as 10.0.0.0/8") from None
 
 
 def parse_umask(text: str) -> int:
@@ -272,6 +289,12 @@ SETTINGS: tuple[Setting, ...] = (
         None,
         "Most bytes that are fetched ahead and not read yet [a quarter of the cache, at most 256M].",
         parse_bytes,
+    ),
+    Setting(
+        "memory_target",
+        None,
+        "Memory to keep to, as 256M [half of what the machine or the container has, at most 1G].",
+        parse_memory,
     ),
     Setting("page_size", "5000", "Samples asked for at once while listing.", parse_count),
     Setting("read_only", "off", "Refuse every change.", parse_switch),
@@ -359,6 +382,7 @@ _FIELD_OF = {
     "metadata_ttl": "metadata_ttl_s",
     "cache_size": "cache_size_bytes",
     "read_ahead_limit": "read_ahead_limit_bytes",
+    "memory_target": "memory_target_bytes",
 }
 
 

@@ -14,7 +14,7 @@ from lightlyfs.api.contract import BodyMemory, BodySink, Request, Response
 from lightlyfs.api.retry import Retrier
 from lightlyfs.blocks import ContentId
 from lightlyfs.cache.block_cache import BlockCache
-from lightlyfs.cache.budget import CacheConfig
+from lightlyfs.cache.block_files import CacheConfig
 from lightlyfs.cache.fetch_once import FetchOnce
 from lightlyfs.errors import ShortBody
 from lightlyfs.fetch.fetcher import FetchConfig, Fetcher
@@ -187,6 +187,11 @@ def short_ranges(data: bytes, start: int, end: int) -> Answer:
     return honest(data, start, min(end, start + 3 * MIB // 2))
 
 
+def tiny_ranges(data: bytes, start: int, end: int) -> Answer:
+    """Less than a block at a time."""
+    return honest(data, start, min(end, start + 50_000))
+
+
 def gzipped(data: bytes, start: int, end: int) -> Answer:
     """Compressed though nobody asked for it."""
     return 200, {"content-encoding": "gzip"}, gzip.compress(data, 1)
@@ -221,6 +226,7 @@ STYLES = [
     without_range,
     multipart,
     short_ranges,
+    tiny_ranges,
     gzipped,
     gzipped_members,
     gzipped_part,

@@ -33,6 +33,7 @@ if [ "${1:-}" = --desktop ]; then
     [ -x /usr/lib/*/tumbler-1/tumblerd ] 2>/dev/null || need="$need tumbler"
     command_or pcmanfm pcmanfm
     command_or nautilus nautilus
+    command_or xterm xterm
     command_or Xvfb xvfb
     command_or xwd x11-apps
     command_or convert imagemagick

@@ -19,11 +19,11 @@ from typing import Any, Protocol
 
 import pytest
 
-from lightlyfs import app
+from lightlyfs import app, mountpoints
 from lightlyfs.cli.group import run
 from lightlyfs.errors import StartError, errno_of
 from lightlyfs.fs.attributes import Attr
-from lightlyfs.kernel import binding, mountpoints
+from lightlyfs.kernel import binding
 from lightlyfs.settings import read_secrets, resolve
 from lightlyfs.testing import LocalServer
 
@@ -98,6 +98,9 @@ class InProcessFile:
 
     def truncate(self, size: int) -> None:
         self._call(self._fs.truncate, None, self._handle, size)
+
+    def flush(self) -> None:
+        self._call(self._fs.flush, self._handle)
 
     def close(self) -> None:
         if not self._closed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
@@ -18,8 +19,7 @@ from lightlyfs import errors
 from lightlyfs.api.contract import ERROR_BODY_BYTES, Request, Response, Timeouts, Transport, wire_url
 from lightlyfs.api.models import parse, shown
 from lightlyfs.api.redaction import conceal
-from lightlyfs.api.retry import Failure, Retrier, RetryPolicy
-from lightlyfs.api.status import raise_for_status
+from lightlyfs.api.retry import Failure, Retrier, RetryPolicy, raise_for_status
 
 Query = Sequence[tuple[str, str | int | bool]]
 MayRetry = Callable[[Failure], bool]
@@ -153,10 +153,6 @@ class Caller:
         request = msgspec.structs.replace(request, max_body_bytes=ERROR_BODY_BYTES)
         return Attempt(call.operation, request, outcome)
 
-    def may_ask(self, *, urgent: bool) -> bool:
-        """Whether the server asks for no pause and, unless it is urgent, answered the last request."""
-        return self._retrier.may_ask(urgent=urgent)
-
     def _once_or_renewed(self, call: Call, deadline_s: float) -> Response:
         credentials = self._credentials.resolved()
         for _ in range(_RENEWALS):
@@ -194,8 +190,9 @@ class Caller:
         if call.redirect and answer.status in _REDIRECTS:
             return answer
         what = f"{call.operation} {call.path}"
-        reads = call.method == "GET"
-        raise_for_status(answer, what=what, reads=reads, secrets=credentials.secrets())
+        if not 200 <= answer.status < 300:
+            reads = call.method == "GET"
+            raise_for_status(answer, what=what, reads=reads, secrets=credentials.secrets())
         if answer.headers.get("content-type", "").lower().startswith("text/html"):
             # a sign-in page, or a proxy's notice; the API itself sends none, and may be behind it soon
             raise errors.ServerFault(f"{what}: a web page instead of an answer", status=answer.status)
@@ -228,7 +225,13 @@ def _encoded(pairs: Query) -> str:
     if not pairs:
         return ""
     # Booleans go as True and False, blanks as %20, `/` as it is: as the official client sends them.
-    return "?" + "&".join(f"{name}={quote(str(value), errors='surrogatepass')}" for name, value in pairs)
+    return "?" + "&".join(f"{name}={_quoted(str(value))}" for name, value in pairs)
+
+
+# requests for read URLs repeat the same values
+@lru_cache(64)
+def _quoted(text: str) -> str:
+    return quote(text, errors="surrogatepass")
 
 
 def address_in(body: bytes, where: str) -> str:

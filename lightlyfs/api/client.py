@@ -6,6 +6,7 @@ Knows paths, parameters and models; how a call travels is `calls`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Literal, Protocol, TypeVar
 from urllib.parse import quote, urljoin
 
@@ -181,10 +182,6 @@ class LightlyClient:
         if redirect:
             return self._caller.attempt(*self._redirect_url_call(dataset_id, sample_id, "full"))
         return self._caller.attempt(*_read_url_call(dataset_id, sample_id, "full"))
-
-    def may_ask(self, *, urgent: bool) -> bool:
-        """Whether the API asks for no pause and, unless it is urgent, answered the last request."""
-        return self._caller.may_ask(urgent=urgent)
 
     def _redirect_url_call(
         self, dataset_id: str, sample_id: str, kind: Kind
@@ -408,6 +405,7 @@ def _read_url_call(dataset_id: str, sample_id: str, kind: Kind) -> tuple[Call, C
     return call, lambda answer: address_in(answer.body, where)
 
 
+@lru_cache(64)
 def _samples(dataset_id: str) -> str:
     return f"{_dataset(dataset_id)}/samples"
 

@@ -16,8 +16,7 @@ import pycurl
 
 from lightlyfs import errors
 from lightlyfs.api import network
-from lightlyfs.api.addresses import AddressGuard
-from lightlyfs.api.certificates import untrusted_text
+from lightlyfs.api.addresses import AddressGuard, untrusted_text
 from lightlyfs.api.contract import (
     BodyFile,
     BodyMemory,
@@ -387,13 +386,13 @@ class _Exchange:
             FORK_GATE.__exit__()
 
     def _on_header(self, line: bytes) -> int:
-        self._end_handshake()  # what comes with the first answer belongs to it
         self._watch.progress()
-        self._watch.answered()
-        text = line.decode("latin-1").rstrip("\r\n")
         if self.sink.started:
             return len(line)  # a trailer of a chunked body
+        text = line.decode("latin-1").rstrip("\r\n")
         if text[:5] == "HTTP/":
+            self._end_handshake()  # what comes with the first answer belongs to it
+            self._watch.answered()
             self._headers = {}
             self._status = int(text.split(None, 2)[1])
         elif text:
@@ -417,7 +416,7 @@ class _Exchange:
             self._moved = (down, up)
             self._watch.progress()
         try:
-            self._failure = self._watch.failure()
+            self._failure = self._watch.failure_now_and_then()
         except BaseException as exc:
             self._failure = exc  # the caller's `cancelled`, or Ctrl-C: it arrives in a callback
         return 0 if self._failure is None else 1

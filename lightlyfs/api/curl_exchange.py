@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import pycurl
@@ -163,17 +162,11 @@ def _parsed(lines: list[bytes]) -> tuple[int, dict[str, str]]:
     """The status and the headers, with lower-case names, of the last answer that begins in these lines."""
     status = 0
     headers: dict[str, str] = {}
-    for line in lines:
-        if line[:5] == b"HTTP/":
+    for line in b"".join(lines).decode("latin-1").split("\n"):
+        name, colon, value = line.partition(":")
+        if line[:5] == "HTTP/":
             status, headers = int(line.split(None, 2)[1]), {}
-            continue
-        raw, colon, rest = line.partition(b":")
-        if colon:
-            name, value = _header_name(raw), rest.strip().decode("latin-1")
+        elif colon:
+            name, value = name.strip().lower(), value.strip()
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return status, headers
-
-
-@lru_cache(1_024)
-def _header_name(raw: bytes) -> str:
-    return raw.decode("latin-1").strip().lower()

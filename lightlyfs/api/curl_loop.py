@@ -401,9 +401,8 @@ class CurlLoop:
         with FORK_GATE:
             for multi in list(self._retired):
                 if multi in used:
-                    multi.socket_action(
-                        pycurl.SOCKET_TIMEOUT, 0
-                    )  # the loop has a timer for the current one alone
+                    # the loop keeps a timer for the current one only
+                    multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
                 else:
                     self._retired.remove(multi)
                     self._answers.pop(multi, None)

@@ -296,6 +296,8 @@ M = TypeVar("M", bound=Struct)
 
 _OID = re.compile(r"[a-f0-9]{24}")
 _OIDS = re.compile(r"(?:[a-f0-9]{24}\n)*")
+# the end of a list may hold no record; a long page without one is another document
+_FEW_ROWS = 20
 _NO_FACTS = _ListedFacts()
 _ROWS = msgspec.json.Decoder(list[_ListedRow])
 
@@ -309,7 +311,7 @@ def decode_listing(body: bytes, where: str = "samples") -> list[ListedSample]:
     """Return the rows of one listing page. API: GET /v1/datasets/{id}/samples and .../samples/partial.
 
     Builds none of the objects the catalogue does not keep. A row that is no record keeps its place, for pages
-    are counted. Raises `errors.MalformedAnswer` where the answer is no list.
+    are counted. Raises `errors.MalformedAnswer` where the answer is no list, or many rows without a record.
     """
     try:
         rows = _ROWS.decode(body)
@@ -329,7 +331,7 @@ def decode_listing(body: bytes, where: str = "samples") -> list[ListedSample]:
                 for row in rows
             ]
         found = [_listed(row) for row in rows]
-    if found and not any(row.id for row in found):
+    if len(found) > _FEW_ROWS and not any(row.id for row in found):
         raise errors.MalformedAnswer(f"{where}: no row is a record: {found[0].file_name}")
     return found
 

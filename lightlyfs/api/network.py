@@ -33,7 +33,7 @@ KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S = 10, 3
 # a clock that counts sleep is ahead by so much after one that is worth the name
 _SLEPT_S = 3.0
 # looking costs three microseconds
-_LOOK_EVERY_S = 0.01
+_CLOCK_EVERY_S = 0.01
 
 # linux/netlink.h, linux/rtnetlink.h
 _GROUPS = 0x10 | 0x40 | 0x100 | 0x400  # addresses and routes, IPv4 and IPv6
@@ -62,7 +62,7 @@ class Network:
     def look(self) -> int:
         """Notice a change that the kernel knows of; the generation that counts now."""
         now = self._clock()
-        if now - self._looked_at < _LOOK_EVERY_S:
+        if now - self._looked_at < _CLOCK_EVERY_S:
             return self.generation
         self._looked_at = now
         ahead_s = _sleep_clock() - now

@@ -34,8 +34,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from lightlyfs import errors
 from lightlyfs.api import network
-from lightlyfs.api.addresses import AddressGuard
-from lightlyfs.api.certificates import untrusted_text
+from lightlyfs.api.addresses import AddressGuard, untrusted_text
 from lightlyfs.api.contract import (
     BodyFile,
     BodySink,

@@ -17,6 +17,8 @@ from lightlyfs.api.redaction import shown_url
 
 # How long a wait for the network may last before `check` is asked again.
 SLICE_S = 0.25
+# libcurl calls back with every few bytes; checking this often is enough
+_LOOK_EVERY_S = 0.05
 
 
 class Silent(errors.TimedOut):
@@ -40,6 +42,7 @@ class Watch:
         "_kept",
         "_last_byte_s",
         "_limits",
+        "_look_at_s",
         "_may_repeat",
         "_method",
         "_network",
@@ -60,6 +63,7 @@ class Watch:
         self._clock = clock
         self._closed = closed
         self._started_s = self._last_byte_s = self._sent_s = clock()
+        self._look_at_s = 0.0
         self._network = network
         self._host = urlsplit(request.url).netloc
         self._is_slow = request.slow
@@ -106,6 +110,14 @@ class Watch:
         failure = self.failure()
         if failure is not None:
             raise failure
+
+    def failure_now_and_then(self) -> errors.RequestError | None:
+        """Return what `failure` does, or None if it was checked less than 50 ms ago."""
+        now = self._clock()
+        if now < self._look_at_s:
+            return None
+        self._look_at_s = now + _LOOK_EVERY_S
+        return self.failure()
 
     def failure(self) -> errors.RequestError | None:
         """Return why this send should end, None while it may go on."""

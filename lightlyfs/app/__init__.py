@@ -8,8 +8,8 @@ from lightlyfs.app.dataset import Dataset, list_once, open_place, open_spool
 from lightlyfs.app.exported_index import export_index, import_for_later
 from lightlyfs.app.kernel_interface import fit_descriptors
 from lightlyfs.app.metrics import serve_metrics, status_of
-from lightlyfs.app.staged import OwedFile, discard_owed, owed_files
-from lightlyfs.fetch.epoch_fetcher import Announcement
+from lightlyfs.app.uploading import OwedFile, discard_owed, owed_files
+from lightlyfs.fetch.prefetcher import Announcement
 
 __all__ = [
     "Announcement",

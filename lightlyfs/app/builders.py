@@ -23,20 +23,19 @@ from lightlyfs.catalog.sample_catalog import Catalog
 from lightlyfs.desktop.prefill import WORKERS, ThumbnailPrefill, thumbnail_cache
 from lightlyfs.desktop.thumbnails import PictureStore, Thumbnails
 from lightlyfs.errors import NotFound
-from lightlyfs.fetch.epoch_fetcher import Ended
-from lightlyfs.fetch.first_try import FirstTry
+from lightlyfs.fetch.fetcher import FirstTry
+from lightlyfs.fetch.prefetcher import Ended
 from lightlyfs.fetch.reader import Reader
-from lightlyfs.fetch.url_store import UrlStore
-from lightlyfs.fetch.urls import ReadUrls
+from lightlyfs.fetch.urls import ReadUrls, UrlStore
 from lightlyfs.fs.attributes import SetTimes
-from lightlyfs.fs.part import Part
+from lightlyfs.fs.namespace import Part
 from lightlyfs.fs.patience import Patience
 from lightlyfs.fs.samples import content_of
 from lightlyfs.fs.views import Views
+from lightlyfs.name_rules import ShownRules
 from lightlyfs.places import DatasetPlace
 from lightlyfs.settings import Settings
-from lightlyfs.shown_rules import ShownRules
-from lightlyfs.staging.facts_process import FactsPool
+from lightlyfs.staging.image_facts import FactsPool
 
 # samples looked up at once
 _PAGE = 128
@@ -244,7 +243,7 @@ class UrlParts:
                 self._loop,
                 self.urls,
                 partial(self._client.read_url_attempt, dataset_id, redirect=self._redirect),
-                self._client,
+                self._client.retrier,
                 storage,
                 connections.requests,
                 _FIRST_TRY,

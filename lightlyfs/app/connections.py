@@ -13,11 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightlyfs.api.addresses import AddressGuard, Proxies
+from lightlyfs.api.addresses import AddressGuard, Proxies, trust_of
 from lightlyfs.api.calls import Credentials, TokenSource
-from lightlyfs.api.certificates import trust_of
 from lightlyfs.api.client import LightlyClient
-from lightlyfs.api.contract import Request, Response, Transport, TransportConfig
+from lightlyfs.api.contract import BodyMemory, Request, Response, Transport, TransportConfig
 from lightlyfs.api.network import Network
 from lightlyfs.api.retry import Retrier, RetryPolicy
 from lightlyfs.errors import RequestError, Retryable, SettingsError, Unauthorized
@@ -85,6 +84,7 @@ def connect(
         ca_bundle=trust_of(environ, settings.ca_certs).bundle,
         proxies=Proxies.from_environ(environ),
         network=Network(),
+        memory=BodyMemory(settings.memory.share(2, 128 << 20)),
     )
     guard = AddressGuard(settings.server, settings.allow_private_storage)
     guarded = replace(config, guard=guard)
@@ -182,9 +182,13 @@ def _credentials(secrets: Secrets, token: str | TokenSource | None) -> Credentia
     return Credentials(token=token, bearer=secrets.bearer, public_token=secrets.public_token)
 
 
+# one odd answer is not the truth, and a wrong token is to be told at once
+QUICK_DOUBT_S = 0.5
+
+
 def quick_policy() -> RetryPolicy:
     """Return the policy of the checks at start: a user is waiting, and can repeat a failed command."""
-    return RetryPolicy(attempts=3, budget_s=10.0, doubt_s=0.0)
+    return RetryPolicy(attempts=3, budget_s=10.0, doubt_s=QUICK_DOUBT_S)
 
 
 # counting requests, for `status` and for metrics

@@ -25,8 +25,7 @@ from lightlyfs.app.sharing import DirectoryWatch, listing_turn, opening, renewin
 from lightlyfs.app.uploading import Uploads
 from lightlyfs.blocks import BLOCK_BYTES, NO_OBJECT
 from lightlyfs.cache.block_cache import BlockCache
-from lightlyfs.cache.block_files import shed
-from lightlyfs.cache.budget import CacheConfig, bytes_beside, default_budget
+from lightlyfs.cache.block_files import CacheConfig, bytes_beside, default_budget, shed
 from lightlyfs.cache.fetch_once import FetchOnce
 from lightlyfs.catalog.entries import Changes, SampleEntry
 from lightlyfs.catalog.freshness import Freshness, FreshnessConfig
@@ -45,22 +44,19 @@ from lightlyfs.errors import (
     StartError,
     TooManyWaiting,
 )
-from lightlyfs.fetch.epoch_fetcher import Announcement, Ended, EpochFetcher
 from lightlyfs.fetch.fetcher import FetchConfig, Fetcher
-from lightlyfs.fetch.prefetcher import PrefetchStats
+from lightlyfs.fetch.prefetcher import Announcement, Ended, EpochFetcher, PrefetchStats
 from lightlyfs.fetch.reader import Reader
 from lightlyfs.fs.attributes import SetTimes
-from lightlyfs.fs.cached_files import CachedFiles
+from lightlyfs.fs.direct_reads import CachedFiles, PathReads
 from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.fs.namespace import Namespace
-from lightlyfs.fs.path_reads import PathReads
 from lightlyfs.fs.patience import Patience
 from lightlyfs.fs.samples import FilesBelow, Samples, known_content
-from lightlyfs.fs.views import Views, ViewSources
+from lightlyfs.fs.views import ExtendedAttributes, Views, ViewSources
 from lightlyfs.fs.warming import Warming, WarmingParts
-from lightlyfs.fs.xattrs import ExtendedAttributes
 from lightlyfs.settings import Settings
-from lightlyfs.staging.facts_process import FactsPool
+from lightlyfs.staging.image_facts import FactsPool
 from lightlyfs.staging.local_files import LocalFile
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lightlyfs.fs.handles import Callers, ProcessWatch
-from lightlyfs.fs.part import Part
+from lightlyfs.fs.namespace import Part
 from lightlyfs.settings import Settings
 
 # a cached file that is kept open costs 1 KB of memory, and saves a tenth of a millisecond when it is read

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightlyfs import places
 from lightlyfs.app.connections import LATENCY_BUCKETS_S
 from lightlyfs.app.uploading import uploads_status
-from lightlyfs.cache.budget import bytes_beside
+from lightlyfs.cache.block_files import bytes_beside
 from lightlyfs.errors import StartError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from lightlyfs import places
 from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.models import DatasetRecord
 from lightlyfs.api.retry import RetryPolicy
-from lightlyfs.app.connections import quick_policy
+from lightlyfs.app.connections import QUICK_DOUBT_S, quick_policy
 from lightlyfs.errors import (
     Forbidden,
     LightlyFsError,
@@ -73,7 +73,9 @@ def find_dataset(
         assert stored is not None
         return FoundDataset(stored, wanted)
     policy = (
-        RetryPolicy(attempts=1, budget_s=_STORED_WAIT_S, doubt_s=0.0) if has_catalogue else quick_policy()
+        RetryPolicy(attempts=1, budget_s=_STORED_WAIT_S, doubt_s=QUICK_DOUBT_S)
+        if has_catalogue
+        else quick_policy()
     )
     try:
         found = _ask(client, wanted, policy)
@@ -95,7 +97,7 @@ def known_names(settings: Settings, secrets: Secrets) -> list[str]:
 def list_datasets(client: LightlyClient, settings: Settings) -> list[DatasetRecord]:
     """Return every dataset that the token may see; StartError says in one line why that cannot be said."""
     try:
-        return client.list_datasets(policy=quick_policy())
+        return _twice_if_empty(lambda: client.list_datasets(policy=quick_policy()))
     except LightlyFsError as error:
         raise _start_error(error, settings, "") from error
 
@@ -108,7 +110,7 @@ def _ask(client: LightlyClient, wanted: str, policy: RetryPolicy) -> FoundDatase
         except NotFound as error:
             if error.status != 404:
                 raise
-    found = client.find_datasets(wanted, policy=policy)
+    found = _twice_if_empty(lambda: client.find_datasets(wanted, policy=policy))
     if len(found) > 1:
         ids = ", ".join(dataset.id for dataset in found)
         raise StartError(f"{len(found)} datasets are called {wanted!r}; mount one by its id: {ids}")
@@ -119,6 +121,11 @@ def _ask(client: LightlyClient, wanted: str, policy: RetryPolicy) -> FoundDatase
             "that can"
         )
     return _found(found[0])
+
+
+def _twice_if_empty(ask: Callable[[], list[DatasetRecord]]) -> list[DatasetRecord]:
+    """One empty list is doubted, as one refusal is."""
+    return ask() or ask()
 
 
 def _found(dataset: DatasetRecord) -> FoundDataset:

@@ -30,9 +30,8 @@ from pathlib import Path
 
 from lightlyfs import database
 from lightlyfs.blocks import BLOCK_BYTES, ContentId, Span, block_count, block_length, block_of, span_of
-from lightlyfs.cache.block_files import BlockFiles, CachedFile
+from lightlyfs.cache.block_files import BlockFiles, CacheConfig, CachedFile, CacheStats, Room
 from lightlyfs.cache.block_index import BlockIndex
-from lightlyfs.cache.budget import CacheConfig, CacheStats, Room
 from lightlyfs.locks import OPENING, OPENING_PATIENCE_S, SharedLocks, Stripe
 
 log = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ class BlockCache:
         sqlite3.DatabaseError: the index is damaged, and another process uses it.
         """
         self._config = config
-        self._locks = locks or SharedLocks.of_nobody_else()
+        self._locks = locks or SharedLocks.unshared()
         self._files = BlockFiles(directory / "blocks")
         self._index = BlockIndex(directory / "blocks.db", alone=self._locks.alone)
         self._overflow = Overflow()
@@ -185,10 +184,7 @@ class BlockCache:
             self._relieve_disk(key)
             return
         self._record(key, file, block, data)
-        if not self._is_used:
-            self._note_use()
-        if self.room.is_over:
-            self._make_room(keep=key)
+        self._note_grown(key)
 
     def hold(self, content: ContentId, body: bytes) -> None:
         """Keep a whole content in memory, to be read at once, until `write_whole` has it on the disk."""
@@ -223,10 +219,23 @@ class BlockCache:
             return  # it is in memory for a while
         for block in checksums:
             self._overflow.discard(key, block)
-        if not self._is_used:
-            self._note_use()
-        if self.room.is_over:
-            self._make_room(keep=key)
+        self._note_grown(key)
+
+    def adopt(self, content: ContentId, source: Path, checksums: Collection[int]) -> bool:
+        """Keep a whole content as a hard link to a file that no longer changes; return False on failure."""
+        key = content.key()
+        if not self.room.may_grow(content.size):
+            return False
+        self._renew_now_and_then()
+        try:
+            with self._lock_of(key):
+                self._files.link(key, source)
+                for block, checksum in enumerate(checksums):
+                    self._index.add(key, block, checksum, block_length(block, content.size))
+        except (OSError, sqlite3.Error):
+            return False
+        self._note_grown(key)
+        return True
 
     def let_go(self, content: ContentId) -> None:
         """Close the file of a content that is not about to be read."""
@@ -483,6 +492,12 @@ class BlockCache:
             self._count_error(error)
 
     # room
+
+    def _note_grown(self, key: str) -> None:
+        if not self._is_used:
+            self._note_use()
+        if self.room.is_over:
+            self._make_room(keep=key)
 
     def _make_room(self, keep: str) -> None:
         with self._lock:

@@ -69,7 +69,7 @@ class FetchOnce:
     @classmethod
     def alone(cls, cache: BlockCache) -> FetchOnce:
         """For a cache that no other process uses."""
-        locks = SharedLocks.of_nobody_else()
+        locks = SharedLocks.unshared()
         return cls(cache, locks, publish_facts=lambda _: None, cancelled=lambda: False)
 
     def start(self) -> None:

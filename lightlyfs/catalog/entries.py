@@ -90,6 +90,13 @@ class Facts(NamedTuple):
             return entry.size_hint in (None, self.size)
         return self.of == (entry.mtime, entry.size_hint)
 
+    def applied_to(self, entry: SampleEntry) -> SampleEntry:
+        """Return the sample with these facts; unchanged where it is not what storage was asked about."""
+        if not self.hold_for(entry):
+            return entry
+        sure = self.certain
+        return entry._replace(size=self.size, etag=self.etag, verified=sure, stands=sure)
+
 
 def true_name(path: str, entry: SampleEntry) -> str:
     """Return the sample's name on the server, which its path may spell differently."""

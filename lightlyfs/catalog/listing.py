@@ -339,6 +339,7 @@ class Lister:
         """
         tail = b""
         rows_listed = left_out = 0
+        has_records = False
         # what the record says, less what was missing before
         expected = max(0, record.samples - int(self._store.get_meta("missing") or 0))
 
@@ -346,17 +347,20 @@ class Lister:
             self._writer = writer
 
             def take(rows: Sequence[Row]) -> None:
-                nonlocal tail, rows_listed, left_out
+                nonlocal tail, rows_listed, left_out, has_records
                 kept = self._remote.kept(rows)
                 writer.add(kept)
                 tail = rows[-1].id
                 rows_listed += len(rows)
                 left_out += len(rows) - len(kept)
+                has_records = has_records or any(row.id for row in rows)
                 on_progress(ListingProgress(rows_listed, record.samples))
 
             on_progress(ListingProgress(0, record.samples))
             try:
                 self._pager().read_all(expected, take)
+                if rows_listed and not has_records:
+                    raise MalformedAnswer("no row of the list is a record of a sample")
                 after = self._remote.dataset()
                 distinct = left_out + writer.count()
                 # an end that comes early was looked at for some seconds; rows that came twice were not

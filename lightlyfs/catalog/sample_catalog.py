@@ -32,10 +32,9 @@ from lightlyfs.catalog.entries import (
     entry_of,
     true_name,
 )
-from lightlyfs.catalog.facts import Reported
 from lightlyfs.catalog.freshness import FreshnessConfig
+from lightlyfs.catalog.known import RecentLookups, Reported
 from lightlyfs.catalog.names import join_name
-from lightlyfs.catalog.recent_lookups import RecentLookups
 from lightlyfs.catalog.refresher import Refresher
 from lightlyfs.catalog.remote import DatasetState, Remote, stored_dataset
 from lightlyfs.catalog.store import CatalogStore
@@ -50,7 +49,6 @@ _POLL_S = 0.2
 _WRONG_HINTS = "wrong_hints"
 # as long as the kernel keeps names that are not there
 _ANSWER_TTL_S = 2.0
-_MAX_READ_ROWS = 1_024
 # before every sample: the inode numbers of directories are positive
 _START: Place = (0, "")
 
@@ -118,20 +116,16 @@ class Catalog:
         self.refresher = refresher
         self._ask_always = config.ttl_s == 0
         self._lock = threading.Lock()
-        self._reported = Reported(store, on_written=self._facts_written)
+        self._reported = Reported(store, on_written=lambda facts: self._recent.written(facts))
         # guarded by _lock: what the API said, or is being asked, of single names
         self._answers: TTLCache[str, Future[list[Row]]] = TTLCache(10_000, _ANSWER_TTL_S, timer=clock)
         # whether storage ever had another size than a listing said
         self.hints_are_wrong = store.get_meta(_WRONG_HINTS) is not None
-        self._looked_at = -1  # the version at the last census; used by the flusher
+        self._looked_at = (-1, -1)  # what had changed at the last census; used by the flusher
         self._generation = 0
         # a number that changes whenever a size that was shown may be outdated
         self.sizes_moved = 0
         self._recent = RecentLookups(store)
-        # rows that were read a moment ago, by inode number, with the version of all rows then: storage is
-        # being asked about most of these samples; single operations on it are atomic
-        self._read_rows: dict[int, tuple[int, SampleEntry]] = {}
-        self._rows_version = 0
         self._closing = threading.Event()
         self._due = threading.Event()  # the flusher has something to do
         self._flusher = threading.Thread(target=self._flush_loop, name="lightlyfs-facts", daemon=True)
@@ -195,7 +189,6 @@ class Catalog:
         with self._lock:
             self._generation += 1
             self.sizes_moved += 1
-            self._rows_version += 1
             self._recent.outdate()
         self._reported.note_listing(self._stored)
         self._due.set()
@@ -222,7 +215,7 @@ class Catalog:
         if not self.refresher.complete:
             return self._lookup_early(path, wait)
         self.refresher.touch()
-        if self._looked_at != self._recent.version and not self._due.is_set():
+        if self._looked_at != self._recent.state and not self._due.is_set():
             self._due.set()
         entry = self._shown_at(path)
         if self._ask_always and not self.refresher.stopped:
@@ -252,12 +245,10 @@ class Catalog:
 
         With a negative count those before it, the nearest first.
         """
-        directory = path.rpartition("/")[0]
-        prefix = directory + "/" if directory else ""
 
         def read() -> list[tuple[str, SampleEntry]]:
-            found = self._store.samples_after(path, count)
-            return [(prefix + entry.name, self._reported.apply(entry)) for entry in found]
+            found = self._recent.samples_after(path, count)
+            return [(name, self._reported.apply(entry)) for name, entry in found]
 
         return self._reported.consistent(read)
 
@@ -328,7 +319,7 @@ class Catalog:
         replaced = shown is not None and shown.etag not in (None, etag)
         resized = shown is None or shown.published_size != size
         facts = Facts(size, etag, certain=certain)
-        self._reported.put(ino, facts, found, replaced=replaced, resized=resized)
+        self._reported.put(ino, facts, found, resized=resized)
         if not self._due.is_set():
             self._due.set()
         if replaced or resized:
@@ -346,9 +337,12 @@ class Catalog:
         except sqlite3.Error as error:
             log.warning("the catalogue on disk cannot be written: %s", error)
 
-    def told(self, entry: SampleEntry) -> SampleEntry | None:
-        """Return what the store and this process now know of a sample; None if it is another one now."""
-        found, shown = self._reported.consistent(lambda: self._stored_and_shown(entry.ino, remember=True))
+    def told(self, entry: SampleEntry, *, by_others: bool = True) -> SampleEntry | None:
+        """Return what is now known of a sample; None if it is another one now.
+
+        Without `by_others`, facts that another process wrote may show with a delay of half a second.
+        """
+        found, shown = self._reported.consistent(lambda: self._stored_and_shown(entry.ino, reread=by_others))
         if found is None or (found.mtime, found.size_hint) != (entry.mtime, entry.size_hint):
             return None
         return shown
@@ -386,8 +380,8 @@ class Catalog:
             return
         if news is None:
             return
+        # rows may have gained facts even where nothing that is shown has changed
         with self._lock:
-            self._rows_version += 1
             self._recent.outdate()
         if news.resized:
             self._note_resized()
@@ -517,25 +511,16 @@ class Catalog:
         return directories, samples
 
     def _stored_and_shown(
-        self, ino: int, *, remember: bool = False
+        self, ino: int, *, reread: bool = False
     ) -> tuple[SampleEntry | None, SampleEntry | None]:
-        """Return the listed sample as the store has it, and as it is shown.
-
-        What was read to `remember` it is taken from memory by the next call.
-        """
-        version = self._rows_version  # before the store is read, so that what comes meanwhile outdates it
-        kept = self._read_rows.pop(ino, None)
-        found = kept[1] if kept is not None and kept[0] == version and not remember else self._stored(ino)
-        if remember and found is not None:
-            if len(self._read_rows) >= _MAX_READ_ROWS:
-                self._read_rows.clear()
-            self._read_rows[ino] = (version, found)
+        """Return the listed sample as the store has it, and as it is shown."""
+        found = self._stored(ino, reread=reread)
         return found, None if found is None else self._reported.apply(found)
 
-    def _stored(self, ino: int) -> SampleEntry | None:
+    def _stored(self, ino: int, *, reread: bool = False) -> SampleEntry | None:
         """Return the listed sample; None, too, where the disk fails."""
         try:
-            return self._store.sample(ino)
+            return self._recent.sample(ino, reread=reread)
         except sqlite3.Error as error:
             log.warning("the catalogue on disk cannot be read: %s", error)
             return None
@@ -545,12 +530,6 @@ class Catalog:
             self._generation += 1
             self.sizes_moved += 1
 
-    def _facts_written(self, inos: Iterable[int]) -> None:
-        for ino in inos:
-            self._read_rows.pop(ino, None)
-        with self._lock:
-            self._recent.outdate()
-
     def _flush_loop(self) -> None:
         while self._due.wait() and not self._closing.wait(_FLUSH_EVERY_S):
             self._due.clear()
@@ -558,15 +537,15 @@ class Catalog:
                 return  # its wake-up may be the one that was just cleared
             self._reported.write()
             self.hear_others()
-            if self._looked_at != self._recent.version and self.refresher.complete:
+            if self._looked_at != self._recent.state and self.refresher.complete:
                 self._look_around()
 
     def _look_around(self) -> None:
         """Check whether storage has reported every sample by now."""
-        version = self._recent.version
+        state = self._recent.state
         try:
             self._census.look()
         except sqlite3.Error as error:
             log.warning("the catalogue on disk cannot be read: %s", error)
             return
-        self._looked_at = version
+        self._looked_at = state

@@ -25,7 +25,7 @@ from pathlib import Path
 from lightlyfs import database
 from lightlyfs.catalog import tables
 from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, News, Place, Row, SampleEntry, Totals
-from lightlyfs.catalog.facts import MOMENT_S, Publisher, record, record_values
+from lightlyfs.catalog.known import MOMENT_S, Publisher, record, record_values
 from lightlyfs.catalog.listing_writer import ListingWriter, directory_path
 from lightlyfs.catalog.tables import CHANGES, RESIZED, SCHEMA, count, counted, create_schema
 from lightlyfs.forks import FORK_GATE
@@ -36,7 +36,9 @@ log = logging.getLogger(__name__)
 _COLUMNS = "name, ino, id, file_name, hint, mtime, size, etag, verified = 1, verified != 0"
 # one connection's page cache; the operating system caches the file once for all of them
 _READER_CACHE_KIB = 512
-_WRITER_CACHE_KIB = 32 * 1024
+_LISTING_CACHE_KIB = 32 * 1024
+# facts of files read at random fill whatever their connection may have
+_FACTS_CACHE_KIB = 4 * 1024
 _IDLE_READERS = 8
 _SHRINK_TIMEOUT_MS = 500
 # another process may be writing down a listing, and a listing is worth waiting for; facts are not: they count
@@ -305,14 +307,14 @@ class CatalogStore:
         with self._transaction() as db:
             db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
-    def record_facts(self, facts: dict[int, Facts], *, replaced: bool = False, resized: bool = False) -> None:
+    def record_facts(self, facts: dict[int, Facts], *, resized: bool = False) -> None:
         """Keep what storage reported, by inode number, of samples that did not change since.
 
-        Other processes hear of it where an object was `replaced` by another version, or `resized`: one
-        that was shown with another size or none.
+        Other processes hear of it where an object was replaced by another version, or `resized`: one that
+        was shown with another size or none.
         """
         with self._transaction() as db:
-            record(db, [record_values(ino, fact) for ino, fact in facts.items()])
+            replaced = record(db, [record_values(ino, fact) for ino, fact in facts.items()])
             if replaced:
                 self._count_locked(CHANGES)
             if resized:
@@ -336,10 +338,10 @@ class CatalogStore:
         if not self._renew():
             raise sqlite3.OperationalError("the catalogue was deleted, and cannot be written again")
         anchor = self._anchor
-        with self._noting_damage(), closing(self._connect(_WRITER_CACHE_KIB)) as db:
+        with self._noting_damage(), closing(self._connect(_LISTING_CACHE_KIB)) as db:
             with FORK_GATE:
                 db.execute("PRAGMA temp_store = FILE")
-                db.execute(f"PRAGMA temp.cache_size = -{_WRITER_CACHE_KIB}")
+                db.execute(f"PRAGMA temp.cache_size = -{_LISTING_CACHE_KIB}")
             yield ListingWriter(
                 db,
                 self._write_lock,
@@ -439,7 +441,7 @@ class CatalogStore:
         # a lost last commit is one more listing
         db = database.connect(path, timeout_s=_WRITE_TIMEOUT_S, synchronous="NORMAL")
         try:
-            db.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
+            db.execute(f"PRAGMA cache_size = -{_FACTS_CACHE_KIB}")
             create_schema(db)
             database.check_tables(db, SCHEMA)
             db.execute(f"PRAGMA busy_timeout = {_FACTS_TIMEOUT_MS}")

@@ -6,6 +6,7 @@ run in the transaction that changes the rows.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -88,20 +89,18 @@ def move_totals(db: sqlite3.Connection, difference: CatalogSums, directories: in
         keep_totals(db, moved)
 
 
-def sums_in(db: sqlite3.Connection, rows: str) -> CatalogSums:
-    """Return the sums over a table, or a part of it, as SQL names it."""
+def sums_in(db: sqlite3.Connection, rows: str, *values: str) -> CatalogSums:
+    """Return the sums over a table, or a part of it, as SQL names it with its values."""
     # in halves, for sizes that cannot be may add up to more than SQLite can hold
     halves = f"total({_SIZE} >> {_HALF}), total({_SIZE} & {(1 << _HALF) - 1})"
     query = f"SELECT count(*), {halves}, total({_IS_UNVERIFIED}) FROM {rows}"
-    samples, upper, lower, unverified = map(int, db.execute(query).fetchone())
+    samples, upper, lower, unverified = map(int, db.execute(query, values).fetchone())
     return CatalogSums(samples, (upper << _HALF) + lower, unverified)
 
 
 def sums_of(db: sqlite3.Connection, inos: Iterable[int]) -> CatalogSums:
     """Return the sums over a few samples by their inode numbers."""
-    query = f"SELECT {_SIZE}, {_IS_UNVERIFIED} FROM main.sample WHERE ino = ?"
-    found = [row for ino in set(inos) for row in db.execute(query, (ino,))]
-    return CatalogSums(len(found), sum(size for size, _ in found), sum(unverified for _, unverified in found))
+    return sums_in(db, "main.sample WHERE ino IN (SELECT value FROM json_each(?))", json.dumps([*inos]))
 
 
 def create_schema(db: sqlite3.Connection) -> None:

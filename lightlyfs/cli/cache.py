@@ -1,25 +1,38 @@
-"""`lightlyfs cache`: what is kept on this machine, by dataset, folder or tag, and what happens to it."""
+"""`lightlyfs cache` and `lightlyfs warm`: what is kept on this machine, by dataset, folder or tag.
+
+A path is below a mount that runs; the mount does the work and says how far it is.
+"""
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
+import sys
+import time
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import click
 
 from lightlyfs.api.redaction import visible
 from lightlyfs.app.kept import clear_unused, kept_datasets
-from lightlyfs.cli.completing import mounts
-from lightlyfs.cli.options import CommandGroup, cache_dir_of
+from lightlyfs.cli.commands import need_answer
+from lightlyfs.cli.options import CommandGroup, cache_dir_of, complete_mount, given_path
 from lightlyfs.cli.output import size_text
-from lightlyfs.cli.warm import fetch, of_cache
-from lightlyfs.errors import StartError
-from lightlyfs.wording import counted
+from lightlyfs.cli.progress import byte_progress_bar
+from lightlyfs.control import session
+from lightlyfs.errors import StartError, counted
+from lightlyfs.mountpoints import without_links
+from lightlyfs.places import mount_above
 
 # what was on its way out when it was pinned is fetched once more
 _PIN_ROUNDS = 5
-_paths = click.argument("paths", nargs=-1, type=Path, shell_complete=mounts)
-_some_paths = click.argument("paths", nargs=-1, required=True, type=Path, shell_complete=mounts)
+_paths = click.argument("paths", nargs=-1, type=given_path, shell_complete=complete_mount)
+_some_paths = click.argument("paths", nargs=-1, required=True, type=given_path, shell_complete=complete_mount)
 _tag = click.option("--tag", help="Only the samples of this tag.")
 _cache_dir = click.option(
     "--cache-dir", type=click.Path(path_type=Path), help="The --cache-dir of the mounts [the user's]."
@@ -122,3 +135,185 @@ def unpin(paths: tuple[Path, ...], tag: str | None) -> None:
     """Let PATHS leave the cache again where it needs the room."""
     for row in of_cache("unpin", map(str, paths), tag):
         click.echo(visible(f"{row['path']}: {counted(row['done_files'], 'file')} unpinned"))
+
+
+_LINE_EVERY_S = 5.0
+_SHOWN_FAILURES = 1_000
+
+
+@click.command()
+@click.argument("paths", nargs=-1, type=given_path)
+@click.option("--jobs", type=click.IntRange(min=1), help="Downloads at once [three quarters of the mount's].")
+@click.option(
+    "--files",
+    "--from",
+    "files",
+    type=click.File("rb"),
+    help="Names of files, one a line, in the order to fetch; - is stdin.",
+)
+@click.option("--tag", help="Fetch only the samples of this tag.")
+@click.option("--check", is_flag=True, help="Fetch nothing; exit 1 where something is missing.")
+@click.option("--evict", is_flag=True, help="Delete them from the cache instead.")
+def warm(
+    paths: tuple[Path, ...],
+    jobs: int | None,
+    files: BinaryIO | None,
+    tag: str | None,
+    check: bool,
+    evict: bool,
+) -> None:
+    """Fetch PATHS, files or directories of a mount, into its cache.
+
+    What is cached already is skipped, so that it may be interrupted and run again.
+    """
+    if not paths and files is None:
+        raise click.UsageError("name files or directories of a mount, or a list of them with --files")
+    if check and evict:
+        raise click.UsageError("--check contradicts --evict; leave one of them out")
+    listed = [] if files is None else listed_names(files.read())
+    names = [*listed, *map(str, paths)]
+    if check:
+        rows = of_cache("check", names, tag)
+        missing = sum(row["files"] - row["cached_files"] for row in rows)
+        click.echo(
+            f"{counted(sum(row['files'] for row in rows), 'file')}, {missing:,} of them not in the cache"
+        )
+        raise SystemExit(1 if missing else 0)
+    if evict:
+        done = sum(row["done_files"] for row in of_cache("evict", names, tag))
+        click.echo(f"{counted(done, 'file')} deleted from the cache")
+        return
+    fetch(names, jobs, tag)
+
+
+def fetch(names: Iterable[str], jobs: int | None, tag: str | None, *, pin: bool = False) -> None:
+    """Fetch files and directories of mounts into the caches of these, to stay there with `pin`.
+
+    StartError where some are not there.
+    """
+    found = [within_mount(name) for name in names]
+    failed = sum(
+        _Run(mountpoint).warm([name for _, name in names], jobs, tag, pin=pin)
+        for mountpoint, names in groupby(found, key=lambda within: within[0])
+    )
+    if failed:
+        raise StartError(f"{counted(failed, 'file is', 'files are')} not in the cache")
+
+
+def of_cache(do: str, names: Iterable[str], tag: str | None) -> list[dict[str, Any]]:
+    """Ask the mounts of these names to do something to what they cache; the counts of each mount."""
+    rows = []
+    found = [within_mount(name) for name in names]
+    for mountpoint, pairs in groupby(found, key=lambda pair: pair[0]):
+        within = [name for _, name in pairs]
+        need_answer(mountpoint)
+        answers = session(mountpoint, {"command": "cache", "do": do, "tag": tag}, within)
+        row = next(answer for answer in answers if "files" in answer)
+        answers.close()
+        rows.append({"path": str(mountpoint / within[0] if len(within) == 1 else mountpoint), **row})
+    return rows
+
+
+def listed_names(data: bytes) -> list[str]:
+    """Return the names in a list from any system: with BOM, UTF-16, CRLF or backslashes in paths.
+
+    Raises StartError for truncated UTF-16.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            data = data.decode("utf-16", "surrogatepass").encode("utf-8", "surrogatepass")
+        except UnicodeError as error:
+            raise StartError(f"the list of names cannot be read: {error}") from error
+    lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    return [_spelled_here(os.fsdecode(line.rstrip(b"\r"))) for line in lines if line.strip()]
+
+
+def _spelled_here(name: str) -> str:
+    """A name whose backslashes are slashes, unless there is a file that has them in its name."""
+    return name if "\\" not in name or os.path.lexists(name) else name.replace("\\", "/")
+
+
+def within_mount(name: str) -> tuple[Path, str]:
+    """The mount that a path is in, and its path within it; texts, for a list may have a million."""
+    directory, base = os.path.split(os.path.abspath(name))
+    path = os.path.join(_real(directory), base)
+    mountpoint = _mount_of(_real(directory)) or _mount_of(path)
+    if mountpoint is None:
+        raise StartError(f"{path} is not in a dataset that you have mounted")
+    return mountpoint, path[len(str(mountpoint)) + 1 :]
+
+
+@lru_cache(maxsize=10_000)
+def _real(directory: str) -> str:
+    # links within a mount are the mount's to follow: one that hangs is not to be asked from here
+    return str(without_links(Path(directory), last=True))
+
+
+@lru_cache(maxsize=10_000)
+def _mount_of(directory: str) -> Path | None:
+    return mount_above(Path(directory))
+
+
+class _Run:
+    """The files of one mount on their way into its cache."""
+
+    def __init__(self, mountpoint: Path) -> None:
+        self._mountpoint = mountpoint
+        self._failed = 0
+        self._started = time.monotonic()
+        self._next_line = self._started + _LINE_EVERY_S
+
+    def warm(self, names: Iterable[str], jobs: int | None, tag: str | None, *, pin: bool) -> int:
+        """Fetch them; how many failed."""
+        need_answer(self._mountpoint)
+        request = {"command": "warm", "jobs": jobs, "tag": tag, "pin": pin}
+        messages = session(self._mountpoint, request, names)
+        try:
+            plan = next(messages)["plan"]
+            self._tell_plan(plan)
+            with byte_progress_bar() as bar:
+                task = bar.add_task("warming", total=plan["bytes"] or None)
+                while "done" not in (message := next(messages)):
+                    self._list_failures(message.get("failed", ()))
+                    if "progress" in message:
+                        progress = message["progress"]
+                        bar.update(task, completed=progress["bytes"])
+                        self._tell_progress(progress, plan)
+        except KeyboardInterrupt:
+            click.echo("lightlyfs: stopped; what was fetched stays, and is skipped the next time", err=True)
+            raise
+        finally:
+            messages.close()
+        self._tell_end(progress)
+        return self._failed
+
+    def _tell_plan(self, plan: dict[str, int]) -> None:
+        cached = f"{plan['cached_files']:,} ({size_text(plan['cached_bytes'])}) of them in the cache already"
+        click.echo(f"{counted(plan['files'], 'file')}, {size_text(plan['bytes'])}; {cached}")
+        if plan["bytes"] > plan["budget_bytes"]:
+            budget = size_text(plan["budget_bytes"])
+            click.echo(
+                f"lightlyfs: the cache holds {budget}, less than all of them: see --cache-size", err=True
+            )
+
+    def _tell_progress(self, progress: dict[str, int], plan: dict[str, int]) -> None:
+        now = time.monotonic()
+        if sys.stderr.isatty() or now < self._next_line:
+            return
+        self._next_line = now + _LINE_EVERY_S
+        rate = progress["fetched_bytes"] / (now - self._started)
+        left = f", {(plan['bytes'] - progress['bytes']) / rate:,.0f} s left" if rate else ""
+        done = f"{progress['files']:,} of {counted(plan['files'], 'file')}, {size_text(progress['bytes'])}"
+        click.echo(f"lightlyfs: {done}, {size_text(rate)}/s{left}", err=True)
+
+    def _list_failures(self, failures: Iterable[tuple[str, str]]) -> None:
+        for path, reason in failures:
+            self._failed += 1
+            if self._failed <= _SHOWN_FAILURES:
+                click.echo(visible(f"{self._mountpoint / path}: {reason}"), err=True)
+
+    def _tell_end(self, progress: dict[str, int]) -> None:
+        seconds = time.monotonic() - self._started
+        fetched = f"{progress['fetched_files']:,} fetched ({size_text(progress['fetched_bytes'])})"
+        files = counted(progress["files"], "file is", "files are")
+        click.echo(f"{files} in the cache; {fetched} in {seconds:,.1f} s")

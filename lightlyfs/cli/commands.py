@@ -1,4 +1,4 @@
-"""The commands for a mount that runs: `umount`, `status`, `refresh`."""
+"""The commands for mounts that run: `umount`, `status`, `refresh`, `mounts`, `log`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from typing import Any
 
 import click
 
+from lightlyfs import mountpoints
 from lightlyfs.api.redaction import visible
-from lightlyfs.cli.completing import mounts
+from lightlyfs.cli.options import complete_mount, given_path
 from lightlyfs.cli.output import size_text
 from lightlyfs.control import NoAnswer, ask, process_state, request
-from lightlyfs.errors import StartError
-from lightlyfs.kernel import mountpoints
-from lightlyfs.mountinfo import mount_at, other_places, our_mounts
+from lightlyfs.errors import StartError, counted
+from lightlyfs.mountpoints import MountEntry, mount_at, other_places, our_mounts
 from lightlyfs.places import mount_above, socket_of
-from lightlyfs.wording import counted
 
 # a mount that ends waits for callbacks under way, and those end within a minute
 _END_WAIT_S = 70.0
@@ -37,7 +36,7 @@ _NAMED_FILES = 3
 _NAME_COLUMNS = 11
 
 # not `click.Path`, which asks a mount for its root, and one that hangs never answers
-_mountpoint = click.argument("mountpoint", type=Path, shell_complete=mounts)
+_mountpoint = click.argument("mountpoint", type=given_path, shell_complete=complete_mount)
 
 
 def mount_of(path: Path) -> Path:
@@ -47,7 +46,9 @@ def mount_of(path: Path) -> Path:
 
 
 @click.command()
-@click.argument("directories", nargs=-1, type=Path, metavar="MOUNTPOINT...", shell_complete=mounts)
+@click.argument(
+    "directories", nargs=-1, type=given_path, metavar="MOUNTPOINT...", shell_complete=complete_mount
+)
 @click.option("--all", "everything", is_flag=True, help="All mounts of this user.")
 @click.option(
     "--lazy",
@@ -133,6 +134,8 @@ def status(mountpoint: Path, as_json: bool, problems: bool, watch: bool) -> None
 
     MOUNTPOINT may be any path in the mount.
     """
+    if watch and (as_json or problems):
+        raise click.UsageError("--watch contradicts --json and --problems; leave one of them out")
     mountpoint = mount_of(mountpoint)
     answer = _ask(mountpoint, "status")
     while watch:
@@ -355,3 +358,61 @@ def _freshness(names: dict[str, Any]) -> str:
     if names["stopped"]:
         return f"{age}; no longer refreshed: {names['error']}"
     return f"{age}; the last check failed: {names['error']}" if names["error"] else age
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def mounts(as_json: bool) -> None:
+    """List the mounts of this user: directory, dataset, since when, process, state, files owed."""
+    rows = [_row(entry) for path, entry in sorted(our_mounts().items()) if entry.owner == os.getuid()]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        since = "-" if row["since"] is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(row["since"]))
+        shown = [row["mountpoint"], row["dataset"], since, row["pid"], row["state"], f"{row['owed']} owed"]
+        click.echo(visible("  ".join("-" if one is None else str(one) for one in shown)))
+
+
+@click.command()
+@click.argument("path", type=given_path, shell_complete=complete_mount)
+@click.option("-n", "--lines", type=click.IntRange(1), default=50, help="How many lines [50].")
+def log(path: Path, lines: int) -> None:
+    """Show the last lines that the mount at or above PATH logged."""
+    mountpoint = mount_of(path)
+    need_answer(mountpoint)
+    text = (mountpoint / ".lightlyfs" / "log").read_text(encoding="utf-8", errors="replace")
+    for line in text.splitlines()[-lines:]:
+        click.echo(visible(line))
+
+
+def _row(entry: MountEntry) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "mountpoint": str(entry.mountpoint),
+        "dataset": entry.source.removeprefix("lightly:"),
+        "since": None,
+        "pid": None,
+        "state": "",
+        "owed": 0,
+    }
+    try:
+        answer = request(socket_of(entry.mountpoint), "status", timeout_s=_ANSWER_S)
+    except NoAnswer as error:
+        state = "stopped" if process_state(error.pid) == "T" else "hangs"
+        return {**row, "pid": error.pid, "since": _started(error.pid), "state": state}
+    if answer is None or not answer.get("ok"):
+        dead = mountpoints.probe(entry.mountpoint) is mountpoints.Health.DEAD
+        return {**row, "state": "dead" if dead else "does not answer"}
+    uploads = answer["uploads"]
+    owed = uploads["pending"] + uploads["failed"] + uploads["under_way"]
+    state = "read-only" if answer["read_only"] else "read-write"
+    return {**row, "pid": answer["pid"], "since": _started(answer["pid"]), "state": state, "owed": owed}
+
+
+def _started(pid: int) -> int | None:
+    """When a process began, in seconds of the clock."""
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+    return int(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK"))

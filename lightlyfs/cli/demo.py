@@ -16,10 +16,11 @@ from pathlib import Path
 
 import click
 
+from lightlyfs import mountpoints
 from lightlyfs.cli.output import tell
 from lightlyfs.errors import StartError
-from lightlyfs.kernel import binding, mountpoints
-from lightlyfs.mountinfo import mount_table
+from lightlyfs.kernel import binding
+from lightlyfs.mountpoints import mount_table
 
 _COLOURS = {"red": (200, 60, 50), "green": (60, 160, 80), "blue": (50, 90, 190)}
 _START_TIMEOUT_S = 30.0

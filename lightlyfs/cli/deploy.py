@@ -21,7 +21,7 @@ _FILES = {
 
 
 @click.command()
-@click.argument("name", type=click.Choice(tuple(_FILES)))
+@click.argument("name", type=click.Choice(tuple(_FILES)), metavar="NAME")
 def deploy(name: str) -> None:
     """Print a file that runs a mount as a service; its first lines say how to use it.
 

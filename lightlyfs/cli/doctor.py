@@ -18,14 +18,21 @@ from typing import Any
 import click
 
 from lightlyfs import app, places, profiles
-from lightlyfs.api.certificates import trust_of
+from lightlyfs.api.addresses import trust_of
 from lightlyfs.api.redaction import visible
 from lightlyfs.app.resolving import cause_of
 from lightlyfs.cli.options import CONNECTION, merge, setting_options
-from lightlyfs.errors import LightlyFsError, NotFound, Retryable, StartError, Unauthorized
+from lightlyfs.errors import (
+    LightlyFsError,
+    NotFound,
+    Retryable,
+    SettingsError,
+    StartError,
+    Unauthorized,
+    counted,
+)
 from lightlyfs.kernel import binding
 from lightlyfs.settings import read_secrets, resolve
-from lightlyfs.wording import counted
 
 # without these something else does their work: libfuse 2 is for machines without 3, and requests is slower
 _REPLACEABLE = {"fusepy", "pycurl"}
@@ -39,7 +46,14 @@ _OPEN_FILES = 1_024
 @setting_options(*CONNECTION, "cache_dir")
 def doctor(context: click.Context, /, as_json: bool, **flags: str | None) -> None:
     """Check this machine, the token and the network; exit 1 if something is missing."""
-    settings = resolve(merge(flags, {}), os.environ)
+    broken: SettingsError | None = None
+    try:
+        settings = resolve(merge(flags, {}), os.environ)
+    except SettingsError as error:
+        # of the command line it ends here, of the configuration file it is what is wrong
+        given = {name: text for name, text in flags.items() if name != "profile"}
+        settings = resolve(given, os.environ)
+        broken = error
 
     def api() -> str:
         client = app.connect(settings, read_secrets(os.environ, settings.token_file), os.environ).client
@@ -66,7 +80,7 @@ def doctor(context: click.Context, /, as_json: bool, **flags: str | None) -> Non
         ("cache", lambda: places.elsewhere(settings.cache_dir) or str(places.cache_root(settings.cache_dir))),
         ("state", lambda: str(places.state_root(settings.cache_dir))),
         ("runtime", lambda: str(places.runtime_root())),
-        ("settings", _configuration),
+        ("settings", lambda: _configuration(broken)),
         ("TLS", _tls),
         ("CAs", lambda: trust_of(os.environ, settings.ca_certs).origin),
         ("token", lambda: _token(settings.token_file)),
@@ -125,7 +139,9 @@ def _limits() -> str:
     return f"{soft:,} open files, at most {most}{few}"
 
 
-def _configuration() -> str:
+def _configuration(broken: SettingsError | None) -> str:
+    if broken is not None:
+        raise broken
     path = profiles.config_file()
     return str(path) if path.exists() else f"no {path}"
 

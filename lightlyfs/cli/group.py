@@ -26,17 +26,17 @@ _COMMANDS = {
     "umount": "commands:umount",
     "status": "commands:status",
     "datasets": "without_mount:datasets",
-    "ls": "copying:ls",
-    "cat": "copying:cat",
-    "cp": "copying:cp",
-    "warm": "warm:warm",
+    "ls": "without_mount:ls",
+    "cat": "without_mount:cat",
+    "cp": "without_mount:cp",
+    "warm": "cache:warm",
     "cache": "cache:cache",
     "refresh": "commands:refresh",
-    "mounts": "mounts:mounts",
-    "log": "mounts:log",
-    "config": "config:config",
+    "mounts": "commands:mounts",
+    "log": "commands:log",
+    "config": "options:config",
     "uploads": "uploads:uploads",
-    "index": "index:index",
+    "index": "without_mount:index",
     "serve": "serve:serve",
     "demo": "demo:demo",
     "deploy": "deploy:deploy",
@@ -99,7 +99,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        click.echo(f"lightlyfs: {visible(str(error))}", err=True)
+        click.echo(f"lightlyfs: {_text_of(error)}", err=True)
         code = 1
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -135,6 +135,16 @@ def _plain(text: str) -> str:
     """A message of click as one of ours: on one line, it begins small and ends without a full stop."""
     text = " ".join(text.split()).removesuffix(".")
     return text[:1].lower() + text[1:]
+
+
+def _text_of(error: OSError) -> str:
+    """What failed, and with which file; a removed directory, which the system names no file of, is told."""
+    if isinstance(error, FileNotFoundError) and not error.filename:
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            return "the current directory was removed; change to another one and run the command again"
+    return visible(str(error))
 
 
 def _words_of_mount(words: list[str]) -> list[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from difflib import get_close_matches
 from importlib import metadata, resources
 
 import click
-from click.shell_completion import get_completion_class
+from click.shell_completion import CompletionItem, get_completion_class
 
 from lightlyfs.settings import SETTINGS, Setting
 
@@ -16,11 +17,20 @@ _DOCS = resources.files("lightlyfs").joinpath("docs")
 TOPICS = tuple(sorted(path.name.removesuffix(".md") for path in _DOCS.iterdir()))
 
 
+def _topics_and_commands(
+    context: click.Context, _parameter: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    program = context.find_root().command
+    assert isinstance(program, click.Group)
+    known = (*TOPICS, "man", *program.list_commands(context))
+    return [CompletionItem(name) for name in known if name.startswith(begun)]
+
+
 @click.command("help")
-@click.argument("topic", type=click.Choice((*TOPICS, "man")), required=False)
+@click.argument("topic", required=False, shell_complete=_topics_and_commands)
 @click.pass_context
 def help_topic(context: click.Context, topic: str | None) -> None:
-    """Show a longer text.
+    """Show a longer text, or the help of a command.
 
     `lightlyfs help semantics` says what the mount promises, `lightlyfs help troubleshooting` what to do about
     each error. `lightlyfs help man` is the man page; to keep it:
@@ -33,6 +43,14 @@ def help_topic(context: click.Context, topic: str | None) -> None:
         click.echo(f"\nTopics of `lightlyfs help`: {', '.join((*TOPICS, 'man'))}")
     elif topic == "man":
         click.echo(man_page(program), nl=False)
+    elif (command := program.get_command(context, topic)) is not None:
+        with click.Context(command, parent=context.find_root(), info_name=topic) as its_own:
+            click.echo(command.get_help(its_own))
+    elif topic not in TOPICS:
+        known = (*TOPICS, "man", *program.list_commands(context))
+        close = get_close_matches(topic, known, 1)
+        asked = f"did you mean {close[0]}?" if close else f"there are {', '.join(TOPICS)} and the commands"
+        raise click.UsageError(f"no such topic {topic!r}; {asked}", context)
     else:
         _show(_DOCS.joinpath(f"{topic}.md").read_text(encoding="utf-8"))
 
@@ -51,10 +69,10 @@ def _show(text: str) -> None:
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(_SHELLS))
+@click.argument("shell", type=click.Choice(_SHELLS), metavar="SHELL")
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print what makes a shell complete commands, options and their values.
+    """Print what makes a shell complete commands, options and their values; SHELL is bash, zsh or fish.
 
     For bash, put `eval "$(lightlyfs completion bash)"` into ~/.bashrc; for zsh likewise into ~/.zshrc; for
     fish, `lightlyfs completion fish > ~/.config/fish/completions/lightlyfs.fish`.

@@ -16,19 +16,29 @@ from typing import Any, NoReturn
 
 import click
 
+from lightlyfs import mountpoints
 from lightlyfs.cli import READY_VARIABLE
-from lightlyfs.cli.completing import datasets, directories
-from lightlyfs.cli.options import GroupedCommand, merge, setting_options, split_fstab_options, split_part
+from lightlyfs.cli.options import (
+    GroupedCommand,
+    complete_dataset,
+    complete_directory,
+    given_path,
+    given_text,
+    merge,
+    setting_options,
+    split_fstab_options,
+    split_part,
+)
 from lightlyfs.cli.output import tell
 from lightlyfs.errors import StartError
-from lightlyfs.kernel import binding, mountpoints
+from lightlyfs.kernel import binding
 from lightlyfs.settings import exposure_of, read_secrets, resolve
 
 
 @click.command(cls=GroupedCommand, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("dataset", shell_complete=datasets)
+@click.argument("dataset", type=given_text, shell_complete=complete_dataset)
 @click.argument(
-    "mountpoint", type=Path, shell_complete=directories
+    "mountpoint", type=given_path, shell_complete=complete_directory
 )  # not `click.Path`, which asks a mount that is there for its root
 @click.option("--foreground", "-f", is_flag=True, help="Stay, and log to the terminal.")
 @click.option("-o", "fstab", metavar="OPT[,OPT]", multiple=True, help="Options as in /etc/fstab, such as ro.")
@@ -45,6 +55,8 @@ def mount(dataset: str, mountpoint: Path, foreground: bool, fstab: tuple[str, ..
     from_fstab, kernel_options = split_fstab_options(fstab)
     texts = merge(flags, from_fstab)
     settings = resolve(texts, os.environ)
+    if settings.read_only and (flags["upload"] or from_fstab.get("upload") or "none") != "none":
+        tell("nothing is uploaded from a read-only mount, whatever --upload says")
     read_secrets(os.environ, settings.token_file, settings.read_mode)
     if exposed := exposure_of(settings.token_file):
         tell(exposed)
@@ -61,8 +73,11 @@ def mount(dataset: str, mountpoint: Path, foreground: bool, fstab: tuple[str, ..
     ]
     words += [word for option in kernel_options for word in ("--kernel", option)]
     # -P: nothing is imported from the directory that the command is run in
-    command = [sys.executable, "-P", "-m", "lightlyfs.cli.background", source, str(mountpoint), *words]
+    command = [sys.executable, "-P", "-m", "lightlyfs.cli.serving", source, str(mountpoint), *words]
     if foreground:
+        from lightlyfs.kernel.runner import block_signals
+
+        block_signals()  # across execv: Ctrl-C while it imports modules is kept for the mount, which ends
         os.execv(sys.executable, command)
     _mount_in_background(command, mountpoint)
 

@@ -1,7 +1,11 @@
-"""The settings table as command-line options, and the fstab form of the same settings."""
+"""The settings table as command-line options, its fstab form, and `lightlyfs config`, which shows the values.
+
+Also arguments that name a dataset or a path, and what a shell may offer for them without a request.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -13,7 +17,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from lightlyfs import profiles
+from lightlyfs.api.redaction import visible
 from lightlyfs.errors import SettingsError
+from lightlyfs.mountpoints import our_mounts
 from lightlyfs.settings import BY_NAME, SETTINGS, Setting, resolve
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -36,7 +42,10 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "What is shown",
         ("tag", "include", "exclude", "thumbnails", "metadata_ttl", "no_wait", "index", "page_size"),
     ),
-    ("Cache", ("cache_dir", "cache_size", "no_cache", "jobs", "read_ahead", "read_ahead_limit")),
+    (
+        "Cache",
+        ("cache_dir", "cache_size", "no_cache", "jobs", "read_ahead", "read_ahead_limit", "memory_target"),
+    ),
     ("Writing", ("read_only", "upload", "allow_overwrite", "write_back", "sole_writer", "s3_sse_kms_key")),
     ("Permissions", ("uid", "gid", "umask", "allow_other")),
     ("Log and metrics", ("log_file", "log_level", "log_format", "metrics_port")),
@@ -216,3 +225,76 @@ def _metavar(name: str) -> str:
     return {"metadata_ttl": "SECONDS", "cache_size": "SIZE", "jobs": "N", "page_size": "N"}.get(
         name, name.rpartition("_")[2].upper()
     )
+
+
+@click.group(cls=CommandGroup)
+def config() -> None:
+    """Show the settings, which ~/.config/lightlyfs/config.toml may hold."""
+
+
+@config.command(cls=GroupedCommand)
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@setting_options()
+def show(as_json: bool, **flags: str | None) -> None:
+    """Show each setting of a mount: its value, and whether an option, a variable or the file set it."""
+    profile = flags.get("profile") or os.environ.get(profiles.VARIABLE) or None
+    stored = profiles.load(profile)
+    resolve(merge(flags, {}), os.environ)  # a wrong value is said before all are shown
+    rows = []
+    for row in SETTINGS:
+        text, origin = flags.get(row.name), f"option {row.flag}"
+        if text is None:
+            text, origin = os.environ.get(row.variable) or None, f"variable {row.variable}"
+        if text is None:
+            text, origin = stored.get(row.name, (None, ""))
+        if text is None:
+            text, origin = (None if row.default is None else str(row.default)), "default"
+        rows.append({"name": row.name, "value": text, "origin": origin})
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for one in rows:
+        click.echo(visible(f"{one['name']:<22}  {one['value'] or '-':<28}  {one['origin']}"))
+
+
+def given_path(text: str) -> Path:
+    """The path that an argument is; an empty one, as of an unset variable, is not the current directory."""
+    if not text:
+        raise click.BadParameter("it is empty; name a file or a directory")
+    return Path(text)
+
+
+def given_text(text: str) -> str:
+    """A dataset or a path, as a text that is not empty."""
+    if not text:
+        raise click.BadParameter("it is empty; name a dataset or a path")
+    return text
+
+
+def complete_dataset(
+    _context: click.Context, _parameter: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    """The names that were used on this machine with the token that is set."""
+    from lightlyfs.app.resolving import known_names
+    from lightlyfs.profiles import beneath
+    from lightlyfs.settings import read_secrets, resolve
+
+    try:
+        settings = resolve(beneath({}, None, os.environ), os.environ)
+        known = known_names(settings, read_secrets(os.environ, settings.token_file))
+    except Exception:
+        return []  # a shell that completes shows no errors
+    return [CompletionItem(name) for name in known if name.startswith(begun)]
+
+
+def complete_mount(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Where datasets are mounted, or any directory where none is."""
+    found = [CompletionItem(str(path)) for path in our_mounts() if str(path).startswith(begun)]
+    return found or [CompletionItem(begun, type="dir")]
+
+
+def complete_directory(
+    _context: click.Context, _parameter: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    """Any directory."""
+    return [CompletionItem(begun, type="dir")]

@@ -1,35 +1,47 @@
-"""The process of a mount: from settings to a mount that has ended again."""
+"""The process of a mount, which `lightlyfs mount` starts or becomes: from settings to a mount that has ended.
+
+`python -m lightlyfs.cli.serving DATASET MOUNTPOINT [--setting NAME=VALUE]... [--kernel OPTION]...`
+
+It imports nothing of what commands need, so that a mount takes less memory. It writes the log, as lines for
+people or a JSON object a line for programs, and tells systemd how it is (sd_notify(3), without its library).
+"""
 
 from __future__ import annotations
 
 import gc
+import json
 import logging
+import logging.handlers
 import os
 import re
+import socket
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightlyfs import app
+from lightlyfs import app, mountpoints
+from lightlyfs.api.redaction import LineFormatter, redact, visible
+from lightlyfs.app.builders import LOG_FORMAT
 from lightlyfs.app.resolving import find_dataset
-from lightlyfs.cli import READY_VARIABLE, systemd
-from lightlyfs.cli.logs import file_handler, formatter
+from lightlyfs.cli import READY_VARIABLE
 from lightlyfs.cli.output import tell, wait_for_listing
 from lightlyfs.cli.sessions import sessions_of
 from lightlyfs.control import ControlServer
-from lightlyfs.errors import LightlyFsError
+from lightlyfs.cores import stay_on_one_core
+from lightlyfs.errors import LightlyFsError, SettingsError, counted
 from lightlyfs.fs.attributes import Ownership
-from lightlyfs.fs.part import Part
-from lightlyfs.kernel import mountpoints
+from lightlyfs.fs.namespace import Part
+from lightlyfs.kernel import binding
 from lightlyfs.kernel.binding import READ_AHEAD_BYTES, Library, MountOptions
 from lightlyfs.kernel.runner import Mount, block_signals, share_arenas, trim_memory
-from lightlyfs.mountinfo import mount_at
+from lightlyfs.mountpoints import mount_at
 from lightlyfs.places import SpoolPlace, elsewhere, lasting_name, socket_path
-from lightlyfs.settings import Secrets, Settings
-from lightlyfs.wording import counted
+from lightlyfs.settings import SECRET_VARIABLES, Secrets, Settings, read_secrets, resolve
 
 log = logging.getLogger("lightlyfs")
 
@@ -49,6 +61,7 @@ def serve_mount(
     """Mount and serve until the end; exits the process, with the code of how it went."""
     block_signals()
     share_arenas()
+    stay_on_one_core()
     os.umask(0o077)  # whatever a library writes for us is ours alone
     told = int(os.environ.pop(READY_VARIABLE, "-1"))
     logging.basicConfig(level=settings.log_level.upper(), stream=sys.stderr)
@@ -102,6 +115,7 @@ def _serve(
             allow_other=settings.allow_other,
             fuse_options=kernel_options,
             part=Part(folder),
+            memory=settings.memory,
         )
         mount = Mount(library, options, ownership)
         if where := elsewhere(settings.cache_dir):
@@ -147,11 +161,11 @@ def _run(parts: app.Dataset, mount: Mount, mountpoint: Path, told: int, dataset:
         log.info("mounted on %s", mountpoint)
         trim_memory()
         mountpoints.set_read_ahead(mountpoint, READ_AHEAD_BYTES >> 10)
-        systemd.notify("READY=1")
-        systemd.start_watchdog(lambda: _is_alive(parts))
+        notify_systemd("READY=1")
+        start_watchdog(lambda: _is_alive(parts))
 
     def on_stop() -> None:
-        systemd.notify("STOPPING=1")
+        notify_systemd("STOPPING=1")
         parts.drain()
         parts.stop_waiting()
 
@@ -224,3 +238,113 @@ def _source(name: str, folder: str, tag: str | None) -> str:
     """What `mount` and `df` show as the source: no blanks or commas, which their readers split at."""
     name = f"{name}/{folder}" if folder else name
     return "lightly:" + re.sub(r"[\s,\\]", "_", name if tag is None else f"{name}@{tag}")
+
+
+_LOG_BYTES = 10 << 20
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a record: `time` (RFC 3339, UTC), `level`, `logger`, `message`, `dataset`, `error`."""
+
+    def __init__(self, dataset: str) -> None:
+        super().__init__()
+        self._dataset = dataset
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as a line."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        shown = {
+            "time": f"{moment}.{int(record.msecs):03}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": visible(redact(record.getMessage())),
+        }
+        if self._dataset:
+            shown["dataset"] = self._dataset
+        if record.exc_info:
+            shown["error"] = redact(self.formatException(record.exc_info))
+        return json.dumps(shown, ensure_ascii=False)
+
+
+def formatter(kind: str, dataset: str = "") -> logging.Formatter:
+    """The formatter of the setting `log_format`; each line names the dataset, once that is known."""
+    if kind == "json":
+        return JsonFormatter(dataset)
+    name = visible(dataset).replace("%", "%%")
+    return LineFormatter(LOG_FORMAT.replace("%(message)s", f"[{name}] %(message)s") if name else LOG_FORMAT)
+
+
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """A log file that is turned over before it fills the disk, and begun again where a cleaner deleted it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; until the directory is there again, into the deleted file."""
+        if self.stream is not None and os.fstat(self.stream.fileno()).st_nlink == 0:
+            with suppress(OSError):
+                fresh = self._open()
+                self.stream.close()
+                self.stream = fresh
+        super().emit(record)
+
+
+def file_handler(path: Path, kind: str, dataset: str) -> logging.Handler:
+    """A log file that is turned over before it fills the disk."""
+    handler = _LogFile(path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(formatter(kind, dataset))
+    return handler
+
+
+def notify_systemd(state: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """Send a state such as `READY=1` to systemd; return False if it asked for none or did not get it."""
+    address = environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return False
+    # "@" stands for the NUL of an abstract address
+    target = "\0" + address[1:] if address.startswith("@") else address
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.sendto(state.encode(), target)
+    except OSError as error:
+        log.warning("systemd was not told %s: %s", state.partition("=")[0], error)
+        return False
+    return True
+
+
+def start_watchdog(is_alive: Callable[[], bool], environ: Mapping[str, str] = os.environ) -> None:
+    """Tell systemd twice in each interval of its watchdog that the mount answers, as long as it does."""
+    wanted = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    interval_us = environ.get("WATCHDOG_USEC", "")
+    if not wanted or not interval_us.isdigit() or int(interval_us) == 0:
+        return
+
+    def run() -> None:
+        pause = threading.Event()
+        while not pause.wait(int(interval_us) / 2e6):
+            if is_alive():
+                notify_systemd("WATCHDOG=1", environ)
+
+    threading.Thread(target=run, name="lightlyfs-watchdog", daemon=True).start()
+
+
+def main(arguments: list[str]) -> None:
+    """Serve a mount to its end; the checks of `lightlyfs mount` are done."""
+    dataset, mountpoint, *rest = arguments
+    pairs = list(zip(rest[::2], rest[1::2], strict=True))
+    texts = dict(text.split("=", 1) for word, text in pairs if word == "--setting")
+    try:
+        settings = resolve(texts, os.environ)
+        secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
+        for name in SECRET_VARIABLES:
+            os.environ.pop(name, None)  # no helper is to have them
+        library = binding.find_library(settings.fuse)  # type: ignore[arg-type]
+        kernel_options = tuple(text for word, text in pairs if word == "--kernel")
+        serve_mount(dataset, Path(mountpoint), settings, secrets, library, kernel_options)
+    except LightlyFsError as error:
+        tell(str(error))
+        sys.exit(2 if isinstance(error, SettingsError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

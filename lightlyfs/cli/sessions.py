@@ -16,8 +16,8 @@ from lightlyfs.blocks import ContentId
 from lightlyfs.cli.output import size_text
 from lightlyfs.control import Channel, Session, failure
 from lightlyfs.errors import LightlyFsError, StartError, errno_of
-from lightlyfs.fs.cached_files import CachedFiles
-from lightlyfs.fs.part import Part
+from lightlyfs.fs.direct_reads import CachedFiles
+from lightlyfs.fs.namespace import Part
 from lightlyfs.fs.warming import Failure, Warming
 
 log = logging.getLogger(__name__)

@@ -14,15 +14,13 @@ import click
 
 from lightlyfs.api.redaction import visible
 from lightlyfs.app import OwedFile, discard_owed, owed_files
-from lightlyfs.asking import session
-from lightlyfs.cli.options import CommandGroup, cache_dir_of
+from lightlyfs.cli.cache import within_mount
+from lightlyfs.cli.options import CommandGroup, cache_dir_of, given_path
 from lightlyfs.cli.output import size_text
-from lightlyfs.cli.warm import within_mount
-from lightlyfs.control import ask
-from lightlyfs.errors import StartError
-from lightlyfs.fs.xattrs import describe
+from lightlyfs.control import ask, session
+from lightlyfs.errors import StartError, counted
+from lightlyfs.fs.views import describe
 from lightlyfs.places import sockets
-from lightlyfs.wording import counted
 
 # an upload may take as long as a file is large
 _SEND_WAIT_S = 3600.0
@@ -73,7 +71,7 @@ def retry(cache_dir: Path | None, profile: str | None) -> None:
 
 
 @uploads.command()
-@click.argument("paths", nargs=-1, required=True, type=Path)
+@click.argument("paths", nargs=-1, required=True, type=given_path)
 def send(paths: tuple[Path, ...]) -> None:
     """Upload PATHS, local files of a mount, whatever their names are; they become samples for good."""
     found = [within_mount(str(path)) for path in paths]

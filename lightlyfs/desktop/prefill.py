@@ -51,7 +51,7 @@ WORKERS = 32
 # and fewer go on behind the file manager's back, which asks for the attributes of each file by then
 _WORKERS_BEHIND = 4
 # so they see the names of a directory only when its entries are there, for as long as those come quickly
-_HOLD_S = 5.0
+_HOLD_S = 10.0
 _HOLD_WITHOUT_ONE_S = 1.0
 _HOLD_STEP_S = 0.02
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightlyfs import database
 from lightlyfs.api.contract import Request, Transport, whole_number
-from lightlyfs.api.status import raise_for_status
+from lightlyfs.api.retry import raise_for_status
 from lightlyfs.errors import Cancelled, MalformedAnswer, NotFound, TooLarge
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from typing import Any
 
 import lightlyfs
 from lightlyfs.errors import StartError
-from lightlyfs.upload_rules import IMAGE_EXTENSIONS
+from lightlyfs.name_rules import IMAGE_EXTENSIONS
 
 _CUSTOM = "user.lightly.custom_metadata"
 # questions to the API at once: the custom metadata of each sample are one
@@ -42,6 +42,9 @@ def opened(given: argparse.Namespace, *, read_only: bool = True) -> Iterator[Pat
     try:
         with lightlyfs.mount(given.dataset, at, read_only=read_only) as mounted:
             yield mounted.path
+    except KeyboardInterrupt:
+        # the usual end of those that show something
+        raise SystemExit(128 + signal.SIGINT) from None
     except StartError as error:
         raise SystemExit(f"it stopped: {error}") from None
 

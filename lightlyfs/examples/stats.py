@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 
 from lightlyfs.examples.common import Place, Result, stopwatch
-from lightlyfs.fsspec.partitions import by_directory, by_tag
+from lightlyfs.fsspec.driver import by_directory, by_tag
 
 # whole directories: a reader in order has the next files fetched, and those past its task are another's
 _FILES_PER_TASK = 256

@@ -36,12 +36,9 @@ from lightlyfs.cache.block_cache import BlockCache
 from lightlyfs.cache.fetch_once import FetchOnce
 from lightlyfs.errors import Cancelled, ContentChanged, NoContent, ServerFault, Unreachable
 from lightlyfs.fetch.answers import Doubt, Known
-from lightlyfs.fetch.fetcher import Fetcher
-from lightlyfs.fetch.first_try import FirstTry, content_in
-from lightlyfs.fetch.takers import BlocksTaker, HeadTaker
-from lightlyfs.fetch.transfers import NotBrought, Transfer, Transfers
-from lightlyfs.readahead.heads import HEAD_BYTES
-from lightlyfs.readahead.within_file import ReadAhead
+from lightlyfs.fetch.fetcher import Fetcher, FirstTry, content_in
+from lightlyfs.fetch.transfers import BlocksTaker, HeadTaker, NotBrought, Told, Transfer, Transfers
+from lightlyfs.readahead.within_file import HEAD_BYTES, ReadAhead
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +119,7 @@ class Reader:
         size_hint: int | None,
         for_reading: bool,
         known: ContentId | None = None,
-        told: Callable[[], ContentId | None] = lambda: None,
+        told: Told = lambda _: None,
         ahead: bool = False,
         head_only: bool = False,
     ) -> Future[ContentId]:
@@ -130,8 +127,9 @@ class Reader:
 
         The same GET brings the first bytes: all of a file that the hint calls small when it is about to
         be read, a probe where nothing is known of its size, and one byte where only the size or the content
-        that is `known` from before is to be confirmed. `told()` returns what was found meanwhile, here or by
-        another process, and no request is sent then. With `ahead`, the request waits for those of readers.
+        that is `known` from before is to be confirmed. `told(by_others)` returns what was found meanwhile,
+        here or also by another process, and no request is sent then. With `ahead`, the request waits for
+        those of readers.
         """
         with self._lock:
             head = self._heads.get(sample_id)
@@ -141,7 +139,7 @@ class Reader:
             head = self._heads[sample_id] = HeadTaker(
                 self, sample_id, Known(size_hint, known), told, waits=not ahead
             )
-        found = told()
+        found = told(False)
         if found is not None:
             self.forget_head(head)
             head.found.set_result(found)
@@ -174,14 +172,14 @@ class Reader:
             return b""
         length = min(size, content.size - offset)
         data = self.cache.read(content, offset, length)
-        if data is None:
-            with self._lock:
-                first = self._first_bytes.get(content)
-            if first is not None and offset + length <= len(first):
-                return first[offset : offset + length]
-            data = self._read_missing(content, offset, length, span, wait)
-        self._go_ahead(content, span)
-        return data
+        if data is not None:
+            self._go_ahead(content, span)
+            return data
+        with self._lock:
+            first = self._first_bytes.get(content)
+        if first is not None and offset + length <= len(first):
+            return first[offset : offset + length]
+        return self._read_missing(content, offset, length, span, wait)
 
     def is_asked(self, sample_id: str) -> bool:
         """Whether storage is being asked about a sample, so that its first bytes are on their way."""
@@ -210,13 +208,16 @@ class Reader:
         span: Span,
         wait: Waiter,
     ) -> bytes:
-        for round_left in reversed(range(_MAX_ROUNDS)):
-            if round_left:
+        for attempt in range(_MAX_ROUNDS):
+            if attempt < _MAX_ROUNDS - 1:
                 blocks = self.cache.missing(content, span)
             else:
                 # the cache loses blocks as fast as they come: take them all as they come
                 blocks = list(range(span.first, span.last + 1))
             futures = self._claim_all(content, blocks)
+            if attempt == 0:
+                # while this read waits, and in the order in which reads arrive, not in that in which they end
+                self._go_ahead(content, span)
             try:
                 got = {block: wait(futures[block]) for block in blocks}
             except NotBrought:
@@ -260,7 +261,7 @@ class Reader:
         size = head.known.size if self._fetcher.trusts_hints else None
         expected = head.length if size is None else min(size, head.length)
         came = partial(self._head_came, head, release)
-        asked = not (self._once.has_company() and head.told() is not None) and self._first_try.fetch(
+        asked = not (self._once.has_company() and head.told(True) is not None) and self._first_try.fetch(
             head.sample_id, head.length, expected, came, urgent=head.waits
         )
         if not asked:
@@ -495,7 +496,7 @@ class Reader:
     def _run_head(self, head: HeadTaker) -> None:
         try:
             with self._once.head(head.sample_id) as shared:
-                content = head.told() if shared else None
+                content = head.told(True) if shared else None
                 if content is None:
                     self._fetcher.fetch_head(head.sample_id, head.length, head, head.known, head.mistrust)
                 else:

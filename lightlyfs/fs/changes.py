@@ -7,6 +7,7 @@ of the upload, and then changes the sample.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from typing import Any
@@ -28,16 +29,16 @@ from lightlyfs.errors import (
     TooLarge,
     UnknownNamespace,
 )
-from lightlyfs.fs.completion import Completion
+from lightlyfs.fs.conversion import Completion
 from lightlyfs.fs.handles import Callers
 from lightlyfs.fs.namespace import HIDDEN_PREFIX, Namespace, Node
 from lightlyfs.fs.patience import Turn
+from lightlyfs.fs.views import PREFIX, SHOWN
 from lightlyfs.fs.writer import Writer
-from lightlyfs.fs.xattrs import PREFIX, SHOWN
+from lightlyfs.name_rules import is_trash
 from lightlyfs.staging.edits import SampleEdits
 from lightlyfs.staging.local_files import LocalFile, LocalFiles
 from lightlyfs.staging.record import State
-from lightlyfs.upload_rules import is_trash
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ class TreeChanges:
                     self._names.removed.remove(path, node)
         elif unlinks is not False:
             self._writer.remove(node)
-        self._names.removed.hide(hidden, node)
+        self._names.removed.hide(hidden, node, path)
 
     def _remove_sample(self, path: str, entry: SampleEntry) -> None:
         """Take a sample out of view for the program that is about to replace it; else NotPermitted."""
@@ -223,12 +224,16 @@ class TreeChanges:
         changes: dict[str, Any] = {"name": self.name_at(new)}
         if isinstance(target, SampleEntry):
             changes = {"name": true_name(new, target), "sample_id": target.sample_id, "replaces": True}
+        elif isinstance(target, LocalFile) and target.record.replaces:
+            known = target.record
+            changes = {"name": known.name, "sample_id": known.sample_id, "replaces": True}
         replaced = target if isinstance(target, LocalFile) else None
         if replaced is not None:
             self._writer.set_aside(replaced)
         try:
-            if not self._move_local(file, new, changes):
-                self._rename_sent(file, new, target, turn)
+            with self._writer.takeover.replacing(changes.get("sample_id", "")):
+                if not self._move_local(file, new, changes):
+                    self._rename_sent(file, new, target, turn)
         except BaseException:
             if replaced is not None and self._local.get(new) is not file:
                 self._writer.show_again(replaced)
@@ -260,15 +265,21 @@ class TreeChanges:
                 return False
             record = file.record
             for_server = self._writer.counts(new) or (changes.get("replaces") and not self._writer.overlays)
-            stays = file.size == 0 or not for_server or record.state is State.INTERRUPTED
+            half = record.state is State.INTERRUPTED
+            if half and changes.get("replaces"):
+                raise NotPermitted(f"{file.path} is half a file, and {new} a whole image")
+            stays = file.size == 0 or not for_server or half
             if stays and record.owed and not record.broken:
                 changes |= {"state": State.LOCAL, "error": ""}
-            if stays or (file.handles and file.dirty):
-                # where it is being written, its close uploads it, under the name it has then
-                self._local.move(file, new, **changes)
+            # where it is being written, its close uploads it, under the name it has then
+            here_alone = stays or bool(file.handles and file.dirty)
+            if here_alone:
+                covered = self._local.move(file, new, **changes)
                 file.delayed = False
-                return True
-        self._writer.upload_as(file, new, **changes)
+        if here_alone:
+            self._writer.let_go(covered)
+        else:
+            self._writer.upload_as(file, new, **changes)
         return True
 
     def _rename_sample(self, entry: SampleEntry, old: str, new: str, target: Node | None, turn: Turn) -> None:
@@ -276,6 +287,8 @@ class TreeChanges:
             raise NotPermitted(
                 f"{old} is a sample; it is not renamed to a name that would not be uploaded: {new}"
             )
+        if isinstance(target, SampleEntry) and target.id == entry.id:
+            target = None  # what is shown is not up to date: no image may be put in its own place
         if isinstance(target, SampleEntry) and self._completion.was_just_created(entry.sample_id):
             self._writer.need_overwrite(new)
             self._replace_by_sample(entry, old, new, target, turn)
@@ -284,18 +297,28 @@ class TreeChanges:
             raise NotPermitted(f"{new} exists, and the Lightly API cannot replace one sample by another")
         name = self.name_at(new)
         has_object = entry.published_size != 0
-        turn.result(self._edits.rename(entry.sample_id, true_name(old, entry), name, has_object=has_object))
+        done = self._edits.rename(entry.sample_id, true_name(old, entry), name, has_object=has_object)
+        try:
+            turn.result(done)
+        except FileExists:
+            self._names.catalog.expect_changes()
+            raise
         self._show_renamed(entry, old, new, name)
 
     def _show_renamed(self, entry: SampleEntry, old: str, new: str, name: str) -> None:
         raw = None if name == new else name.encode("utf-8", "surrogatepass")
         renamed = entry._replace(name=new.rpartition("/")[2], file_name_raw=raw)
         # also where a local file shows it: a listing under way may still bring the old name
-        self._names.renamed.note(old, new, renamed)
+        self._completion.note_renamed(old, new, renamed)
         self._writer.takeover.follow(renamed, new)
         local = self._local.get(old)
         if local is not None and local.record.sample_id == entry.sample_id:
-            self._local.move(local, new, name=name)
+            try:
+                self._local.move(local, new, name=name)
+            except OSError as error:
+                log.warning("%s is %s now, which the journal could not note: %s", old, new, error)
+                with contextlib.suppress(OSError):
+                    self._local.drop(local)
         self._local.touch_parent(old)
         self._local.touch_parent(new)
 
@@ -306,7 +329,8 @@ class TreeChanges:
 
         The new one cannot be deleted: it is renamed to a name that no listing shows.
         """
-        self._writer.replace_image(target, new, entry)
+        with self._writer.takeover.replacing(target.sample_id):
+            self._writer.replace_image(target, new, entry)
         name = true_name(old, entry)
         away = turn.result(self._edits.put_away(entry.sample_id, name))
         self._show_renamed(entry, old, away, away)
@@ -319,6 +343,7 @@ class TreeChanges:
                 raise NotADirectory(f"not a directory: {new}")
             if not self._names.is_empty(new, turn):
                 raise DirectoryNotEmpty(f"the directory is not empty: {new}")
+        self._settle_below(old)
         samples = self._samples_below(old, turn)
         moves = [(path, new + path[len(old) :], entry) for path, entry in samples]
         for path, moved, _ in moves:
@@ -339,11 +364,27 @@ class TreeChanges:
             journal.remove_rename(entry.sample_id)
             turn.restart()
         for file in self._local.below(old):
-            self._rename_local(file, new + file.path[len(old) :], None, turn)
+            moved = new + file.path[len(old) :]
+            if file.record.broken:  # half a file; the program that wrote it was told
+                self._local.move(file, moved, name=self.name_at(moved))
+            else:
+                self._rename_local(file, moved, None, turn)
         self._local.move_directories(old, new)
         self._names.renamed.note_directory(old, new)
         if not self._local.has_directory(new) and self._names.find(new, turn) is None:
             self._local.make_directory(new, _DIRECTORY_MODE)
+
+    def _settle_below(self, directory: str) -> None:
+        """Wait for files that are on their way; NotPermitted where one is a sample that is being changed.
+
+        Asked before the first of many renames, which cannot be taken back together.
+        """
+        for file in self._local.below(directory):
+            record = file.record
+            if record.owed and not record.broken and (record.sample_id or record.create_sent):
+                self._writer.wait_uploaded(file)
+            if file.record.sample_id is not None and not file.uploaded:
+                raise NotPermitted(f"{file.path} is a sample that is being changed; close it, and try again")
 
     def _samples_below(self, directory: str, turn: Turn) -> list[tuple[str, SampleEntry]]:
         found: list[tuple[str, SampleEntry]] = []

@@ -30,16 +30,14 @@ from lightlyfs.errors import (
 )
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr, DiskUsage, SetTimes, attr_of_local
 from lightlyfs.fs.changes import TreeChanges, refuse_trash
-from lightlyfs.fs.completion import Completion
+from lightlyfs.fs.conversion import Completion
+from lightlyfs.fs.direct_reads import PathReads
 from lightlyfs.fs.handles import HandleTable, ReadHandle, ViewHandle, WriteHandle
-from lightlyfs.fs.namespace import HIDDEN_PREFIX, Listing, Namespace, Node
-from lightlyfs.fs.part import is_view
-from lightlyfs.fs.path_reads import PathReads
+from lightlyfs.fs.namespace import HIDDEN_PREFIX, Listing, Namespace, Node, is_view
 from lightlyfs.fs.patience import Patience, Turn
 from lightlyfs.fs.samples import Samples
-from lightlyfs.fs.views import Views
+from lightlyfs.fs.views import ExtendedAttributes, Views
 from lightlyfs.fs.writer import Writer
-from lightlyfs.fs.xattrs import ExtendedAttributes
 from lightlyfs.staging.local_files import LocalFile
 
 # shown as free; tools refuse to copy to a full disk, and what the account allows is not known
@@ -370,8 +368,17 @@ class Filesystem:
         changes, turn = self._need_writing(old).changes, self._patience.turn()
         if new.rpartition("/")[2].startswith(HIDDEN_PREFIX):
             changes.hide(old, new, turn)
-        else:
+            return
+        done = False
+        try:
             changes.rename(old, new, flags, turn)
+            done = True
+        finally:
+            self._names.removed.renamed(old, new, done=done)
+
+    def place_of(self, path: str) -> str:
+        """Return where a file is that the kernel knows by a hidden name: a rename over it failed."""
+        return self._names.removed.place_of(path) if HIDDEN_PREFIX in path else path
 
     def set_times(
         self, path: str | None, handle: int | None, *, atime_ns: int | None, mtime_ns: int | None

@@ -79,7 +79,8 @@ class WriteHandle:
     `file` is None until the first change to a sample that was opened for changing. `process` is the
     thread group that opened it, `sync` that it was opened with O_SYNC or O_DSYNC; `unsynced` is set by a
     write until the next fsync. `cut` says that opening it, perhaps for reading only, truncated the file.
-    `watch` is there once a descriptor was closed.
+    `watch` is there once a descriptor was closed. `replaced` is set while `file` is None and another file has
+    taken the place of the sample.
     """
 
     path: str
@@ -90,6 +91,7 @@ class WriteHandle:
     sync: bool = False
     cut: bool = False
     unsynced: bool = field(default=False, init=False)
+    replaced: bool = field(default=False, init=False)
     watch: ProcessWatch | None = field(default=None, init=False)
 
 

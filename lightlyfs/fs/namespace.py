@@ -1,6 +1,8 @@
 """Merges remote samples and local files into one tree; local files take precedence.
 
 `RenamedSamples` and `Removed` hold the names that this mount changed and the catalogue does not show yet.
+Everything here speaks of paths in the dataset. `Part` is the folder of it that a mount shows as its root: it
+turns paths from the kernel or a command into those, and back.
 """
 
 from __future__ import annotations
@@ -20,17 +22,17 @@ from lightlyfs.errors import NoSuchFile, NotADirectory
 from lightlyfs.fs.attributes import Attr, Exact, SetTimes, attr_of_directory, attr_of_local, attr_of_sample
 from lightlyfs.fs.patience import Turn
 from lightlyfs.inodes import directory_ino, sample_ino
+from lightlyfs.name_rules import REPLACED_FOLDER, ShownRules
 from lightlyfs.path_table import PathTable
-from lightlyfs.shown_rules import ShownRules
 from lightlyfs.staging.local_files import LocalFile, LocalFiles
 from lightlyfs.staging.record import Record
-from lightlyfs.upload_rules import REPLACED_FOLDER
 
 log = logging.getLogger(__name__)
 
 # a listing that shows the old name began before the rename, or is of a server that lags; one this much later
 # tells that others have renamed it back
 LISTING_LAGS_S = 600.0
+_NO_INOS: frozenset[int] = frozenset()
 
 
 class RenamedSamples:
@@ -39,31 +41,46 @@ class RenamedSamples:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        # guarded by _lock: entries by new path, and where those are; by old path the inode number gone there
+        # guarded by _lock: entries by new path, and where those are; by old path the inode numbers that are
+        # gone there, for it may have been the path of several samples since the listing
         self._shown: PathTable[SampleEntry] = PathTable()
-        self._hidden: dict[str, int] = {}
+        self._hidden: dict[str, frozenset[int]] = {}
         self._noted_at: dict[str, float] = {}
         # directories that were renamed with all their samples; replaced as a whole, read without the lock
         self._gone: frozenset[str] = frozenset()
         self.generation = 0
 
-    def note(self, old: str, new: str, entry: SampleEntry) -> None:
-        """Note that a sample was renamed to `new`, with `entry` as its entry there."""
+    def note(self, old: str, new: str, entry: SampleEntry, age_s: float = 0.0) -> None:
+        """Note that a sample was renamed to `new` so long ago, with `entry` as its entry there."""
         with self._lock:
             self._forget_locked(old)
             self._forget_locked(new)
-            if self._hidden.get(new) == entry.ino:
-                del self._hidden[new]
-            self._hidden[old] = entry.ino
-            self._noted_at[new] = self._clock()
+            # an empty set goes with the next listing
+            self._hidden[new] = self._hidden.get(new, _NO_INOS) - {entry.ino}
+            self._hidden[old] = self._hidden.get(old, _NO_INOS) | {entry.ino}
+            self._noted_at[new] = self._clock() - age_s
             self._shown.put(new, entry)
             self.generation += 1
+
+    def paths(self) -> set[str]:
+        """Return the new paths that no listing shows yet."""
+        with self._lock:
+            return set(self._shown.by_path)
+
+    def note_written(self, path: str, entry: SampleEntry) -> None:
+        """Note the new image of a sample, if it was renamed to this path."""
+        with self._lock:
+            known = self._shown.by_path.get(path)
+            if known is not None and known.ino == entry.ino:
+                self._shown.put(path, entry)
+                self.generation += 1
 
     def note_directory(self, old: str, new: str) -> None:
         """Note that a whole directory was renamed to `new`."""
         self.note_removed(old)
         with self._lock:
-            self._gone -= {new}
+            # of `new` as the catalogue has it nothing may be there but what was renamed
+            self._gone = frozenset(gone for gone in self._gone if self._hides_below_locked(gone))
             self.generation += 1
 
     def note_removed(self, directory: str) -> None:
@@ -88,7 +105,7 @@ class RenamedSamples:
 
     def is_hidden(self, path: str, ino: int) -> bool:
         """Return whether the sample that the catalogue shows at a path is elsewhere now."""
-        return bool(self._hidden) and self._hidden.get(path) == ino
+        return bool(self._hidden) and ino in self._hidden.get(path, _NO_INOS)
 
     def within(self, directory: str) -> list[SampleEntry]:
         """Return the samples renamed to a place directly in a directory."""
@@ -120,7 +137,8 @@ class RenamedSamples:
             for path in settled:
                 if self._shown.by_path.get(path) is settled[path]:
                     self._forget_locked(path)
-            self._hidden = {old: ino for old, ino in self._hidden.items() if ino not in done}
+            left = {old: inos - done for old, inos in self._hidden.items()}
+            self._hidden = {old: inos for old, inos in left.items() if inos}
             self._gone = frozenset(gone for gone in self._gone if self._hides_below_locked(gone))
             self.generation += bool(done)
 
@@ -129,12 +147,13 @@ class RenamedSamples:
         self._shown.remove(path)
 
     def _hides_below_locked(self, directory: str) -> bool:
-        return any(old.startswith(directory + "/") for old in self._hidden)
+        return any(inos and old.startswith(directory + "/") for old, inos in self._hidden.items())
 
 
 HIDDEN_PREFIX = ".fuse_hidden"
-# coreutils and BusyBox remove the target of `mv -f` and `install` before they write it
-_REPLACERS = frozenset({"mv", "install", "ginstall", "busybox"})
+# coreutils and BusyBox remove the target of `mv -f` and `install` before they write it, and so do programs
+# that unpack archives
+_REPLACERS = frozenset({"mv", "install", "ginstall", "busybox", "tar", "bsdtar", "unzip"})
 REPLACED_WITHIN_S = 1.0
 # programs that have read samples; one that was forgotten is refused no more, so there are many
 _MAX_READERS = 10_000
@@ -159,18 +178,39 @@ class Removed:
         # guarded by _lock
         self._files: dict[str, LocalFile] = {}
         self._kept: LRUCache[str, LocalFile | SampleEntry] = LRUCache(_MAX_HIDDEN)
+        # by hidden path: what it was hidden from, until the rename ends; and where it is, if that failed
+        self._origins: LRUCache[str, str] = LRUCache(_MAX_HIDDEN)
+        self._places: LRUCache[str, str] = LRUCache(_MAX_HIDDEN)
         self._removals: dict[str, _Removal] = {}
         self._readers: LRUCache[int, None] = LRUCache(_MAX_READERS)
 
     # hidden names of open files
 
-    def hide(self, path: str, node: LocalFile | SampleEntry) -> None:
-        """Let a hidden path lead to an open file."""
+    def hide(self, path: str, node: LocalFile | SampleEntry, origin: str) -> None:
+        """Let a hidden path lead to an open file, which was at `origin`."""
         with self._lock:
+            self._origins[path] = origin
             if isinstance(node, LocalFile):
                 self._files[path] = node
             else:
                 self._kept[path] = node
+
+    def renamed(self, old: str, new: str, *, done: bool) -> None:
+        """Note the end of a rename; what it was to replace is where it was unless it is `done`."""
+        with self._lock:
+            for hidden in [hidden for hidden, origin in self._origins.items() if origin == new]:
+                del self._origins[hidden]
+                if not done:
+                    self._places[hidden] = new
+            for hidden, place in list(self._places.items()) if done else []:
+                if place == old:
+                    self._places[hidden] = new
+                elif place == new:
+                    del self._places[hidden]
+
+    def place_of(self, path: str) -> str:
+        """Return where the file of a hidden path is, if it was not replaced; else the path itself."""
+        return self._places.get(path, path)
 
     def at(self, path: str) -> LocalFile | SampleEntry | None:
         """Return the open file that a hidden path leads to."""
@@ -304,7 +344,7 @@ class Namespace:
         if local is not None:
             file = local.get(path)
             if file is not None and file.uploaded:
-                hidden = self._filters and not self.rules.shows(path)
+                hidden = self.removed.is_removed(path) or (self._filters and not self.rules.shows(path))
                 return None if hidden else self.times.apply(entry_of_uploaded(file.record))
             if file is not None:
                 return file
@@ -433,6 +473,10 @@ class Namespace:
         prefix = path + "/" if path else ""
         for name in names - merged.keys():
             merged[name] = self.directory_attr(prefix + name, self._local_directory(local, prefix + name))
+        for sample in moved:
+            if self.rules.shows(prefix + sample.name):
+                merged[sample.name] = self.sample_attr(sample)
+        # as in `find`: what was written since the rename is what is there
         for file in files:
             if file.uploaded and not self.rules.shows(file.path):
                 continue
@@ -440,10 +484,6 @@ class Namespace:
             merged[name] = (
                 self.sample_attr(entry_of_uploaded(file.record)) if file.uploaded else attr_of_local(file)
             )
-        for sample in moved:
-            if not self.rules.shows(prefix + sample.name):
-                continue
-            merged[sample.name] = self.sample_attr(sample)
         entries[:] = merged.items()
         return True
 
@@ -461,3 +501,34 @@ def entry_of_uploaded(record: Record) -> SampleEntry:
     name, size, etag = record.path.rpartition("/")[2], record.size, record.etag
     ino = sample_ino(sample_id)
     return SampleEntry(name, ino, sample_id, raw, size, record.mtime, size, etag, verified=True, stands=True)
+
+
+FOLDER = ".lightlyfs"
+_BELOW = FOLDER + "/"
+
+
+def is_view(path: str) -> bool:
+    """Return whether a path is the unlisted folder, or in it; no sample can be there."""
+    return path.startswith(FOLDER) and (path == FOLDER or path.startswith(_BELOW))
+
+
+class Part:
+    """The folder at `folder`, a path in the dataset without slashes at its ends; "" is the whole dataset."""
+
+    def __init__(self, folder: str = "") -> None:
+        self.folder = folder
+        self._prefix = folder + "/" if folder else ""
+
+    def inside(self, shown: str) -> str:
+        """Return the path in the dataset of a path in the mount."""
+        if not self.folder or is_view(shown):
+            return shown
+        return self._prefix + shown if shown else self.folder
+
+    def shown(self, path: str) -> str | None:
+        """Return the path in the mount of a path in the dataset; None where the mount does not show it."""
+        if not self.folder or is_view(path):
+            return path
+        if path.startswith(self._prefix):
+            return path[len(self._prefix) :]
+        return "" if path == self.folder else None

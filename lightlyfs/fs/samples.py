@@ -26,24 +26,22 @@ from lightlyfs.errors import (
     Unauthorized,
     Unreachable,
 )
-from lightlyfs.fetch.epoch_fetcher import Ended, EpochFetcher
-from lightlyfs.fetch.prefetcher import Prefetcher
+from lightlyfs.fetch.prefetcher import Ended, EpochFetcher, Prefetcher
 from lightlyfs.fetch.reader import LeftToAnother, Reader
-from lightlyfs.fetch.takers import PROBE_BYTES
-from lightlyfs.fetch.transfers import NotBrought
+from lightlyfs.fetch.transfers import PROBE_BYTES, NotBrought
 from lightlyfs.fs.attributes import Attr
 from lightlyfs.fs.handles import ReadHandle
 from lightlyfs.fs.patience import Turn
 from lightlyfs.inodes import sample_ino
-from lightlyfs.readahead.heads import HeadReaders
-from lightlyfs.shown_rules import ShownRules
+from lightlyfs.name_rules import ShownRules
+from lightlyfs.readahead.within_file import HeadReaders
 
 # sizes of neighbours that are found along with one that was asked for
 _SIZES_AHEAD = 64
-# of so many files it is remembered which version the kernel holds pages of; beyond that they are dropped once
 # samples that are looked up at once to be fetched ahead: some 200 microseconds
 _LOOKED_UP_AT_ONCE = 64
 _NO_VERSION = -1  # no hash of a version that was opened
+# files of which it is remembered what version the kernel holds pages of; beyond that all are dropped once
 _KERNEL_VERSIONS = 100_000
 # a program that reads a file asks for the next bytes sooner than this; it may finish with the version it has
 _BUSY_S = 0.5
@@ -137,17 +135,27 @@ class Samples:
         if handle.content is None:
             handle.content = self._identify(handle.entry, turn)
             _need_object(handle.content, handle.path)
+        # where the kernel asks for all of a file, it has no page of it
+        asks_for_all = not offset and size >= handle.content.size
         try:
             data = self._read(handle, handle.content, offset, size, turn)
         except ContentChanged:
-            # where the kernel asks for all of a file, it has no page of it
-            asks_for_all = not offset and size >= handle.content.size
-            content = self._newer(handle, turn) if asks_for_all or not handle.kept else None
+            content = self._newer(handle, turn, asks_for_all=asks_for_all)
             if content is None:
                 raise
             data = self._read(handle, content, offset, size, turn)
-        handle.has_read = True
+        if not handle.has_read:
+            self._note_first_read(handle, asks_for_all=asks_for_all)
         return data
+
+    def _note_first_read(self, handle: ReadHandle, *, asks_for_all: bool) -> None:
+        """Note that a program has bytes of a version, which the kernel shows to all that have it open."""
+        with self._lock:
+            if handle.outdated and not asks_for_all:
+                raise ContentChanged(f"the stored object changed since it was opened: {handle.path}")
+            handle.has_read = True
+            for other in self._open.get(handle.entry.ino, ()):
+                other.kept |= other is not handle and other.content == handle.content
 
     def _read(self, handle: ReadHandle, content: ContentId, offset: int, size: int, turn: Turn) -> bytes:
         handle.used_at = time.monotonic()
@@ -159,14 +167,16 @@ class Samples:
         handle.followed = True
         return self.begin_to_read(handle.path, content, size, turn)
 
-    def _newer(self, handle: ReadHandle, turn: Turn) -> ContentId | None:
+    def _newer(self, handle: ReadHandle, turn: Turn, *, asks_for_all: bool) -> ContentId | None:
         """The version to go on with where the one that was opened is gone; None where that would show."""
-        if handle.has_read or handle.content is None:
+        if handle.has_read or handle.content is None or (handle.kept and not asks_for_all):
             return None
         content = self.identify(self._catalog.told(handle.entry) or handle.entry, turn)
         if content.size != handle.content.size or not content.has_object:
             return None  # the kernel cuts a read at the size it knows
         with self._lock:
+            if handle.kept and not asks_for_all:
+                return None  # another program read meanwhile
             handle.content, handle.outdated = content, False
             self._kernel_has[handle.entry.ino] = hash(content)
             for other in self._open.get(handle.entry.ino, ()):
@@ -417,7 +427,7 @@ class Samples:
 
         The entry may have been looked up a while ago, and the file read since.
         """
-        now = self._catalog.told(entry)
+        now = self._catalog.told(entry, by_others=False)
         size = None if now is None else now.published_size
         if now is None or size is None or size > SMALL_FILE_BYTES or self._reader.is_asked(now.sample_id):
             return None
@@ -425,14 +435,14 @@ class Samples:
             return self._reader.fetch_whole(content_of(now))
         return self.ask(now, ahead=True)
 
-    def _found_meanwhile(self, entry: SampleEntry) -> ContentId | None:
+    def _found_meanwhile(self, entry: SampleEntry, by_others: bool) -> ContentId | None:
         """Which content a sample has, where that was found since the entry was looked up.
 
         Another process may have asked; it told its kernel, and this one has to tell ours.
         """
         told: SampleEntry | None = entry if entry.verified else self._catalog.with_facts(entry)
         if entry.verified or (told is not None and not told.verified):
-            told = self._catalog.told(entry) if self._reader.has_company() else None
+            told = self._catalog.told(entry) if by_others and self._reader.has_company() else None
         if told is None or not told.verified or told.etag == NO_OBJECT:
             return None
         content = content_of(told)

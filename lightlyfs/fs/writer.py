@@ -18,14 +18,14 @@ from typing import Any
 
 from lightlyfs.catalog.entries import SampleEntry, true_name
 from lightlyfs.errors import BadHandle, LightlyFsError, NoSuchFile, NotPermitted
+from lightlyfs.fs.conversion import Takeover
 from lightlyfs.fs.handles import Callers, WriteHandle
 from lightlyfs.fs.namespace import Namespace, Node, entry_of_uploaded
 from lightlyfs.fs.patience import UploadWaits
-from lightlyfs.fs.takeover import Takeover
+from lightlyfs.name_rules import TEMPORARY_DELAY_S, WritePolicy, is_scratch, looks_temporary
 from lightlyfs.staging.local_files import LocalFile, LocalFiles, Ticket
 from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.uploader import Uploader
-from lightlyfs.upload_rules import TEMPORARY_DELAY_S, WritePolicy, is_scratch, looks_temporary
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ class Writer:
 
     def _truncate(self, handle: WriteHandle, size: int) -> None:
         if handle.file is None:
-            self.takeover.take(handle, copy=size > 0)
+            self._take(handle, copy=size > 0)
         file = handle.file
         assert file is not None
         with file.lock:
@@ -339,13 +339,20 @@ class Writer:
             )
             file.dirty = False
             ticket = file.ticket = self._submit(file)
-        if self.policy.write_back or file.delayed:
-            return
         try:
-            self._waits.wait(ticket)
+            if not (self.policy.write_back or file.delayed):
+                self._waits.wait(ticket)
         except BaseException:
             self._put_back(file, before, covered)
             raise
+        self.let_go(covered)
+
+    @staticmethod
+    def let_go(covered: LocalFile | None) -> None:
+        """Let what open descriptors of a replaced file write from here on reach no path."""
+        if covered is not None:
+            with covered.lock:
+                covered.unlinked = True
 
     def replace_image(self, target: SampleEntry, path: str, source: SampleEntry) -> None:
         """Give the sample at a path the bytes of another one, and wait; if that fails it keeps its own."""
@@ -394,10 +401,12 @@ class Writer:
     def set_aside(self, file: LocalFile) -> None:
         """Hold on to a local file that another is about to replace; NotPermitted where it is on its way.
 
-        From here on it counts as removed, so that a close does not send it after all.
+        From here on it counts as removed, so that a close does not send it after all. A sample that was
+        emptied here is local, too: the other file is to replace its image.
         """
         with file.lock:
-            self._need_removable(file)
+            if not (file.record.replaces and file.record.state is State.LOCAL and not file.unlinked):
+                self._need_removable(file)
             file.unlinked = True
 
     def _need_removable(self, file: LocalFile) -> None:
@@ -463,6 +472,8 @@ class Writer:
             self._update_dirty_locked(
                 file, durable=for_server, state=State.PENDING if for_server else State.LOCAL, **known
             )
+            if not for_server:
+                self.withdraw(file)  # what an earlier close left to send is not what the file is now
             file.ticket = self._submit(file) if for_server else None
         if not for_server:
             self._tell_kept(file)
@@ -522,9 +533,21 @@ class Writer:
         if not handle.writable:
             raise BadHandle("the file is open for reading only")
         if handle.file is None:
-            self.takeover.take(handle, copy=copy)
+            self._take(handle, copy=copy)
         assert handle.file is not None
         return handle.file
+
+    def _take(self, handle: WriteHandle, *, copy: bool) -> None:
+        """Stage a sample as it is now: other programs may have changed it since it was opened."""
+        entry = handle.entry
+        if entry is not None and copy and not handle.replaced:
+            file, listed = self._local.get(handle.path), self._names.catalog.by_id(entry.sample_id)
+            now = None if listed is None else listed[1]
+            if file is not None and file.uploaded and file.record.sample_id == entry.sample_id:
+                now = entry_of_uploaded(file.record)
+            if now is not None:
+                handle.entry = now._replace(name=entry.name, file_name_raw=entry.file_name_raw)
+        self.takeover.take(handle, copy=copy)
 
     def _put_back(self, file: LocalFile, before: Record, covered: LocalFile | None) -> None:
         """Undo a rename whose upload failed; nothing is owed unless a create was sent.

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import replace
 
 from lightlyfs import app, profiles
@@ -101,6 +102,12 @@ def _forget_parents() -> None:
 os.register_at_fork(after_in_child=_forget_parents)
 atexit.register(lambda: _running.close())
 
+# the interpreter waits for the threads of pools before it runs `atexit`: a check that gets no answer would
+# keep the program for its minute
+_ending = threading.Event()
+with suppress(AttributeError):  # it is private; without it such a program ends later
+    threading._register_atexit(_ending.set)  # type: ignore[attr-defined]
+
 
 def parts_of(dataset: str, flags: dict[str, str], token: Token | None = None) -> app.Dataset:
     """The parts of a dataset with these settings; any thread, process or forked child may ask."""
@@ -115,12 +122,12 @@ def close_all() -> None:
 def dataset_names(flags: dict[str, str], token: Token | None) -> list[str]:
     """The datasets that the token may see, sorted."""
     settings = _settings(flags)
-    connections, _ = _connect(settings, token, app.RequestCounter(), threading.Event())
+    connections, _ = _connect(settings, token, app.RequestCounter(), _ending.is_set)
     return sorted({one.name or one.id for one in list_datasets(connections.client, settings)})
 
 
 def _connect(
-    settings: Settings, token: Token | None, counter: app.RequestCounter, closing: threading.Event
+    settings: Settings, token: Token | None, counter: app.RequestCounter, cancelled: Callable[[], bool]
 ) -> tuple[app.Connections, Secrets]:
     if token is None:
         secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
@@ -128,9 +135,8 @@ def _connect(
             log.warning("%s", exposed)
     else:
         secrets = read_secrets({**os.environ, "LIGHTLY_TOKEN": token()}, None, settings.read_mode)
-    connections = app.connect(
-        settings, secrets, os.environ, counter, closing.is_set, keep_few=True, token=token
-    )
+
+    connections = app.connect(settings, secrets, os.environ, counter, cancelled, keep_few=True, token=token)
     return connections, secrets
 
 
@@ -144,7 +150,12 @@ def _start(dataset: str, flags: dict[str, str], token: Token | None) -> app.Data
     settings = _settings(flags)
     closing = threading.Event()
     counter = app.RequestCounter()
-    connections, secrets = _connect(settings, token, counter, closing)
+    made: list[app.Dataset] = []
+
+    def cancelled() -> bool:
+        return closing.is_set() or (_ending.is_set() and not any(map(_is_uploading, made)))
+
+    connections, secrets = _connect(settings, token, counter, cancelled)
     found = find_dataset(
         connections.client,
         settings,
@@ -162,5 +173,10 @@ def _start(dataset: str, flags: dict[str, str], token: Token | None) -> app.Data
     except BaseException:
         place.close()  # or this process keeps others from the cache
         raise
+    made.append(parts)
     parts.start()
     return parts
+
+
+def _is_uploading(parts: app.Dataset) -> bool:
+    return parts.uploads is not None and parts.uploads.wait_idle(0)[0] > 0

@@ -10,11 +10,9 @@ import fcntl
 import os
 import platform
 import struct
-import threading
+import time
 from pathlib import Path
 from typing import NamedTuple
-
-from cachetools import TTLCache
 
 # include/linux/sched.h: the thread was ended by a signal
 _PF_SIGNALED = 0x400
@@ -32,25 +30,39 @@ _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 1 << 3
 
 
+# short, for numbers are given out again, and execve(2) changes a name
+_REMEMBERED_S, _MOST_REMEMBERED = 0.1, 256
+
+
 class _Stat(NamedTuple):
     flags: int
     exit_code: int
 
 
-class Processes:
-    """The processes of threads, remembered for a moment: one program opens and closes many files."""
+class Program(NamedTuple):
+    """The process of a thread, and its name, as of a time of the monotonic clock."""
+
+    process: int
+    name: str
+    asked_at: float
+
+
+class ProgramTable:
+    """The processes of threads, kept for a moment: one program opens many files. Any thread may call."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        # guarded by _lock; short, for numbers are given out again
-        self._known: TTLCache[int, int] = TTLCache(256, ttl=1.0)
+        self._known: dict[int, Program] = {}  # single operations on it are atomic
 
-    def __call__(self, thread: int) -> int:
-        """Return the thread group of a thread; the number itself where it is gone."""
-        with self._lock:
-            known: int | None = self._known.get(thread)
-            if known is None:
-                known = self._known[thread] = _thread_group(thread)
+    def __call__(self, thread: int) -> Program:
+        """Return whose a thread is: its thread group, or its own number and no name where it is gone."""
+        now = time.monotonic()
+        known = self._known.get(thread)
+        if known is None or now - known.asked_at > _REMEMBERED_S:
+            process = _thread_group(thread)
+            known = Program(process, program_of(process), now)
+            if len(self._known) >= _MOST_REMEMBERED:
+                self._known = {}
+            self._known[thread] = known
         return known
 
 
@@ -59,7 +71,7 @@ def program_of(process: int) -> str:
 
     To be asked for the thread group: threads have names of their own.
     """
-    # asked at each open of a file that has to be fetched: `Path.read_text` takes five times as long
+    # asked while a program opens a file: `Path.read_text` takes five times as long
     try:
         descriptor = os.open(f"/proc/{process}/comm", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

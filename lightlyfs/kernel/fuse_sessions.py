@@ -25,9 +25,9 @@ from typing import Any
 from lightlyfs.errors import StartError
 from lightlyfs.fs.attributes import Ownership
 from lightlyfs.kernel import binding
-from lightlyfs.kernel.binding import Library, MountOptions
+from lightlyfs.kernel.binding import MAX_KEPT_BYTES, Library, MountOptions, Packer
 from lightlyfs.kernel.operations import Operations
-from lightlyfs.kernel.packing import Packer
+from lightlyfs.memory import MemoryTarget
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,11 @@ class Session:
         self._library = library
         self._options = options
         self._libfuse: Any = module._libfuse
-        self._libfuse.fuse_interrupted.restype = ctypes.c_int
+        # these return at once: releasing the GIL around them would cost more than they take
+        at_once: Any = ctypes.PyDLL(library.soname)
+        self._is_interrupted = at_once.fuse_interrupted
+        self._context = at_once.fuse_get_context
+        self._context.restype = self._libfuse.fuse_get_context.restype
         self._libfuse.fuse_exit.argtypes = [ctypes.c_void_p]
         self._state = threading.Condition()
         # guarded by _state: libfuse's `struct fuse *`, from init until it is freed, and who uses it
@@ -80,18 +84,23 @@ class Session:
 
     def interrupted(self) -> bool:
         """Return whether the caller of the callback under way was interrupted; False outside of one."""
-        return bool(self._libfuse.fuse_interrupted())
+        return bool(self._is_interrupted())
 
     def caller_pid(self) -> int:
         """Return the thread that the callback under way serves; 0 outside of one."""
-        context = self._libfuse.fuse_get_context()
+        context = self._context()
         return int(context.contents.pid) if context else 0
 
     def _note_handle(self) -> None:
         """Remember libfuse's handle; called in `init`."""
         with self._state:
-            self._handle = int(self._libfuse.fuse_get_context().contents.fuse)
+            self._handle = int(self._context().contents.fuse)
 
+
+# unlike `ctypes.memmove` it keeps the GIL: the copy is done before another thread could take over
+_copy = ctypes.PyDLL(None).memmove
+_copy.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]
+_copy.restype = None
 
 _kept = threading.local()
 
@@ -213,7 +222,8 @@ class Fuse3Session(Session):
     def run(self, operations: Operations, on_init: Callable[[], None]) -> None:
         """Mount and serve until unmounted; StartError where it cannot be mounted."""
         operations.on_destroy = self.release_handle
-        operations.use_packer(Packer(self._fuse.c_stat, self._ownership))
+        memory = self._options.memory
+        operations.use_packer(Packer(self._fuse.c_stat, self._ownership, memory.share(16, MAX_KEPT_BYTES)))
         session_class = type("Session", (_Fuse3Callbacks, self._fuse.FUSE), {})
         failure: list[BaseException] = []
 
@@ -232,6 +242,7 @@ class Fuse3Session(Session):
                 str(self._options.mountpoint),
                 on_init=init,
                 failure=failure,
+                memory=memory,
                 raw_fi=True,
                 **binding.option_list(self._options, self._library),
             )
@@ -311,11 +322,13 @@ class _Fuse3Callbacks:
         *,
         on_init: Callable[[Any, Any], None],
         failure: list[BaseException],
+        memory: MemoryTarget,
         **options: Any,
     ) -> None:
         self.operations = operations
         self._on_init = on_init
         self._failure = failure
+        self._memory = memory
         self._directories: dict[int, _OpenDirectory] = {}
         self._numbers = itertools.count(1)
         super().__init__(operations, mountpoint, **options)  # type: ignore[call-arg]
@@ -333,8 +346,15 @@ class _Fuse3Callbacks:
     def getattr_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> int:
         """Answer with packed bytes."""
         packed = self.operations.getattr_packed(decode(path), fip.contents if fip else None)
-        ctypes.memmove(buf, packed, len(packed))
+        _copy(buf, packed, len(packed))
         return 0
+
+    def read(self, path: bytes | None, buf: Any, size: int, offset: int, fip: Any) -> int:
+        """Copy what is read into libfuse's buffer."""
+        data = self.operations.read(decode(path), size, offset, fip.contents)
+        assert len(data) <= size  # more would be written past its end
+        _copy(buf, data, len(data))
+        return len(data)
 
     def opendir(self, path: bytes, fip: Any) -> int:
         """Pin one packed listing."""
@@ -347,13 +367,15 @@ class _Fuse3Callbacks:
     def readdir_fuse_3(self, path: Any, buf: Any, filler: Any, offset: int, fip: Any, flags: int) -> int:
         """Return one page, with attributes wherever they are known.
 
-        Once a size was corrected the rest comes without: the kernel would take the old one for the newest.
+        Once a size was corrected the rest comes without: the kernel would take the old one for the newest. So
+        it does where memory is short: with its attributes each name is kept.
         """
         opened = self._directories[fip.contents.fh]
         if not offset:
             opened.rewind()
         listing = opened.listing
-        plus = _FILL_DIR_PLUS * (opened.moved == self.operations.sizes_moved())
+        is_current = opened.moved == self.operations.sizes_moved()
+        plus = _FILL_DIR_PLUS * (is_current and self._memory.has_room_for_names)
         fill = _FILLER(ctypes.cast(filler, ctypes.c_void_p).value or 0)
         names, known, address, size = listing.names, listing.known, listing.address, listing.stat_bytes
         for index in range(offset, len(names)):

@@ -18,9 +18,8 @@ from typing import Any, Protocol, TypeVar
 from lightlyfs.errors import LightlyFsError, errno_of
 from lightlyfs.fs.attributes import Attr, Ownership
 from lightlyfs.fs.filesystem import Filesystem, Opened
-from lightlyfs.fs.part import Part
-from lightlyfs.kernel.binding import KEEP_TIME
-from lightlyfs.kernel.packing import PackedListing, Packer, links_of, mode_of, times_of
+from lightlyfs.fs.namespace import Part
+from lightlyfs.kernel.binding import KEEP_TIME, PackedListing, Packer, links_of, mode_of, times_of
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -88,6 +87,10 @@ class Operations:
 
     def _inside(self, path: str | None) -> str:
         """Return the path in the dataset of one that the kernel names."""
+        return self._fs.place_of(self._named(path))
+
+    def _named(self, path: str | None) -> str:
+        """Likewise, but as libfuse calls it: by the hidden name of an open file that was to be replaced."""
         if path is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return self._part.inside(path[1:]) if self._part.folder else path[1:]
@@ -227,7 +230,7 @@ class Operations:
 
     @answers
     def unlink(self, path: str) -> int:
-        self._fs.unlink(self._inside(path))
+        self._fs.unlink(self._named(path))
         return 0
 
     @answers

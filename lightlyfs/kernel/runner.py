@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lightlyfs.fs.attributes import Ownership
 from lightlyfs.fs.filesystem import Filesystem
-from lightlyfs.fs.part import Part
+from lightlyfs.fs.namespace import Part
 from lightlyfs.kernel import callers
 from lightlyfs.kernel.binding import Library, MountOptions, supports_noflush
 from lightlyfs.kernel.fuse_sessions import Fuse2Session, Fuse3Session
@@ -70,7 +70,8 @@ class Mount:
         self._library = library
         self._options = options
         self._ownership = ownership
-        self._process_of = callers.Processes()
+        self._program_of = callers.ProgramTable()
+        self._is_stopping = False
         self._forgets: queue.SimpleQueue[tuple[str | None, threading.Event | None]] = queue.SimpleQueue()
 
     # for the parts below
@@ -96,11 +97,11 @@ class Mount:
 
     def caller_name(self) -> str:
         """Return the program that the callback under way serves."""
-        return callers.program_of(self.caller_process())
+        return self._program_of(self._session.caller_pid()).name
 
     def caller_process(self) -> int:
         """Return the thread group that the callback under way serves."""
-        return self._process_of(self._session.caller_pid())
+        return self._program_of(self._session.caller_pid()).process
 
     def was_killed(self, process: int) -> bool | None:
         """Return whether a signal ended a process, or is ending it; None where that cannot be said."""
@@ -164,10 +165,17 @@ class Mount:
         watcher.start()
         for number in range(_FORGETTERS):
             threading.Thread(target=self._forget_loop, name=f"lightlyfs-forget-{number}", daemon=True).start()
-        self._session.run(operations, on_mounted)
+
+        def mounted() -> None:
+            on_mounted()
+            if self._is_stopping:
+                self.stop()  # what was asked before libfuse had begun is asked again
+
+        self._session.run(operations, mounted)
 
     def stop(self) -> None:
-        """Make `run` return."""
+        """Make `run` return, as soon as it has begun."""
+        self._is_stopping = True
         self._session.stop()
         main = threading.main_thread().ident
         if main is not None:

@@ -19,9 +19,18 @@ T = TypeVar("T")
 # files opened in order before the next ones are fetched: one expected file may be chance
 STREAK_TO_START = 2
 FIRST_WINDOW = 4
+# the window of each reader in order doubles up to this size
+DOUBLED_WINDOW = 32
+# and then up to this many times the fetches that the reader's rate keeps under way (Little's law): a narrow
+# window holds that rate down, and files arrive in batches. A wider one hides no more latency, and is wasted
+# if the reader stops
+_TIMES_ON_THE_WAY = 4
+# opens from which the rate of a reader is taken
+_OPENS_OF_RATE = 64
 # of a person who looks at one picture after another, and may stop at any
 BROWSED_WINDOW = 2
-MAX_WINDOW = 32
+# so that a round trip of 80 ms and one more for the URL do not bound a reader to 200 files a second
+MAX_WINDOW = 128
 # a reader that was not recognised yet is expected at the next two files only, and few such are remembered,
 # so that a shuffled reader hardly ever meets an expectation; a recognised one may leap, for workers share it
 _GUESSED_AHEAD = 2
@@ -58,6 +67,9 @@ class FileSequence(Generic[T]):
         self.started = 0  # how many of the upcoming are being fetched, or have been
         self.exhausted = False
         self.seen_at = 0  # counted in opens, of any file
+        # when its files were opened, and how long a fetch for it takes where nothing is in the way
+        self.opens: deque[float] = deque(maxlen=_OPENS_OF_RATE)
+        self.shortest_s = 0.0  # 0: none has ended
 
     @property
     def is_followed(self) -> bool:
@@ -69,6 +81,22 @@ class FileSequence(Generic[T]):
         """The step of a reader whose skipped files no other reader opens; else 1."""
         steady = len(self.leaps) == _LEAPS_TO_STEP and len(set(self.leaps)) == 1
         return self.leaps[0] if steady else 1
+
+    @property
+    def on_the_way(self) -> int:
+        """How many fetches are under way at the reader's rate if none of them queues."""
+        took_s = self.opens[-1] - self.opens[0] if self.opens else 0.0
+        return round((len(self.opens) - 1) * self.shortest_s / took_s) if took_s > 0 else 0
+
+    def fetched(self, seconds: float) -> None:
+        """Note how long a fetch for this reader took."""
+        self.shortest_s = min(self.shortest_s or seconds, seconds)
+
+    def widen(self, most: int) -> None:
+        """Set the window after one more open in order; at most to as many files as the reader has opened."""
+        doubled = max(FIRST_WINDOW, 2 * self.window)
+        useful = min(_TIMES_ON_THE_WAY * self.on_the_way, self.streak)
+        self.window = min(most, doubled, max(DOUBLED_WINDOW, useful))
 
     @property
     def wants_more(self) -> bool:
@@ -112,8 +140,8 @@ class SequenceTable(Generic[T]):
         """How many readers in order there are."""
         return len(self._followed)
 
-    def opened(self, path: str, most: int = MAX_WINDOW) -> FileSequence[T]:
-        """A file was opened: the sequence that expected it, one file further, or a new one.
+    def opened(self, path: str, now: float, most: int = MAX_WINDOW) -> FileSequence[T]:
+        """A file was opened `now`, in seconds: the sequence that expected it, one file further, or a new one.
 
         At most `most` files are to be fetched ahead of its reader.
         """
@@ -130,8 +158,9 @@ class SequenceTable(Generic[T]):
             self._advance(sequence, path)
             sequence.streak += 1
             if sequence.is_followed:
-                sequence.window = min(most, max(FIRST_WINDOW, sequence.window * 2))
+                sequence.widen(most)
         sequence.seen_at = self._opens
+        sequence.opens.append(now)
         self._keep(sequence)
         self._expect(sequence)
         return sequence

@@ -1,4 +1,7 @@
-"""Decides how far to read ahead inside one large file. Pure policy; `in_order` decides on the next files."""
+"""Decides how much of one file to read: far ahead in a large one, or only the head of each file. Pure policy.
+
+`in_order` decides on the next files.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ class ReadAhead:
     @staticmethod
     def _moved(stream: _Stream, span: Span) -> _Stream:
         """The stream after a read: further on, or at its beginning again after a jump."""
-        slack = _REORDERED_BLOCKS if stream.window >= _REORDERED_BLOCKS else 0
+        slack = _REORDERED_BLOCKS if stream.window >= _REORDERED_BLOCKS else min(stream.window, 1)
         if not stream.expected - max(1, slack) <= span.first <= stream.expected + slack:
             return _Stream(span.last + 1, 0, span.last + 1)
         window = stream.window
@@ -63,3 +66,35 @@ class ReadAhead:
             window = min(MAX_WINDOW_BLOCKS, wider)
         expected = max(stream.expected, span.last + 1)
         return _Stream(expected, window, max(stream.ahead, expected))
+
+
+# what is fetched of a file there, and what a reader of a head reads at most
+HEAD_BYTES = 128 << 10
+# files of which only the head was read, in a row, before that is expected of the next
+_ENOUGH = 3
+# files below this size are fetched whole: that is one request either way
+_WORTH_IT_BYTES = 4 * HEAD_BYTES
+_MAX_DIRECTORIES = 1_000
+
+
+class HeadReaders:
+    """Counts how files are read, by directory."""
+
+    def __init__(self) -> None:
+        self._heads: dict[str, int] = {}  # the latest last; a look needs no lock
+
+    def closed(self, path: str, read_to: int, size: int) -> None:
+        """A file was closed of which the bytes up to `read_to` were read."""
+        if size < _WORTH_IT_BYTES or not read_to:
+            return
+        directory = path.rpartition("/")[0]
+        count = self._heads.pop(directory, 0)
+        self._heads[directory] = count + 1 if read_to <= HEAD_BYTES else 0
+        if len(self._heads) > _MAX_DIRECTORIES:
+            del self._heads[next(iter(self._heads))]
+
+    def expects_head(self, path: str, size: int | None) -> bool:
+        """Whether no more than the head of a file is likely to be read."""
+        if size is None or size < _WORTH_IT_BYTES or not self._heads:
+            return False
+        return self._heads.get(path.rpartition("/")[0], 0) >= _ENOUGH

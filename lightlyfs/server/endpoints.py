@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from .asgi import JSON, TEXT, ApiCall, ApiError, Reply, json_reply, malformed, not_found
 from .request_checks import (
+    PublicTokens,
     SampleCreateBody,
     SampleUpdateBody,
     TagCreateBody,
@@ -19,7 +20,6 @@ from .request_checks import (
 )
 from .serve_options import ServeOptions
 from .served_dataset import ServedDataset, now_ms
-from .signing import PublicTokens
 from .state_tables import Column, SampleRow, TagTable, Window, indices_of, mask_of
 
 IMAGE_TYPES = ("full", "thumbnail")

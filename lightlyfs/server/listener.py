@@ -10,10 +10,8 @@ from typing import Any, Self
 
 import uvicorn
 
-from .application import Extension
-from .asgi import LocalServerError
-from .assembly import ServerParts, assemble
-from .client_connections import watched_protocol
+from .application import Extension, ServerParts, assemble
+from .asgi import LocalServerError, watched_protocol
 from .serve_options import ServeOptions
 from .served_dataset import DatasetFacts
 

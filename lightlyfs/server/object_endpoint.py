@@ -13,7 +13,7 @@ from email.utils import formatdate, parsedate_to_datetime
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 from .asgi import Headers, Receive, Reply, Scope, Send, drain, find_header, send_reply
-from .signing import UrlSigner
+from .request_checks import UrlSigner
 from .storage import Blob, BlobStore, Upload
 
 ONE_PIECE_BYTES = 1 << 20

@@ -1,4 +1,4 @@
-"""Checks of a request: its token, its path and query parameters, and its body.
+"""Checks of a request: its token or signature, its path and query parameters, and its body.
 
 Parameters are checked as strictly as the official client checks them. The generated Python client writes
 booleans as `True` and `False`, JavaScript clients as `true` and `false`. Bodies have the names, types and
@@ -6,15 +6,22 @@ bounds of the models of the generated client. Unknown keys of a request are an e
 `metaData` are dropped, because old uploaders send them and the models of the client reject them in responses.
 """
 
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
+from urllib.parse import quote
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from .asgi import ApiCall, ApiError, malformed, not_found
-from .signing import PublicTokens, same_secret
 
 OBJECT_ID = re.compile(r"[a-f0-9]{24}")
 BOOLEANS = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
@@ -195,3 +202,80 @@ def present_fields(model: msgspec.Struct) -> dict[str, Any]:
         key: {k: v for k, v in value.items() if v is not None} if key == "metaData" and value else value
         for key, value in fields.items()
     }
+
+
+def derive(secret: bytes, purpose: str) -> bytes:
+    """Return a key for one purpose, so that a signature for one purpose is invalid for another."""
+    return hmac.new(secret, purpose.encode(), hashlib.sha256).digest()
+
+
+@dataclass(frozen=True)
+class UrlSigner:
+    """Signs and checks storage URLs: one method, one key, one expiry.
+
+    Keys are paths as `os.fsdecode` gives them, so any file name can be signed.
+    """
+
+    secret: bytes = field(repr=False)
+    base_url: str
+    lifetime_s: float
+    clock: Callable[[], float]
+
+    def sign(self, method: str, key: str) -> str:
+        """Return a URL that allows `method` on `key` until it expires."""
+        expires = int(self.clock() + self.lifetime_s)
+        path = quote(key.encode("utf-8", "surrogateescape"))
+        signature = self._signature(method, key, str(expires))
+        return f"{self.base_url}/storage/{path}?expires={expires}&method={method}&sig={signature}"
+
+    def is_signed(self, method: str, key: str, expires: str, signature: str) -> bool:
+        """Return whether the signature is valid, regardless of the expiry."""
+        return same_secret(self._signature(method, key, expires), signature)
+
+    def is_expired(self, expires: str) -> bool:
+        """Return whether a signed expiry has passed."""
+        return self.clock() >= int(expires)
+
+    def _signature(self, method: str, key: str, expires: str) -> str:
+        text = f"{method}\n{expires}\n{key}".encode("utf-8", "surrogateescape")
+        return hmac.new(self.secret, text, hashlib.sha256).hexdigest()
+
+
+@dataclass(frozen=True)
+class PublicTokens:
+    """Makes and checks the JWTs that redirect links carry; valid for one dataset and nothing else."""
+
+    secret: bytes = field(repr=False)
+    dataset_id: str
+    clock: Callable[[], float]
+
+    def mint(self, expires_in_s: int | None = None) -> str:
+        """Return a token, which does not expire if no lifetime is given."""
+        claims: dict[str, object] = {"datasetId": self.dataset_id}
+        if expires_in_s is not None:
+            claims["exp"] = int(self.clock()) + expires_in_s
+        head = _encode(json.dumps({"alg": "HS256", "typ": "JWT"}).encode())
+        body = _encode(json.dumps(claims).encode())
+        return f"{head}.{body}.{self._signature(head, body)}"
+
+    def accepts(self, token: str) -> bool:
+        """Return whether this server issued `token` and it has not expired."""
+        head, _, rest = token.partition(".")
+        body, _, signature = rest.partition(".")
+        if not same_secret(self._signature(head, body), signature):
+            return False
+        claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+        return "exp" not in claims or self.clock() < claims["exp"]
+
+    def _signature(self, head: str, body: str) -> str:
+        text = f"{head}.{body}".encode("utf-8", "surrogatepass")
+        return _encode(hmac.new(self.secret, text, hashlib.sha256).digest())
+
+
+def same_secret(expected: str, given: str) -> bool:
+    """Compare in constant time; `given` may be any text."""
+    return hmac.compare_digest(expected.encode(), given.encode("utf-8", "surrogatepass"))
+
+
+def _encode(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")

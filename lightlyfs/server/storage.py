@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .asgi import LocalServerError
-from .signing import UrlSigner
+from .request_checks import UrlSigner
 
 RESERVED = ".lightly"
 PART_MAX_BYTES = 255

@@ -7,9 +7,16 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
-from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.models import SampleUpdate
-from lightlyfs.errors import Cancelled, LightlyFsError, NotPermitted, Retryable, ServerFault
+from lightlyfs.errors import (
+    Cancelled,
+    FileExists,
+    LightlyFsError,
+    NotPermitted,
+    Retryable,
+    ServerFault,
+)
+from lightlyfs.staging.upload_steps import UploadedSamples
 
 # renames that made a sample unreadable are not tried again for so long
 _BREAK_FOR_S = 600.0
@@ -18,25 +25,23 @@ _BREAK_FOR_S = 600.0
 class SampleEdits:
     """Edits of one dataset's samples; each runs in the pool and is waited for by its future.
 
-    `can_be_read(sample_id)` reads one byte of a sample through a fresh URL, raising where that fails;
-    `put_away(sample_id, name)` renames one out of the way.
+    `can_be_read(sample_id)` reads one byte of a sample through a fresh URL, raising where that fails. A
+    `sole_writer` asks for no names: no other program gives them.
     """
 
     def __init__(
         self,
-        client: LightlyClient,
-        dataset_id: str,
+        samples: UploadedSamples,
         executor: Executor,
         can_be_read: Callable[[str], None],
-        put_away: Callable[[str, str], str],
         *,
+        sole_writer: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._client = client
-        self._dataset_id = dataset_id
+        self._samples = samples
         self._executor = executor
         self._can_be_read = can_be_read
-        self._put_away = put_away
+        self._sole_writer = sole_writer
         self._clock = clock
         self._broken_until = float("-inf")
         self._broken_by = ""
@@ -51,34 +56,37 @@ class SampleEdits:
 
         On a dataset that lies in the user's own bucket the read URL follows the name, and a rename would
         lose the image: the old name is put back then. Where the image can be read again under that, renames
-        are the cause, and none is tried for ten minutes.
+        are the cause, and none is tried for ten minutes. FileExists where another sample has the new name,
+        which no listing showed yet.
         """
         return self._executor.submit(self._rename, sample_id, old, new, has_object)
 
     def put_away(self, sample_id: str, name: str) -> Future[str]:
         """Rename a sample that cannot be deleted to a name that no listing shows, which is returned."""
-        return self._executor.submit(self._put_away, sample_id, name)
+        return self._executor.submit(self._samples.put_away, sample_id, name)
 
     def set_custom_metadata(self, sample_id: str, value: dict[str, Any] | None) -> Future[None]:
         """Replace a sample's custom metadata; None clears it."""
         update = SampleUpdate(custom_meta_data=value)
-        return self._executor.submit(self._client.update_sample, self._dataset_id, sample_id, update)
+        return self._executor.submit(self._samples.update, sample_id, update)
 
     def finish_rename(self, sample_id: str, old: str, new: str) -> None:
         """Finish a rename that may not have been sent; in the calling thread."""
-        if self._client.get_sample(self._dataset_id, sample_id).file_name == old:
-            self._client.update_sample(self._dataset_id, sample_id, SampleUpdate(file_name=new))
+        if self._samples.get(sample_id).file_name == old:
+            self._samples.update(sample_id, SampleUpdate(file_name=new))
 
     def _rename(self, sample_id: str, old: str, new: str, has_object: bool) -> None:
         if reason := self.renames_are_off():
             raise NotPermitted(f"samples of this dataset are not renamed: {reason}")
-        self._client.update_sample(self._dataset_id, sample_id, SampleUpdate(file_name=new))
+        if not self._sole_writer and self._samples.holder_of(new, other_than=sample_id) is not None:
+            raise FileExists(f"another machine has created {new} meanwhile; {old} keeps its name")
+        self._samples.update(sample_id, SampleUpdate(file_name=new))
         if not has_object:
             return
         try:
             self._can_be_read(sample_id)
         except LightlyFsError as error:
-            self._client.update_sample(self._dataset_id, sample_id, SampleUpdate(file_name=old))
+            self._samples.update(sample_id, SampleUpdate(file_name=old))
             if isinstance(error, Retryable | Cancelled):
                 raise  # where the network failed, that says nothing of renames
             self._prove(sample_id, old, error)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lightlyfs.api.contract import Request, Response, Transport, whole_number
 from lightlyfs.api.models import Sample
-from lightlyfs.api.status import raise_for_status
+from lightlyfs.api.retry import raise_for_status
 from lightlyfs.errors import FileExists
 from lightlyfs.staging.local_files import Ticket
 from lightlyfs.staging.record import Record, State

@@ -4,16 +4,36 @@ Files of a fixed list of raster formats count as images, recognized by their fir
 passed to a decoder. `shape` is the shape as decoded, without the EXIF orientation; the thumbnail has the
 orientation applied. An image with too many pixels has only its shape. The size in bytes is the file's.
 
-`image_decoding` opens a file and computes what is in it. A process that asks for no facts of an image imports
-neither that module nor Pillow.
+Images are decoded in separate processes, so that none can crash the mount or use its permissions. Such a
+process has limits on memory and time, can write no file and, if the kernel supports it, has no network. One
+that crashes, hangs or exceeds its limits is replaced, and its file counts as no image. It runs this module as
+`python -m lightlyfs.staging.image_facts`. `image_decoding` opens a file and computes what is in it; a process
+that asks for no facts of an image imports neither that module nor Pillow.
 """
 
 from __future__ import annotations
 
 import base64
+import ctypes
+import json
+import logging
 import os
+import queue
+import resource
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from lightlyfs.cores import all_cores
+from lightlyfs.errors import MalformedAnswer
+
+log = logging.getLogger(__name__)
 
 # above this only the header is used: decoded it would take 200 MB and more
 MAX_PIXELS = 64_000_000
@@ -143,3 +163,197 @@ def _shape_of_webp(head: bytes) -> list[int] | None:
         width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (26, 28))
         return [height, width, 3]
     return None
+
+
+# enough for the largest image that is decoded, with its copies
+MAX_MEMORY_BYTES = 1500 << 20
+MAX_SECONDS = 30.0
+MAX_PROCESSES = 4
+# what Pillow keeps for the next image, in blocks of 16 MB: those of one of 12 megapixels
+_KEPT_BLOCKS = 5
+_IDLE_MS = 1000
+# malloc.h: above this it would map pages for each block, and give them back with it; the most that counts
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 32 << 20
+# linux/sched.h
+_CLONE_NEWNET, _CLONE_NEWUSER = 0x40000000, 0x10000000
+
+
+class FactsPool:
+    """Computes facts in a few processes, started as they are needed; any thread may call."""
+
+    def __init__(self, processes: int | None = None) -> None:
+        count = processes or min(MAX_PROCESSES, os.cpu_count() or 1)
+        # last in, first out: where one keeps up, the others are never started
+        self._idle: queue.LifoQueue[_FactsProcess] = queue.LifoQueue()
+        self._all = [_FactsProcess() for _ in range(count)]
+        for process in self._all:
+            self._idle.put(process)
+
+    def facts_of(self, path: Path) -> ImageFacts:
+        """Return the facts of a file; those of no image where they cannot be computed within the limits.
+
+        A file that does not even begin as an image costs no process a question.
+        """
+        if not _may_be_image(path):
+            return no_image(os.stat(path).st_size)
+        process = self._idle.get()
+        try:
+            return ImageFacts.from_json(process.ask(str(path)))
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("the facts of an image could not be computed, so it goes without: %s", error)
+            process.stop()
+        finally:
+            self._idle.put(process)
+        return no_image(os.stat(path).st_size)
+
+    def png_of(self, picture: bytes, side_pixels: int) -> bytes:
+        """Return a picture as a PNG of at most so many pixels a side; MalformedAnswer where it is none."""
+        process = self._idle.get()
+        descriptor = os.memfd_create("picture", os.MFD_CLOEXEC)
+        try:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(picture)
+            path = f"/proc/{os.getpid()}/fd/{descriptor}"
+            answer = process.ask({"picture": path, "side": side_pixels})
+            if "png" in answer:
+                return base64.b64decode(answer["png"])
+            raise MalformedAnswer(f"the thumbnail is not a picture: {answer.get('error')}")
+        except (OSError, ValueError, KeyError) as error:
+            process.stop()
+            raise MalformedAnswer(f"the thumbnail could not be decoded: {error}") from error
+        finally:
+            os.close(descriptor)
+            self._idle.put(process)
+
+    def close(self) -> None:
+        """End the processes; a call under way gets the facts of no image."""
+        for process in self._all:
+            process.stop()
+
+
+def _may_be_image(path: Path) -> bool:
+    try:
+        return looks_like_image(path)
+    except OSError:
+        return False  # nor could the process read it
+
+
+class _FactsProcess:
+    """One process, used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, question: object) -> dict[str, Any]:
+        """Send a question, wait for the answer; OSError or ValueError where there is no good one."""
+        process = self._running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(question).encode() + b"\n")
+        process.stdin.flush()
+        poll = select.poll()  # not `select`, which knows 1,024 descriptors only
+        poll.register(process.stdout, select.POLLIN)
+        if not poll.poll(MAX_SECONDS * 1000):
+            raise OSError(f"no answer within {MAX_SECONDS:.0f} s")
+        line = process.stdout.readline()
+        if not line:
+            raise OSError("the process that computes them ended")
+        answer = json.loads(line)
+        if not isinstance(answer, dict):
+            raise ValueError("the answer is no object")
+        return answer
+
+    def stop(self) -> None:
+        """End the process; the next question starts another."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:
+                    pass  # what it did not read any more
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            with all_cores():
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "lightlyfs.staging.image_facts"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    env={name: value for name, value in os.environ.items() if not name.endswith("_TOKEN")},
+                    start_new_session=True,
+                )
+        return self._process
+
+
+def serve() -> None:
+    """Answer one line with one line until the mount that asks has gone."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    _limit_itself(libc)
+    # allocating fresh pages for each image would take a tenth of its time
+    os.environ.setdefault("PILLOW_BLOCKS_MAX", str(_KEPT_BLOCKS))
+    with suppress(AttributeError):  # not in every C library
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    from lightlyfs.staging import image_decoding
+
+    def release_memory() -> None:
+        image_decoding.release_memory()
+        with suppress(AttributeError):
+            libc.malloc_trim(0)
+
+    for line in _lines(when_idle=release_memory):
+        question = json.loads(line)
+        try:
+            answer = _picture(question) if isinstance(question, dict) else facts_of(question).as_json()
+        except (OSError, MemoryError):
+            break
+        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def _limit_itself(libc: ctypes.CDLL) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.nice(5)
+    # without the right to do so alone, with a user namespace of its own, if those are allowed
+    if libc.unshare(_CLONE_NEWNET):
+        libc.unshare(_CLONE_NEWNET | _CLONE_NEWUSER)
+
+
+def _picture(question: dict[str, Any]) -> dict[str, str]:
+    from lightlyfs.staging import image_decoding
+
+    try:
+        with open(question["picture"], "rb") as file:
+            png = image_decoding.png_of(file, question["side"])
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises whatever its decoders raise
+        return {"error": str(error)[:200] or type(error).__name__}
+    return {"png": base64.b64encode(png).decode()}
+
+
+def _lines(when_idle: Callable[[], None]) -> Iterator[bytes]:
+    """Yield the lines of standard input, each of which comes after the answer to the one before."""
+    poll = select.poll()
+    poll.register(sys.stdin.buffer, select.POLLIN)
+    while True:
+        if not poll.poll(_IDLE_MS):
+            when_idle()
+        line = sys.stdin.buffer.readline()
+        if not line:
+            return
+        yield line
+
+
+if __name__ == "__main__":
+    serve()

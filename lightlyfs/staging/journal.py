@@ -20,11 +20,13 @@ import msgspec
 
 from lightlyfs import database
 from lightlyfs.errors import StartError
-from lightlyfs.staging.record import FIELDS, Leftover, LocalDirectory, Record, SetTime, State
+from lightlyfs.staging.record import FIELDS, Leftover, LocalDirectory, Record, Renamed, SetTime, State
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+# far beyond what there will be: a greater number is a damaged one, and not that of a later version
+_LAST_VERSION = 1_000
 _TEXTS = ("path", "name")
 _FLAGS = ("create_sent", "replaces", "thumbnail_done")
 # a journal is its mount's own; only `uploads` commands look in meanwhile
@@ -41,6 +43,11 @@ CREATE TABLE IF NOT EXISTS time (
 CREATE TABLE IF NOT EXISTS rename (
     sample_id TEXT PRIMARY KEY, old TEXT NOT NULL, new TEXT NOT NULL) WITHOUT ROWID;
 """
+_RENAMED = """
+CREATE TABLE IF NOT EXISTS renamed (
+    sample_id TEXT PRIMARY KEY, old BLOB NOT NULL, new BLOB NOT NULL, renamed_s INTEGER NOT NULL
+) WITHOUT ROWID
+"""
 # the checksum of a row tells damage that leaves the tables whole
 _COLUMNS = (*FIELDS, "crc")
 _PUT = f"INSERT OR REPLACE INTO file ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
@@ -50,6 +57,7 @@ _TABLES: dict[str, dict[str, type]] = {
     "leftover": {"sample_id": str, "was": bytes, "name": bytes},
     "time": {"sample_id": str, "mtime": int, "version": str, "ctime_ns": int},
     "rename": {"sample_id": str, "old": bytes, "new": bytes},
+    "renamed": {"sample_id": str, "old": bytes, "new": bytes, "renamed_s": int},
 }
 
 
@@ -61,9 +69,10 @@ Change = Callable[[sqlite3.Connection], object]
 class _Write:
     """One change that a thread waits for."""
 
-    def __init__(self, durable: bool, change: Change) -> None:
+    def __init__(self, durable: bool, change: Change, *, one: bool) -> None:
         self.durable = durable
         self.change = change
+        self.one = one  # statement, which is a transaction by itself
         self.done = False
         self.error: Exception | None = None
 
@@ -163,6 +172,9 @@ class Journal:
         again. The order is kept: a later durable write makes it durable too.
         """
         rows, keys = [_row(record) for record in records], [(key,) for key in forget]
+        if len(rows) == 1 and not keys:
+            self._write(durable, lambda db: db.execute(_PUT, rows[0]), one=True)
+            return
 
         def change(db: sqlite3.Connection) -> None:
             db.executemany(_PUT, rows)
@@ -214,7 +226,8 @@ class Journal:
     def put_time(self, sample_id: str, time: SetTime) -> None:
         """Remember a time for as long as the sample has the version it was set on."""
         row = (sample_id, *time)
-        self._write(False, lambda db: db.execute("INSERT OR REPLACE INTO time VALUES (?, ?, ?, ?)", row))
+        insert = "INSERT OR REPLACE INTO time VALUES (?, ?, ?, ?)"
+        self._write(False, lambda db: db.execute(insert, row), one=True)
 
     def remove_times(self, sample_ids: Iterable[str]) -> None:
         """Forget the times of samples that have another version by now."""
@@ -238,6 +251,25 @@ class Journal:
         """Forget a rename that is done, or undone."""
         self._write(False, lambda db: db.execute("DELETE FROM rename WHERE sample_id = ?", (sample_id,)))
 
+    # renames that no listing showed yet
+
+    def renamed(self) -> list[Renamed]:
+        """Return the samples whose new names no listing showed yet."""
+        query = "SELECT sample_id, old, new, renamed_s FROM renamed"
+        return self._rows(query, lambda row: _typed(row, Renamed, 1, 2))
+
+    def put_renamed(self, *renamed: Renamed) -> None:
+        """Remember new names; a crash of the machine may lose them, and then the next listing shows them."""
+        rows = [(one.sample_id, _bytes(one.old), _bytes(one.new), one.renamed_s) for one in renamed]
+        insert = "INSERT OR REPLACE INTO renamed VALUES (?, ?, ?, ?)"
+        self._write(False, lambda db: db.executemany(insert, rows))
+
+    def remove_renamed(self, renamed: Iterable[Renamed]) -> None:
+        """Forget new names, but not those of samples that were renamed again since."""
+        rows = [(one.sample_id, _bytes(one.new)) for one in renamed]
+        delete = "DELETE FROM renamed WHERE sample_id = ? AND new = ?"
+        self._write(False, lambda db: db.executemany(delete, rows))
+
     def _rows(self, query: str, decode: Callable[[tuple[Any, ...]], T]) -> list[T]:
         """Return the rows of a query; StartError where one of them cannot be, for it may be owed."""
         try:
@@ -253,11 +285,14 @@ class Journal:
             f"The files themselves are in {self._path.parent / 'files'}; move both away to start without them"
         )
 
-    def _write(self, durable: bool, change: Change) -> None:
-        """Make a change, as a whole or not at all; OSError where the disk does not take it."""
+    def _write(self, durable: bool, change: Change, *, one: bool = False) -> None:
+        """Make a change, as a whole or not at all; OSError where the disk does not take it.
+
+        A change of `one` statement costs half of what a transaction does.
+        """
         if not self._anchor.holds():
             self._on_deleted()
-        mine = _Write(durable, change)
+        mine = _Write(durable, change, one=one)
         with self._waiting_lock:
             self._waiting.append(mine)
         with self._lock:
@@ -290,26 +325,31 @@ class Journal:
             # in WAL mode NORMAL leaves the sync to the next durable commit; setting it is no I/O
             self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._durable = durable
-        with database.transaction(self._db):
-            for write in batch:
-                write.change(self._db)
+        if len(batch) == 1 and batch[0].one:
+            batch[0].change(self._db)
+        else:
+            with database.transaction(self._db):
+                for write in batch:
+                    write.change(self._db)
         for write in batch:
             write.error = None
 
 
 def _checked(path: Path) -> sqlite3.Connection:
     """Return the open database, of this version; raises sqlite3.DatabaseError where it is damaged."""
+    database.check_header(path)
     db = database.connect(path, timeout_s=_BUSY_S, synchronous="FULL")
     try:
         (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise database.Damaged(verdict)
         version = database.user_version(db)
+        if not 0 <= version <= _LAST_VERSION:
+            raise database.Damaged("its version is none of lightlyfs")
         if version > SCHEMA_VERSION:
             raise sqlite3.DatabaseError("a later version of lightlyfs made it")
         if version < SCHEMA_VERSION:
-            with database.transaction(db):
-                _migrate(db, version)
+            _upgrade(db, version)
         wanted = {"file": set(_COLUMNS)} | {table: set(columns) for table, columns in _TABLES.items()}
         if any(columns - set(_columns(db, table)) for table, columns in wanted.items()):
             raise database.Damaged("it has other tables than a journal")
@@ -318,6 +358,17 @@ def _checked(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _upgrade(db: sqlite3.Connection, version: int) -> None:
+    """Upgrade the tables from a version; raises Damaged if they are not those of that version."""
+    try:
+        with database.transaction(db):
+            _migrate(db, version)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+            raise
+        raise database.Damaged(f"it has other tables than a journal of version {version}") from error
 
 
 def _records(db: sqlite3.Connection) -> list[Record]:
@@ -366,6 +417,7 @@ def _migrate(db: sqlite3.Connection, version: int) -> None:
     if "crc" not in _columns(db, "file"):
         db.execute("ALTER TABLE file ADD COLUMN checksum INTEGER NOT NULL DEFAULT -1")
         db.execute("ALTER TABLE file ADD COLUMN crc")
+    db.execute(_RENAMED)
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 

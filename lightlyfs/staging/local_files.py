@@ -18,18 +18,18 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from cachetools import LRUCache
 
 from lightlyfs.errors import FileExists, NoSuchFile
 from lightlyfs.inodes import local_ino
+from lightlyfs.name_rules import numbered
 from lightlyfs.path_table import PathTable
 from lightlyfs.staging.journal import Journal
 from lightlyfs.staging.record import IDENTITY, LocalDirectory, Record, State
-from lightlyfs.staging.recovery import GONE, recovered
-from lightlyfs.staging.spool import Spool, StagedFile
-from lightlyfs.upload_rules import numbered
+from lightlyfs.staging.spool import GONE, Spool, StagedFile, recovered
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +169,14 @@ class LocalFiles:
             self._change(file, file.record.changed(**changes), durable=durable)
             return file.record
 
+    def owed(self, file: LocalFile, generation: int) -> Record:
+        """Return the record of a sealed generation; a later one, in any state, may have followed by now."""
+        record = file.record
+        if record.generation == generation:
+            return record
+        size = self.spool.path(record.key, generation).stat().st_size
+        return replace(record, generation=generation, state=State.PENDING, size=size, checksum=-1)
+
     def _change(self, file: LocalFile, record: Record, *, durable: bool) -> None:
         if not file.unlinked and record != file.record:
             self.journal.put(record, durable=durable)
@@ -272,6 +280,15 @@ class LocalFiles:
         self.touch_parent(path)
         return file
 
+    def nameless(self, draft: Draft, path: str, *, ino: int) -> LocalFile:
+        """Make a draft a file that no path shows, open for writing; `path` is where it was before."""
+        now = time.time_ns()
+        record = Record(draft.key, path, "", State.OPEN, atime_ns=now, mtime_ns=now, ctime_ns=now)
+        file = LocalFile(record, draft.staged, ino)
+        file.size, file.handles, file.writers, file.unlinked = draft.staged.size(), 1, 1, True
+        self.spool.remove(draft.key, 0)
+        return file
+
     def move(self, file: LocalFile, path: str, **changes: Any) -> LocalFile | None:
         """Give a file another path, and other values; FileExists where another local file is there.
 
@@ -342,6 +359,15 @@ class LocalFiles:
     def save(self, file: LocalFile) -> None:
         """Write a file's record to the journal once more, which had forgotten it."""
         self.journal.put(file.record)
+
+    def show_uploaded(self, record: Record) -> None:
+        """Show what the server has of a file whose later half was set aside."""
+        file = LocalFile(replace(record, key=secrets.token_hex(16)), None)
+        with self._lock:
+            if record.path in self._files.by_path:
+                return
+            self._show_locked(file)
+        self.journal.put(file.record, durable=False)
 
     def set_aside_locked(self, file: LocalFile) -> None:
         """Show a half of a new image for a sample no more; the file's lock is held."""
@@ -433,7 +459,11 @@ class LocalFiles:
         parent, now = path.rpartition("/")[0], time.time_ns()
         made = self._directories.get(parent)
         if made is not None:
-            self._put_directory(made._replace(mtime_ns=now, ctime_ns=now))
+            try:
+                self._put_directory(made._replace(mtime_ns=now, ctime_ns=now))
+            except OSError as error:
+                # the change itself stands
+                log.warning("the time of %s could not be noted: %s", parent, error)
             return
         with self._lock:
             self._touched[parent] = now
@@ -466,7 +496,8 @@ class LocalFiles:
 
     def _show_at_locked(self, file: LocalFile, record: Record) -> None:
         """Show a file at the path of another record of it, which it has from then on."""
-        self._hide_locked(file, file.path)
+        if record.path != file.path:
+            self._hide_locked(file, file.path)
         file.record = record
         self._show_locked(file)
 
@@ -499,7 +530,10 @@ class LocalFiles:
             # another file took the place of this sample: its open descriptors keep what no path shows
             file.unlinked = True
         if file.unlinked:
-            return staged
+            if file.uploaded and staged.has_name():  # the one that the cache has for the sample's bytes
+                file.staged = self.spool.nameless_copy(staged, file.record.key, file.record.generation + 1)
+                staged.close()
+            return self.stage_locked(file)
         record = file.record
         if not file.sealed:
             interrupted = record.state is State.INTERRUPTED

@@ -12,7 +12,7 @@ A file that `replaces` a sample's image and is INTERRUPTED is not shown: the sam
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -78,7 +78,12 @@ class Record:
         state = values.get("state", self.state)
         if state is not self.state and state not in TRANSITIONS[self.state]:
             raise ValueError(f"{self.path}: {self.state} cannot become {state}")
-        return replace(self, **values)
+        if not values.keys() <= _FIELD_NAMES:
+            raise TypeError(f"a record has no {', '.join(values.keys() - _FIELD_NAMES)}")
+        # a tenth of the time that `dataclasses.replace` takes, eight times for each new file
+        changed = object.__new__(Record)
+        vars(changed).update(vars(self) | values)
+        return changed
 
     @property
     def mtime(self) -> int:
@@ -99,6 +104,7 @@ class Record:
 # what a later generation of a file has in common with an earlier one: an upload of that may still tell it
 IDENTITY = frozenset({"sample_id", "mark", "create_sent", "replaces"})
 FIELDS = tuple(field.name for field in fields(Record))
+_FIELD_NAMES = frozenset(FIELDS)
 
 
 class LocalDirectory(NamedTuple):
@@ -117,6 +123,15 @@ class SetTime(NamedTuple):
     mtime: int
     version: str
     ctime_ns: int
+
+
+class Renamed(NamedTuple):
+    """A sample that was renamed, from one path to another, at a time in seconds since 1970."""
+
+    sample_id: str
+    old: str  # as the last listing before it had it
+    new: str
+    renamed_s: int
 
 
 class Leftover(NamedTuple):

@@ -23,8 +23,7 @@ import msgspec
 from lightlyfs.api.client import Kind, LightlyClient
 from lightlyfs.api.contract import BodyFile, BodyReader, Request, Response, Timeouts, Transport
 from lightlyfs.api.models import Sample, SampleCreate, SampleMetaData, SampleUpdate
-from lightlyfs.api.retry import Retrier, RetryPolicy
-from lightlyfs.api.status import raise_for_status
+from lightlyfs.api.retry import Retrier, RetryPolicy, raise_for_status
 from lightlyfs.errors import (
     FileExists,
     MalformedAnswer,
@@ -34,9 +33,9 @@ from lightlyfs.errors import (
     ServerFault,
     UnsafeUrl,
 )
+from lightlyfs.name_rules import REPLACED_FOLDER
 from lightlyfs.staging.image_facts import ImageFacts, thumbnail_name
 from lightlyfs.staging.record import Leftover, Record, State
-from lightlyfs.upload_rules import REPLACED_FOLDER
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -114,9 +113,10 @@ class UploadedSamples:
         """
         return [one for one in self._by_name(name, alone) if one.file_name == name]
 
-    def holder_of(self, record: Record) -> Sample | None:
-        """Return the sample that has the record's name already; of several the first."""
-        return min(self.named(record.name), key=_precedence, default=None)
+    def holder_of(self, name: str, *, other_than: str | None = None) -> Sample | None:
+        """Return the sample that has a name already, other than one of this id; of several the first."""
+        found = sorted((one for one in self.named(name) if one.id != other_than), key=_precedence)
+        return next((sample for sample in found if self._has_name(sample, name)), None)
 
     def rival_of(self, record: Record, just_created: bool) -> Sample | None:
         """Return a sample of the name that was created before ours; None where ours is the first.
@@ -126,8 +126,19 @@ class UploadedSamples:
         found = self.named(record.name, alone=record.sample_id)
         if not just_created and all(sample.id != record.sample_id for sample in found):
             return None
-        first = min(found, key=_precedence, default=None)
-        return None if first is None or first.id == record.sample_id else first
+        for sample in sorted(found, key=_precedence):
+            if sample.id == record.sample_id:
+                return None
+            if self._has_name(sample, record.name):
+                return sample
+        return None
+
+    def _has_name(self, sample: Sample, name: str) -> bool:
+        """Return whether a sample bears a name it was found by, for a list may lag behind a rename."""
+        try:
+            return self.get(sample.id).file_name == name
+        except NotFound:
+            return False
 
     def put_away(self, sample_id: str, name: str) -> str:
         """Rename a sample that cannot be deleted to a name that no listing shows; returns that."""
@@ -210,11 +221,12 @@ class UploadedSamples:
         return None
 
     def _by_name(self, name: str, alone: str | None = None) -> Iterator[Sample]:
-        """Yield the samples of a name, however short the pages are; few where the server ignores the name."""
+        """Yield the samples of a name, however short the pages are; few where the server ignores the name.
+
+        None where the server has no such list, as before August 2022.
+        """
         seen: set[str] = set()
-        while page := self.client.list_samples_partial(
-            self.dataset_id, mode="full", offset=len(seen), size=_BY_NAME, file_name=name
-        ):
+        while page := self._page_by_name(name, len(seen)):
             new = [sample for sample in page if sample.id not in seen]
             yield from new
             seen.update(sample.id for sample in new)
@@ -223,6 +235,14 @@ class UploadedSamples:
                 return
             if seen == {alone}:
                 return
+
+    def _page_by_name(self, name: str, offset: int) -> list[Sample]:
+        try:
+            return self.client.list_samples_partial(
+                self.dataset_id, mode="full", offset=offset, size=_BY_NAME, file_name=name
+            )
+        except NotFound:
+            return []
 
     def _newest(self, back_to_ms: int | None) -> Iterator[Sample]:
         """Yield the end of the list, and what is before it back to a time; however short the pages are."""
@@ -346,7 +366,7 @@ class Steps:
         path = self._path_of(record.key, record.generation)
         taken: Future[Sample | None] | None = None
         if record.sample_id is None and not record.create_sent and not self._is_free(record.path):
-            taken = self._side.submit(self._samples.holder_of, record)
+            taken = self._side.submit(self._samples.holder_of, record.name)
         image = Image(path, self._facts_of(path))
         if taken is not None and (holder := taken.result()) is not None:
             record = self._take_over(record, holder, note)

@@ -30,7 +30,7 @@ from lightlyfs.errors import (
 )
 from lightlyfs.staging.local_files import LocalFile, LocalFiles, Ticket
 from lightlyfs.staging.record import Record, State
-from lightlyfs.staging.recovery import GONE
+from lightlyfs.staging.spool import GONE
 from lightlyfs.staging.upload_steps import Steps
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,9 @@ class Uploader:
         self._outcome = outcome
         self._server = server
         self._pool = ThreadPoolExecutor(WORKERS, "lightlyfs-upload")
-        self._state = threading.Condition()
+        self._state = threading.RLock()
+        self._is_idle = threading.Condition(self._state)  # perhaps; what `wait_idle` waits for
+        self._is_due = threading.Condition(self._state)  # perhaps; what the thread that tries again waits for
         # guarded by _state
         self._jobs: dict[str, _Job] = {}
         self._uploaded = 0
@@ -124,7 +126,7 @@ class Uploader:
     def close(self) -> None:
         """Stop; what is not uploaded stays in the journal."""
         with self._state:
-            self._state.notify_all()
+            self._notify_locked()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def stats(self) -> UploaderStats:
@@ -163,7 +165,8 @@ class Uploader:
                 job.retry_at = self._clock() + delay_s
             else:
                 self._start_locked(job)
-            self._state.notify_all()
+            if not job.running:
+                self._notify_locked()
         if offline:
             self._files.update(file, generation, state=State.PENDING, error=offline)
             _settle(ticket, Unreachable(offline))
@@ -183,7 +186,7 @@ class Uploader:
             if job is not None and job.running:
                 return False
             self._jobs.pop(key, None)
-            self._state.notify_all()
+            self._notify_locked()
             return True
 
     def retry_all(self) -> int:
@@ -205,7 +208,7 @@ class Uploader:
         while they do.
         """
         with self._state:
-            self._state.wait_for(lambda: not self._running_locked(), seconds)
+            self._is_idle.wait_for(lambda: not self._running_locked(), seconds)
             moved = self._moved + sum(job.ticket.moved for job in self._jobs.values())
             if moved != self._seen_moved:
                 self._seen_moved, self._seen_at = moved, self._clock()
@@ -225,6 +228,10 @@ class Uploader:
             for job in self._jobs.values()
         )
 
+    def _notify_locked(self) -> None:
+        self._is_idle.notify_all()
+        self._is_due.notify_all()
+
     def _start_locked(self, job: _Job) -> None:
         job.running, job.failed = True, False
         try:
@@ -239,9 +246,7 @@ class Uploader:
             self._files.update(file, generation, durable=durable, **changes)
 
         try:
-            # what the server knows of the file is common to all generations
-            record = file.record.changed(generation=generation)
-            uploaded = self._steps.upload(record, job.ticket, note)
+            uploaded = self._steps.upload(self._files.owed(file, generation), job.ticket, note)
             self._outcome.uploaded(file, uploaded)
         except Exception as error:
             self._failed(job, error)
@@ -256,7 +261,7 @@ class Uploader:
                 (job.generation, job.ticket), job.following, job.tries = job.following, None, 0
                 self._start_locked(job)
             self._online_locked()
-            self._state.notify_all()
+            self._is_idle.notify_all()
         _settle(waiter, uploaded)
 
     def _failed(self, job: _Job, error: Exception) -> None:
@@ -293,7 +298,7 @@ class Uploader:
                 self._start_locked(job)
             elif state is State.LOCAL:
                 self._jobs.pop(job.file.record.key, None)
-            self._state.notify_all()
+            self._notify_locked()
         self._outcome.failed(job.file, error)
         _settle(ticket, error)
 
@@ -325,7 +330,7 @@ class Uploader:
                 for job in due:
                     self._start_locked(job)
                 if not self._closing.is_set():
-                    self._state.wait(self._pause_locked(now))
+                    self._is_due.wait(self._pause_locked(now))
 
     def _pause_locked(self, now: float) -> float | None:
         """Return how long nothing has to be tried again, unless a job changes; None where nothing waits."""

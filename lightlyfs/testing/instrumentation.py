@@ -14,6 +14,7 @@ import msgspec
 from lightlyfs.server.asgi import (
     ApiCall,
     App,
+    ClientConnections,
     Message,
     Receive,
     Reply,
@@ -24,7 +25,6 @@ from lightlyfs.server.asgi import (
     json_reply,
     malformed,
 )
-from lightlyfs.server.client_connections import ClientConnections
 
 from .faults import HANG_UP, Faults, HungUp
 

@@ -5,22 +5,24 @@ No framework is needed: what has a length and gives items by number is a dataset
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
+import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import chain, islice
 from pathlib import PurePath
 from typing import Any, Literal
 
 from lightlyfs.errors import LightlyFsError, NoSuchFile, UnreadableSample
+from lightlyfs.name_rules import IMAGE_EXTENSIONS
 from lightlyfs.training.order import Batch
-from lightlyfs.training.packed import PackedPaths
 from lightlyfs.training.reading import ADDRESS, Announcer, Source, read_patiently, source_at
-from lightlyfs.upload_rules import IMAGE_EXTENSIONS
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class LightlyImages:
         dataset: str | os.PathLike[str],
         *,
         include: Include | None = None,
-        tags: Sequence[str] | None = None,
+        tags: str | Sequence[str] | None = None,
         group_by: Literal["stem"] | Callable[[str], Any] | None = None,
         labels: Literal["folder", "tag"] | Callable[[str], Any] | None = "folder",
         decode: bool | Callable[[bytes], Any] = True,
@@ -69,6 +71,11 @@ class LightlyImages:
 
         Other keywords are options of the mount, for a dataset that this process opens by itself.
         """
+        _check("group_by", group_by, None, "stem")
+        _check("labels", labels, None, "folder", "tag")
+        _check("decode", decode, True, False)
+        _check("on_error", on_error, "raise", "skip")
+        tags = [tags] if isinstance(tags, str) else list(tags or ())
         if labels == "tag" and not tags:
             raise ValueError("labels by tag need tags, in the order of their numbers")
         self.root = _root_of(dataset)
@@ -78,7 +85,7 @@ class LightlyImages:
         self._on_error = on_error
         self._labels = labels
         self._here: _Here | None = None
-        found = self._find(_chooser(include), list(tags or ()))
+        found = self._find(_chooser(include), tags)
         items = [(path,) for path in sorted(found)] if group_by is None else _grouped(found, group_by)
         if not items:
             raise NoSuchFile(f"there are no images in {self.root} that fit")
@@ -90,7 +97,7 @@ class LightlyImages:
             self.classes = sorted({_folder(item[0]) for item in items})
             self._number_of = {name: number for number, name in enumerate(self.classes)}
         elif labels == "tag":
-            self.classes = list(tags or ())
+            self.classes = tags
             self._tag_of = array("H", (found[item[0]] for item in items))
 
     def _find(self, fits: Callable[[str], bool], tags: list[str]) -> dict[str, int]:
@@ -194,6 +201,12 @@ class _Here:
             self._epoch_run = epoch_run
 
 
+def _check(name: str, value: object, *known: object) -> None:
+    """Refuse a misspelt word, which would be taken for something else."""
+    if not callable(value) and not any(value is one or value == one for one in known):
+        raise ValueError(f"{name} is {value!r}; it may be {', '.join(map(repr, known))} or a function")
+
+
 def _root_of(dataset: str | os.PathLike[str]) -> str:
     name = os.fspath(dataset)
     if name.startswith(ADDRESS):
@@ -259,3 +272,47 @@ def _unreadable(what: str, name: str, source: Source, error: Exception) -> Unrea
     # of an OSError without the path, which the text begins with
     why = error.strerror if isinstance(error, OSError) and error.strerror else error
     return UnreadableSample(f"{described} {what}: {why}", name, sample_id)
+
+
+# items that are unpacked at once: some ten microseconds, where an image takes a millisecond
+_ITEMS_AT_ONCE = 32
+# neither can be part of a path
+_BETWEEN_PATHS, _BETWEEN_ITEMS = "\0", "\0\0"
+
+
+class PackedPaths:
+    """A sequence of items, each of one path or several, compressed some at a time; cannot be changed.
+
+    `digest` is the same for the same items in the same order.
+    """
+
+    def __init__(self, items: Iterable[tuple[str, ...]]) -> None:
+        self._pieces: list[bytes] = []
+        self._count = 0
+        left = iter(items)
+        digest = hashlib.blake2b(digest_size=8)
+        while some := list(islice(left, _ITEMS_AT_ONCE)):
+            piece = _BETWEEN_ITEMS.join(map(_BETWEEN_PATHS.join, some)).encode(errors="surrogateescape")
+            digest.update(piece + b"\0\0")
+            self._pieces.append(zlib.compress(piece))
+            self._count += len(some)
+        self.digest = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> tuple[str, ...]:
+        if number < 0:
+            number += self._count
+        if not 0 <= number < self._count:
+            raise IndexError(f"item {number} of {self._count}")
+        piece, place = divmod(number, _ITEMS_AT_ONCE)
+        return self._unpack(self._pieces[piece])[place]
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        return chain.from_iterable(map(self._unpack, self._pieces))
+
+    @staticmethod
+    def _unpack(piece: bytes) -> list[tuple[str, ...]]:
+        text = zlib.decompress(piece).decode(errors="surrogateescape")
+        return [tuple(item.split(_BETWEEN_PATHS)) for item in text.split(_BETWEEN_ITEMS)]

@@ -91,6 +91,7 @@ class EpochOrder:
         self.seed, self.shuffle = state["seed"], state["shuffle"]
         self.epoch, self.position = state["epoch"], state["position"]
         self._goes_on = True
+        self._end_epoch()  # with `drop_last`, or another size of a batch, nothing may be left of it
 
     def begin(self) -> Iterator[list[int]]:
         """Return the batches from here on: of a whole epoch, unless a state was loaded since the last one."""
@@ -102,7 +103,10 @@ class EpochOrder:
     def took(self) -> None:
         """Count a batch, which all ranks take at once; behind the last one the next epoch begins."""
         self.position = min(self.count, self.position + self._per_step)
-        if self._left(self.position) <= 0:
+        self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        if self.position and self._left(self.position) <= 0:
             self.epoch, self.position = self.epoch + 1, 0
 
     @property

@@ -16,7 +16,6 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-from lightlyfs.announcing import SIGN_OF_LIFE_S, Closable, OrderOverSocket
 from lightlyfs.errors import (
     Cancelled,
     ContentChanged,
@@ -24,7 +23,7 @@ from lightlyfs.errors import (
     LightlyFsError,
     Retryable,
 )
-from lightlyfs.library import mountpoint_of, open_cached
+from lightlyfs.library import SIGN_OF_LIFE_S, Closable, OrderOverSocket, mountpoint_of, open_cached
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +104,8 @@ class MountedFiles:
             tagged = self._mountpoint / ".lightlyfs" / "tags" / tag
             if not tagged.is_dir():
                 raise FileNotFoundError(f"the dataset has no tag {tag!r}")
+            if not (tagged / inside).is_dir() and os.path.isdir(root):
+                continue  # it holds nothing of this directory
             new = [path for path in _walk(str(tagged / inside)) if path not in seen]
             seen.update(new)
             yield from ((path, number) for path in new)
@@ -220,6 +221,8 @@ def batches(
     """
     if size < 1:
         raise ValueError(f"a batch holds at least one file, not {size}")
+    if isinstance(paths, str | bytes | os.PathLike):
+        raise ValueError(f"paths is one path; give a list: [{paths!r}]")
     names = (os.fspath(path) for path in paths)
     first = next(names, None)
     if first is None:

@@ -1,9 +1,9 @@
 """Files of 100 KB that are nowhere near yet: one reader in order, 8 in any order, over 20 and 80 ms.
 
-All read the same bucket through the same delay; ours, and the downloads, ask the API for a URL first. Ours
-runs with its defaults, rclone mount with the flags that serve it best (`mounts.RCLONE_SMALL`). Each is
-measured three times, in turns; what is kept, and claimed, is our lowest and the highest of each other. Peers
-that take a round trip a file are given fewer files: the rate is the same.
+One server answers all, late and at 0.1 ms of CPU a request (`object_server.py`); ours, and the downloads, ask
+for a URL first. Ours runs with its defaults, rclone mount with the flags that serve it best
+(`mounts.RCLONE_SMALL`). Each is measured three times, in turns; what is kept, and claimed, is our lowest and
+the highest of each other. Peers that take a round trip a file are given fewer files: the rate is the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 
 from harness import Bench, Mount, read_files, run_script
 from mounts import RCLONE_SMALL, fsspec_mount, lightlyfs_mount, other_peers, rclone_mount
-from servers import BUCKET, Far, rclone_served, served_bucket
+from object_server import key_of
+from servers import object_served
 
 FILES, FILE_BYTES = 2_000, 100_000
 CLASSES = 100
@@ -32,7 +33,8 @@ CLASSES_FAR = f"cold, shuffled over {CLASSES} folders, 80 ms"
 URLS_KNOWN = f"{SHUFFLED}, URLs known"
 DOWNLOAD = "all downloaded first, 32 threads"
 CLIENTS = ("requests", "urllib3")
-FLAT, CLASSED = "flat", "classes"
+# files a folder
+FLAT, CLASSED = FILES, FILES // CLASSES
 OURS = "lightlyfs"
 # a mount, and the directory that holds its cache, which is new each time
 Opener = Callable[[Path], contextlib.AbstractContextManager[Mount]]
@@ -40,11 +42,7 @@ Opener = Callable[[Path], contextlib.AbstractContextManager[Mount]]
 
 def run(bench: Bench) -> None:
     """Near, then far."""
-    source = make_files(bench)
-    with (
-        rclone_served(source, bench.place("served"), Far(NEAR_S)) as port,
-        served_bucket(port, Far(NEAR_S)) as exported,
-    ):
+    with object_served(bench.place("near"), FILES, FILE_BYTES, NEAR_S, FLAT) as (port, exported):
 
         def ours(place: Path) -> contextlib.AbstractContextManager[Mount]:
             return lightlyfs_mount(exported, place)
@@ -68,22 +66,18 @@ def run(bench: Bench) -> None:
             one_round(bench, opener, IN_ORDER, names_in(FLAT, VERY_FEW_FILES), 1)
             if peer is not fsspec_mount:  # it has one thread
                 one_round(bench, opener, SHUFFLED, shuffled(FLAT)[:FEW_FILES], READERS)
-    far(bench, source)
+    far(bench, SHUFFLED_FAR, FLAT)
+    far(bench, CLASSES_FAR, CLASSED)
     bench.keep_claims(OURS)
 
 
-def far(bench: Bench, source: Path) -> None:
-    """A flat directory and class folders, 80 ms away."""
-    with (
-        rclone_served(source, bench.place("served"), Far(FAR_S)) as port,
-        served_bucket(port, Far(FAR_S)) as exported,
-    ):
+def far(bench: Bench, what: str, per_folder: int) -> None:
+    """The same, shuffled, 80 ms away."""
+    names = shuffled(per_folder)
+    with object_served(bench.place("far"), FILES, FILE_BYTES, FAR_S, per_folder) as (port, exported):
         for _ in range(ROUNDS):
-            for what, folder in ((SHUFFLED_FAR, FLAT), (CLASSES_FAR, CLASSED)):
-                names = shuffled(folder)
-                one_round(bench, lambda place: lightlyfs_mount(exported, place), what, names, READERS)
-                few = names[:FEW_FILES]
-                one_round(bench, theirs(port), what, few, READERS)
+            one_round(bench, lambda place: lightlyfs_mount(exported, place), what, names, READERS)
+            one_round(bench, theirs(port), what, names[:FEW_FILES], READERS)
 
 
 def theirs(port: int) -> Opener:
@@ -91,26 +85,14 @@ def theirs(port: int) -> Opener:
     return lambda place: rclone_mount(port, place, words=RCLONE_SMALL)
 
 
-def make_files(bench: Bench) -> Path:
-    """A folder with one bucket in it, of a flat directory and of class folders."""
-    source = bench.place("source")
-    for number, name in enumerate((*names_in(FLAT), *names_in(CLASSED))):
-        path = source / BUCKET / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(random.Random(number).randbytes(FILE_BYTES))
-    return source
+def names_in(per_folder: int, count: int = FILES) -> list[str]:
+    """The first names, in order."""
+    return [key_of(number, per_folder) for number in range(count)]
 
 
-def names_in(folder: str, count: int = FILES) -> list[str]:
-    """The first names of a folder, in order."""
-    if folder == FLAT:
-        return [f"{FLAT}/{number:05}.jpg" for number in range(count)]
-    return [f"{CLASSED}/{number % CLASSES:03}/{number:05}.jpg" for number in range(count)]
-
-
-def shuffled(folder: str) -> list[str]:
-    """All names of a folder, in an order that is the same for all."""
-    names = names_in(folder)
+def shuffled(per_folder: int) -> list[str]:
+    """All names, in an order that is the same for all."""
+    names = names_in(per_folder)
     random.Random(7).shuffle(names)
     return names
 
@@ -141,6 +123,6 @@ def download(bench: Bench, exported: dict[str, str], client: str) -> None:
     """Everything, before anybody reads."""
     place = bench.place("downloaded")
     seconds, total = run_script("download.py", place, THREADS, client, environ=exported)
-    if total != 2 * FILES * FILE_BYTES:
-        raise SystemExit(f"downloaded {total} bytes, not {2 * FILES * FILE_BYTES}")
-    bench.note(DOWNLOAD, client, 2 * FILES / seconds, "files/s")
+    if total != FILES * FILE_BYTES:
+        raise SystemExit(f"downloaded {total} bytes, not {FILES * FILE_BYTES}")
+    bench.note(DOWNLOAD, client, FILES / seconds, "files/s")

@@ -21,8 +21,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from lightlyfs.staging.facts_process import FactsPool
-from lightlyfs.staging.image_facts import facts_of
+from lightlyfs.staging.image_facts import FactsPool, facts_of
 
 SECONDS = 3.0
 MIN_RUNS = 5
@@ -86,7 +85,7 @@ def cpu_of_start() -> float:
     """What a process takes that is asked nothing."""
     before = os.times()
     subprocess.run(
-        [sys.executable, "-m", "lightlyfs.staging.facts_process"], stdin=subprocess.DEVNULL, check=True
+        [sys.executable, "-m", "lightlyfs.staging.image_facts"], stdin=subprocess.DEVNULL, check=True
     )
     after = os.times()
     return after.children_user + after.children_system - before.children_user - before.children_system

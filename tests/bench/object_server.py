@@ -1,4 +1,4 @@
-"""A cheap other end: READY_FILE API_URL COUNT SIZE DELAY_S. It writes its port into READY_FILE.
+"""A cheap other end: READY_FILE API_URL COUNT SIZE DELAY_S PER_FOLDER. It writes its port into READY_FILE.
 
 One object server for all who are compared, at some 0.1 ms of CPU a request: as S3 (path style, any signature,
 bucket `bucket`), and behind the read URLs that it gives itself; everything else it passes on to the API, a
@@ -29,9 +29,9 @@ _RANGE = re.compile(rb"\r\nrange: *bytes=(\d+)-(\d*)", re.IGNORECASE)
 _DATE = b"Mon, 01 Jun 2026 10:00:00 GMT"
 
 
-def key_of(number: int) -> str:
+def key_of(number: int, per_folder: int = 1000) -> str:
     """The name of an object, as generated samples are called."""
-    return f"fake/{number // 1000:04d}/img_{number:07d}.jpg"
+    return f"fake/{number // per_folder:04d}/img_{number:07d}.jpg"
 
 
 def pictures(size: int) -> list[bytes]:
@@ -54,8 +54,8 @@ def pictures(size: int) -> list[bytes]:
 class Objects:
     """What is served, and how often it was."""
 
-    def __init__(self, count: int, size: int) -> None:
-        self.count = count
+    def __init__(self, count: int, size: int, per_folder: int) -> None:
+        self.count, self.per_folder = count, per_folder
         self.bodies = pictures(size)
         self.stats = {"objects": 0, "bytes": 0, "urls": 0}
         self.base = b""
@@ -101,7 +101,7 @@ class Objects:
         rows, folders = [], set()
         number = start
         while number < self.count and len(rows) < _PER_PAGE:
-            key = key_of(number)
+            key = key_of(number, self.per_folder)
             number += 1
             if not key.startswith(prefix):
                 continue
@@ -183,9 +183,8 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
 
-async def main(ready: Path, api: str, count: int, size: int, delay_s: float) -> None:
+async def main(ready: Path, api: str, objects: Objects, delay_s: float) -> None:
     """Serve until ended."""
-    objects = Objects(count, size)
     where = urlsplit(api)
     upstream = (where.hostname or "", where.port or 0)
     loop = asyncio.get_running_loop()
@@ -199,4 +198,5 @@ async def main(ready: Path, api: str, count: int, size: int, delay_s: float) -> 
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])))
+    served = Objects(int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[6]))
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2], served, float(sys.argv[5])))

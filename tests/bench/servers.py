@@ -7,11 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import HERE, free_port, running, wait_for_port
+from harness import HERE, free_port, port_in, running, wait_for_port
 
 KEY, SECRET = "AKBENCHKEY", "bench-secret"
 BUCKET = "bucket"
@@ -44,17 +44,37 @@ def delayed(port: int, far: Far) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def served(*words: str | Path, far: Far = NEAR) -> Iterator[dict[str, str]]:
+def api_served(*words: str | Path) -> Iterator[dict[str, str]]:
     """The server of `lightlyfs serve` with these arguments, as the environment that its users need."""
-    port = free_port()
-    command = [sys.executable, "-m", "lightlyfs.testing", *words, "--port", str(port), "--token", "bench"]
+    command = [sys.executable, "-m", "lightlyfs.testing", *words, "--token", "bench"]
     environ = {**os.environ, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+    with running(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline().strip() for _ in range(4)]
+        yield dict(line.removeprefix("export ").split("=", 1) for line in lines)
+
+
+@contextlib.contextmanager
+def served(*words: str | Path, far: Far = NEAR) -> Iterator[dict[str, str]]:
+    """The same, as far away as is said."""
+    port = free_port()
     with delayed(port, far) as front:
-        command += ["--public-url", f"http://127.0.0.1:{front}"]
-        with running(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
-            assert process.stdout is not None
-            lines = [process.stdout.readline().strip() for _ in range(4)]
-            yield dict(line.removeprefix("export ").split("=", 1) for line in lines)
+        public = f"http://127.0.0.1:{front}"
+        with api_served(*words, "--port", str(port), "--public-url", public) as exported:
+            yield exported
+
+
+@contextlib.contextmanager
+def front_served(
+    place: Path, script: str, numbers: Sequence[object], *words: str | Path
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """A cheap server of this directory in front of that API: its port, and the environment of ours."""
+    with api_served(*words) as exported:
+        ready = place / "ready"
+        command = [sys.executable, HERE / script, ready, exported["LIGHTLY_SERVER_LOCATION"]]
+        with running([*command, *map(str, numbers)]) as process:
+            port = port_in(ready, process)
+            yield port, {**exported, "LIGHTLY_SERVER_LOCATION": f"http://127.0.0.1:{port}"}
 
 
 @contextlib.contextmanager
@@ -80,6 +100,17 @@ def rclone_served(folder: Path, place: Path, far: Far = NEAR) -> Iterator[int]:
         wait_for_port(port, process)
         _near[front] = port
         yield front
+
+
+@contextlib.contextmanager
+def object_served(
+    place: Path, files: int, file_bytes: int, delay_s: float, per_folder: int = 1000
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """The cheap server of generated samples (`object_server.py`): its port, and the environment of ours."""
+    words = ["--fake", str(files), "--fake-size", str(file_bytes), "--fake-per-dir", str(per_folder)]
+    numbers = [files, file_bytes, delay_s, per_folder]
+    with front_served(place, "object_server.py", numbers, *words) as served_at:
+        yield served_at
 
 
 def find_rclone() -> Path:

@@ -16,15 +16,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from harness import HERE, Bench, run_script, running
+from harness import HERE, Bench, run_script
 from mounts import RCLONE_SMALL, lightlyfs_mount, rclone_mount
 from object_server import BUCKET
-from servers import KEY, SECRET
+from servers import KEY, SECRET, object_served
 
 FILES = int(os.environ.get("LIGHTLYFS_BENCH_FILES", "2000"))
 DECODE = "decoded" if os.environ.get("LIGHTLYFS_BENCH_DECODE") else "raw"
@@ -127,37 +125,15 @@ def stats(environ: dict[str, str]) -> dict[str, int]:
 def served(bench: Bench, delay_s: float) -> Iterator[dict[str, str]]:
     """An API and the object server in front of it, as the environment of their users."""
     place = bench.place("server")
-    fake = ["--fake", str(FILES), "--fake-size", str(FILE_BYTES), "--token", "bench"]
-    with running(
-        [sys.executable, "-m", "lightlyfs.testing", *fake], stdout=subprocess.PIPE, text=True
-    ) as api:
-        assert api.stdout is not None
-        lines = [api.stdout.readline().strip() for _ in range(4)]
-        exported = dict(line.removeprefix("export ").split("=", 1) for line in lines)
-        ready = place / "ready"
-        words = [ready, exported["LIGHTLY_SERVER_LOCATION"], FILES, FILE_BYTES, delay_s]
-        with running([sys.executable, HERE / "object_server.py", *map(str, words)]) as process:
-            address = f"http://127.0.0.1:{port_in(ready, process)}"
-            (place / "run").mkdir(mode=0o700)
-            yield {
-                **os.environ,
-                **exported,
-                "LIGHTLY_SERVER_LOCATION": address,
-                "XDG_RUNTIME_DIR": f"{place / 'run'}",
-                "XDG_STATE_HOME": f"{place / 'state'}",
-                "AWS_ENDPOINT_URL": address,
-                "AWS_ACCESS_KEY_ID": KEY,
-                "AWS_SECRET_ACCESS_KEY": SECRET,
-                "AWS_REGION": "us-east-1",
-            }
-
-
-def port_in(ready: Path, process: subprocess.Popen[Any]) -> int:
-    """The port that a server wrote into a file."""
-    for _ in range(600):
-        if process.poll() is not None:
-            raise SystemExit(f"a server ended at its start: {process.args!r}")
-        with contextlib.suppress(OSError, ValueError):
-            return int(ready.read_text())
-        time.sleep(0.05)
-    raise SystemExit("the object server does not start")
+    with object_served(place, FILES, FILE_BYTES, delay_s) as (_, exported):
+        (place / "run").mkdir(mode=0o700)
+        yield {
+            **os.environ,
+            **exported,
+            "XDG_RUNTIME_DIR": f"{place / 'run'}",
+            "XDG_STATE_HOME": f"{place / 'state'}",
+            "AWS_ENDPOINT_URL": exported["LIGHTLY_SERVER_LOCATION"],
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_REGION": "us-east-1",
+        }

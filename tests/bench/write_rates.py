@@ -1,8 +1,9 @@
 """200 new JPEGs of 158 KB (640 x 480) by 8 writers, over a round trip of 20 ms, beside rclone mount.
 
-Two times each: until the last `close` returned, and until the bucket has every byte. rclone runs once without
+Two times each: until the last `close` returned, and until the server has every byte. rclone runs once without
 its cache, where a close waits for the upload, and once with its cache and no delay, where it does not. Our
-mounts also send a record, a thumbnail and the facts of each image; other files show what those cost.
+mounts also send a record, a thumbnail and the facts of each image; other files show what those cost. One
+server of little cost (`put_server.py`) is the other end of all.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ import contextlib
 import random
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import requests
 from facts import picture
 from harness import ROUND_TRIP_S, Bench, Mount
 from mounts import lightlyfs_mount, rclone_mount
-from servers import Far, served_bucket
-from writing import DRAIN_LIMIT_S, bucket
+from servers import front_served
+from writing import DRAIN_LIMIT_S
 
 FILES, WRITERS, DIFFERENT = 200, 8, 20
-CLOSED, DRAINED = "8 writers until the last close", "8 writers until the bucket has all"
-FAR = Far(ROUND_TRIP_S)
+CLOSED, DRAINED = "8 writers until the last close", "8 writers until the server has all"
 UNCACHED = ("--vfs-cache-mode", "off")
 BEHIND = ("--vfs-cache-mode", "writes", "--vfs-write-back", "0s", "--transfers", "32")
 
@@ -32,15 +34,24 @@ def run(bench: Bench) -> None:
     kinds = {"images": make_images(bench), "other files": make_others(bench)}
     for kind, files in kinds.items():
         for subject, options in (("lightlyfs", ()), ("lightlyfs --write-back", ("--write-back",))):
-            with bucket(bench) as (folder, port), served_bucket(port, FAR) as exported:
+            with served(bench) as (address, exported):
                 opened = lightlyfs_mount(
                     exported, bench.place("mount"), "--upload", "all", *options, subject=subject
                 )
-                copy(bench, opened, kind, files, folder)
+                copy(bench, opened, kind, files, address)
         for subject, words in (("rclone mount", UNCACHED), ("rclone mount behind", BEHIND)):
-            with bucket(bench) as (folder, port):
+            with served(bench) as (address, _):
+                port = int(address.rpartition(":")[2])
                 opened = rclone_mount(port, bench.place("mount"), writable=True, words=words, subject=subject)
-                copy(bench, opened, kind, files, folder)
+                copy(bench, opened, kind, files, address)
+
+
+@contextlib.contextmanager
+def served(bench: Bench) -> Iterator[tuple[str, dict[str, str]]]:
+    """A server for both: its address, and the environment of ours."""
+    place, empty = bench.place("server"), bench.place("empty")
+    with front_served(place, "put_server.py", [ROUND_TRIP_S], empty) as (_, exported):
+        yield exported["LIGHTLY_SERVER_LOCATION"], exported
 
 
 def make_images(bench: Bench) -> list[Path]:
@@ -64,7 +75,7 @@ def copy(
     opened: contextlib.AbstractContextManager[Mount],
     kind: str,
     files: list[Path],
-    folder: Path,
+    address: str,
 ) -> None:
     """Both times, in seconds."""
     total = sum(path.stat().st_size for path in files)
@@ -72,17 +83,10 @@ def copy(
         started = time.perf_counter()
         list(writers.map(lambda path: shutil.copyfile(path, mount.path / path.name), files))
         closed_s = time.perf_counter() - started
-        while bytes_in(folder, files) < total:
+        while (came := requests.get(f"{address}/bench/stats", timeout=60).json()["bytes"]) < total:
             if time.perf_counter() - started > DRAIN_LIMIT_S:
-                raise SystemExit(f"{mount.subject}: {bytes_in(folder, files)} of {total} bytes came")
+                raise SystemExit(f"{mount.subject}: {came} of {total} bytes came")
             time.sleep(0.02)
         drained_s = time.perf_counter() - started
     bench.note(f"{kind}: {CLOSED}", mount.subject, closed_s, "s")
     bench.note(f"{kind}: {DRAINED}", mount.subject, drained_s, "s", **used)
-
-
-def bytes_in(folder: Path, files: list[Path]) -> int:
-    """Bytes of the files in a bucket's folder, at whatever depth; thumbnails do not count."""
-    names = {path.name for path in files}
-    found = (path for path in folder.rglob("0*") if path.name in names and ".lightly" not in path.parts)
-    return sum(path.stat().st_size for path in found)

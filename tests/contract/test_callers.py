@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lightlyfs.kernel.callers import ProcessEnd, Processes, is_unlinking, program_of, was_killed
+from lightlyfs.kernel.callers import ProcessEnd, ProgramTable, is_unlinking, program_of, was_killed
 
 WAIT_S = 5.0
 KILLED = "import os, signal, time; os.kill(os.getpid(), signal.{}); time.sleep(60)"
@@ -93,7 +93,7 @@ def test_of_a_program_that_is_gone_nothing_is_known() -> None:
 
     assert was_killed(process) is None
     assert program_of(process) == ""
-    assert Processes()(process) == process
+    assert ProgramTable()(process)[:2] == (process, "")
 
 
 def test_threads_are_known_by_their_process() -> None:
@@ -104,6 +104,6 @@ def test_threads_are_known_by_their_process() -> None:
         deadline = time.monotonic() + WAIT_S
         while len(threads := os.listdir(f"/proc/{process.pid}/task")) < 2:
             assert time.monotonic() < deadline
-        processes = Processes()
-        assert {processes(int(thread)) for thread in threads} == {process.pid}
+        callers = ProgramTable()
+        assert {callers(int(thread)).process for thread in threads} == {process.pid}
         process.send_signal(signal.SIGKILL)

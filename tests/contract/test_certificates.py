@@ -13,8 +13,8 @@ from authority import Authority
 from raw_server import RawServer, answering
 
 from lightlyfs import app
-from lightlyfs.api import certificates
-from lightlyfs.api.certificates import trust_of
+from lightlyfs.api import addresses
+from lightlyfs.api.addresses import trust_of
 from lightlyfs.errors import SettingsError, TlsFailed
 from lightlyfs.settings import read_secrets, resolve
 
@@ -42,8 +42,8 @@ WAYS: dict[str, Callable[[Path], tuple[dict[str, str], dict[str, str]]]] = {
     "LIGHTLY_CA_CERTS": lambda pem: ({"LIGHTLY_CA_CERTS": str(pem)}, {}),
     "--ca-certs": lambda pem: ({}, {"ca_certs": str(pem)}),
     "several": lambda pem: (
-        {"SSL_CERT_FILE": certificates.certifi.where(), "SSL_CERT_DIR": str(pem.parent)},
-        {"ca_certs": certificates.certifi.where()},
+        {"SSL_CERT_FILE": addresses.certifi.where(), "SSL_CERT_DIR": str(pem.parent)},
+        {"ca_certs": addresses.certifi.where()},
     ),
 }
 
@@ -61,11 +61,11 @@ def test_the_systems_authorities_are_trusted_and_certifis_last(
     serve: Serve, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(no_datasets, authority.server)
-    monkeypatch.setattr(certificates, "SYSTEM_BUNDLES", ("/no/bundle", authority.bundle))
+    monkeypatch.setattr(addresses, "SYSTEM_BUNDLES", ("/no/bundle", authority.bundle))
     assert datasets_of(server, {}) == 0
     assert trust_of({}, None).origin == f"the system's ({authority.bundle})"
-    monkeypatch.setattr(certificates, "SYSTEM_BUNDLES", ())
-    assert trust_of({}, None).bundle == certificates.certifi.where()
+    monkeypatch.setattr(addresses, "SYSTEM_BUNDLES", ())
+    assert trust_of({}, None).bundle == addresses.certifi.where()
     with pytest.raises(TlsFailed):
         datasets_of(server, {})
 
@@ -74,10 +74,10 @@ def test_variables_replace_the_systems_authorities_and_the_option_adds_to_them(
     serve: Serve, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(no_datasets, authority.server)
-    monkeypatch.setattr(certificates, "SYSTEM_BUNDLES", (authority.bundle,))
-    assert datasets_of(server, {}, ca_certs=certificates.certifi.where()) == 0
+    monkeypatch.setattr(addresses, "SYSTEM_BUNDLES", (authority.bundle,))
+    assert datasets_of(server, {}, ca_certs=addresses.certifi.where()) == 0
     with pytest.raises(TlsFailed):
-        datasets_of(server, {"SSL_CERT_FILE": certificates.certifi.where()})
+        datasets_of(server, {"SSL_CERT_FILE": addresses.certifi.where()})
 
 
 def test_a_certificate_that_is_not_trusted_is_named_with_its_issuer_and_the_option(
@@ -95,7 +95,7 @@ def test_a_variable_that_names_no_authorities_is_told(tmp_path: Path, text: str 
     if text is not None:
         path.write_text(text)
     with pytest.raises(SettingsError, match=rf"CURL_CA_BUNDLE is {path}"):
-        trust_of({"CURL_CA_BUNDLE": str(path)}, Path(certificates.certifi.where()))
+        trust_of({"CURL_CA_BUNDLE": str(path)}, Path(addresses.certifi.where()))
 
 
 def test_doctor_shows_which_authorities_are_trusted(authority: Authority) -> None:

@@ -11,8 +11,7 @@ from lightlyfs import errors
 from lightlyfs.api.client import Credentials, LightlyClient
 from lightlyfs.api.contract import Request, Transport
 from lightlyfs.api.models import ListedSample, SampleCreate
-from lightlyfs.api.retry import NO_RETRIES, Retrier, RetryPolicy
-from lightlyfs.api.status import raise_for_status
+from lightlyfs.api.retry import NO_RETRIES, Retrier, RetryPolicy, raise_for_status
 
 Serve = Callable[..., RawServer]
 D, S = "d" * 24, "5" * 24

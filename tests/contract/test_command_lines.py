@@ -6,6 +6,8 @@ import functools
 import json
 import random
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -52,7 +54,26 @@ WRONG = [
     ("uploads forget x", 2, "no such command 'forget'; there are discard, export, list, retry, send"),
     ("uploads discard", 2, "name the files to discard"),
     ("mount my-dataset /mnt --profile wrk", 2, "there is no profile 'wrk'"),
-    ("help everything", 2, "'everything' is not one of"),
+    ("help everything", 2, "no such topic 'everything'; there are api-coverage, options"),
+    ("help umont", 2, "no such topic 'umont'; did you mean umount?"),
+    ("completion tcsh", 2, "invalid value for 'SHELL': 'tcsh' is not one of 'bash', 'zsh', 'fish'"),
+    ("deploy helm", 2, "invalid value for 'NAME': 'helm' is not one of 'system-unit'"),
+    ("status /mnt --watch --json", 2, "--watch contradicts --json"),
+    ("warm /mnt --check --evict", 2, "--check contradicts --evict"),
+    ("mount my-dataset ''", 2, "it is empty; name a file or a directory"),
+    ("umount ''", 2, "it is empty; name a file or a directory"),
+    ("cache clear ''", 2, "it is empty; name a file or a directory"),
+    ("cp my-dataset/cars my-dataset/vans", 1, "my-dataset/vans is in a dataset, too; a path of this"),
+    ("cp my-dataset/cars lightly://other/", 1, "lightly://other/ is in a dataset, too"),
+    ("mount my-dataset /proc/none --read-only --upload all", 1, "nothing is uploaded from a read-only mount"),
+    ("mount my-dataset /proc/none -o ro,upload=all", 1, "nothing is uploaded from a read-only mount"),
+    ("mount my-dataset /mnt --allow-private-storage home", 2, "expected networks such as 10.0.0.0/8"),
+    ("mount '' /mnt", 2, "it is empty; name a dataset or a path"),
+    ("ls ''", 2, "it is empty; name a dataset or a path"),
+    ("cat ''", 2, "it is empty; name a dataset or a path"),
+    ("cp my-dataset/cars/0.jpg ''", 2, "it is empty; name a dataset or a path"),
+    ("cp '' here/", 2, "it is empty; name a dataset or a path"),
+    ("index export '' out", 2, "it is empty; name a dataset or a path"),
     ("serve", 2, "name one source: a folder"),
     ("--verbose", 2, "no such option --verbose"),
 ]
@@ -65,7 +86,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / name).mkdir(mode=0o700)
         monkeypatch.setenv(f"XDG_{name}", str(tmp_path / name))
     # `umount --all` is among the random lines
-    monkeypatch.setattr("lightlyfs.mountinfo.mount_table", lambda _process="self": [])
+    monkeypatch.setattr("lightlyfs.mountpoints.mount_table", lambda _process="self": [])
     monkeypatch.setenv("LIGHTLY_SERVER_LOCATION", "http://127.0.0.1:9")
     monkeypatch.setenv("LIGHTLY_TOKEN", "no-such-token")
     for name in ("lightlyfs.app.resolving.quick_policy", "lightlyfs.app.quick_policy"):
@@ -90,6 +111,48 @@ def test_a_wrong_command_line_is_answered(
     assert said.startswith("lightlyfs: ")
     assert len(said.splitlines()) <= 2
     assert "abc" not in said
+
+
+def test_the_help_of_a_command_is_that_of_its_option(capfd: pytest.CaptureFixture[str]) -> None:
+    for words in (["help", "umount"], ["umount", "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            group.run(words)
+        assert ended.value.code == 0
+        if words[0] == "help":
+            shown = capfd.readouterr().out
+    assert shown == capfd.readouterr().out
+    assert shown.startswith("Usage: lightlyfs umount [OPTIONS] MOUNTPOINT...")
+
+
+def test_doctor_reports_a_broken_configuration_among_the_rest(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "CONFIG_HOME/lightlyfs/config.toml"
+    path.parent.mkdir(mode=0o700)
+    path.write_text("jobs = \n")
+    with pytest.raises(SystemExit) as ended:
+        group.run(["doctor", "--json"])
+    rows = {row["check"]: row for row in json.loads(capfd.readouterr().out)}
+    assert ended.value.code == 1
+    assert not rows["settings"]["ok"]
+    assert str(path) in rows["settings"]["answer"]
+    assert rows["libfuse"]["ok"]
+
+
+@pytest.mark.parametrize(
+    "words", ["help semantics", "--help", "mounts", "ls my-dataset", "mount my-dataset /mnt"]
+)
+def test_closed_standard_files_are_no_fault(words: str) -> None:
+    # as some supervisors start programs; a shell, for there is no other way to close all three
+    script = f"exec {shlex.quote(sys.executable)} -m lightlyfs {words} <&- >&- 2>&-"
+    code = subprocess.run(["sh", "-c", script], check=False, timeout=60).returncode
+    assert code == (1 if "my-dataset" in words else 0)
+
+
+def test_what_is_opened_is_never_stderr() -> None:
+    script = "import os, lightlyfs.cli as c; c._open_standard_files(); os._exit(os.open('/etc/passwd', 0))"
+    line = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(script)} <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", line], check=False, timeout=60).returncode > 2
 
 
 def test_every_command_without_words_says_what_it_needs(capfd: pytest.CaptureFixture[str]) -> None:
@@ -222,3 +285,13 @@ def test_no_command_line_ends_in_a_traceback(
         assert code in (0, 1, 2), (words, said)
         assert "fault of lightlyfs" not in said, (words, said)
         assert "Traceback" not in said, (words, said)
+
+
+@pytest.mark.parametrize("words", ["status .", "mount my-dataset .", "uploads send a.jpg"])
+def test_a_command_in_a_removed_directory_says_so(tmp_path: Path, words: str) -> None:
+    command = 'mkdir gone && cd gone && rmdir "$PWD" && exec "$0" -P -m lightlyfs ' + words
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable], cwd=tmp_path, capture_output=True, check=False, text=True
+    )
+    assert done.returncode == 1
+    assert "the current directory was removed" in done.stderr

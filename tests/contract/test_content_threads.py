@@ -14,7 +14,7 @@ from contentkit import MIB, NOISE, Content, Storage, recorded_bytes, sample_id, 
 from lightlyfs.api.contract import Request, Response
 from lightlyfs.blocks import ContentId, Span
 from lightlyfs.cache.block_cache import BlockCache
-from lightlyfs.cache.budget import CacheConfig
+from lightlyfs.cache.block_files import CacheConfig
 from lightlyfs.errors import Cancelled
 from lightlyfs.fetch.transfers import NotBrought
 from lightlyfs.fetch.urls import ReadUrls

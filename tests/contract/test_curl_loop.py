@@ -355,10 +355,14 @@ def test_a_caller_that_fails_does_not_end_the_loop(
 ) -> None:
     server, loop = serve(echo), make_loop()
 
+    called = threading.Event()
+
     def fails(_outcome: Outcome) -> None:
+        called.set()
         raise RuntimeError("a fault of the caller")
 
     loop.get(Request("GET", server.url), fails, urgent=True)
+    assert called.wait(10)
     for number in range(5):
         assert isinstance(get(loop, f"{server.url}/{number}"), Response)
     assert "a fault of the caller" in caplog.text

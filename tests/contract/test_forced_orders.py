@@ -16,7 +16,7 @@ from catalogkit import FakeRemote, Impatient, Record, World
 from contentkit import sample_id
 
 from lightlyfs import control
-from lightlyfs.catalog import recent_lookups
+from lightlyfs.catalog import known
 from lightlyfs.fetch.prefetcher import Prefetcher
 from lightlyfs.fsspec import parts as fsspec_parts
 from lightlyfs.staging import local_files
@@ -74,7 +74,7 @@ def test_a_cache_that_moves_its_entries_is_used_by_one_thread_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Watched, "overlaps", 0)
-    monkeypatch.setattr(recent_lookups, "LRUCache", Watched)
+    monkeypatch.setattr(known, "LRUCache", Watched)
     monkeypatch.setattr(local_files, "LRUCache", Watched)
     world = World(tmp_path, FakeRemote({sample_id(n): Record(f"d/{n}.jpg") for n in range(9)}))
     world.catalog.refresh()
@@ -82,7 +82,7 @@ def test_a_cache_that_moves_its_entries_is_used_by_one_thread_at_a_time(
     local = LocalFiles(Spool(tmp_path / "files"), journal, name_of=str, counts=lambda path: True)
 
     def look() -> None:
-        world.catalog._facts_written(())
+        world.catalog._recent.outdate()
         world.catalog.lookup("d/1.jpg", Impatient())
         local.touch_parent("d/1.jpg")
         local.directory_time_ns("d")
@@ -158,7 +158,7 @@ def test_what_comes_next_is_read_while_no_other_thread_takes_it() -> None:
         start,
         max_under_way=4,
     )
-    sequence = prefetcher._table.opened("a/0.jpg")
+    sequence = prefetcher._table.opened("a/0.jpg", 0.0)
     sequence.upcoming = Emptied(prefetcher._lock)  # type: ignore[assignment]
     prefetcher._extend(sequence, "a/0.jpg", 4)
 

@@ -70,12 +70,27 @@ def test_one_that_cannot_be_written_costs_the_others_nothing(tmp_path: Path) -> 
 def test_a_full_disk_is_told_to_each_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal(tmp_path / "journal.db")
 
-    def full(db: object) -> None:
+    def full(*_: object) -> None:
         raise database.sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(database, "transaction", full)
+    monkeypatch.setattr(Journal, "_commit_together", full)
     with ThreadPoolExecutor(THREADS) as threads:
         done = [threads.submit(journal.put, record(number)) for number in range(THREADS)]
         found = {type(one.exception(5)) for one in done} | {one.exception().errno for one in done}  # type: ignore[union-attr]
 
     assert found == {OSError, 28}
+
+
+def test_a_single_change_that_fails_leaves_no_transaction_behind(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    journal.put(record(0))
+    pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
+    journal._db.execute(f"PRAGMA max_page_count = {pages}")
+
+    with pytest.raises(OSError, match="full") as caught:
+        journal.put(record(1, error="x" * 100_000))
+
+    assert caught.value.errno == 28
+    assert not journal._db.in_transaction
+    journal.put(record(0, size=5))
+    assert [(one.key, one.size) for one in journal.records()] == [(record(0).key, 5)]

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightlyfs import mountinfo, places
+from lightlyfs import mountpoints, places
 from lightlyfs.errors import SettingsError
 from lightlyfs.places import DatasetPlace, SpoolPlace, is_free, spools_of
 
@@ -98,7 +98,7 @@ def network_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home.mkdir()
     (tmp_path / "tmp").mkdir()
     nfs = 0x6969
-    monkeypatch.setattr(mountinfo, "type_of", lambda path: nfs if path.is_relative_to(home) else 0)
+    monkeypatch.setattr(mountpoints, "type_of", lambda path: nfs if path.is_relative_to(home) else 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setenv("XDG_STATE_HOME", str(home / "state"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
@@ -149,5 +149,5 @@ def test_without_locks_a_mount_keeps_a_cache_of_its_own_and_nothing_that_is_owed
 
 
 def test_the_type_of_a_file_system_is_told() -> None:
-    assert mountinfo.type_of(Path("/proc")) == 0x9FA0
-    assert mountinfo.remote_kind(Path("/proc")) == ""
+    assert mountpoints.type_of(Path("/proc")) == 0x9FA0
+    assert mountpoints.remote_kind(Path("/proc")) == ""

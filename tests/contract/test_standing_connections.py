@@ -198,7 +198,7 @@ def test_sleep_is_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
     slept_s = 0.0
     clock = time.clock_gettime
     monkeypatch.setattr(network_module, "_sleep_clock", lambda: clock(time.CLOCK_BOOTTIME) + slept_s)
-    monkeypatch.setattr(network_module, "_LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(network_module, "_CLOCK_EVERY_S", 0.0)
     network = Network()
     assert network.look() == network.look() == 0
     slept_s = 60.0
@@ -206,7 +206,7 @@ def test_sleep_is_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_new_address_is_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network_module, "_LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(network_module, "_CLOCK_EVERY_S", 0.0)
     network = Network()
     before = network.look()
     command = ["ip", "address", "add", "198.51.100.77/32", "dev", "lo"]

@@ -16,6 +16,7 @@ _LEFT_OUT = {
     r"python -m lightlyfs\.examples": "tests/ecosystem, tests/mount/test_studio_examples.py run the examples",
     r"label-studio |export LABEL_STUDIO": "a server of many packages, not run here",
     r"(Found|File processing result:) |Open the|train: |\d+ (images|epochs) ": "what a program printed",
+    r"App launched|100% |\d+ samples, tags": "what FiftyOne and its example printed",
     r"my-dataset +/mnt/images +fuse": "a line of fstab: tests/mount/test_fstab.py",
     r"make( |$)": "the tests are part of it",
 }

@@ -14,7 +14,7 @@ from docs_kit import DOCUMENTS, README, lines_to_run, python_blocks
 from shared_mount import jpeg
 from trees import environment, need_fuse
 
-from lightlyfs.kernel import mountpoints
+from lightlyfs import mountpoints
 from lightlyfs.testing import LocalServer, ServerOptions
 
 pytestmark = pytest.mark.fuse

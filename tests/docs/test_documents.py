@@ -14,6 +14,7 @@ from lightlyfs.cli.group import commands
 from lightlyfs.cli.help import TOPICS
 
 MAX_README_WORDS = 900
+MAX_PICTURE_BYTES = 150_000
 ORDER = [
     *(
         "Quick start",
@@ -39,6 +40,14 @@ def test_no_link_is_dead(path: Path) -> None:
     links = LINK.findall(path.read_text(encoding="utf-8"))
     dead = [link for link in links if "://" not in link and not (path.parent / link).exists()]
     assert dead == []
+
+
+def test_pictures_are_small_and_the_readme_has_two() -> None:
+    """A file manager over a mount, and the chart of the speed."""
+    shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README.read_text(encoding="utf-8"))
+    assert shown == ["tests/docs/file-manager.png", "tests/bench/results.png"]
+    pictures = [ROOT / shown[0], *(ROOT / "tests/docs").glob("*.png")]
+    assert [path for path in pictures if path.stat().st_size > MAX_PICTURE_BYTES] == []
 
 
 def test_a_link_to_a_topic_names_the_command_too() -> None:

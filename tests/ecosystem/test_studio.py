@@ -86,6 +86,28 @@ print(len(list(dataset)), next(iter(dataset)).file_path_abs)
     assert found.startswith(f"{PICTURES} lightly://studio/0")
 
 
+def test_fiftyone_makes_a_dataset_with_tags_folders_and_fields(studio: LocalServer, tmp_path: Path) -> None:
+    """With the MongoDB that FiftyOne brings where it could fetch one, or that of FIFTYONE_DATABASE_URI."""
+    pytest.importorskip("fiftyone")
+    at = tmp_path / "mnt"
+    done = python(
+        studio, tmp_path, "lightlyfs.examples.fiftyone_dataset", "studio", "--at", str(at), check=False
+    )
+    if "ServiceExecutableNotFound" in done.stderr:
+        pytest.skip("FiftyOne has no database here; FIFTYONE_DATABASE_URI names another")
+    assert f"{PICTURES} samples, tags: first half" in done.stdout, done.stderr
+    code = """
+import fiftyone
+dataset = fiftyone.load_dataset("studio")
+print(dataset.count_values("tags"), dataset.sum("lightly_number"), len(dataset.distinct("folder.label")))
+print(dataset.first().filepath)
+fiftyone.delete_dataset("studio")
+"""
+    counted, first = python(studio, tmp_path, code=code).stdout.splitlines()[-2:]
+    assert counted == f"{{'first half': {PICTURES // 2}}} {sum(range(PICTURES))} 8"
+    assert first == f"{at}/00/00000.jpg"
+
+
 @pytest.mark.parametrize("options", [("--read-only",), ("--upload", "images")], ids=["read-only", "default"])
 def test_ultralytics_trains_an_epoch(studio: LocalServer, tmp_path: Path, options: tuple[str, ...]) -> None:
     """With labels beside the mount, and with labels in the dataset, whose cache stays on this machine."""

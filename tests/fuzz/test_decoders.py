@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from lightlyfs import control, errors
 from lightlyfs.api import models
 from lightlyfs.api.contract import BodyMemory, BodySink, Request, Response, StopTransfer, wire_url
-from lightlyfs.api.status import raise_for_status, retry_after_s
+from lightlyfs.api.retry import raise_for_status, retry_after_s
 from lightlyfs.app.exported_index import _checked_copy
 from lightlyfs.blocks import ContentId, Span, parse_content_range
 from lightlyfs.catalog.remote import ApiRemote
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tags import members_of
-from lightlyfs.cli.warm import listed_names
+from lightlyfs.cli.cache import listed_names
 from lightlyfs.errors import MalformedAnswer, StartError
 from lightlyfs.fetch.answers import BlockSink, RangeUnusable
 from lightlyfs.fetch.urls import expiry_of

@@ -9,8 +9,8 @@ import pytest
 from dataset_files import FILES, READING_SUBJECTS, fill
 from trees import InProcessTree, MountedTree, in_process, mounted, mounted_by_path
 
-from lightlyfs.kernel import mountpoints
-from lightlyfs.mountinfo import MOUNT_TYPE, mount_table
+from lightlyfs import mountpoints
+from lightlyfs.mountpoints import MOUNT_TYPE, mount_table
 from lightlyfs.testing import LocalServer, ServerOptions
 
 

@@ -9,6 +9,7 @@ Imports nothing of lightlyfs.
 from __future__ import annotations
 
 import collections
+import errno
 import json
 import os
 import random
@@ -87,7 +88,13 @@ class Load:
             "small" if chance.random() < 0.9 else "large" if chance.random() < 0.5 else "changing"
         )
         path = self._root / chance.choice(names)
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            if error.errno != errno.ESTALE or path.parent.name != "changing":
+                raise
+            self._count("replaced_while_open")
+            data = path.read_bytes()  # a program opens such a file again
         name = str(path.relative_to(self._root))
         if data != content(name, int(data[:_HEAD_BYTES] or b"-1")):
             with self._lock:

@@ -72,7 +72,7 @@ def test_a_completion_is_one_the_shell_takes(shell: str) -> None:
         ("lightlyfs uploads ", {"discard", "export", "list", "retry", "send"}),
         ("lightlyfs index ", {"export", "import"}),
         ("lightlyfs deploy u", {"user-unit"}),
-        ("lightlyfs help se", {"semantics", "service"}),
+        ("lightlyfs help se", {"semantics", "serve", "service"}),
         ("lightlyfs completion ", {"bash", "zsh", "fish"}),
     ],
 )

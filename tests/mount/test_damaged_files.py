@@ -19,7 +19,7 @@ from test_shared_mounts import truth
 from test_swept import contents, is_readable, listed
 from trees import MountedTree, mounted, wait_until
 
-from lightlyfs.kernel import mountpoints
+from lightlyfs import mountpoints
 from lightlyfs.testing import LocalServer, Status
 
 pytestmark = pytest.mark.fuse
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.fuse
 FILES = 6
 OWED = {f"owed {number}.jpg": random.Random(number).randbytes(20_000) for number in range(3)}
 # of the cases of the long form, every so many in each run
-STEP = 9
+STEP = 12
 
 
 def empty(path: Path) -> None:

@@ -18,7 +18,7 @@ from trees import need_fuse, wait_until
 
 from lightlyfs.cli import demo
 from lightlyfs.errors import StartError
-from lightlyfs.mountinfo import MountEntry, mount_table
+from lightlyfs.mountpoints import MountEntry, mount_table
 
 pytestmark = pytest.mark.fuse
 

@@ -1,7 +1,7 @@
 """The files of `lightlyfs deploy` that no program here can run: whether they hold what their readers need.
 
 The board is compared with what a mount exports. Images and pods are checked for syntax, and for the fields
-without which a mount is not seen; no engine and no cluster runs them.
+without which a mount is not seen; what engines ran by hand is said at the head of each file.
 """
 
 from __future__ import annotations
@@ -125,6 +125,9 @@ def test_the_composed_service_hands_the_mount_on_and_is_waited_for() -> None:
     assert f"--token-file={sidecar['secrets'][0]['target']}" in entry
     assert_mounts([*entry, *sidecar["command"]])
     assert sidecar["healthcheck"]["test"][1:] == ["lightlyfs", "status", sidecar["command"][1]]
+    # those that docker-compose 1.29 and podman-compose know; with another they refuse the file
+    assert set(sidecar["healthcheck"]) <= {"test", "interval", "timeout", "retries", "start_period"}
+    assert sidecar["restart"] == "on-failure"
 
 
 # what an engine makes of `rshared` for the one that mounts and `rslave` for the one that reads
@@ -197,7 +200,25 @@ def assert_mounts(command: list[str]) -> None:
     assert context.params["mountpoint"].is_absolute()
 
 
-@pytest.mark.parametrize("name", ["containerfile", "compose", "kubernetes"])
-def test_a_file_that_nothing_here_ran_says_so(name: str) -> None:
-    head = printed(name).split("\n\n")[0]
-    assert "hecked for syntax" in head
+@pytest.mark.parametrize("name", ["containerfile", "compose"])
+def test_a_file_of_engines_says_which_ran_it(name: str) -> None:
+    assert re.search(r"[Rr]un with (podman|docker) \d", printed(name).split("\n\n")[0])
+
+
+def test_the_pod_says_that_no_cluster_ran_it() -> None:
+    assert "no cluster has run it" in " ".join(
+        printed("kubernetes").split("\n\n")[0].replace("#", "").split()
+    )
+
+
+def test_the_command_of_the_containerfile_mounts_below_what_is_bound() -> None:
+    """Bound itself, a folder with a dead mount keeps an engine from starting the container again."""
+    head = printed("containerfile").split("\n\n")[0]
+    lines = re.search(r"podman run .*?--allow-other", head.replace("#", "").replace("\\\n", ""), re.DOTALL)
+    assert lines
+    words = shlex.split(lines[0])
+    bound = dict(part.split("=") for part in words[words.index("--mount") + 1].split(","))
+    assert bound["bind-propagation"] == "rshared"
+    _, mountpoint = words[words.index("lightlyfs", words.index("-v")) + 1 :][:2]
+    assert Path(mountpoint).parent == Path(bound["target"])
+    assert f"mkdir -p {bound['source']}/{Path(mountpoint).name}" in head

@@ -183,3 +183,35 @@ def test_a_rename_that_was_cut_off_is_finished_by_the_first_mount_that_reaches_t
         wait_until(lambda: stored(own_server) == moved("b"), 10)
         journal = subject.parts.uploads.journal
         wait_until(lambda: journal.renames() == [], 5)
+
+
+def test_a_sample_that_is_being_changed_stops_the_rename_before_its_beginning(
+    own_server: LocalServer, tmp_path: Path
+) -> None:
+    for name, data in FILES.items():
+        own_server.add_sample(name, data)
+    with in_process(own_server, tmp_path / "tree", allow_overwrite="on") as tree:
+        with tree.writing("a/1.jpg", create=False) as file:
+            file.write(0, b"X")
+            with refused(errno.EPERM):
+                tree.rename("a", "b")
+            assert set(stored(own_server)) == set(FILES)
+        tree.rename("a", "b")
+        assert stored(own_server) == moved("b") | {"b/1.jpg": b"X" + FILES["a/1.jpg"][1:]}
+
+
+def test_half_a_file_goes_along(own_server: LocalServer, tree: InProcessTree) -> None:
+    """A disk was full when it was written; that keeps nothing else where it is."""
+    with tree.writing("a/half.jpg") as file:
+        file.write(0, b"half")
+        assert tree.parts.uploads is not None
+        local = tree.parts.uploads.local.get("a/half.jpg")
+        assert local is not None
+        tree.parts.uploads.local.note_broken_locked(local, OSError(errno.ENOSPC, "no room"))
+        with refused(errno.ENOSPC):
+            file.close()
+
+    tree.rename("a", "b")
+
+    assert stored(own_server) == moved("b")
+    assert tree.read("b/half.jpg") == b"half"

@@ -98,7 +98,7 @@ def is_server(cmdline: Path, mountpoint: bytes) -> bool:
     """Whether this is the command line of a mount in the background."""
     with contextlib.suppress(OSError):
         words = cmdline.read_bytes().split(b"\0")
-        return b"lightlyfs.cli.background" in words and mountpoint in words
+        return b"lightlyfs.cli.serving" in words and mountpoint in words
     return False
 
 

@@ -86,14 +86,17 @@ def server(own_server: LocalServer) -> LocalServer:
     return own_server
 
 
-@pytest.mark.parametrize("moment", ["at start", "in the middle", "at the very end"])
-def test_a_full_disk_costs_the_cache_and_no_byte(server: LocalServer, tmp_path: Path, moment: str) -> None:
-    """The cache and what is owed lie on it, filled by an earlier mount; others take the rest."""
+def test_a_full_disk_costs_the_cache_and_no_byte(server: LocalServer, tmp_path: Path) -> None:
+    """The cache and what is owed lie on it; others take the rest before a mount, and during it."""
     with small_disk(tmp_path / "disk", LARGER_BYTES) as disk:
         environ = environment(server, tmp_path / "home") | {
             "XDG_CACHE_HOME": str(disk / "cache"),
             "XDG_STATE_HOME": str(disk / "state"),
         }
+
+        def is_whole(tree: MountedTree) -> bool:
+            return contents(tree) == truth(server) and tree.read("owed.jpg") == OWED
+
         with on_disk(server, tmp_path, environ, "--write-back") as tree:
             assert contents(tree) == truth(server)
             tree.write("owed.jpg", OWED)
@@ -101,25 +104,24 @@ def test_a_full_disk_costs_the_cache_and_no_byte(server: LocalServer, tmp_path: 
         filled = blocks_bytes(disk)
         assert filled > LARGER_BYTES // 4
 
-        if moment == "at start":
-            fill_up(disk)
+        taken = fill_up(disk)
         with on_disk(server, tmp_path, environ, "--write-back") as tree:
-            if moment == "in the middle":
-                server.add_sample("a/new.jpg", os.urandom(500_000))
-                tree.refresh()
-                fill_up(disk)
-            assert contents(tree) == truth(server)
-            assert tree.read("owed.jpg") == OWED
-            if moment != "at the very end":
-                wait_until(lambda: blocks_bytes(disk) < filled, 5)
+            assert is_whole(tree)
+            wait_until(lambda: blocks_bytes(disk) < filled, 5)
             assert status(tree)["cache"]["bytes"] <= filled
+
+            taken.unlink()
+            assert is_whole(tree)
+            server.add_sample("a/new.jpg", os.urandom(500_000))
+            tree.refresh()
             fill_up(disk)
+            assert is_whole(tree)
+            wait_until(lambda: blocks_bytes(disk) < filled, 5)
         with on_disk(server, tmp_path, environ, "--write-back") as tree:
-            assert contents(tree) == truth(server)
-            assert tree.read("owed.jpg") == OWED
+            assert is_whole(tree)
             kept = blocks_bytes(disk)
     # with `-s` the numbers are there to be seen
-    print(f"\n{moment}: {filled:,} bytes of blocks became {kept:,}; every byte right, nothing owed lost")  # noqa: T201
+    print(f"\n{filled:,} bytes of blocks became {kept:,}; every byte right, nothing owed lost")  # noqa: T201
 
 
 def test_the_writer_gets_enospc_and_the_rest_goes_on(own_server: LocalServer, tree: MountedTree) -> None:

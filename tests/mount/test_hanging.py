@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from trees import MountedTree, mounted
 
-from lightlyfs.kernel import mountpoints
+from lightlyfs import mountpoints
 from lightlyfs.testing import LocalServer, Status
 
 pytestmark = pytest.mark.fuse

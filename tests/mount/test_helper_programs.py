@@ -273,8 +273,10 @@ PROGRAMS = {
     "unison": Program(UNISON, ("unison",), new=PICTURES),
     # archives: what is said to be a helper's stays here
     "unzip": Program("unzip -qn $SOURCE/pictures.zip", ("unzip",), new=PICTURES),
-    "unzip-overwrite": Program("unzip -qo $SOURCE/pictures.zip", ("unzip",), new=PICTURES, default=ONCE),
-    "tar": Program("tar xf $SOURCE/pictures.tar", ("tar",), new=PICTURES, default=ONCE),
+    "unzip-overwrite": Program(
+        "unzip -qo $SOURCE/pictures.zip", ("unzip",), new=PICTURES, default=ONCE, allowed=OK
+    ),
+    "tar": Program("tar xf $SOURCE/pictures.tar", ("tar",), new=PICTURES, default=ONCE, allowed=OK),
     "tar-overwrite": Program(
         "tar xf $SOURCE/pictures.tar --overwrite", ("tar",), new=PICTURES, default=ONCE, allowed=OK
     ),

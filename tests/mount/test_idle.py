@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import subprocess
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_shared_mounts import two_mounts
 from trees import MountedTree, mounted, wait_until
 
@@ -62,8 +64,30 @@ def test_a_mount_that_nobody_uses_does_not_wake(idle: list[MountedTree]) -> None
     ] * 2
 
 
+def cores_of(process: int) -> list[set[int]]:
+    """The cores that each thread of a process may use."""
+    return [os.sched_getaffinity(int(task.name)) for task in Path(f"/proc/{process}/task").iterdir()]
+
+
+def test_a_mount_stays_on_one_core_and_what_it_starts_does_not(
+    own_server: LocalServer, tmp_path: Path
+) -> None:
+    mine = os.sched_getaffinity(0)
+    if len(mine) < 2:
+        pytest.skip("there is one core")
+    with mounted(own_server, tmp_path, "3") as tree:
+        Image.effect_noise((64, 48), 50).save(tree.mountpoint / "a.jpg")
+        one = set().union(*cores_of(tree.process.pid))
+        assert len(one) == 1
+        assert one < mine
+        tasks = Path(f"/proc/{tree.process.pid}/task").iterdir()
+        helpers = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+        assert helpers
+        assert [cores_of(helper) for helper in helpers] == [[mine]] * len(helpers)
+
+
 def test_what_a_mount_does_not_need_is_not_in_its_memory() -> None:
-    script = "import sys, lightlyfs.cli.background; print(*{name.partition('.')[0] for name in sys.modules})"
+    script = "import sys, lightlyfs.cli.serving; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
 
     assert set(loaded.split()) & set(UNNEEDED) == set()

@@ -14,7 +14,7 @@ from dataset_files import FILES
 from trees import need_fuse, use_here
 
 import lightlyfs
-from lightlyfs.kernel import mountpoints
+from lightlyfs import mountpoints
 from lightlyfs.library import MountSettings
 from lightlyfs.settings import SETTINGS
 from lightlyfs.testing import LocalServer
@@ -87,6 +87,7 @@ def test_wrong_arguments_are_settings_errors(server: LocalServer, place: Path) -
 
 def test_the_package_shows_what_there_is() -> None:
     assert set(lightlyfs.__all__) <= set(dir(lightlyfs))
+    assert not {"Any", "TYPE_CHECKING", "annotations", "_HOMES"} & set(dir(lightlyfs))
     for name in lightlyfs.__all__:
         assert getattr(lightlyfs, name) is not None
     assert lightlyfs.__version__ == "0.1.0"

@@ -27,7 +27,7 @@ from trees import (
     wait_until,
 )
 
-from lightlyfs.kernel import mountpoints
+from lightlyfs import mountpoints
 from lightlyfs.testing import Fault, Latency, LocalServer, ServerOptions, Stall
 
 pytestmark = pytest.mark.fuse
@@ -93,6 +93,21 @@ def test_a_signal_unmounts_and_leaves_nothing(
     assert mountpoints.mount_at(place) is None
     assert os.listdir(place) == []
     assert leftovers(environ) == []
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.05, 0.1, 0.2, 0.4, 0.8])
+def test_an_interrupt_while_a_mount_starts_ends_it_without_a_traceback(
+    server: LocalServer, place: Path, environ: dict[str, str], delay_s: float
+) -> None:
+    command = [sys.executable, "-m", "lightlyfs", "mount", "-f", server.dataset_id, str(place)]
+    with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as process:
+        arguments = Path(f"/proc/{process.pid}/cmdline")
+        wait_until(lambda: b"lightlyfs.cli.serving" in arguments.read_bytes(), 20)
+        time.sleep(delay_s)  # any moment will do
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert "Traceback" not in said
+    assert not os.path.ismount(place)
 
 
 def test_umount_waits_until_the_process_has_ended(

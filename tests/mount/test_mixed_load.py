@@ -1,6 +1,6 @@
 """Everything at once over a network and a server that fail now and then: no program sees any of it.
 
-A minute in every run; `make soak` runs twenty (LIGHTLYFS_SOAK_S seconds), and prints the figures.
+Twenty-five seconds in every run; `make soak` runs twenty minutes (LIGHTLYFS_SOAK_S) and prints figures.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from lightlyfs.testing import (
 
 pytestmark = pytest.mark.fuse
 
-SECONDS = float(os.environ.get("LIGHTLYFS_SOAK_S", "60"))
+SECONDS = float(os.environ.get("LIGHTLYFS_SOAK_S", "25"))
 SMALL, LARGE, CHANGING = 400, 6, 20
 OF_STORAGE: list[Fault] = [
     Status(target="storage", status=403),
@@ -152,6 +152,7 @@ def test_no_program_sees_what_passes(own_server: LocalServer, tmp_path: Path) ->
     for one in found:
         assert own_server.object_bytes(one["id"]) == content(written[one["fileName"]])
     assert report["errors"] == [], log[-5000:]
+    assert report.get("replaced_while_open", 0) <= others.changes // 20, log[-5000:]
     assert report["reads"] > SECONDS
     assert report["writes"] > 0
     assert report["renames"] > 0

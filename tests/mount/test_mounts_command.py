@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from trees import environment, lightlyfs, need_fuse, wait_until
 
-from lightlyfs.kernel import mountpoints
+from lightlyfs import mountpoints
 from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from trees import in_process
 
+from lightlyfs.api.retry import RetryPolicy
 from lightlyfs.errors import LightlyFsError
 from lightlyfs.testing import LocalServer, ServerOptions
 
@@ -18,6 +19,7 @@ def test_a_cached_file_that_was_to_be_confirmed_is_read_without_a_server(tmp_pat
     with server, in_process(server, tmp_path / "tree", read_only="on") as tree:
         assert tree.read("a.jpg") == b"cached"
         tree.refresh()
+        tree.parts.client.retrier.policy = RetryPolicy(budget_s=2.0)  # how patient it is, is not asked here
         server.stop()
         with pytest.raises(LightlyFsError):
             tree.parts.catalog.refresher.check_soon().result(60)

@@ -12,7 +12,7 @@ import pytest
 from shared_mount import jpeg
 from trees import MountedTree, environment, lightlyfs, lightlyfs_here, mounted, refused, soon, start_mount
 
-from lightlyfs import announcing, library
+from lightlyfs import library
 from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse
@@ -95,7 +95,7 @@ def test_commands_take_paths_below_the_mount_of_a_folder(
             monkeypatch.setenv(name, value)
         with library.open_cached(tree.mountpoint / "red" / "1.jpg") as file:
             assert file.read() == b"image cars/red/1.jpg"
-        with announcing.ahead([tree.mountpoint / "3.jpg"]):
+        with library.ahead([tree.mountpoint / "3.jpg"]):
             soon(
                 lambda: json.loads(run(tree, "status", "--json", str(tree.mountpoint)).stdout)["ahead"][
                     "files"

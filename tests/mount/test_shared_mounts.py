@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from trees import MountedTree, environment, need_fuse, reads_by_path, start_mount, wait_until
 
-from lightlyfs.kernel import mountpoints
+from lightlyfs import mountpoints
 from lightlyfs.testing import LocalServer
 
 pytestmark = pytest.mark.fuse

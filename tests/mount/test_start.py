@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from trees import environment, lightlyfs, need_fuse
 
-from lightlyfs.kernel import mountpoints
+from lightlyfs import mountpoints
 from lightlyfs.testing import Html, LocalServer
 
 pytestmark = pytest.mark.fuse

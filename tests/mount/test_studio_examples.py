@@ -7,6 +7,7 @@ take what the examples give them.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -167,3 +168,30 @@ def test_rclone_copies_from_a_mount_and_then_nothing_more(tree: MountedTree, tmp
         assert (tmp_path / "copy" / name).read_bytes() == jpeg(number)
     again = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert "There was nothing to transfer" in again
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_example_that_is_interrupted_unmounts_and_says_nothing(
+    dataset: tuple[LocalServer, dict[str, str]], tmp_path: Path, number: int
+) -> None:
+    """Ctrl-C is how those that show something end."""
+    code = """
+import sys, time
+from lightlyfs.examples.mounted import opened, parser
+with opened(parser("").parse_args(["own", "--at", sys.argv[1]])) as root:
+    print(len(list(root.iterdir())), flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "mnt")],
+        env=environment(dataset[0], tmp_path / "cache"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "2\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=20) == ("", "")
+    assert process.returncode == 128 + number
+    assert not (tmp_path / "mnt").is_mount()

@@ -60,9 +60,13 @@ def test_images_below_a_mount_are_read_in_an_announced_order(tree: MountedTree, 
 def test_tags_of_a_mount_choose_images(tree: MountedTree, server: LocalServer) -> None:
     ids = [one["id"] for one in sorted(server.samples(), key=lambda one: one["fileName"])]
     server.add_tag("few", ids[98:103])
+    server.add_tag("end", ids[298:])
     tree.refresh()
     images = LightlyImages(tree.mountpoint / "fake" / "0001", tags=["few"], labels="tag", decode=len)
     assert [images[number] for number in range(len(images))] == [(SIZE, 0)] * 3
+    # a tag that holds nothing of the directory
+    both = LightlyImages(tree.mountpoint / "fake" / "0002", tags=["few", "end"], labels="tag", decode=len)
+    assert [both[number] for number in range(len(both))] == [(SIZE, 1)] * 2
     with pytest.raises(FileNotFoundError, match="no tag 'absent'"):
         LightlyImages(tree.mountpoint, tags=["absent"])
 

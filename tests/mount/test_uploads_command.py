@@ -13,7 +13,7 @@ from shared_mount import REPLACED, jpeg
 from test_writing import stored
 from trees import MountedTree, environment, lightlyfs, lightlyfs_here, need_fuse, start_mount, wait_until
 
-from lightlyfs.kernel import mountpoints
+from lightlyfs import mountpoints
 from lightlyfs.testing import LocalServer, ServerOptions, Status
 
 pytestmark = pytest.mark.fuse

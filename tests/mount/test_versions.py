@@ -87,6 +87,25 @@ def test_a_handle_never_mixes_two_versions(own_server: LocalServer, tree: Tree) 
             read(7_000_000, 100)
 
 
+def test_a_program_that_read_from_the_page_cache_gets_no_other_version(
+    own_server: LocalServer, tree: Tree
+) -> None:
+    """Of two programs the second made the kernel read the beginning; the first has that all the same."""
+    if not isinstance(tree, MountedTree):
+        pytest.skip("needs the pages of a kernel")
+    old, new = content("old"), content("new")
+    sample_id = own_server.add_sample("shared.bin", old)
+    tree.refresh()
+
+    with opened(tree, "shared.bin") as first, opened(tree, "shared.bin") as second:
+        assert second(0, 4_096) == old[:4_096]
+        assert first(0, 4_096) == old[:4_096]
+        own_server.replace_object(sample_id, new)
+        for read in (first, second):
+            with refused(errno.ESTALE):
+                read(8_000_000, 100)
+
+
 def test_a_new_etag_is_a_new_version(own_server: LocalServer, tree: Tree) -> None:
     data = content("etag")
     own_server.add_sample("retagged.bin", data)

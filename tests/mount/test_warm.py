@@ -14,7 +14,7 @@ import pytest
 from dataset_files import fill
 from trees import MountedTree, mounted, wait_until
 
-from lightlyfs.cli.warm import listed_names
+from lightlyfs.cli.cache import listed_names
 from lightlyfs.errors import StartError
 from lightlyfs.library import Mounted
 from lightlyfs.testing import Latency, LocalServer, ServerOptions

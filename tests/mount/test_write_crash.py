@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from trees import MountedTree, environment, lightlyfs, need_fuse, start_mount, wait_until
 
-from lightlyfs.kernel import mountpoints
+from lightlyfs import mountpoints
 from lightlyfs.testing import DropReply, LocalServer, ServerOptions
 
 pytestmark = pytest.mark.fuse
 
-SHORT_ROUNDS = 8
+SHORT_ROUNDS = 5
 LONG_ROUNDS = 200
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from test_writing import stored
-from trees import InProcessTree, in_process, refused, wait_until
+from trees import InProcessFile, InProcessTree, in_process, refused, wait_until
 
+from lightlyfs.staging.journal import Journal
 from lightlyfs.staging.record import State
 from lightlyfs.testing import Latency, LocalServer, Status
 
@@ -386,3 +387,237 @@ def test_whatever_eight_threads_do_to_a_few_names_each_file_stays_in_view(
         shown = {file.record.key for file in local.all()}
         hidden = [record for record in tree.parts.uploads.journal.records() if record.key not in shown]
         assert hidden == []
+
+
+def test_a_renamed_sample_that_is_changed_is_listed_as_it_is_now(
+    own_server: LocalServer, overwriting: InProcessTree
+) -> None:
+    """The kernel takes sizes from listings: with the old one it would cut what it reads."""
+    overwriting.rename("old.jpg", "new.jpg")
+    with overwriting.writing("new.jpg", create=False) as file:
+        file.write(10, b"longer")
+        assert sizes(overwriting) == {"new.jpg": 16}
+
+    assert sizes(overwriting) == {"new.jpg": 16}
+    assert overwriting.read("new.jpg") == stored(own_server)["new.jpg"] == b"0123456789longer"
+    overwriting.refresh()
+    assert sizes(overwriting) == {"new.jpg": 16}
+
+
+def sizes(tree: InProcessTree) -> dict[str, int]:
+    """What a listing of the top directory says."""
+    return {name: attr.size for name, attr in tree.parts.filesystem.list_directory("").entries}
+
+
+@pytest.mark.parametrize("data", [b"second, and longer", b""], ids=["rewritten", "emptied"])
+def test_a_file_that_is_rewritten_while_it_waits_is_sent_as_it_is_in_the_end(
+    own_server: LocalServer, overwriting: InProcessTree, data: bytes
+) -> None:
+    """The moment that a temporary name waits for may end in the middle of the second write."""
+    overwriting.write("x.tmp.jpg", b"first")
+    assert overwriting.parts.uploads is not None
+    with overwriting.writing("x.tmp.jpg", create=False) as file:
+        file.truncate(0)
+        # its moment is over
+        overwriting.parts.uploads.uploader.retry_all()
+        wait_until(lambda: "x.tmp.jpg" in stored(own_server), 5)
+        file.write(0, data)
+    overwriting.parts.uploads.uploader.wait_idle(10)
+    overwriting.refresh()
+
+    assert overwriting.names() == ["old.jpg", "x.tmp.jpg"]
+    assert overwriting.read("x.tmp.jpg") == data
+    if data:
+        wait_until(lambda: stored(own_server)["x.tmp.jpg"] == data, 10)
+    assert overwriting.parts.uploads.uploader.stats().failed == 0
+    assert len(own_server.samples()) == 2
+
+
+def test_a_file_that_is_emptied_while_it_waits_is_not_sent(
+    own_server: LocalServer, overwriting: InProcessTree
+) -> None:
+    overwriting.write("x.tmp.jpg", b"first")
+    overwriting.write("x.tmp.jpg", b"")
+    assert overwriting.parts.uploads is not None
+
+    assert overwriting.parts.uploads.uploader.retry_all() == 0
+    assert overwriting.read("x.tmp.jpg") == b""
+    assert list(stored(own_server)) == ["old.jpg"]
+
+
+def test_a_renamed_sample_that_is_changed_stays_so_when_its_file_is_forgotten(
+    own_server: LocalServer, tmp_path: Path
+) -> None:
+    """The catalogue has the sample under its old name, until it is listed again."""
+    own_server.add_sample("old.jpg", b"0123456789")
+    with in_process(own_server, tmp_path / "tree", allow_overwrite="on", write_back="on") as tree:
+        assert tree.read("old.jpg") == b"0123456789"
+        tree.rename("old.jpg", "new.jpg")
+        tree.write("new.jpg", b"longer than before")
+        wait_until(lambda: records(tree) == {}, 10)
+
+        assert sizes(tree) == {"new.jpg": 18}
+        assert (tree.stat("new.jpg").size, tree.read("new.jpg")) == (18, b"longer than before")
+        tree.refresh()
+        assert (tree.stat("new.jpg").size, tree.read("new.jpg")) == (18, b"longer than before")
+
+
+def test_a_program_that_has_a_replaced_sample_open_changes_nothing_any_more(
+    own_server: LocalServer, overwriting: InProcessTree
+) -> None:
+    """As on a disk: its descriptor has a file without a name."""
+    assert overwriting.read("old.jpg") == b"0123456789"
+    with (
+        overwriting.writing("old.jpg", create=False) as untouched,
+        overwriting.writing("old.jpg", create=False) as written,
+    ):
+        written.write(0, b"AB")
+        overwriting.write("new.tmp", b"of the rename")
+        overwriting.rename("new.tmp", "old.jpg")
+        untouched.write(2, b"CD")
+        written.truncate(3)
+        assert (untouched.read(2, 4), written.read(0, 9)) == (b"CD45", b"AB2")
+
+    assert stored(own_server) == {"old.jpg": b"of the rename"}
+    assert overwriting.read("old.jpg") == b"of the rename"
+    overwriting.refresh()
+    assert overwriting.read("old.jpg") == b"of the rename"
+    assert overwriting.parts.uploads is not None
+    assert overwriting.parts.uploads.spool.generations() == []
+
+
+@pytest.mark.parametrize("disks", [1, 2])
+def test_what_was_uploaded_is_read_from_the_cache(
+    own_server: LocalServer, tree: InProcessTree, monkeypatch: pytest.MonkeyPatch, disks: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    if disks == 2:
+        monkeypatch.setattr(os, "link", refuse)
+    contents = {"small.jpg": os.urandom(100_000), "large.jpg": os.urandom((2 << 20) + 5)}
+    for name, data in contents.items():
+        tree.write(name, data)
+    own_server.faults.add(Status(status=404, target="storage.get"))
+
+    assert {name: tree.read(name) for name in contents} == contents
+
+
+def test_a_descriptor_of_a_replaced_file_does_not_write_into_the_cache(
+    own_server: LocalServer, overwriting: InProcessTree, tmp_path: Path
+) -> None:
+    """The cache has taken over the file that was staged for the upload."""
+    with overwriting.writing("new.jpg") as first:
+        assert isinstance(first, InProcessFile)
+        first.write(0, b"0123456789")
+        first.flush()
+        (cached,) = (tmp_path / "tree").glob("**/blocks/*/*")
+        assert cached.read_bytes() == b"0123456789"
+        overwriting.write("new.tmp", b"of the rename")
+        overwriting.rename("new.tmp", "new.jpg")
+        first.write(2, b"ABCDEFGHIJ")
+        first.truncate(11)
+
+        assert first.read(0, 20) == b"01ABCDEFGHI"
+        assert cached.read_bytes() == b"0123456789"
+    assert stored(own_server)["new.jpg"] == b"of the rename"
+
+
+def test_a_sample_is_changed_as_it_is_when_it_is_written_not_when_it_was_opened(
+    own_server: LocalServer, overwriting: InProcessTree
+) -> None:
+    with overwriting.writing("old.jpg", create=False) as early:
+        with overwriting.writing("old.jpg", create=False) as other:
+            other.write(10, b"appended")
+        early.write(0, b"AB")
+
+    assert stored(own_server) == {"old.jpg": b"AB23456789appended"}
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_an_emptied_sample_is_replaced_by_a_rename(
+    own_server: LocalServer, overwriting: InProcessTree, is_open: bool
+) -> None:
+    (sample,) = own_server.samples()
+    overwriting.write("new.tmp", b"new")
+    with overwriting.writing("old.jpg", create=False) as file:
+        file.truncate(0)
+        if not is_open:
+            file.close()
+        overwriting.rename("new.tmp", "old.jpg")
+
+    assert stored(own_server) == {"old.jpg": b"new"}
+    assert [one["id"] for one in own_server.samples()] == [sample["id"]]
+    assert overwriting.read("old.jpg") == b"new"
+    assert overwriting.names() == ["old.jpg"]
+
+
+def test_a_rename_that_the_journal_cannot_note_is_shown_as_the_server_has_it(
+    own_server: LocalServer, overwriting: InProcessTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full, and the server has the new name already."""
+
+    def is_full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    overwriting.mkdir("d")
+    overwriting.write("d/x.jpg", b"x")
+    with monkeypatch.context() as patched:
+        for method in ("put", "put_directories", "remove"):
+            patched.setattr(Journal, method, is_full)
+        overwriting.rename("d/x.jpg", "d/y.jpg")
+
+    assert stored(own_server)["d/y.jpg"] == b"x"
+    assert overwriting.names("d") == ["y.jpg"]
+    overwriting.rename("d/y.jpg", "d/x.jpg")
+    assert {name for name in stored(own_server) if "/" in name} == {"d/x.jpg"}
+
+
+def test_a_sample_that_shows_under_two_names_does_not_replace_itself(
+    own_server: LocalServer, overwriting: InProcessTree
+) -> None:
+    overwriting.write("x.jpg", b"x")
+    fs = overwriting.parts.filesystem
+    entry = fs.sample("x.jpg")
+    assert entry is not None
+    assert fs._writing is not None
+
+    fs._writing.changes._rename_sample(entry, "x.jpg", "y.jpg", entry, fs._patience.turn())
+
+    assert stored(own_server) == {"old.jpg": b"0123456789", "y.jpg": b"x"}
+    assert overwriting.names() == ["old.jpg", "y.jpg"]
+
+
+def test_a_sample_is_not_renamed_to_a_name_that_others_took_meanwhile(
+    own_server: LocalServer, tree: InProcessTree
+) -> None:
+    tree.write("mine.jpg", b"mine")
+    own_server.add_sample("taken.jpg", b"theirs")
+
+    with refused(errno.EEXIST):
+        tree.rename("mine.jpg", "taken.jpg")
+
+    assert stored(own_server) == {"mine.jpg": b"mine", "taken.jpg": b"theirs"}
+    wait_until(lambda: tree.names() == ["mine.jpg", "taken.jpg"], 5)
+
+
+def test_what_was_sent_is_shown_where_its_next_writer_was_killed(
+    own_server: LocalServer, behind: InProcessTree
+) -> None:
+    """Before the next listing, too; the half is kept out of view."""
+    own_server.faults.add(Latency(delay_s=0.5, target="storage.put"))
+    behind.write("x.jpg", b"whole")
+    fs = behind.parts.filesystem
+    handle = fs.open("x.jpg", os.O_RDWR | os.O_TRUNC).handle
+    fs.write(handle, 0, b"half")
+    fs.abandon(handle)
+    assert behind.parts.uploads is not None
+    behind.parts.uploads.uploader.wait_idle(10)
+
+    assert stored(own_server) == {"x.jpg": b"whole"}
+    for _ in range(2):
+        assert behind.names() == ["x.jpg"]
+        assert behind.read("x.jpg") == b"whole"
+        behind.refresh()
+    assert [file.record.state for file in behind.parts.uploads.local.aside()] == [State.INTERRUPTED]
+    wait_until(lambda: State.UPLOADED not in records(behind).values(), 5)

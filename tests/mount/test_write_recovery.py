@@ -14,7 +14,7 @@ from test_writing import stored
 from trees import InProcessTree, in_process, refused, wait_until
 
 from lightlyfs import places
-from lightlyfs.app.staged import _take_over
+from lightlyfs.app.uploading import _take_over
 from lightlyfs.staging.journal import Journal
 from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.spool import Spool
@@ -144,6 +144,32 @@ def test_an_acknowledged_file_goes_up_though_the_mount_died_while_it_was_rewritt
         assert tree.names() == ["x.jpg", "x~2.jpg"]
         assert tree.read("x~2.jpg") == b"half"
         assert tree.xattr("x~2.jpg", "user.lightly.upload").startswith(b"interrupted")
+
+
+@pytest.mark.parametrize("existed", [False, True], ids=["new", "over a sample"])
+def test_an_acknowledged_file_goes_up_though_its_next_writer_was_killed_before_the_mount(
+    machine: Machine, own_server: LocalServer, existed: bool
+) -> None:
+    if existed:
+        own_server.add_sample("x.jpg", b"before")
+    own_server.faults.add(Status(status=503, target="storage.put"))
+    with machine.mount(write_back="on", allow_overwrite="on") as tree:
+        tree.write("x.jpg", b"acknowledged")
+        fs = tree.parts.filesystem
+        handle = fs.open("x.jpg", os.O_RDWR | os.O_TRUNC).handle
+        fs.write(handle, 0, b"half")
+        fs.abandon(handle)
+        # the mount ends before storage takes the first one
+    own_server.faults.clear()
+
+    with machine.mount(allow_overwrite="on") as tree:
+        wait_until(lambda: stored(own_server) == {"x.jpg": b"acknowledged"}, 10)
+        tree.refresh()
+        assert tree.read("x.jpg") == b"acknowledged"
+        assert tree.names() == (["x.jpg"] if existed else ["x.jpg", "x~2.jpg"])
+        assert tree.parts.uploads is not None
+        states = {record.path: record.state for record in tree.parts.uploads.journal.records()}
+        assert list(states.values()) == [State.INTERRUPTED]
 
 
 def test_a_journal_that_cannot_be_read_costs_the_names_and_no_byte(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from test_writing import stored
-from trees import MountedTree, mounted
+from trees import MountedTree, mounted, refused
 
 from lightlyfs.testing import LocalServer
 
@@ -157,6 +158,32 @@ def test_dd_and_install(own_server: LocalServer, tree: MountedTree, source: Path
 
     data = (source / "a.png").read_bytes()
     assert stored(own_server) == {"dd.png": data, "installed.png": data}
+
+
+def test_programs_that_remove_before_they_write_replace_the_image(
+    own_server: LocalServer, overwriting: MountedTree, source: Path, tmp_path: Path
+) -> None:
+    """Also one that was sent a moment ago, which no listing holds yet."""
+    archive, zipped = tmp_path / "all.tar", tmp_path / "all.zip"
+    ids = []
+    for number in range(2):
+        Image.effect_noise((70 + number, 40), 60).save(source / "a.png")
+        run("tar", "-C", source, "-cf", archive, ".")
+        zipped.unlink(missing_ok=True)
+        run("zip", "-qr", zipped, ".", cwd=source)
+        for directory in ("tar", "zip", "one"):
+            (overwriting.mountpoint / directory).mkdir(exist_ok=True)
+        run("tar", "-xf", archive, cwd=overwriting.mountpoint / "tar")
+        run("unzip", "-qo", zipped, cwd=overwriting.mountpoint / "zip")
+        run("install", source / "a.png", overwriting.mountpoint / "one")
+        ids.append(sorted(sample["id"] for sample in own_server.samples()))
+
+    assert ids[0] == ids[1]
+    data = (source / "a.png").read_bytes()
+    held = stored(own_server)
+    assert [held[name] for name in ("tar/a.png", "zip/a.png", "one/a.png")] == [data] * 3
+    assert files_of(overwriting.mountpoint / "tar") == files_of(source)
+    assert files_of(overwriting.mountpoint / "zip") == files_of(source)
 
 
 def test_imagemagick(own_server: LocalServer, tree: MountedTree, source: Path) -> None:
@@ -320,3 +347,28 @@ def test_a_desktop_session_leaves_exactly_the_samples_it_should(
         "edited.txt": b"edited\n",
     }
     assert {one["fileName"]: own_server.object_bytes(one["id"]) for one in own_server.samples()} == expected
+
+
+def test_a_rename_over_an_open_sample_that_is_refused_leaves_it_where_it_was(
+    own_server: LocalServer, tmp_path: Path
+) -> None:
+    """libfuse hides an open file that is to be replaced, and knows it by the hidden name from then on."""
+    for name in ("a.jpg", "b.jpg"):
+        own_server.add_sample(name, b"0123456789")
+    with mounted(own_server, tmp_path / "tree", "3", "--allow-overwrite") as tree:
+        root = tree.mountpoint
+        with (root / "a.jpg").open("rb") as still_open:
+            assert still_open.read(4) == b"0123"
+            with refused(errno.EPERM):
+                (root / "b.jpg").rename(root / "a.jpg")
+            (root / "a.jpg").write_bytes(b"new")
+            assert tree.names() == ["a.jpg", "b.jpg"]
+        with (root / "a.jpg").open("ab") as file:
+            file.write(b"er")
+        os.truncate(root / "a.jpg", 7)
+        assert ((root / "a.jpg").stat().st_size, tree.read("a.jpg")) == (7, b"newer\0\0")
+        (root / "a.jpg").rename(root / "c.jpg")
+        assert tree.names() == ["b.jpg", "c.jpg"]
+        assert tree.read("c.jpg") == b"newer\0\0"
+
+    assert stored(own_server) == {"b.jpg": b"0123456789", "c.jpg": b"newer\0\0"}

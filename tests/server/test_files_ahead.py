@@ -126,7 +126,7 @@ def test_nothing_is_fetched_for_those_who_look_at_some_files(server: LocalServer
         assert settled(lambda: sent(server)) == 24
 
 
-@pytest.mark.parametrize(("mode", "most"), [("off", 60), ("files", 60), ("epochs", FILES)])
+@pytest.mark.parametrize(("mode", "most"), [("off", 60), ("files", 60), ("epochs", FILES + SENT_TWICE)])
 def test_reading_ahead_can_be_switched_off(server: LocalServer, tmp_path: Path, mode: str, most: int) -> None:
     with in_process(server, tmp_path, read_ahead=mode) as tree:
         paths = random.Random(1).sample(paths_in(tree), 60)

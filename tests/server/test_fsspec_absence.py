@@ -117,6 +117,24 @@ def test_a_mapper_by_its_address_of_no_dataset_is_not_empty(
         look(mapper)
 
 
+def test_a_mapper_by_its_address_asks_nothing_and_a_key_of_no_dataset_says_why(served: LocalServer) -> None:
+    """As mappers of other protocols: fsspec takes FileNotFoundError of a key for a missing key."""
+    served.stats.reset()
+    mapper = fsspec.get_mapper("lightly://lorries", skip_instance_cache=True)
+    assert served.stats.snapshot()["requests"] == {}
+    with pytest.raises(KeyError) as missing:
+        mapper["0.jpg"]
+    assert isinstance(missing.value.__cause__, DatasetNotFoundError)
+
+
+@pytest.mark.parametrize("early", ["check", "create"])
+def test_a_mapper_by_its_address_that_is_to_ask_at_once_raises(served: LocalServer, early: str) -> None:
+    with pytest.raises(FileNotFoundError, match="no dataset of name 'lorries'"):
+        fsspec.get_mapper("lightly://lorries", **{early: True})
+    mapper = fsspec.get_mapper("lightly://cars/red", **{early: True})
+    assert sorted(mapper) == ["0.jpg", "1.jpg"]
+
+
 def test_the_configuration_file_counts_where_an_option_does_not_say(
     served: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

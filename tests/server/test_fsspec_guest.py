@@ -198,3 +198,25 @@ def test_a_file_that_was_never_closed_is_kept_and_not_uploaded(
         ("half.bin", "interrupted")
     ]
     assert "half.bin" not in {one["fileName"] for one in fs.server.samples()}
+
+
+LATE = """
+import fsspec
+fs = fsspec.filesystem("lightly", metadata_ttl="0.001", read_ahead="off")
+print(fs.ls("fleet", detail=False))
+"""
+
+
+def test_without_a_server_a_program_ends_with_its_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its names are asked for once more, which takes a minute to fail."""
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served/top.jpg").write_bytes(b"x")
+    with LocalServer(ServerOptions(source=tmp_path / "served", dataset_name="fleet")) as server:
+        use_here(server, tmp_path / "home", monkeypatch)
+        subprocess.run([sys.executable, "-c", LATE], timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LATE], capture_output=True, text=True, timeout=25, check=True
+    )
+    assert done.stdout == "['fleet/top.jpg']\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from serverkit import Api
 
-from lightlyfs.server.signing import PublicTokens
+from lightlyfs.server.request_checks import PublicTokens
 from lightlyfs.testing import LocalServer, ServerOptions
 
 ENDPOINTS = [

@@ -250,8 +250,7 @@ def test_the_job_goes_on_after_its_workers_were_killed(server: LocalServer, tmp_
         for worker in workers:
             os.kill(worker, signal.SIGKILL)
         _, told = job.communicate("\n" * 100, timeout=60)
-    assert "killed by signal" in told or "exited unexpectedly" in told
-    assert job.returncode
+    assert job.returncode, told  # what torch says depends on what it was doing
     done = subprocess.run([*command, "0"], env=environ, input="\n" * 100, text=True, stdout=subprocess.PIPE)
     assert done.returncode == 0
     assert json.loads(checkpoint.read_text())["given"] == numbers_of_epoch(server, 0)

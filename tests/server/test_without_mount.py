@@ -14,7 +14,7 @@ from trees import environment, lightlyfs_here
 
 from lightlyfs.cli.options import split_source
 from lightlyfs.errors import SettingsError
-from lightlyfs.testing import LocalServer, ServerOptions
+from lightlyfs.testing import Empty, Fault, LocalServer, ServerOptions, Status
 
 ID = "0123456789abcdef01234567"
 
@@ -43,6 +43,24 @@ def test_datasets_are_listed(served: LocalServer, tmp_path: Path) -> None:
     (row,) = json.loads(run(served, tmp_path, "datasets", "--json"))
     assert (row["name"], row["id"], row["files"]) == ("fleet", served.dataset_id, 3)
     assert row["bytes"] == sum(len(jpeg(seed)) for seed in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(Status(target="api", status=status, count=1) for status in (401, 403, 404, 500)),
+        Empty(target="api", count=1),
+    ],
+    ids=["401", "403", "404", "500", "empty"],
+)
+@pytest.mark.parametrize("words", [("ls", "fleet"), ("ls", "ID"), ("datasets",)], ids=" ".join)
+def test_one_odd_answer_at_the_start_ends_no_command(
+    served: LocalServer, tmp_path: Path, words: tuple[str, ...], fault: Fault
+) -> None:
+    served.faults.add(fault)
+    shown = run(served, tmp_path, *(served.dataset_id if word == "ID" else word for word in words))
+    assert "top.jpg" in shown or "fleet" in shown
+    assert served.faults.armed() == []
 
 
 def test_ls_lists_directories_and_patterns(served: LocalServer, tmp_path: Path) -> None:
@@ -92,6 +110,64 @@ def test_files_are_copied_down_and_up(
     assert "mount with --allow-overwrite" in refused
     run(served, tmp_path, "cp", "--allow-overwrite", "other.jpg", "fleet/top.jpg")
     assert run(served, tmp_path, "ls", "-l", "fleet/top.jpg").split()[0] == f"{len(jpeg(9)):,}"
+
+
+def test_a_copy_of_the_same_size_is_not_taken_for_the_same(
+    served: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("new.jpg").write_bytes(jpeg(1)[:-1] + b"?")
+    assert "mount with --allow-overwrite" in run(served, tmp_path, "cp", "new.jpg", "fleet/top.jpg", code=1)
+    run(served, tmp_path, "cp", "--allow-overwrite", "new.jpg", "fleet/top.jpg")
+    run(served, tmp_path, "cp", "fleet/top.jpg", "back.jpg")
+    assert Path("back.jpg").read_bytes() == Path("new.jpg").read_bytes()
+
+
+def test_two_files_are_not_copied_to_one(
+    served: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("vans", "lorries"):
+        Path(name).mkdir()
+        Path(name, "0.jpg").write_bytes(jpeg(9))
+    said = run(served, tmp_path, "cp", "vans/0.jpg", "lorries/0.jpg", "fleet/cars/", code=1)
+    assert "vans/0.jpg and lorries/0.jpg would both become cars/0.jpg; copy them apart" in said
+    run(served, tmp_path, "cp", "vans/0.jpg", "fleet/vans/")
+    Path("down").mkdir()
+    said = run(served, tmp_path, "cp", "fleet/*/0.jpg", "down", code=1)
+    assert "fleet/cars/0.jpg and fleet/vans/0.jpg would both become down/0.jpg" in said
+    assert not list(Path("down").iterdir())
+    # one file twice is one file
+    assert run(served, tmp_path, "cp", "fleet/top.jpg", "fleet/top.jpg", "down").startswith("1 file")
+    assert [path.name for path in Path("down").iterdir()] == ["top.jpg"]
+
+
+def test_a_name_as_long_as_may_be_is_copied(
+    served: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "x" * 251 + ".jpg"
+    Path(name).write_bytes(jpeg(9))
+    run(served, tmp_path, "cp", name, "fleet/")
+    run(served, tmp_path, "cp", f"fleet/{name}", "down/")
+    assert Path("down", name).read_bytes() == jpeg(9)
+    assert "there is no missing.jpg" in run(served, tmp_path, "cp", "./missing.jpg", "fleet/", code=1)
+
+
+def test_without_a_server_a_command_ends_with_its_output(tmp_path: Path) -> None:
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served/top.jpg").write_bytes(jpeg(1))
+    with LocalServer(ServerOptions(source=tmp_path / "served", dataset_name="fleet")) as server:
+        run(server, tmp_path, "ls", "fleet")
+        environ = environment(server, tmp_path / "cache")
+    settings = tmp_path / "cache/config/lightlyfs/config.toml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(
+        "metadata_ttl = 0.001\n"
+    )  # the names are asked for again, which takes a minute to fail
+    words = [sys.executable, "-m", "lightlyfs", "ls", "fleet"]
+    done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=25, check=True)
+    assert done.stdout == "top.jpg\n"
 
 
 def test_cat_writes_the_bytes(served: LocalServer, tmp_path: Path) -> None:

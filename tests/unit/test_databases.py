@@ -14,7 +14,7 @@ from lightlyfs.cache.block_index import BlockIndex
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.desktop.thumbnails import PictureStore
 from lightlyfs.errors import StartError
-from lightlyfs.fetch.url_store import UrlStore
+from lightlyfs.fetch.urls import UrlStore
 from lightlyfs.staging.journal import Journal
 
 Opened = Callable[[Path], object]

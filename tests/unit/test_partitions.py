@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from lightlyfs.fsspec.partitions import by_directory, by_tag
+from lightlyfs.fsspec.driver import by_directory, by_tag
 
 PATHS = [f"d/{directory}/{number}.jpg" for directory in "abc" for number in range(10)]
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from lightlyfs import profiles
-from lightlyfs.cli.config import config
+from lightlyfs.cli.options import config
 from lightlyfs.errors import SettingsError
 
 FILE = """

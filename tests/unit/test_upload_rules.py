@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightlyfs.upload_rules import is_scratch, looks_temporary, parse_upload
+from lightlyfs.name_rules import is_scratch, looks_temporary, parse_upload
 
 IMAGES = parse_upload("images")
 ALL = parse_upload("all")

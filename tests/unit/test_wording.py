@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import lightlyfs
-from lightlyfs.wording import counted
+from lightlyfs.errors import counted
 
 CLI = Path(lightlyfs.__file__).parent / "cli"
 

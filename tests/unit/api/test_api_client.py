@@ -11,6 +11,7 @@ import responses
 from contentkit import Clock
 
 from lightlyfs import errors
+from lightlyfs.api.calls import _encoded
 from lightlyfs.api.client import Credentials, LightlyClient
 from lightlyfs.api.contract import Request, Response, TransportConfig
 from lightlyfs.api.models import ListedSample, Sample, SampleCreate, SampleUpdate, SampleWriteUrls
@@ -336,7 +337,7 @@ def test_odd_write_urls(urls: Any) -> None:
         (b"[{", "samples: the answer is no JSON"),
         (b"", "samples: the answer is an empty body"),
         (b"{}", "samples is not an array: {}"),
-        (b'[{"id": "x"}]', "samples"),
+        (b"[" + b", ".join([b'{"id": "x"}'] * 30) + b"]", "samples"),
     ],
 )
 def test_a_listing_that_is_none_is_malformed(body: bytes, text: str) -> None:
@@ -566,3 +567,11 @@ def test_without_credentials_nothing_is_added() -> None:
     client(transport, credentials=Credentials()).get_dataset(D)
     assert transport.requests[0].url == SERVER + DATASET
     assert "Authorization" not in transport.requests[0].headers
+
+
+def test_true_and_one_are_told_apart_in_a_query() -> None:
+    """They are one key of a dictionary, and so of a cache."""
+    assert [_encoded([("a", value)]) for value in (True, 1, False, 0, "b /c")] == [
+        *("?a=True", "?a=1", "?a=False", "?a=0"),
+        "?a=b%20/c",
+    ]

@@ -9,7 +9,7 @@ import pytest
 
 from lightlyfs import errors
 from lightlyfs.api.contract import Response
-from lightlyfs.api.status import raise_for_status, retry_after_s
+from lightlyfs.api.retry import raise_for_status, retry_after_s
 from lightlyfs.errors import errno_of
 
 XML = b"""<?xml version="1.0"?><Error><Code>%s</Code><Message>No such thing</Message>

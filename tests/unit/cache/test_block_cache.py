@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import sqlite3
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +14,9 @@ from typing import Any
 import pytest
 from contentkit import MIB, NOISE, recorded_bytes, sample_id
 
-from lightlyfs.blocks import BLOCK_BYTES, ContentId, Span, block_count
+from lightlyfs.blocks import BLOCK_BYTES, ContentId, Span, block_count, block_of
 from lightlyfs.cache.block_cache import BlockCache, Overflow
-from lightlyfs.cache.block_files import CachedFile
-from lightlyfs.cache.budget import CacheConfig, default_budget
+from lightlyfs.cache.block_files import CacheConfig, CachedFile, default_budget
 
 SMALL = ContentId(sample_id(1), "ev1", 100_000)
 LARGE = ContentId(sample_id(2), "ev1", 3 * MIB + 5)
@@ -57,6 +58,31 @@ def test_what_was_written_is_read_and_survives_a_remount(tmp_path: Path, range_:
     assert again.stats().bytes == LARGE.size
 
 
+def test_a_file_on_the_same_disk_becomes_that_of_a_content_without_a_copy(tmp_path: Path) -> None:
+    source = tmp_path / "staged"
+    source.write_bytes(NOISE[: LARGE.size])
+    checksums = [zlib.crc32(block_of(NOISE[: LARGE.size], block)) for block in range(4)]
+    cache = make(tmp_path)
+
+    assert cache.adopt(LARGE, source, checksums)
+    assert os.path.samefile(source, file_of(tmp_path, LARGE))
+    source.unlink()
+    assert cache.read(LARGE, 10, 2 * MIB) == NOISE[10 : 2 * MIB + 10]
+    assert cache.stats().bytes == LARGE.size
+
+
+def test_a_file_that_cannot_be_linked_is_not_adopted(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    source = tmp_path / "staged"
+
+    assert not cache.adopt(SMALL, source, [1])
+    source.write_bytes(NOISE[: SMALL.size])
+    fill(cache, SMALL)
+    assert not cache.adopt(SMALL, source, [1])
+    assert cache.read(SMALL, 0, SMALL.size) == NOISE[: SMALL.size]
+    assert cache.stats().errors == 0
+
+
 def test_a_part_that_is_missing_is_named_and_not_read(tmp_path: Path) -> None:
     cache = make(tmp_path)
     cache.write(LARGE, 1, NOISE[MIB : 2 * MIB])
@@ -65,6 +91,28 @@ def test_a_part_that_is_missing_is_named_and_not_read(tmp_path: Path) -> None:
     assert cache.read(LARGE, MIB, MIB) == NOISE[MIB : 2 * MIB]
     assert cache.read(LARGE, MIB - 1, 2) is None
     assert not cache.has(LARGE, Span(0, 1))
+
+
+def test_a_content_is_here_whole_once_its_last_block_is(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    for block in (1, 3, 0):
+        cache.write(LARGE, block, NOISE[block * MIB : min((block + 1) * MIB, LARGE.size)])
+        assert not cache.has_whole(LARGE)
+    cache.write(LARGE, 2, NOISE[2 * MIB : 3 * MIB])
+    assert cache.has_whole(LARGE)
+    cache.close()
+    assert make(tmp_path).has_whole(LARGE)
+
+
+def test_contents_of_one_directory_are_kept_beside_each_other(tmp_path: Path) -> None:
+    first, second = numbered(1), numbered(1 + (1 << 8))
+    cache = make(tmp_path)
+    fill(cache, first)
+    fill(cache, second)
+    assert file_of(tmp_path, first).parent == file_of(tmp_path, second).parent
+    assert cache.has_whole(first)
+    assert cache.has_whole(second)
+    assert cache.stats().errors == 0
 
 
 def test_another_version_shares_nothing(tmp_path: Path) -> None:
@@ -279,6 +327,29 @@ def test_the_cache_shrinks_rather_than_fill_the_disk(tmp_path: Path) -> None:
     assert on_disk(tmp_path) == cache.stats().bytes
 
 
+def test_the_disk_is_looked_at_now_and_then(tmp_path: Path) -> None:
+    looks = []
+
+    def statvfs(path: Path) -> os.statvfs_result:
+        looks.append(path)
+        return os.statvfs(path)
+
+    cache = make(tmp_path, statvfs=statvfs)
+    before = len(looks)
+    for number in range(400):
+        fill(cache, numbered(number))
+    assert 3 <= len(looks) - before <= 8  # 40 MB are written
+
+
+@pytest.mark.parametrize(("budget", "ahead"), [(100 << 20, 25 << 20), (100 << 30, 256 << 20)])
+def test_what_may_be_fetched_ahead_is_a_part_of_the_budget(tmp_path: Path, budget: int, ahead: int) -> None:
+    room = make(tmp_path, budget).room
+    limit = room.limit
+    assert limit <= budget
+    assert room.ahead_bytes == min(ahead, limit // 4)
+    assert room.epoch_bytes == limit * 4 // 5
+
+
 def test_on_a_full_disk_nothing_is_kept_but_the_last_blocks_in_memory(tmp_path: Path) -> None:
     cache = make(tmp_path, min_free_share=0.1, statvfs=lambda path: disk(1_000_000, 10))
     fill(cache, LARGE)
@@ -407,6 +478,56 @@ def test_any_mix_of_writes_reads_and_drops_keeps_count_and_bytes(tmp_path: Path)
         assert cache.stats().bytes == recorded_bytes(cache)
 
 
+def test_own_writes_leave_verified_blocks_verified(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    cache.write(LARGE, 0, NOISE[:MIB])
+    assert cache.read(LARGE, 0, 10) == NOISE[:10]
+    cache.write(LARGE, 1, NOISE[MIB : 2 * MIB])
+    file = cache._open[LARGE.key()]
+    assert not file.was_changed()
+    assert 0 in file.proven
+
+
+def test_the_first_use_is_told_once_until_it_is_looked_after(tmp_path: Path) -> None:
+    cache, told = make(tmp_path), []
+    cache.on_use = lambda: told.append(1)
+    assert cache.read(SMALL, 0, 10) is None
+    assert told == []
+    fill(cache, SMALL)
+    assert told == [1]
+    assert cache.read(SMALL, 0, 10) == cache.read(SMALL, 0, 10) == NOISE[:10]
+    assert told == [1]
+    cache.keep_up()
+    assert cache.read(SMALL, 0, 10) == NOISE[:10]
+    assert told == [1, 1]
+    cache.keep_up()
+    cache.write_whole(numbered(7), NOISE[:100_000])
+    assert told == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("number", "errors"), [(errno.EMFILE, 0), (errno.EIO, 1)])
+def test_files_that_were_used_longest_ago_make_way_for_a_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, errors: int
+) -> None:
+    cache = make(tmp_path)
+    for other in range(1, 5):
+        fill(cache, numbered(other))
+    opened, left = cache._files.open, [number]
+
+    def refuse_once(*words: Any, **more: Any) -> CachedFile | None:
+        if left:
+            raise OSError(left.pop(), "refused")
+        return opened(*words, **more)
+
+    monkeypatch.setattr(cache._files, "open", refuse_once)
+    cache.write(SMALL._replace(etag="ev2"), 0, NOISE[: SMALL.size])
+    assert cache.stats().errors == errors
+    assert len(cache._open) == (3 if number == errno.EMFILE else 4)
+    closed = [other for other in range(1, 5) if numbered(other).key() not in cache._open]
+    assert closed == ([1, 2] if number == errno.EMFILE else [])
+    assert cache.read(numbered(1), 0, 10) == NOISE[:10]
+
+
 def test_the_default_budget_leaves_room(monkeypatch: pytest.MonkeyPatch) -> None:
     gib = 1 << 30
     for total, free, budget in [
@@ -457,3 +578,226 @@ def test_another_process_that_adds_to_a_file_costs_a_comparison(tmp_path: Path) 
         file.write(NOISE[MIB : 2 * MIB])
 
     assert cache.read(LARGE, 0, 10) == NOISE[:10]
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "expected"),
+    [
+        (0, 10, NOISE[:10]),
+        (5, MIB - 5, NOISE[5:MIB]),
+        (0, MIB, NOISE[:MIB]),
+        (MIB - 1, 2, None),  # in two blocks
+        (MIB, 7, NOISE[MIB : MIB + 7]),
+        (MIB + 3, 4, NOISE[MIB + 3 : MIB + 7]),
+        (MIB + 3, 5, None),  # past the end
+        (2 * MIB, 1, None),
+    ],
+)
+def test_bytes_of_one_block_are_read_from_memory(offset: int, length: int, expected: bytes | None) -> None:
+    overflow = Overflow()
+    assert not overflow
+    overflow.put("k", 0, NOISE[:MIB])
+    overflow.put("k", 1, NOISE[MIB : MIB + 7])
+    assert overflow
+    assert overflow.read("k", offset, length) == expected
+    assert overflow.read("other", offset, length) is None
+
+
+def test_the_overflow_counts_a_block_that_is_put_again_once() -> None:
+    overflow = Overflow(limit_bytes=10)
+    for _ in range(3):
+        overflow.put("k", 0, b"123456")
+    overflow.put("k", 1, b"1234")
+    assert [block for block in range(2) if ("k", block) in overflow] == [0, 1]
+    overflow.discard("k", 0)
+    overflow.discard("k", 0)
+    overflow.put("k", 2, b"123456")
+    assert [block for block in range(3) if ("k", block) in overflow] == [1, 2]
+
+
+@pytest.mark.parametrize("size", [10, MIB, 3 * MIB + 5])
+def test_a_held_content_is_read_before_the_disk_has_it_and_leaves_memory_once_it_has(
+    tmp_path: Path, size: int
+) -> None:
+    content = numbered(1, size)
+    cache = make(tmp_path)
+    cache.hold(content, NOISE[:size])
+    assert cache.read(content, 0, size) == NOISE[:size]
+    assert cache.missing(content, Span(0, block_count(size) - 1)) == []
+    assert on_disk(tmp_path) == 0
+    cache.write_whole(content, NOISE[:size])
+    assert not cache._overflow
+    assert cache.has_whole(content)
+    assert cache.read(content, 0, size) == NOISE[:size]
+    assert cache.stats().bytes == size == on_disk(tmp_path)
+    cache.close()
+    again = make(tmp_path)
+    assert again.has_whole(content)
+    assert again.read(content, 0, size) == NOISE[:size]
+
+
+def test_a_whole_content_that_is_partly_here_is_completed(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    cache.write(LARGE, 1, NOISE[MIB : 2 * MIB])
+    cache.write_whole(LARGE, NOISE[: LARGE.size])
+    assert cache.has_whole(LARGE)
+    assert cache.stats().bytes == LARGE.size
+    cache.write_whole(numbered(5, 0), b"")
+    assert cache.stats().errors == 0
+
+
+def test_whole_contents_keep_to_the_budget(tmp_path: Path) -> None:
+    cache = make(tmp_path, budget=1_000_000)
+    for number in range(1, 21):
+        cache.write_whole(numbered(number), NOISE[:100_000])
+    assert cache.stats().bytes <= 1_000_000
+    assert on_disk(tmp_path) == cache.stats().bytes
+    assert cache.read(numbered(20), 0, 10) == NOISE[:10]
+    cache.write_whole(numbered(30, 2 * MIB), NOISE[: 2 * MIB])  # more than the budget: in memory alone
+    assert cache.read(numbered(30, 2 * MIB), MIB - 1, 2) == NOISE[MIB - 1 : MIB + 1]
+    assert on_disk(tmp_path) <= 1_000_000
+
+
+def test_hits_misses_and_evictions_are_counted(tmp_path: Path) -> None:
+    cache = make(tmp_path, budget=1_000_000)
+    assert cache.read(SMALL, 0, 10) is None
+    fill(cache, SMALL)
+    assert cache.read(SMALL, 0, 10)
+    assert cache.read(SMALL, 5, 10)
+    stats = cache.stats()
+    assert (stats.bytes, stats.budget_bytes) == (SMALL.size, 1_000_000)
+    assert (stats.hits, stats.misses, stats.errors, stats.evicted) == (2, 1, 0, 0)
+    for number in range(2, 12):
+        fill(cache, numbered(number))
+    assert cache.stats().evicted == 2
+
+
+def test_a_file_is_proven_whole_or_not_at_all(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    assert cache.proven_file(LARGE) is None
+    fill(cache, LARGE)
+    cache.close()
+    cache = make(tmp_path)
+    file = cache.proven_file(LARGE)
+    assert file is not None
+    assert file.proven == {0, 1, 2, 3}
+    assert file.read(0, LARGE.size) == NOISE[: LARGE.size]
+    with file_of(tmp_path, LARGE).open("r+b") as other:
+        other.seek(LARGE.size - 1)
+        other.write(b"\0" if NOISE[LARGE.size - 1] else b"\1")
+    assert cache.proven_file(LARGE) is None
+    assert cache.missing(LARGE, Span(0, 3)) == [3]
+    assert cache.stats().errors == 1
+
+
+def test_a_partly_cached_content_is_not_proven(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    for block in (0, 1, 2):
+        cache.write(LARGE, block, NOISE[block * MIB : (block + 1) * MIB])
+    assert cache.proven_file(LARGE) is None
+
+
+def test_a_content_that_is_let_go_of_is_here_still_and_closed(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    fill(cache, SMALL)
+    cache.let_go(SMALL)
+    assert not cache._open
+    cache.let_go(SMALL)
+    assert cache.read(SMALL, 0, 10) == NOISE[:10]
+
+
+def test_a_content_that_is_let_go_of_was_used_just_now(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    fill(cache, SMALL)
+    fill(cache, LARGE)
+    cache.read(SMALL, 0, 10)
+    cache.let_go(SMALL)
+    assert cache._index.oldest(()) == [LARGE.key(), SMALL.key()]
+
+
+def test_bytes_partly_in_the_file_and_partly_in_memory_are_put_together(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    for block in (0, 2):
+        cache.write(LARGE, block, NOISE[block * MIB : (block + 1) * MIB])
+    cache._overflow.put(LARGE.key(), 1, NOISE[MIB : 2 * MIB])
+    assert cache.read(LARGE, MIB - 3, MIB + 6) == NOISE[MIB - 3 : 2 * MIB + 3]
+    assert cache.read(LARGE, MIB + 5, MIB) == NOISE[MIB + 5 : 2 * MIB + 5]
+    assert cache.read(LARGE, 5, 2 * MIB) == NOISE[5 : 2 * MIB + 5]
+    assert cache.read(LARGE, 0, 3 * MIB) == NOISE[: 3 * MIB]
+    assert cache.read(LARGE, 2 * MIB - 1, MIB + 2) is None
+    assert cache.missing(LARGE, Span(0, 3)) == [3]
+    assert not cache.has_whole(LARGE)
+
+
+def test_a_cache_that_a_cleaner_deleted_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("lightlyfs.cache.block_cache.time.monotonic", lambda: now[0])
+    cache = make(tmp_path)
+    fill(cache, SMALL)
+    for path in [file_of(tmp_path, SMALL), *tmp_path.glob("blocks.db*")]:
+        path.unlink()
+    now[0] += 0.2
+    cache.write(numbered(7), 0, NOISE[:100_000])  # looked a moment ago
+    assert not (tmp_path / "blocks.db").exists()
+    now[0] += 0.1
+    cache.write(numbered(8), 0, NOISE[:100_000])
+    assert cache.has_whole(numbered(8))
+    assert cache.missing(SMALL, Span(0, 0)) == [0]
+    assert cache.stats().bytes == 100_000
+    cache.close()
+    assert make(tmp_path).has_whole(numbered(8))
+
+
+def test_on_a_full_disk_whose_index_fails_too_files_go_by_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [1 << 40]
+    cache = make(tmp_path, statvfs=lambda _: disk(1 << 40, free[0]))
+    for number in (3, 1, 2):
+        fill(cache, numbered(number))
+        os.utime(file_of(tmp_path, numbered(number)), (number, number))
+    cache._index.write()
+
+    def fail(*args: Any) -> Any:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    def no_space(self: CachedFile, offset: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left")
+
+    monkeypatch.setattr(cache._index, "oldest", fail)
+    monkeypatch.setattr(CachedFile, "write", no_space)
+    deleted: list[str] = []
+    delete = cache._files.delete
+
+    def gone(key: str) -> None:
+        delete(key)
+        deleted.append(key)
+        free[0] = 9 * MIB if len(deleted) == 2 else MIB
+
+    monkeypatch.setattr(cache._files, "delete", gone)
+    free[0] = MIB
+    cache.write(numbered(9), 0, NOISE[:100_000])
+    assert cache.read(numbered(9), 0, 100_000) == NOISE[:100_000]
+    assert numbered(3).key() not in deleted
+
+
+def test_blocks_in_memory_take_at_most_32_mib() -> None:
+    overflow, block = Overflow(), NOISE[:MIB]
+    for number in range(33):
+        overflow.put("k", number, block)
+    assert [number for number in range(33) if ("k", number) in overflow] == list(range(1, 33))
+
+
+@pytest.mark.parametrize("digits", ["0" * 24, "f" * 24, "0" * 22 + "40", "0" * 20 + "ffc0", "ab" * 12])
+def test_a_content_of_any_id_is_kept(tmp_path: Path, digits: str) -> None:
+    content = ContentId(digits, "ev1", 100)
+    cache = make(tmp_path)
+    cache.write_whole(content, NOISE[:100])
+    cache.close()
+    cache = make(tmp_path)
+    assert cache.read(content, 0, 100) == NOISE[:100]
+    assert cache.stats().errors == 0
+    cache.drop(content)
+    assert on_disk(tmp_path) == 0

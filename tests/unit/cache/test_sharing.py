@@ -13,18 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from catalogkit import FakeRemote, Record, World
+from catalogkit import FakeRemote, Impatient, Record, World
 from contentkit import MIB, NOISE, Clock, Content, Storage, recorded_bytes, sample_id
 
 from lightlyfs import database, locks
 from lightlyfs.blocks import BLOCK_BYTES, ContentId, Span, block_count
 from lightlyfs.cache.block_cache import BlockCache
+from lightlyfs.cache.block_files import CacheConfig
 from lightlyfs.cache.block_index import BlockIndex
-from lightlyfs.cache.budget import CacheConfig
 from lightlyfs.catalog import store
 from lightlyfs.catalog.entries import SampleEntry
 from lightlyfs.catalog.store import CatalogStore
-from lightlyfs.fetch.url_store import UrlStore
+from lightlyfs.fetch.urls import UrlStore
 from lightlyfs.locks import SharedLocks
 from lightlyfs.places import DatasetPlace
 
@@ -173,9 +173,9 @@ def test_what_another_deleted_is_read_on_and_let_go_of_soon(two: tuple[Process, 
     first.cache.drop(LARGE)
     assert second.cache.read(LARGE, 0, LARGE.size) == NOISE[: LARGE.size]
     second.cache.keep_up()
-    assert not second.holds(LARGE)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
+    assert not second.holds(LARGE)
 
 
 def test_a_block_written_into_a_file_that_another_deleted_is_not_recorded(
@@ -369,7 +369,7 @@ def test_whoever_comes_second_fetches_nothing(tmp_path: Path) -> None:
     asked = len(storage.requests)
 
     assert second.read(found, 0, 3 * MIB) == NOISE[: 3 * MIB]
-    answer = second.reader.identify(sample_id(1), size_hint=None, for_reading=True, told=lambda: found)
+    answer = second.reader.identify(sample_id(1), size_hint=None, for_reading=True, told=lambda _: found)
 
     assert answer.result(0) == found
     assert len(storage.requests) == asked
@@ -438,6 +438,29 @@ def test_an_object_that_one_found_replaced_is_news_to_the_other(worlds: tuple[Wo
     first.catalog.flush_facts()
     second.catalog.hear_others()
     assert [change.paths for change in second.changes] == [None]
+
+
+@pytest.mark.parametrize("publishes", [False, True])
+def test_a_replaced_object_is_news_also_where_its_first_version_was_not_heard_of(
+    worlds: tuple[World, World], publishes: bool
+) -> None:
+    first, second = worlds
+    assert second.catalog.by_id(sample_id(1)) is not None
+    second.catalog.lookup("1.jpg", Impatient())
+    first.catalog.hear_others()
+    first.catalog.record_facts(sample_id(1), 10, "e1")
+    first.catalog.flush_facts()
+    first.changes.clear()
+    second.catalog.record_facts(sample_id(1), 10, "e2")
+    if publishes:
+        second.catalog.publish_facts([sample_id(1)])
+    else:
+        second.catalog.flush_facts()
+    first.catalog.hear_others()
+    assert [change.paths for change in first.changes] == [None]
+    known = first.catalog.lookup("1.jpg", Impatient())
+    assert isinstance(known, SampleEntry)
+    assert known.etag == "e2"
 
 
 def test_a_size_that_one_found_shows_in_listings_of_the_other(worlds: tuple[World, World]) -> None:

@@ -54,6 +54,18 @@ def asked_by(remote: FakeRemote, action: Callable[[], object]) -> list[str]:
     return remote.asked[:]
 
 
+def test_the_record_of_the_dataset_is_that_of_the_last_listing(make: Make) -> None:
+    remote = dataset(4)
+    world = make(remote)
+    assert world.catalog.dataset() is None
+    world.tree()
+    assert world.catalog.dataset() == remote.dataset() == ("cars", 4, 0, 1, 0, "")
+    remote.modified = 7
+    assert world.catalog.dataset() != remote.dataset()
+    world.catalog.list_now()
+    assert world.catalog.dataset() == remote.dataset()
+
+
 # within and after the TTL
 
 
@@ -539,6 +551,37 @@ def test_with_a_ttl_of_zero_every_change_of_the_sample_shows_at_once(make: Make)
     assert lookup(world, "d2/2.jpg") is None
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "d1/1.jpe", "z.jpg"])
+def test_with_a_ttl_of_zero_a_renamed_sample_is_not_found_under_its_old_name(make: Make, name: str) -> None:
+    remote = dataset(4)
+    world = make(remote, ttl_s=0)
+    world.tree()
+    remote.records[sample_id(1)].name = name
+    assert lookup(world, "d1/1.jpg") is None
+    assert lookup(world, name).sample_id == sample_id(1)
+
+
+@pytest.mark.parametrize("mtime", [99, 101])
+@pytest.mark.parametrize("hint", [4, 6, None])
+def test_with_a_ttl_of_zero_a_time_or_a_size_that_moved_outdates_what_storage_reported(
+    make: Make, mtime: int, hint: int | None
+) -> None:
+    remote = FakeRemote({sample_id(n): Record(f"{n}.jpg", mtime=100, hint=5) for n in range(3)})
+    world = make(remote, ttl_s=0)
+    world.tree()
+    for number in range(3):
+        world.catalog.record_facts(sample_id(number), 9, "e1")
+    remote.records[sample_id(1)].mtime = mtime
+    remote.records[sample_id(2)].hint = hint
+    remote.fail = None
+
+    same, older, other = (lookup(world, f"{number}.jpg") for number in range(3))
+
+    assert (same.mtime, same.published_size, same.verified) == (100, 9, True)
+    assert (older.mtime, older.published_size, older.verified) == (mtime, 5, False)
+    assert (other.mtime, other.published_size, other.verified) == (100, hint, False)
+
+
 def test_with_a_ttl_of_zero_and_no_network_the_last_truth_is_shown(make: Make) -> None:
     remote = dataset(4)
     world = make(remote, ttl_s=0)
@@ -730,3 +773,26 @@ def test_a_check_that_the_end_cuts_short_is_no_news(
     lookup(world, "d0/0.jpg")
 
     assert bool([one for one in caplog.records if one.levelname == "WARNING"]) is not closed
+
+
+def test_files_and_bytes_below_a_directory_are_counted_until_there_are_too_many(make: Make) -> None:
+    names = ["a/1.jpg", "a/2.jpg", "a/b/3.jpg", "a/b/c/4.jpg", "d/5.jpg", "6.jpg"]
+    hints = [3, 3, 7, None, 9, 1]
+    remote = FakeRemote(
+        {
+            sample_id(n): Record(name, hint=hint)
+            for n, (name, hint) in enumerate(zip(names, hints, strict=True))
+        }
+    )
+    world = make(remote)
+    world.tree()
+    assert world.catalog.sums_below("", 100, 1_000) == (6, 123)
+    assert world.catalog.sums_below("a", 100, 1_000) == (4, 113)
+    assert world.catalog.sums_below("a/b", 100, 1_000) == (2, 107)
+    assert world.catalog.sums_below("none", 100, 1_000) == (0, 0)
+    files, size = world.catalog.sums_below("", 100, 9)
+    assert 9 < size < 123
+    assert 1 < files < 6
+    below = [path for path, _ in world.catalog.samples_below("", 2)]
+    assert sorted(below) == sorted(names)
+    assert [path for path, _ in world.catalog.samples_below("a", 1)] == names[:4]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lightlyfs.catalog.entries import DirectoryEntry, Facts, make_row
-from lightlyfs.catalog.recent_lookups import RecentLookups
+from lightlyfs.catalog.entries import DirectoryEntry, Facts, SampleEntry, make_row
+from lightlyfs.catalog.known import RecentLookups
 from lightlyfs.catalog.sample_catalog import Census
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.inodes import sample_ino
@@ -145,21 +146,34 @@ def test_what_was_kept_counts_no_more_once_the_store_changed(store: CatalogStore
     assert recent.lookup("nothing") is not None
 
 
-def test_a_change_during_a_query_outdates_its_answer(
-    store: CatalogStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recent = RecentLookups(store)
+@contextmanager
+def changing_meanwhile(
+    store: CatalogStore, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]
+) -> Iterator[None]:
+    """`change(entry)` is called after each query for an entry, before its answer is taken."""
     ask = store.lookup_with_next
 
     def late(path: str, count: int) -> Any:
         answer = ask(path, count)
-        list_all(store, ["else"])
-        recent.outdate()
+        change(answer[0])
         return answer
 
-    monkeypatch.setattr(store, "lookup_with_next", late)
-    assert recent.lookup("a/00.jpg") is not None
-    monkeypatch.setattr(store, "lookup_with_next", ask)
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "lookup_with_next", late)
+        yield
+
+
+def test_a_change_during_a_query_outdates_its_answer(
+    store: CatalogStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recent = RecentLookups(store)
+
+    def change(_: Any) -> None:
+        list_all(store, ["else"])
+        recent.outdate()
+
+    with changing_meanwhile(store, monkeypatch, change):
+        assert recent.lookup("a/00.jpg") is not None
     assert recent.lookup("a/00.jpg") is None
 
 
@@ -175,3 +189,68 @@ def test_a_store_that_fails_keeps_nothing(store: CatalogStore, monkeypatch: pyte
         recent.lookup("a/00.jpg")
     monkeypatch.setattr(store, "lookup_with_next", ask)
     assert recent.lookup("a/00.jpg") is not None
+
+
+def test_facts_that_the_store_took_count_without_another_query(
+    store: CatalogStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recent = RecentLookups(store)
+    asked = counting(store, monkeypatch)
+    entry = recent.lookup("a/00.jpg")
+    assert isinstance(entry, SampleEntry)
+    facts = {entry.ino: Facts(9, "e", of=(entry.mtime, entry.size_hint))}
+    store.record_facts(facts)
+    recent.written(facts)
+    before = asked()
+    found = recent.lookup("a/00.jpg")
+    assert recent.sample(entry.ino) == found
+    assert asked() == before
+    assert found == store.lookup("a/00.jpg")
+    assert isinstance(found, SampleEntry)
+    assert (found.size, found.etag) == (9, "e")
+
+
+def test_a_row_that_was_read_before_facts_came_is_not_kept_after_them(
+    store: CatalogStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recent = RecentLookups(store)
+
+    def change(entry: Any) -> None:
+        facts = {entry.ino: Facts(9, "e", of=(entry.mtime, entry.size_hint))}
+        store.record_facts(facts)
+        recent.written(facts)
+
+    with changing_meanwhile(store, monkeypatch, change):
+        recent.lookup("a/00.jpg")
+    found = recent.lookup("a/00.jpg")
+    assert isinstance(found, SampleEntry)
+    assert found.size == 9
+    assert recent.sample(found.ino) == found
+
+
+def test_facts_of_another_version_change_nothing_that_is_kept(store: CatalogStore) -> None:
+    recent = RecentLookups(store)
+    entry = recent.lookup("a/00.jpg")
+    assert isinstance(entry, SampleEntry)
+    recent.written({entry.ino: Facts(9, "e", of=(entry.mtime + 1, entry.size_hint))})
+    assert recent.lookup("a/00.jpg") == entry == store.lookup("a/00.jpg")
+
+
+def test_samples_behind_a_path_are_kept(store: CatalogStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    recent = RecentLookups(store)
+    asked = counting(store, monkeypatch)
+    behind = recent.samples_after("a/03.jpg", 5)
+    assert [path for path, _ in behind] == [f"a/{number:02}.jpg" for number in range(4, 9)]
+    assert [recent.lookup(path) for path, _ in behind] == [entry for _, entry in behind]
+    assert asked() == 0
+
+
+def test_another_process_is_heard_where_that_is_asked_for(store: CatalogStore) -> None:
+    recent = RecentLookups(store)
+    entry = recent.lookup("a/00.jpg")
+    assert isinstance(entry, SampleEntry)
+    store.record_facts({entry.ino: Facts(9, "e")})
+    assert recent.sample(entry.ino) == entry
+    found = recent.sample(entry.ino, reread=True)
+    assert found is not None
+    assert found.size == 9

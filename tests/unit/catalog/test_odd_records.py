@@ -24,11 +24,11 @@ from lightlyfs.catalog.remote import (
     plausible_size,
 )
 from lightlyfs.catalog.store import CatalogStore
-from lightlyfs.errors import LightlyFsError
+from lightlyfs.errors import LightlyFsError, MalformedAnswer
 from lightlyfs.fs.attributes import Attr, Ownership, attr_of_sample
 from lightlyfs.fs.namespace import Listing
 from lightlyfs.kernel import binding
-from lightlyfs.kernel.packing import Packer
+from lightlyfs.kernel.binding import Packer
 
 MS = 1_700_000_000_000
 ODD: dict[str, dict[str, Any]] = {
@@ -102,6 +102,34 @@ def test_all_records_but_those_that_are_none_are_listed(listed: tuple[CatalogSto
     assert [one.name for one in store.list_directory("good")[1]] == sorted(f"{n}.jpg" for n in range(20))
     assert {one.name for one in store.list_directory("odd")[1]} == {f"{name}.jpg" for name in ODD}
     assert {directory.name for directory in store.list_directory("")[0]} == {"good", "odd"}
+
+
+@pytest.mark.parametrize("page_size", [1, 4, 20, 5_000])
+def test_a_page_without_a_record_costs_its_rows(tmp_path: Path, page_size: int) -> None:
+    store, clock = CatalogStore(tmp_path / "catalog.db"), Clock()
+    client = Client([good(number) for number in range(20)] + NO_RECORDS)
+    remote = ApiRemote(client, "d" * 24, clock=clock)  # type: ignore[arg-type]
+    subject = refresher(store, remote, FreshnessConfig(60, page_size, 2), clock, lambda _: None)
+
+    subject.list_now()
+    clock.sleep(61)
+    client.rows[0] = {**good(0), "fileName": "good/renamed.jpg"}
+    subject.touch()  # asks for the end of the list, which holds no record
+
+    assert subject.error is None
+    assert sorted(one.name for one in store.list_directory("good")[1]) == sorted(
+        ["renamed.jpg", *(f"{number}.jpg" for number in range(1, 20))]
+    )
+
+
+@pytest.mark.parametrize("count", [1, 200])
+def test_a_list_without_a_record_is_no_empty_dataset(tmp_path: Path, count: int) -> None:
+    store, clock = CatalogStore(tmp_path / "catalog.db"), Clock()
+    remote = ApiRemote(Client([{"error": "no"}] * count), "d" * 24, clock=clock)  # type: ignore[arg-type]
+    subject = refresher(store, remote, FreshnessConfig(60, 50, 2), clock, lambda _: None)
+
+    with pytest.raises(MalformedAnswer, match="no row"):
+        subject.list_now()
 
 
 def test_what_is_odd_is_named(listed: tuple[CatalogStore, ApiRemote]) -> None:

@@ -118,3 +118,52 @@ def test_a_tag_that_is_not_there_is_named_with_those_that_are() -> None:
     remote = TaggedRemote(Dataset(), Tags(Source([GOOD]), ttl_s=60, clock=lambda: 0.0), "bad")  # type: ignore[arg-type]
     with pytest.raises(NotFound, match="no tag 'bad'; there are: 'good ones'"):
         remote.dataset()
+
+
+@pytest.mark.parametrize(("ttl_s", "kept_s"), [(60.0, 60.0), (0.0, 2.0), (1.0, 2.0)])
+def test_tags_and_mappings_are_kept_for_the_ttl_and_at_least_two_seconds(ttl_s: float, kept_s: float) -> None:
+    now, source = [0.0], Source([GOOD])
+    tags = Tags(source, ttl_s=ttl_s, clock=lambda: now[0])
+    tags.members(tags.all()[0])
+    now[0] = kept_s - 0.1
+    tags.members(tags.all()[0]._replace(mask="0x1"))
+    assert source.asked == ["tags", "mapping"]
+    now[0] = kept_s + 0.1
+    tags.members(tags.all()[0]._replace(mask="0x2"))
+    assert source.asked == ["tags", "mapping"] * 2
+
+
+def test_the_members_of_four_tags_are_kept() -> None:
+    now, source = [0.0], Source([])
+    tags = Tags(source, ttl_s=60.0, clock=lambda: now[0])
+    wanted = [TagRecord(str(number), str(number), "0x1") for number in range(5)]
+    for tag in wanted[:4]:
+        tags.members(tag)
+    now[0] = 61.0  # the mapping is no longer here
+    for tag in wanted[:4]:
+        tags.members(tag)
+    assert source.asked == ["mapping"]
+    tags.members(wanted[4])
+    tags.members(wanted[0])
+    assert source.asked == ["mapping"] * 2
+    now[0] = 200.0
+    tags.members(wanted[1])
+    assert source.asked == ["mapping"] * 3
+
+
+def test_a_tag_is_found_by_its_name_before_any_is_by_its_id() -> None:
+    tags = Tags(Source([TagRecord("a", "b", "0x1"), TagRecord("b", "c", "0x1")]), ttl_s=60, clock=lambda: 0.0)
+    found = [tags.find(word) for word in ("b", "c", "a")]
+    assert [tag.id for tag in found if tag is not None] == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize("mask", ["0x8", "0x80", "0x100", "0x8000", "0x10001"])
+def test_a_bit_of_any_place_selects_that_place(mask: str) -> None:
+    mapping = b"".join(ident(number) for number in range(20))
+    expected = {ident(bit) for bit in range(20) if int(mask, 16) >> bit & 1}
+    assert members_of(mask, mapping) == expected
+
+
+def test_a_version_moves_with_what_a_tag_holds_and_not_with_its_name() -> None:
+    assert GOOD.version() == GOOD._replace(name="another").version()
+    assert len({GOOD.version(), GOOD._replace(mask="0x4").version(), GOOD._replace(id="b").version()}) == 3

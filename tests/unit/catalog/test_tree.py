@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lightlyfs.catalog.names import join_name, resolve_clashes, split_name
+from lightlyfs.catalog.names import (
+    is_component,
+    is_plain_component,
+    join_name,
+    resolve_clashes,
+    split_name,
+)
 
 PIECES = st.one_of(
     st.sampled_from(
@@ -142,3 +150,91 @@ def test_no_two_samples_get_one_name(ids: set[str], is_directory: bool) -> None:
 
     assert len(set(names.values())) == len(ids)
     assert all(len(name) <= 255 for name in names.values())
+
+
+def digest(component: str) -> str:
+    return "~" + hashlib.sha256(component.encode()).hexdigest()[:8]
+
+
+@pytest.mark.parametrize(
+    ("stem", "extension", "kept"),
+    [
+        ("a" * 251, ".jpg", 251),  # 255 bytes: not cut
+        ("a" * 252, ".jpg", 242),
+        ("a" * 300, "", 246),
+        ("a" * 300, "." + "x" * 32, 213),
+        ("é" * 150, ".jpg", 121),  # of two bytes each
+        ("aé" * 120, ".jpg", 161),  # a character that would be cut in two goes whole
+    ],
+)
+def test_a_part_over_255_bytes_is_cut_before_its_extension(stem: str, extension: str, kept: int) -> None:
+    mark = "" if kept == len(stem) else digest(stem + extension)
+    assert split_name(stem + extension) == (stem[:kept] + mark + extension,)
+    assert len((stem[:kept] + mark + extension).encode()) in (254, 255)
+
+
+def test_what_is_longer_than_an_extension_is_none() -> None:
+    name = "a" * 240 + "." + "x" * 33
+    assert split_name(name) == (name[:246] + digest(name),)
+    assert split_name("." + "x" * 300) == (("." + "x" * 300)[:246] + digest("." + "x" * 300),)
+
+
+@pytest.mark.parametrize(("stem", "kept"), [("a" * 242, 242), ("a" * 243, 233)])
+def test_a_suffix_has_its_room_too(stem: str, kept: int) -> None:
+    wanted, ids = stem + ".jpg", ["0" * 24, "0" * 16 + "12345678"]
+    names = resolve_clashes(wanted, ids, {wanted}, is_directory=False)
+    mark = "" if kept == len(stem) else digest(wanted)
+    assert names == {ids[0]: wanted, ids[1]: stem[:kept] + mark + "~12345678.jpg"}
+    assert len(names[ids[1]]) in (255, 246 + 9)
+
+
+def test_a_name_that_is_taken_gets_the_whole_id_and_then_more() -> None:
+    one, two = "0" * 24, "1" * 24
+    taken = {"x.jpg", "x~00000000.jpg", f"x~{one}.jpg", f"x~{one}~.jpg"}
+    names = resolve_clashes("x.jpg", [two, one], taken, is_directory=True)
+    assert names == {one: f"x~{one}~~.jpg", two: "x~11111111.jpg"}
+
+
+@pytest.mark.parametrize(("depth", "folded"), [(256, False), (257, True)])
+def test_directories_beyond_256_become_one_component(depth: int, folded: bool) -> None:
+    path = split_name("/".join(["d"] * depth + ["x.jpg"]))
+    assert len(path) == 257
+    assert path[-1] == ("d%2Fx.jpg" if folded else "x.jpg")
+
+
+@pytest.mark.parametrize(("last", "folded"), [(99, False), (100, True)])
+def test_directories_beyond_3000_bytes_become_one_component(last: int, folded: bool) -> None:
+    """29 of 100 bytes with their slashes, and one more."""
+    path = split_name("/".join(["d" * 99] * 29 + ["d" * last, "x.jpg"]))
+    assert len(path) == (30 if folded else 31)
+    assert path[-1] == ("d" * last + "%2Fx.jpg" if folded else "x.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "is_one"),
+    [
+        ("x.jpg", True, True),
+        ("", False, False),
+        (".", False, False),
+        ("..", False, False),
+        ("...", False, True),
+        (".lightlyfs", True, False),
+        (".lightlyfs", False, True),
+        ("a/b", False, False),
+        ("a\0b", False, False),
+        ("é" * 127 + "a", False, True),
+        ("é" * 128, False, False),
+    ],
+)
+def test_a_component_is_what_linux_takes(name: str, first: bool, is_one: bool) -> None:
+    assert is_component(name, first=first) == is_one
+
+
+@pytest.mark.parametrize(
+    ("name", "is_plain"),
+    [("x.jpg", True), (".x", False), ("", False), ("a" * 63, True), ("a" * 64, False), ("a%b", False)],
+)
+def test_a_plain_component_is_its_own_wherever_it_stands(name: str, is_plain: bool) -> None:
+    assert is_plain_component(name) == is_plain
+    if is_plain:
+        assert split_name(name) == (name,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
@@ -9,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from lightlyfs.fetch.epoch_fetcher import Ended, EpochFetcher
-from lightlyfs.fetch.prefetcher import Prefetcher
+from lightlyfs.fetch.prefetcher import Ended, EpochFetcher, Prefetcher
 from lightlyfs.fetch.urls import AskedOnce, ReadUrls
 from lightlyfs.readahead.epochs import IDLE_S, OPENS_TO_START, EpochTable, Pace
 
@@ -126,6 +126,23 @@ def test_an_epoch_finds_most_files_here() -> None:
     assert bench.ahead.stats().files == bench.ahead.stats().files_read == len(bench.fetched)
 
 
+def test_what_begins_needs_no_further_open() -> None:
+    bench = Bench()
+    bench.open(shuffled(OPENS_TO_START))
+    assert len(bench.fetched) > 600
+
+
+def test_an_open_while_the_mount_is_taken_down_is_no_error() -> None:
+    class Closed(Later):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    bench = Bench()
+    bench.ahead._executor = Closed()
+    bench.open(shuffled(OPENS_TO_START + 10))
+    assert bench.fetched == bench.urls == []
+
+
 def test_a_second_epoch_fetches_nothing() -> None:
     bench = Bench()
     bench.open(shuffled(2000))
@@ -156,7 +173,22 @@ def test_of_what_the_cache_has_no_room_for_only_the_urls_are_asked() -> None:
     bench = Bench(room=1999 * SIZE)
     bench.open(shuffled(300))
     assert bench.fetched == []
-    assert 0 < len(bench.urls) <= 300 * 8
+    assert len(bench.urls) == 1_024 + 300
+
+
+def test_beyond_what_may_be_unread_the_urls_are_asked_and_the_contents_come_later() -> None:
+    """A file that is opened before its contents are here costs one request then."""
+    bench = Bench(size=1_000_000, room=1 << 40)
+    bench.open(shuffled(40))
+    never_read = len(bench.fetched) - bench.ahead.stats().files_read
+    assert never_read * 1_000_000 <= 2 * 40_000_000 + (64 << 20) + 1_000_000
+    assert 100 < len(bench.urls) <= 40 * 8
+    asked = [name for name in bench.urls if name not in bench.here]
+    assert asked[50:] == [name for name in FILES if name in asked[50:]]
+    before = len(bench.fetched)
+    bench.open(shuffled(100, seed=3))
+    assert set(bench.fetched[before : before + 100]) <= set(asked)
+    assert len(bench.fetched) == len(set(bench.fetched))
 
 
 def test_it_stops_where_what_is_read_is_not_what_was_fetched() -> None:
@@ -205,18 +237,18 @@ def test_a_shuffled_epoch_with_a_few_neighbours_by_chance_is_one() -> None:
 
 
 def test_what_is_under_way_is_bounded() -> None:
-    bench = Bench(max_under_way=24)
+    bench = Bench(max_under_way=48)
     bench.holds = True
     bench.open(shuffled(200))
-    assert len(bench.under_way) == 16
+    assert len(bench.under_way) == 32
     while len(bench.under_way) < 200:
         answered, bench.under_way = bench.under_way, []
         bench.now += 0.2
         for answer in answered:
             answer()
-        if len(bench.under_way) == 24:
+        if len(bench.under_way) == 48:
             break
-    assert bench.ahead.stats().limit == len(bench.under_way) == 24
+    assert bench.ahead.stats().limit == len(bench.under_way) == 48
 
 
 @pytest.mark.parametrize("pause_s", [7.0, True])
@@ -239,40 +271,88 @@ def test_directories_that_are_watched_are_bounded() -> None:
     assert len(table._counts) == 2000
 
 
-def rounds(pace: Pace, count: int, latency_s: float, most_per_s: float, now: float = 0.0) -> float:
-    """Answer rounds of requests as a line does that has a latency and brings at most so many a second."""
-    for _ in range(count):
-        each_s = max(latency_s / pace.limit, 1 / most_per_s)
-        for _ in range(pace.limit):
-            now += each_s
-            pace.succeeded(now)
-    return now
+class Line:
+    """Sends as many requests as a pace allows, over a latency, to a server that does so many a second."""
+
+    def __init__(self, pace: Pace, latency_s: float, most_per_s: float) -> None:
+        self.pace = pace
+        self.latency_s = latency_s
+        self.most_per_s = most_per_s
+        self.now = self._free_at = 0.0
+        self._ends: list[float] = []
+
+    def run(self, seconds: float) -> float:
+        """Answers a second."""
+        end, answers = self.now + seconds, 0
+        while self.now < end:
+            while self.pace.allows(len(self._ends), self.now):
+                self._free_at = max(self._free_at, self.now) + 1 / self.most_per_s
+                heapq.heappush(self._ends, self._free_at + self.latency_s)
+            self.now = heapq.heappop(self._ends) if self._ends else self.now + 0.1
+            self.pace.succeeded(self.now)
+            answers += 1
+        return answers / seconds
 
 
-def test_the_pace_grows_for_as_long_as_that_brings_more() -> None:
-    far, near = Pace(192), Pace(192)
-    rounds(far, 10, latency_s=0.2, most_per_s=10_000)
-    assert far.limit == 192
-    rounds(near, 10, latency_s=0.02, most_per_s=1_000)
-    assert near.limit == 32
+def test_the_pace_doubles_each_round_for_as_long_as_that_brings_more() -> None:
+    line = Line(Pace(192), latency_s=0.16, most_per_s=10_000)
+    line.run(0.17)
+    assert line.pace.limit == 64
+    line.run(0.4)
+    assert line.pace.limit == 192
+    line.run(60)
+    assert line.pace.limit == 192
+
+
+@pytest.mark.parametrize(
+    ("latency_s", "most_per_s", "least", "most"),
+    [(0.002, 600, 1, 4), (0.02, 1_000, 16, 64), (0.08, 500, 32, 80)],
+)
+def test_the_pace_falls_until_no_requests_queue_and_the_server_has_just_enough(
+    latency_s: float, most_per_s: float, least: int, most: int
+) -> None:
+    line = Line(Pace(192), latency_s, most_per_s)
+    line.run(30)
+    assert least <= line.pace.limit <= most
+    assert line.run(60) > 0.8 * most_per_s
+    assert least <= line.pace.limit <= most
+
+
+def test_the_pace_grows_again_once_the_server_can_do_more() -> None:
+    line = Line(Pace(192), latency_s=0.08, most_per_s=100)
+    line.run(30)
+    assert line.pace.limit <= 16
+    line.most_per_s = 10_000
+    line.run(30)
+    assert line.pace.limit == 192
+
+
+def test_a_program_that_wants_little_does_not_make_the_pace_fall() -> None:
+    pace, now = Pace(192), 0.0
+    for _ in range(1_000):
+        assert pace.allows(0, now)
+        now += 0.1
+        pace.succeeded(now)
+    assert pace.limit == 32
 
 
 def test_the_pace_falls_by_half_after_a_failure_and_recovers() -> None:
-    pace = Pace(32)
-    assert pace.limit == 16
-    now = rounds(pace, 3, latency_s=0.2, most_per_s=10_000)
+    pace = Pace(64)
+    line = Line(pace, latency_s=0.2, most_per_s=10_000)
     assert pace.limit == 32
-    pace.failed(now, None)
-    assert pace.limit == 16
-    assert not pace.allows(0, now + 0.4)
-    assert pace.allows(15, now + 0.6)
-    assert not pace.allows(16, now + 0.6)
-    rounds(pace, 3, latency_s=0.2, most_per_s=10_000, now=now + 1.0)
+    line.run(1)
+    assert pace.limit == 64
+    pace.failed(line.now, None)
     assert pace.limit == 32
+    assert not pace.allows(0, line.now + 0.4)
+    assert pace.allows(31, line.now + 0.6)
+    assert not pace.allows(32, line.now + 0.6)
+    line.run(3)
+    assert pace.limit == 64
     for _ in range(10):
-        pace.failed(now, 3.0)
+        pace.failed(line.now, 3.0)
     assert pace.limit == 1
-    assert not pace.allows(0, now + 2.9)
+    assert not pace.allows(0, line.now + 2.9)
 
 
 def test_a_reader_who_meets_a_failed_one_that_was_ahead_of_it_asks_itself() -> None:

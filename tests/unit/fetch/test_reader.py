@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import contentkit
 import pytest
 from contentkit import MIB, NOISE, STYLES, Answer, Content, sample_id
 
-from lightlyfs.blocks import ContentId, Span
+from lightlyfs.api.contract import Request, Response
+from lightlyfs.blocks import NO_OBJECT, ContentId, Span
 from lightlyfs.errors import Cancelled, ContentChanged, NoContent, NotFound, ServerFault, Unreachable
-from lightlyfs.fetch.takers import PROBE_BYTES
+from lightlyfs.fetch.transfers import PROBE_BYTES
 
 A = sample_id(1)
 SIZES = [0, 1, 100_000, MIB, 4 * MIB + 1]
@@ -224,6 +226,14 @@ def test_a_transfer_that_breaks_off_again_and_again_ends_well_as_long_as_blocks_
     assert content.read(found, 0, 4 * MIB) == NOISE[: 4 * MIB]
 
 
+def test_ranges_shorter_than_asked_for_are_continued_without_a_pause(content: Content) -> None:
+    content.storage.style = contentkit.short_ranges
+    content.storage.put(A, NOISE, "1")
+    found = content.identify(A, len(NOISE))
+    assert content.read(found, 0, found.size) == NOISE
+    assert content.clock.now == contentkit.Clock().now
+
+
 def test_a_storage_that_stays_down_fails_the_read_in_bounded_time(content: Content) -> None:
     content.storage.put(A, NOISE, "v1")
     found = content.identify(A, len(NOISE))
@@ -308,6 +318,23 @@ class Stuck(Executor):
         return self.queue[-1]
 
 
+def test_what_comes_next_is_asked_for_while_a_read_waits(tmp_path: Path) -> None:
+    content = Content(tmp_path)
+    content.storage.put(A, NOISE, "v1")
+    found = content.identify(A, len(NOISE))
+    pool = content.reader._executor = Stuck()
+    content.read(found, 0, 10)
+    assert len(pool.jobs) == 1  # the next block
+
+    def wait(future: Future[bytes]) -> bytes:
+        assert len(pool.jobs) > 2
+        while pool.jobs:
+            pool.jobs.pop(0)()
+        return future.result(0)
+
+    assert content.reader.read(found, MIB, 10, wait) == NOISE[MIB : MIB + 10]
+
+
 def test_a_closed_pool_ends_every_wait(tmp_path: Path) -> None:
     content = Content(tmp_path, executor=Closed())
 
@@ -381,3 +408,181 @@ def test_reading_on_fetches_ahead_and_a_jump_does_not(content: Content) -> None:
     content.storage.requests.clear()
     content.read(found, 2 * MIB, MIB)
     assert f"bytes={2 * MIB}-{3 * MIB - 1}" not in content.storage.requests
+
+
+def test_fetches_and_their_bytes_are_counted(content: Content) -> None:
+    assert content.reader.stats() == (0, 0, 0, 0)
+    content.storage.put(A, NOISE, "v1")
+    found = content.identify(A, len(NOISE))
+    assert content.reader.stats() == (1, MIB, 0, 0)
+    content.read(found, 3 * MIB, 10)
+    assert content.reader.stats() == (2, 2 * MIB, 0, 0)
+    content.storage.faults = [503] * 1000
+    with pytest.raises(ServerFault):
+        content.read(found, 5 * MIB, 10)
+    assert content.reader.stats() == (2, 2 * MIB, 0, 1)
+    with pytest.raises(ServerFault):
+        content.identify(sample_id(2))
+    assert content.reader.stats() == (2, 2 * MIB, 0, 2)
+
+
+def test_only_what_is_asked_again_goes_over_a_connection_of_its_own(
+    content: Content, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh: list[bool] = []
+    send = content.storage.send
+
+    def noted(request: Request) -> Response:
+        fresh.append(request.fresh)
+        return send(request)
+
+    monkeypatch.setattr(content.storage, "send", noted)
+    content.storage.put(A, NOISE, "v1")
+    found = content.identify(A, len(NOISE))
+    content.read(found, 5 * MIB, 10)
+    assert fresh == [False, False]
+    content.storage.faults = [403, 403]
+    content.read(found, 3 * MIB, 10)
+    assert fresh[2:] == [False, False, True]
+    content.read(found, MIB, 10)
+    assert fresh[5:] == [False]
+
+
+def test_an_object_that_keeps_coming_in_blocks_may_break_off_any_number_of_times(content: Content) -> None:
+    """What came before a failure counts, and the time limit begins again with each block."""
+    content.storage.put(A, NOISE[: 4 * MIB], "v1")
+    content.storage.faults = [fault for _ in range(3) for fault in (*[503] * 5, MIB + 5.0)]
+    found = content.identify(A, 4 * MIB)
+    assert content.read(found, 0, 4 * MIB) == NOISE[: 4 * MIB]
+    starts = [int(wanted.partition("=")[2].partition("-")[0]) for wanted in content.storage.requests]
+    assert starts == sorted(starts)
+    assert starts[-1] == 3 * MIB
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB, 3 * MIB])
+def test_a_content_is_held_once_all_of_it_is_here(content: Content, size: int) -> None:
+    whole = ContentId(A, "ev1", size)
+    assert content.reader.holds(whole) == (size == 0)
+    assert content.reader.has_start(whole) == (size == 0)
+    for block in range(-(-size // MIB)):
+        assert not content.reader.holds(whole)
+        content.cache.write(whole, block, NOISE[block * MIB : min((block + 1) * MIB, size)])
+        assert content.reader.has_start(whole)
+    assert content.reader.holds(whole)
+    assert not content.reader.holds(whole._replace(etag=NO_OBJECT))
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "asked"),
+    [
+        (0, 1, ["bytes=0-1048575"]),
+        (MIB - 1, 2, ["bytes=0-2097151"]),
+        (2 * MIB, 2 * MIB, ["bytes=2097152-4194303"]),
+        (len(NOISE) - 1, 100, [f"bytes={6 * MIB}-{len(NOISE) - 1}"]),
+        (len(NOISE), 10, []),
+        (0, 0, []),
+    ],
+)
+def test_what_is_begun_is_fetched_once(content: Content, offset: int, size: int, asked: list[str]) -> None:
+    found = ContentId(A, "ev1", len(NOISE))
+    content.storage.put(A, NOISE, "v1")
+    content.reader.begin(found, offset, size)
+    content.reader.begin(found, offset, size)
+    assert content.storage.requests == asked
+    content.reader.begin(found._replace(etag=NO_OBJECT), offset, size)
+    assert content.storage.requests == asked
+
+
+def test_blocks_that_are_lost_as_they_come_are_read_past_the_cache(content: Content) -> None:
+    content.storage.put(A, NOISE, "v1")
+    found = content.identify(A, len(NOISE))
+    content.cache.read = lambda *_: None  # type: ignore[method-assign]
+    content.cache.missing = lambda *_: [3]  # type: ignore[method-assign]
+    content.storage.requests.clear()
+
+    assert content.read(found, 3 * MIB + 5, MIB) == NOISE[3 * MIB + 5 : 4 * MIB + 5]
+    assert f"bytes={3 * MIB}-{5 * MIB - 1}" in content.storage.requests
+    assert f"bytes={5 * MIB}-{6 * MIB - 1}" not in content.storage.requests
+
+
+@pytest.mark.parametrize(("size", "whole"), [(4 * MIB, True), (4 * MIB + 1, False)])
+def test_a_file_of_up_to_four_mib_comes_whole_with_the_first_request(
+    content: Content, size: int, whole: bool
+) -> None:
+    content.storage.put(A, NOISE[:size], "v1")
+    found = content.identify(A, size)
+    assert content.read(found, 0, 2 * MIB) == NOISE[: 2 * MIB]
+    assert (len(content.storage.requests) == 1) == whole
+
+
+@pytest.mark.parametrize("offset", [0, 1, 49_999, 50_000, 60_000, 65_536, 99_999])
+@pytest.mark.parametrize("more", [0, 1, 100_000])
+def test_a_read_past_the_end_gives_what_is_before_it(content: Content, offset: int, more: int) -> None:
+    content.storage.put(A, NOISE[:100_000], "v1")
+    found = content.identify(A, 100_000)
+    assert content.read(found, offset, 100_000 - offset + more) == NOISE[offset:100_000]
+
+
+def test_of_a_content_that_the_cache_cannot_hold_whole_what_was_asked_for_is_taken(tmp_path: Path) -> None:
+    """Three quarters of the budget: it would displace nearly all else, but its bytes are on their way."""
+    content = Content(tmp_path, budget_bytes=6 * MIB)
+    content.storage.put(A, NOISE[: 4 * MIB], "v1")
+    found = content.identify(A, 4 * MIB)
+    assert content.read(found, 0, 4 * MIB) == NOISE[: 4 * MIB]
+    assert len(content.storage.requests) == 1
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_another_process_found_out_meanwhile_is_not_asked_again(content: Content, shared: bool) -> None:
+    known = ContentId(A, "ev1", 100)
+    content.storage.put(A, NOISE[:100], "v1")
+    told: list[bool] = []
+
+    @contextmanager
+    def head(_sample: str) -> Iterator[bool]:
+        yield shared
+
+    def by_others(others: bool) -> ContentId | None:
+        told.append(others)
+        return known if others else None
+
+    content.reader._once.head = head  # type: ignore[method-assign]
+    found = content.reader.identify(A, size_hint=100, for_reading=True, told=by_others)
+    assert found.result(0) == known
+    assert told == ([False, True] if shared else [False])
+    assert content.storage.requests == ([] if shared else [f"bytes=0-{4 * MIB - 1}"])
+    assert not content.reader.is_asked(A)
+
+
+def test_what_this_process_found_out_meanwhile_is_not_asked_again(content: Content) -> None:
+    known = ContentId(A, "ev1", 100)
+    found = content.reader.identify(A, size_hint=100, for_reading=True, told=lambda others: known)
+    assert found.result(0) == known
+    assert content.storage.requests == []
+    assert not content.reader.is_asked(A)
+
+
+@pytest.mark.parametrize(("budget", "ahead"), [(8 * MIB, [1, 2, 2, 2]), (1 << 30, [1, 5, 4, 3])])
+def test_what_is_read_ahead_in_a_file_is_a_share_of_the_cache(
+    tmp_path: Path, budget: int, ahead: list[int]
+) -> None:
+    content = Content(tmp_path, budget_bytes=budget)
+    content.storage.put(A, NOISE, "v1")
+    found = content.identify(A, len(NOISE))
+    blocks = []
+    for block in range(4):
+        content.read(found, block * MIB, MIB)
+        ends = [int(wanted.rpartition("-")[2]) + 1 for wanted in content.storage.requests]
+        blocks.append(-(-max(ends) // MIB) - block - 1)
+    assert blocks == ahead
+
+
+def test_where_ranges_are_ignored_and_the_cache_is_too_small_the_last_block_alone_is_taken(
+    tmp_path: Path,
+) -> None:
+    content = Content(tmp_path, budget_bytes=3 * MIB)
+    content.storage.style = contentkit.whole
+    content.storage.put(A, NOISE, "v1")
+    found = content.identify(A, len(NOISE))
+    assert content.read(found, 6 * MIB, 100) == NOISE[6 * MIB :][:100]
+    assert content.cache.missing(found, Span(1, 6)) == [1, 2, 3, 4, 5]

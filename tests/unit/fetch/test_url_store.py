@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lightlyfs.fetch.url_store import URL_SHARE, UrlStore
-from lightlyfs.fetch.urls import ReadUrls
+from lightlyfs.fetch.urls import URL_SHARE, ReadUrls, UrlStore
 
 NOW = 1_700_000_000.0
 
@@ -154,6 +153,7 @@ def test_a_place_that_takes_no_file_is_bypassed(bench: Bench) -> None:
     bench.path /= "urls.db"
     store = bench.store()
 
+    assert len(store) == 0
     assert bench.urls(store).get("a")
     store.close()
     assert store.errors == 1
@@ -172,3 +172,128 @@ def test_a_full_disk_costs_memory_only_up_to_a_bound(bench: Bench) -> None:
     assert store.get("5")
     assert len(store) < 5000
     assert store.errors
+
+
+def kept(store: UrlStore) -> list[str]:
+    """The samples whose URLs are on disk, in the order in which they end."""
+    assert store._db is not None
+    return [sample for (sample,) in store._db.execute("SELECT sample FROM kept ORDER BY until, rowid")]
+
+
+def test_urls_are_written_in_batches_and_found_before_that(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightlyfs.fetch.urls._BATCH", 4)
+    store = bench.store()
+    for number in range(3):
+        store.put(f"s{number}", f"https://bucket.test/{number}", bench.now + 1000)
+    assert kept(store) == []
+    assert len(store) == 3
+    found = store.get("s2")
+    assert found == ("https://bucket.test/2", bench.now, bench.now + 800)
+    store.put("s3", "https://bucket.test/3", bench.now + 1000)
+    assert len(kept(store)) == len(store) == 4
+    assert store.get("s2") == found
+    store.put("s4", "https://bucket.test/4", bench.now + 1000)
+    assert len(kept(store)) == 4
+    store.close()
+    assert store.get("s2") is None
+    assert len(store) == 0
+    assert len(kept(bench.store())) == 5
+
+
+def test_while_the_disk_takes_none_a_bounded_number_waits(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightlyfs.fetch.urls._BATCH", 4)
+    monkeypatch.setattr("lightlyfs.fetch.urls._MAX_WAITING", 6)
+    store = bench.store()
+    assert store._db is not None
+    store._db.execute("PRAGMA query_only = ON")
+    for number in range(10):
+        store.put(f"s{number}", f"https://bucket.test/{number}", bench.now + 1000)
+    assert len(store) == 6
+    assert store.get("s5")
+    assert store.get("s6") is None
+    assert store.errors == 3  # with the fourth, the fifth and the sixth
+    store._db.execute("PRAGMA query_only = OFF")
+    store.write()
+    assert len(kept(store)) == len(store) == 6
+
+
+def test_a_pool_that_is_shut_down_leaves_the_writing_to_the_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightlyfs.fetch.urls._BATCH", 1)
+
+    def refuse(job: Callable[[], None]) -> None:
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    store = UrlStore(bench.path, "mine", wall_clock=lambda: bench.now, later=refuse)
+    store.put("a", "https://bucket.test/a", bench.now + 1000)
+    assert kept(store) == []
+    store.close()
+    assert kept(bench.store()) == ["a"]
+
+
+def test_only_what_lives_and_can_be_written_is_kept(bench: Bench) -> None:
+    store = bench.store()
+    store.put("over", "https://bucket.test/a", bench.now)
+    store.put("lives", "https://bucket.test/a", bench.now + 1)
+    store.put("odd", "https://bucket.test/\ud800", bench.now + 1000)
+    assert [name for name in ("over", "lives", "odd") if store.get(name)] == ["lives"]
+    bench.now += 0.79
+    assert store.get("lives")
+    bench.now += 0.02
+    assert store.get("lives") is None
+
+
+def test_where_there_are_too_many_a_tenth_more_goes(bench: Bench) -> None:
+    store = bench.store(max_urls=20)
+    for number in range(20):
+        store.put(f"s{number:02}", f"https://bucket.test/{number}", bench.now + 1000 - number)
+    store.write()
+    assert len(store) == 20
+    store.put("more", "https://bucket.test/more", bench.now + 2000)
+    store.write()
+    assert len(store) == 18
+    assert kept(store) == [*[f"s{number:02}" for number in range(16, -1, -1)], "more"]
+
+
+def test_a_discarded_url_counts_no_longer_written_or_not(bench: Bench) -> None:
+    store = bench.store()
+    for name in ("a", "b"):
+        store.put(name, f"https://bucket.test/{name}", bench.now + 1000)
+    store.write()
+    store.put("c", "https://bucket.test/c", bench.now + 1000)
+    store.discard("a", "https://bucket.test/another")
+    assert len(store) == 3
+    store.discard("a", "https://bucket.test/a")
+    store.discard("c", "https://bucket.test/another")
+    assert len(store) == 2
+    store.discard("c", "https://bucket.test/c")
+    assert len(store) == 1
+    assert store.get("b")
+
+
+def test_it_says_whether_there_is_more_than_what_is_in_memory(bench: Bench) -> None:
+    store = bench.store()
+    assert not store.holds_more_than(0)
+    store.put("a", "https://bucket.test/a", bench.now + 1000)
+    assert store.holds_more_than(0)
+    assert not store.holds_more_than(1)
+    store.write()
+    assert not store.holds_more_than(1)
+
+
+def test_a_store_that_a_cleaner_deleted_is_made_again(bench: Bench) -> None:
+    store = bench.store()
+    store.put("a", "https://bucket.test/a", bench.now + 1000)
+    store.write()
+    bench.path.unlink()
+    store.put("b", "https://bucket.test/b", bench.now + 1000)
+    store.write()
+    assert kept(store) == ["b"]
+    assert bench.path.exists()
+    assert len(store) == 1
+    assert store.errors == 0

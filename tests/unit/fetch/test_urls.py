@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+
 import pytest
 
 from lightlyfs.errors import Unreachable
-from lightlyfs.fetch.urls import EXPIRY_MARGIN_S, UNKNOWN_LIFETIME_S, ReadUrls, expiry_of
+from lightlyfs.fetch.urls import EXPIRY_MARGIN_S, UNKNOWN_LIFETIME_S, AskedOnce, ReadUrls, expiry_of
 
 DAY = 1_700_006_400  # 2023-11-15T00:00:00Z
 
@@ -126,3 +128,84 @@ def test_the_number_of_urls_in_memory_is_bounded() -> None:
     assert api.asked == 3
     urls.get("a")
     assert api.asked == 4
+
+
+@pytest.mark.parametrize("name", ["a", "z"])
+def test_a_url_is_new_for_a_minute_and_any_other_is_as_good_as_new(name: str) -> None:
+    """So that a sample is asked for again only where another URL may say something else."""
+    api = Api(3600.0)
+    urls = api.urls()
+    url = urls.get("s")
+    other = f"https://{name}.test/"
+    assert urls.is_new("unknown", url)
+    api.now += 59
+    assert urls.is_new("s", url)
+    api.now += 1
+    assert not urls.is_new("s", url)
+    assert urls.is_new("s", other)
+
+
+def test_a_url_that_is_being_asked_for_is_given_to_all_who_wait() -> None:
+    urls = Api(None).urls()
+    assert urls.begin("s") is None
+    waits = urls.begin("s")
+    assert isinstance(waits, Future)
+    assert urls.begin("s") is waits
+    urls.end("s", "https://bucket.test/s")
+    assert waits.result(0) == urls.begin("s") == urls.get("s") == "https://bucket.test/s"
+
+
+@pytest.mark.parametrize("error", [None, Unreachable("down")])
+def test_where_a_url_did_not_come_those_who_wait_are_told_and_the_next_asks(
+    error: Unreachable | None,
+) -> None:
+    urls = Api(None).urls()
+    urls.begin("s")
+    waits = urls.begin("s")
+    assert isinstance(waits, Future)
+    urls.end("s", None, error)
+    failed = waits.exception(0)
+    assert failed is error if error else isinstance(failed, AskedOnce)
+    assert urls.begin("s") is None
+
+
+def test_a_discarded_url_is_gone_and_another_one_stays() -> None:
+    api = Api(3600.0)
+    urls = api.urls()
+    first = urls.get("s")
+    urls.discard("s", "another")
+    assert urls.get("s") == first
+    urls.discard("s", first)
+    urls.discard("s", first)
+    assert urls.get("s") != first
+    assert api.asked == 2
+
+
+@pytest.mark.parametrize(("life_s", "used_s"), [(29.0, 29.0), (30.0, 30.0), (31.0, 1.0), (0.0, 600.0)])
+def test_the_margin_is_not_taken_from_those_that_live_no_longer(life_s: float, used_s: float) -> None:
+    api = Api(life_s)
+    urls = api.urls()
+    first = urls.get("s")
+    api.now += used_s - 0.5
+    assert urls.get("s") == first
+    api.now += 0.5
+    assert urls.get("s") != first
+
+
+@pytest.mark.parametrize(
+    ("query", "expiry"),
+    [
+        (f"Expires={DAY}#se=2023-11-14", DAY),
+        (f"Expires={DAY}&{'x' * 20}=1&Signature=", DAY),
+        ("se=2023-11-15T00%3A00%3A10%2B00%3A00", DAY + 10),
+        (f"x-abcdefghi-date=20231115T000000Z&x-abcdefghi-expires=5&Expires={DAY + 99}", DAY + 5),
+        ("X-Amz-Date=20231115T000000Z&X-Goog-Expires=3600", None),
+        ("Expires=", None),
+        ("Expires=1e400", None),
+        (f"x-abcdefghijklmnop-date=20231115T000000Z&Expires={DAY}", DAY),
+        (f"Expires={DAY}&expires=", DAY),
+        (f"Expires={DAY}&expires={DAY + 5}", DAY + 5),
+    ],
+)
+def test_only_what_tells_the_end_is_read(query: str, expiry: float | None) -> None:
+    assert expiry_of(f"https://bucket.test/key?{query}") == expiry

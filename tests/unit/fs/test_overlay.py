@@ -87,3 +87,41 @@ def test_a_directory_of_local_files_alone_can_be_used_again_under_its_old_name()
     renamed.note_directory("a", "b")
 
     assert not renamed.is_gone("a")
+
+
+def test_a_name_that_several_samples_left_shows_none_of_them() -> None:
+    """`mv 2 3; mv 1 2; mv 2 4`: the listing still has the first of them at 2."""
+    renamed = RenamedSamples()
+    other = ENTRY._replace(ino=8, id=bytes.fromhex("d" * 24))
+    renamed.note("2.jpg", "3.jpg", ENTRY)
+    renamed.note("1.jpg", "2.jpg", other)
+    renamed.note("2.jpg", "4.jpg", other)
+
+    assert renamed.is_hidden("2.jpg", ENTRY.ino)
+    assert renamed.is_hidden("2.jpg", other.ino)
+    renamed.note("3.jpg", "2.jpg", ENTRY)
+    assert not renamed.is_hidden("2.jpg", ENTRY.ino)
+    assert renamed.is_hidden("2.jpg", other.ino)
+
+
+def test_a_changed_sample_is_shown_as_it_is_now() -> None:
+    renamed = RenamedSamples()
+    renamed.note("a.jpg", "b.jpg", ENTRY)
+
+    renamed.note_written("b.jpg", ENTRY._replace(size=9))
+    renamed.note_written("a.jpg", ENTRY._replace(size=9))
+
+    assert renamed.at("b.jpg") == ENTRY._replace(size=9)
+    assert renamed.at("a.jpg") is None
+
+
+def test_a_directory_takes_the_name_of_one_whose_samples_are_elsewhere() -> None:
+    """What the listing has below the old one does not come back."""
+    renamed = RenamedSamples()
+    renamed.note("a/deep/x.jpg", "b/deep/x.jpg", ENTRY)
+    renamed.note_directory("a", "b")
+
+    renamed.note_directory("c", "a")
+
+    assert renamed.is_gone("a/deep")
+    assert renamed.directories_within("") == {"b"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lightlyfs.fs.part import Part
-from lightlyfs.shown_rules import ShownRules, parse_patterns
+from lightlyfs.fs.namespace import Part
+from lightlyfs.name_rules import ShownRules, parse_patterns
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightlyfs.readahead.heads import HEAD_BYTES, HeadReaders
+from lightlyfs.readahead.within_file import HEAD_BYTES, HeadReaders
 
 SIZE = 1_500_000
 

@@ -58,6 +58,12 @@ def test_reads_a_little_out_of_order_are_one_reader() -> None:
     assert spans[-1].last > 20
 
 
+def test_the_second_read_may_come_after_the_third() -> None:
+    """The kernel sends both at once where it reads ahead itself."""
+    assert read_through([0, 2, 1, 3])[-1].last > 20
+    assert read_through([0, 3]) == read_through([0])
+
+
 def test_a_backward_reader_gets_nothing_ahead() -> None:
     assert read_through(list(range(150, 100, -1))) == []
 

@@ -24,7 +24,7 @@ import pytest
 from PIL import Image, ImageChops, ImageFilter, ImageOps, ImageStat, TiffImagePlugin
 
 from lightlyfs.api.models import SampleMetaData
-from lightlyfs.staging import facts_process, image_facts
+from lightlyfs.staging import image_facts
 from lightlyfs.staging.image_facts import (
     MAX_EXIF_BYTES,
     ImageFacts,
@@ -385,7 +385,7 @@ def test_a_process_that_is_killed_or_hangs_costs_one_image_its_facts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = save(tmp_path / "x.png", Image.new("RGB", (20, 20)))
-    pool = facts_process.FactsPool(1)
+    pool = image_facts.FactsPool(1)
     try:
         assert pool.facts_of(path).thumbnail is not None
         (process,) = pool._all
@@ -395,7 +395,7 @@ def test_a_process_that_is_killed_or_hangs_costs_one_image_its_facts(
         assert pool.facts_of(path).thumbnail is not None
         assert process._process is not None
         os.kill(process._process.pid, signal.SIGSTOP)
-        monkeypatch.setattr(facts_process, "MAX_SECONDS", 0.1)
+        monkeypatch.setattr(image_facts, "MAX_SECONDS", 0.1)
         assert pool.facts_of(path).thumbnail is None
         monkeypatch.undo()
         assert pool.facts_of(path).thumbnail is not None
@@ -406,7 +406,7 @@ def test_a_process_that_is_killed_or_hangs_costs_one_image_its_facts(
 def test_an_image_as_large_as_any_that_is_decoded_costs_nobody_else(tmp_path: Path) -> None:
     large = save(tmp_path / "large.tiff", Image.new("F", (7_900, 8_000)))
     small = save(tmp_path / "small.png", Image.new("RGB", (20, 20)))
-    pool = facts_process.FactsPool(2)
+    pool = image_facts.FactsPool(2)
     try:
         with ThreadPoolExecutor(4) as threads:
             answers = list(threads.map(pool.facts_of, [large, small, small, small]))
@@ -784,8 +784,8 @@ def test_what_begins_as_no_image_is_not_asked_about(
 ) -> None:
     path = tmp_path / "x.jpg"
     path.write_bytes(data)
-    monkeypatch.setattr(facts_process.subprocess, "Popen", lambda *_, **__: pytest.fail("a process"))
-    pool = facts_process.FactsPool(1)
+    monkeypatch.setattr(image_facts.subprocess, "Popen", lambda *_, **__: pytest.fail("a process"))
+    pool = image_facts.FactsPool(1)
 
     assert not looks_like_image(path)
     assert pool.facts_of(path) == ImageFacts({"sizeInBytes": len(data)}, {}, None)
@@ -794,11 +794,11 @@ def test_what_begins_as_no_image_is_not_asked_about(
 
 def test_a_file_that_is_gone_is_an_error_of_the_pool_too(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        facts_process.FactsPool(1).facts_of(tmp_path / "none.jpg")
+        image_facts.FactsPool(1).facts_of(tmp_path / "none.jpg")
 
 
 def test_the_process_that_asks_does_not_load_pillow() -> None:
-    code = "import sys, lightlyfs.staging.facts_process; print('PIL' in sys.modules)"
+    code = "import sys, lightlyfs.staging.image_facts; print('PIL' in sys.modules)"
 
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
@@ -807,7 +807,7 @@ def test_the_process_that_asks_does_not_load_pillow() -> None:
 
 def test_the_process_that_answers_loads_nothing_of_the_mount() -> None:
     code = (
-        "import sys, lightlyfs.staging.facts_process, lightlyfs.staging.image_facts\n"
+        "import sys, lightlyfs.staging.image_facts\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
 
@@ -824,7 +824,7 @@ def test_an_answer_comes_where_more_descriptors_are_open_than_select_knows(tmp_p
         pytest.skip("the machine allows too few descriptors")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2_000), hard))
     taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1_100)]
-    pool = facts_process.FactsPool(1)
+    pool = image_facts.FactsPool(1)
     try:
         assert pool.facts_of(path).thumbnail is not None
     finally:
@@ -836,7 +836,7 @@ def test_an_answer_comes_where_more_descriptors_are_open_than_select_knows(tmp_p
 
 def test_several_files_have_their_facts_computed_at_once(tmp_path: Path) -> None:
     paths = [save(tmp_path / f"{n}.png", plain_picture("RGB", (50 + n, 40))) for n in range(12)]
-    pool = facts_process.FactsPool(2)
+    pool = image_facts.FactsPool(2)
     try:
         with ThreadPoolExecutor(4) as threads:
             answers = list(threads.map(pool.facts_of, paths))
@@ -870,9 +870,99 @@ def test_a_process_gives_memory_back_once_when_it_has_nothing_to_do(monkeypatch:
 
     with open(reads) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
-        monkeypatch.setattr(facts_process, "_IDLE_MS", 1)
-        lines = facts_process._lines(give_back)
+        monkeypatch.setattr(image_facts, "_IDLE_MS", 1)
+        lines = image_facts._lines(give_back)
         assert next(lines) == b"asked\n"
         assert len(given_back) == 1
         os.close(writes)
         assert list(lines) == []
+
+
+def bitmap(header_bytes: int) -> bytes:
+    return b"BM" + bytes(12) + header_bytes.to_bytes(4, "little")
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"\xff\xd8\xff",
+        b"\x89PNG\r\n\x1a\n",
+        b"GIF87a",
+        b"GIF89a",
+        b"II*\0",
+        b"MM\0*",
+        b"II+\0",
+        b"MM\0+",
+        b"RIFF1234WEBP",
+        *(b"1234ftyp" + brand for brand in (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"hevc")),
+        *(b"1234ftyp" + brand for brand in (b"heim", b"heis", b"hevx")),
+        *map(bitmap, (12, 40, 52, 56, 64, 108, 124)),
+        *(kind + b"\n" for kind in (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf")),
+        b"P6 ",
+    ],
+    ids=repr,
+)
+def test_an_image_is_known_by_its_first_bytes(tmp_path: Path, start: bytes) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(start + bytes(100))
+    assert looks_like_image(path)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"",
+        b"\xff\xd8",
+        b"\x89PNG",
+        b"GIF88a",
+        b"RIFF1234WAVE",
+        b"RIFX1234WEBP",
+        b"1234ftypmp42",
+        b"ftypavif",
+        *map(bitmap, (0, 11, 13, 39, 41, 107, 109, 123, 125)),
+        b"BM",
+        b"P7\n",
+        b"P6x",
+        b"P6",
+        b"P",
+    ],
+    ids=repr,
+)
+def test_what_only_resembles_an_image_is_none(tmp_path: Path, start: bytes) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(start)
+    assert not looks_like_image(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "shape"),
+    [
+        (b"VP8X", b"\x0a\0\0\0\x10\0\0\0" + b"\x00\x00\x00" + b"\x01\x02\x00", [514, 1, 4]),
+        (b"VP8X", b"\x0a\0\0\0\x00\0\0\0" + b"\xff\xff\xff" + b"\x00\x00\x01", [65_537, 1 << 24, 3]),
+        (b"VP8L", b"\x00\0\0\0\x2f" + (0x10000000 | 4 << 14 | 9).to_bytes(4, "little"), [5, 10, 4]),
+        (b"VP8L", b"\x00\0\0\0\x2f" + (0x3FFF << 14 | 0x3FFF).to_bytes(4, "little"), [16_384, 16_384, 3]),
+        (b"VP8 ", b"\x00\0\0\0\x00\x00\x00\x9d\x01\x2a" + b"\x05\x40\x07\xc0", [7, 5, 3]),
+        (b"ALPH", bytes(20), None),
+    ],
+    ids=repr,
+)
+def test_the_shape_of_a_webp_is_read_from_its_first_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: bytes, body: bytes, shape: list[int] | None
+) -> None:
+    monkeypatch.setattr(image_facts, "MAX_PIXELS", 0)
+    path = tmp_path / "x.webp"
+    path.write_bytes(b"RIFF1234WEBP" + kind + body + bytes(10))
+    facts = facts_of(path)
+    assert facts.meta.get("shape") == shape
+    assert facts.thumbnail is None
+
+
+@pytest.mark.parametrize(("most", "decoded"), [(1_200, True), (1_199, False)])
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_an_image_is_decoded_up_to_so_many_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, most: int, decoded: bool
+) -> None:
+    monkeypatch.setattr(image_facts, "MAX_PIXELS", most)
+    facts = facts_of(save(tmp_path / f"x.{suffix}", Image.new("RGB", (40, 30))))
+    assert facts.meta["shape"] == [30, 40, 3]
+    assert ("mean" in facts.meta) == (facts.thumbnail is not None) == decoded

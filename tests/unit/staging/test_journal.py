@@ -12,12 +12,11 @@ import pytest
 
 import lightlyfs
 from lightlyfs.errors import StartError
+from lightlyfs.name_rules import numbered
 from lightlyfs.staging.journal import Journal
 from lightlyfs.staging.local_files import LocalFiles
 from lightlyfs.staging.record import TRANSITIONS, Leftover, LocalDirectory, Record, State
-from lightlyfs.staging.recovery import recovered
-from lightlyfs.staging.spool import Spool
-from lightlyfs.upload_rules import numbered
+from lightlyfs.staging.spool import Spool, recovered
 
 KEY = "a" * 32
 OTHER = "b" * 32
@@ -320,6 +319,32 @@ def test_what_can_be_read_of_a_damaged_journal_is_rescued(tmp_path: Path) -> Non
     assert found.items() <= written.items()
     assert (tmp_path / "journal.db.damaged").read_bytes() == damaged
     rescued.close()
+
+
+@pytest.mark.parametrize("value", [0, 1, 5, 0xFF])
+def test_no_byte_of_the_header_costs_more_than_the_journal(tmp_path: Path, value: int) -> None:
+    """Whatever it holds: the mount begins, with the records or an empty journal, and can write."""
+    path = tmp_path / "journal.db"
+    journal = Journal(path)
+    journal.put(record())
+    journal.close()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+    sound = path.read_bytes()
+    later_versions = {(62, 1), (63, 5), (63, 0xFF)}  # 260, 5 and 255
+
+    for place in range(100):
+        if (place, value) in later_versions:
+            continue
+        damaged = bytearray(sound)
+        damaged[place] = value
+        (tmp_path / f"{place}").mkdir()
+        (tmp_path / f"{place}/journal.db").write_bytes(damaged)
+        rescued = Journal(tmp_path / f"{place}/journal.db", rescue=True)
+        assert rescued.records() in ([record()], []), place
+        rescued.put(record("y.jpg", key=OTHER))
+        rescued.close()
 
 
 def test_a_record_that_somebody_changed_is_not_believed(bench: Bench) -> None:

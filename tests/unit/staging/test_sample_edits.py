@@ -7,11 +7,21 @@ from collections.abc import Callable
 import pytest
 from contentkit import Clock, Inline
 
-from lightlyfs.api.models import SampleUpdate
-from lightlyfs.errors import Forbidden, NotFound, NotPermitted, RequestError, ServerFault, Unreachable
+from lightlyfs.api.models import Sample, SampleUpdate
+from lightlyfs.api.retry import Retrier, RetryPolicy
+from lightlyfs.errors import (
+    FileExists,
+    Forbidden,
+    NotFound,
+    NotPermitted,
+    RequestError,
+    ServerFault,
+    Unreachable,
+)
 from lightlyfs.staging.edits import SampleEdits
+from lightlyfs.staging.upload_steps import UploadedSamples
 
-A = "a" * 24
+A, B = "a" * 24, "b" * 24
 
 
 class Client:
@@ -19,24 +29,39 @@ class Client:
 
     def __init__(self) -> None:
         self.names = {A: "old.jpg"}
+        # what lists show in place of that
+        self.listed: dict[str, str] = {}
+        self.lists = True
+        self.asked = 0
 
     def update_sample(self, _: str, sample_id: str, update: SampleUpdate) -> None:
         assert isinstance(update.file_name, str)
         self.names[sample_id] = update.file_name
 
+    def list_samples_partial(self, _: str, *, file_name: str, **__: object) -> list[Sample]:
+        self.asked += 1
+        if not self.lists:
+            raise NotFound("no such endpoint", status=404)
+        listed = self.names | self.listed
+        return [Sample(id=one, file_name=name) for one, name in listed.items() if name == file_name]
+
+    def get_sample(self, _: str, sample_id: str) -> Sample:
+        return Sample(id=sample_id, file_name=self.names[sample_id])
+
 
 class Edits:
     """Edits whose images can be read as `readable(name)` says, which raises where they cannot."""
 
-    def __init__(self, readable: Callable[[str], None]) -> None:
+    def __init__(self, readable: Callable[[str], None], *, sole_writer: bool = False) -> None:
         self.client = Client()
         self.clock = Clock()
+        policy = RetryPolicy()
+        samples = UploadedSamples(self.client, "d" * 24, Retrier(policy), policy, lambda _: None)  # type: ignore[arg-type]
         self.edits = SampleEdits(
-            self.client,  # type: ignore[arg-type]
-            "d" * 24,
+            samples,
             Inline(),
             lambda sample_id: readable(self.client.names[sample_id]),
-            lambda _, name: name,
+            sole_writer=sole_writer,
             clock=self.clock,
         )
 
@@ -71,6 +96,19 @@ def test_an_image_that_can_be_read_under_its_old_name_alone_ends_renames_for_ten
         subject.rename()
 
 
+@pytest.mark.parametrize(
+    ("name", "finished"),
+    [("old.jpg", "new.jpg"), ("a.jpg", "a.jpg"), ("new.jpg", "new.jpg"), ("z.jpg", "z.jpg")],
+)
+def test_a_rename_that_a_crash_cut_off_is_finished_unless_the_name_moved_since(
+    name: str, finished: str
+) -> None:
+    subject = Edits(lambda _: None)
+    subject.client.names[A] = name
+    subject.edits.finish_rename(A, "old.jpg", "new.jpg")
+    assert subject.client.names == {A: finished}
+
+
 def test_an_image_that_cannot_be_read_at_all_says_nothing_of_renames() -> None:
     subject = Edits(unless("nothing", NotFound("no such key", status=404)))
     with pytest.raises(ServerFault, match="under any name"):
@@ -85,3 +123,43 @@ def test_a_network_that_fails_says_nothing_of_renames() -> None:
         subject.rename()
     assert subject.client.names[A] == "old.jpg"
     assert subject.edits.renames_are_off() == ""
+
+
+def test_a_name_that_another_sample_got_meanwhile_is_not_given_twice() -> None:
+    subject = Edits(lambda _: None)
+    subject.client.names[B] = "new.jpg"
+
+    with pytest.raises(FileExists, match=r"new\.jpg"):
+        subject.rename()
+
+    assert subject.client.names == {A: "old.jpg", B: "new.jpg"}
+
+
+def test_a_name_that_another_sample_left_is_free_though_a_list_lags() -> None:
+    subject = Edits(lambda _: None)
+    subject.client.names[B] = "moved.jpg"
+    subject.client.listed[B] = "new.jpg"
+
+    subject.rename()
+
+    assert subject.client.names == {A: "new.jpg", B: "moved.jpg"}
+
+
+def test_a_sole_writer_asks_for_no_name() -> None:
+    subject = Edits(lambda _: None, sole_writer=True)
+    subject.client.names[B] = "new.jpg"
+
+    subject.rename()
+
+    assert subject.client.asked == 0
+    assert subject.client.names[A] == "new.jpg"
+
+
+def test_a_server_that_has_no_list_by_name_is_taken_to_have_no_other() -> None:
+    """Servers before August 2022."""
+    subject = Edits(lambda _: None)
+    subject.client.lists = False
+
+    subject.rename()
+
+    assert subject.client.names[A] == "new.jpg"

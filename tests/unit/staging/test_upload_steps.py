@@ -66,6 +66,8 @@ class Server:
         self.before = Sample(id=SAMPLE, meta_data=SampleMetaData(custom={"mine": 1}))
         # samples that are there once a create was sent
         self.rivals: list[Sample] = []
+        # what lists do not show yet: names by id
+        self.renamed: dict[str, str] = {}
 
     def _called(self, name: str) -> None:
         self.calls.append(name)
@@ -103,12 +105,16 @@ class Server:
         return DatasetRecord(id="d" * 24, n_samples=len(self.samples))
 
     def list_samples(self, _: str, *, offset: int, size: int) -> list[Sample]:
+        assert offset >= 0  # a server refuses others
+        assert size > 0
         page = self.samples[offset : offset + min(size, self.clamp)]
         return self.samples[:size] if self.ignores_paging else page
 
-    def get_sample(self, *_: str) -> Sample:
+    def get_sample(self, _: str, sample_id: str) -> Sample:
         self._called("get")
-        return self.before
+        if sample_id in self.renamed:
+            return Sample(id=sample_id, file_name=self.renamed[sample_id])
+        return next((sample for sample in self.samples if sample.id == sample_id), self.before)
 
     def update_sample(self, _: str, __: str, update: SampleUpdate) -> None:
         self.updates.append(update)
@@ -484,6 +490,20 @@ def test_a_name_that_is_taken_by_now_is_not_created_twice(tmp_path: Path) -> Non
 
     assert bench.server.created == []
     assert not bench.record.create_sent
+
+
+@pytest.mark.parametrize("allow_overwrite", [False, True])
+def test_a_sample_that_lists_show_under_its_old_name_does_not_have_it(
+    tmp_path: Path, allow_overwrite: bool
+) -> None:
+    """Its image would be replaced by another one."""
+    bench = Bench(tmp_path, sole_writer=False, allow_overwrite=allow_overwrite)
+    bench.server.samples, bench.server.renamed = [named("0")], {"0" * 24: "cars/moved.jpg"}
+    bench.server.rivals = [named("a")]
+
+    assert bench.upload().sample_id == SAMPLE
+    assert len(bench.server.created) == 1
+    assert bench.leftovers == []
 
 
 def test_where_images_may_be_replaced_the_sample_that_has_the_name_gets_this_one(tmp_path: Path) -> None:

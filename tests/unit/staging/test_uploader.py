@@ -110,6 +110,16 @@ def test_who_waits_for_a_generation_that_is_never_sent_waits_for_the_one_after(b
     assert bench.steps.begun == bench.done == [0, 2]
 
 
+def test_an_earlier_generation_is_not_said_to_have_the_checksum_of_the_present_one(bench: Bench) -> None:
+    bench.files.update(bench.file, 0, state=State.PENDING, checksum=1)
+    assert bench.files.owed(bench.file, 0).checksum == 1
+    bench.files.update(bench.file, 0, generation=1, state=State.OPEN)
+    bench.files.update(bench.file, 1, state=State.PENDING, checksum=2)
+
+    assert bench.files.owed(bench.file, 1).checksum == 2
+    assert bench.files.owed(bench.file, 0).checksum == -1
+
+
 def test_notes_of_an_earlier_generation_leave_the_sealed_one_in_the_journal(bench: Bench) -> None:
     first = bench.submit(0)
     bench.begin()

@@ -120,6 +120,15 @@ def test_the_end_of_an_epoch_is_the_beginning_of_the_next() -> None:
     assert taken(later) == taken(order)
 
 
+def test_where_nothing_is_left_of_an_epoch_the_next_one_begins() -> None:
+    order = EpochOrder(35, 10)
+    taken(order, 3)
+    later = EpochOrder(35, 8, drop_last=True)
+    later.load_state_dict(order.state_dict())
+    assert (later.epoch, later.position) == (1, 0)
+    assert len(taken(later)) == 4
+
+
 def test_a_state_of_another_dataset_is_refused() -> None:
     with pytest.raises(ValueError, match="an order of 5 items; here are 6"):
         EpochOrder(6, 2).load_state_dict(EpochOrder(5, 2).state_dict())

@@ -1,0 +1,331 @@
+"""What the catalogue knows without a query: recent lookups, and what storage reported of samples.
+
+A query costs a tenth of a millisecond in a busy process, because SQLite releases the GIL for each row. What
+storage reported is valid at once, written in batches, and published where processes wait.
+
+Threads: any may call. No lock is held while the store is used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from cachetools import LRUCache
+
+from lightlyfs import database
+from lightlyfs.catalog import tables
+from lightlyfs.catalog.entries import Entry, Facts, SampleEntry
+
+if TYPE_CHECKING:
+    from lightlyfs.catalog.store import CatalogStore
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# while the disk takes none of them; older ones are asked for again
+_MAX_WAITING = 100_000
+
+
+class Reported:
+    """Facts by inode number that the store does not hold yet.
+
+    `on_written(facts)` is called under the lock once the store has them, before they are dropped here.
+    """
+
+    def __init__(self, store: CatalogStore, on_written: Callable[[Mapping[int, Facts]], None]) -> None:
+        self._store = store
+        self._on_written = on_written
+        self._lock = threading.Lock()
+        # guarded by _lock: of listed samples, and of those that no listing has met yet
+        self._facts: dict[int, Facts] = {}
+        self._unlisted: dict[int, Facts] = {}
+        # guarded by _lock: what other processes are to hear of with the next write
+        self._resized = False
+        self._moves = 0  # how often facts went from here into the store
+        self._fails = False  # used by the thread that writes
+
+    def __bool__(self) -> bool:
+        return bool(self._facts or self._unlisted)
+
+    def apply(self, entry: SampleEntry) -> SampleEntry:
+        """Return an entry with what storage reported of it since it was written."""
+        facts = self._facts.get(entry.ino) or self._unlisted.get(entry.ino)
+        return entry if facts is None else facts.applied_to(entry)
+
+    def consistent(self, read: Callable[[], T]) -> T:
+        """Return what `read` returns, which asks the store first and then applies what is kept here.
+
+        Calls `read` again if facts moved into the store meanwhile: `read` may have read the store before the
+        facts were there, and this object after they had left it.
+        """
+        while True:
+            moves = self._moves
+            found = read()
+            if moves == self._moves:
+                return found
+
+    def put(self, ino: int, facts: Facts, of: SampleEntry | None, *, resized: bool = False) -> None:
+        """Keep facts of a sample as it is listed, or of one that is not listed yet.
+
+        If they show another version or size, other processes are notified when the facts are written.
+        """
+        with self._lock:
+            self._resized |= resized
+            if of is None:
+                _put_bounded(self._unlisted, ino, facts)
+            else:
+                _put_bounded(self._facts, ino, facts._replace(of=(of.mtime, of.size_hint)))
+
+    def note_listing(self, listed: Callable[[int], SampleEntry | None]) -> None:
+        """Attach the facts of unlisted samples to the entries that a new listing has for them."""
+        with self._lock:
+            unlisted = list(self._unlisted)
+        for ino in unlisted:
+            entry = listed(ino)
+            if entry is not None:
+                with self._lock:
+                    facts = self._unlisted.pop(ino, None)
+                    if facts is not None and facts.hold_for(entry):
+                        of = entry.mtime, entry.size_hint
+                        self._facts.setdefault(ino, facts._replace(of=of))
+
+    def publish(self, inos: Iterable[int]) -> None:
+        """Write some of them for other processes to see; here they count from memory until `write`."""
+        with self._lock:
+            facts = {ino: self._facts[ino] for ino in inos if ino in self._facts}
+        if facts:
+            self._store.publish_facts(facts)
+
+    def doubt(self) -> None:
+        """Have storage asked again for all of it; until then it is shown."""
+        with self._lock:
+            for table in (self._facts, self._unlisted):
+                for ino, facts in table.items():
+                    table[ino] = facts._replace(certain=False)
+
+    def write(self) -> None:
+        """Write them down; where the disk fails they stay in memory, and count from there."""
+        with self._lock:
+            facts = dict(self._facts)
+            if not facts:
+                return
+            resized, self._resized = self._resized, False
+        try:
+            self._store.record_facts(facts, resized=resized)
+        except sqlite3.Error as error:
+            with self._lock:
+                self._resized |= resized
+            if not self._fails:
+                log.warning("what storage reports cannot be written to the catalogue: %s", error)
+            self._fails = True
+            return
+        self._fails = False
+        with self._lock:
+            self._on_written(facts)
+            self._moves += 1
+            for ino, fact in facts.items():
+                if self._facts.get(ino) is fact:
+                    del self._facts[ino]
+
+
+def _put_bounded(facts: dict[int, Facts], ino: int, fact: Facts) -> None:
+    facts[ino] = fact
+    while len(facts) > _MAX_WAITING:
+        del facts[next(iter(facts))]
+
+
+# how long another process is waited for, and how long not again after that
+MOMENT_S = 0.5
+_LET_ALONE_S = 10.0
+
+_RECORD = """
+UPDATE sample SET size = ?, etag = ?, verified = ?
+WHERE ino = ? AND (? IS NULL OR mtime = ? AND hint IS ?)
+"""
+_ARE_REPLACED = """
+SELECT EXISTS (
+    SELECT 1 FROM json_each(?) AS said JOIN main.sample ON ino = CAST(said.key AS INTEGER)
+    WHERE etag != said.value
+)
+"""
+Values = tuple[int, str, bool, int, int | None, int | None, int | None]
+
+
+def record_values(ino: int, facts: Facts) -> Values:
+    """Return what `record` takes, to keep facts of a sample that did not change since."""
+    mtime, hint = facts.of or (None, None)
+    return facts.size, facts.etag, facts.certain, ino, mtime, mtime, hint
+
+
+def record(db: sqlite3.Connection, rows: Sequence[Values]) -> bool:
+    """Keep what storage reported, within a transaction; return whether any object had another version before.
+
+    Only the store knows: another process may have reported the earlier version a moment ago.
+    """
+    inos = [ino for _, _, _, ino, *_ in rows]
+    before = tables.sums_of(db, inos)
+    said = json.dumps({ino: etag for _, etag, _, ino, *_ in rows})
+    (replaced,) = db.execute(_ARE_REPLACED, (said,)).fetchone()
+    db.executemany(_RECORD, rows)
+    tables.move_totals(db, tables.sums_of(db, inos) - before)
+    return bool(replaced)
+
+
+class Publisher:
+    """Writes to one catalogue, over a connection that `connect` makes on first use; any thread may call."""
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+        self._connect = connect
+        self._lock = database.Lock()
+        # guarded by _lock
+        self._db: sqlite3.Connection | None = None
+        self._let_alone_until = float("-inf")
+
+    def publish(self, rows: Sequence[Values]) -> None:
+        """Write what storage reported of samples, unless that takes more than a moment."""
+        with self._lock:
+            if time.monotonic() < self._let_alone_until:
+                return
+            if self._db is None:
+                self._db = self._connect()
+                # a caller is waiting: the other connections do the checkpoints
+                self._db.execute("PRAGMA wal_autocheckpoint = 0")
+            try:
+                with database.transaction(self._db):
+                    if record(self._db, rows):
+                        tables.count(self._db, tables.CHANGES)
+            except sqlite3.OperationalError:
+                # a listing that is written down, or a process that is stopped within its transaction
+                self._let_alone_until = time.monotonic() + _LET_ALONE_S
+
+    def renew(self) -> None:
+        """Use another connection from now on: the catalogue is another file."""
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
+    def close(self) -> None:
+        """Close the connection; what comes after that is not published."""
+        with self._lock:
+            self._let_alone_until = float("inf")
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
+
+# a path that is looked at is soon opened, and its neighbours along with it
+_MAX_KEPT = 8_000
+# a caller that looks up names in directory order has the next ones read ahead, at most this many at once
+_MAX_AHEAD = 64
+_MAX_DIRECTORIES = 256
+
+
+class RecentLookups:
+    """Entries from memory where the store was asked recently; any thread may call.
+
+    Call `outdate` when the store may answer differently, and `written` when facts went into it. Single
+    operations on the tables are atomic, and a lost update costs a query.
+    """
+
+    def __init__(self, store: CatalogStore) -> None:
+        self._store = store
+        self.version = 0
+        self.writes = 0  # how often facts went into the store
+        # samples by inode number, and what is at a path: a sample's number, anything else itself
+        self._samples: dict[int, tuple[int, SampleEntry]] = {}
+        self._paths: dict[str, tuple[int, int | Entry | None]] = {}
+        self._lock = threading.Lock()
+        # guarded by _lock, for a lookup moves entries: by directory the name that comes next where names are
+        # asked for in order, and how many were read
+        self._ahead: LRUCache[str, tuple[str, int]] = LRUCache(_MAX_DIRECTORIES)
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """A value that changes whenever the store does."""
+        return self.version, self.writes
+
+    def outdate(self) -> None:
+        """Invalidate all entries after the store changed; for one thread at a time."""
+        self.version += 1
+
+    def written(self, facts: Mapping[int, Facts]) -> None:
+        """Apply facts that went into the store to the rows kept here; for one thread at a time."""
+        # counted first: a thread that read its row before this, and keeps it after this, drops it again
+        self.writes += 1
+        for ino, reported in facts.items():
+            kept = self._samples.get(ino)
+            if kept is not None:
+                self._samples[ino] = kept[0], reported.applied_to(kept[1])
+
+    def lookup(self, path: str) -> Entry | None:
+        """Return the entry of a path, or None where there is none; may raise sqlite3.Error."""
+        version, writes = self.version, self.writes  # before the query, so that changes meanwhile are noticed
+        kept = self._paths.get(path)
+        if kept is not None and kept[0] == version:
+            found = kept[1]
+            if not isinstance(found, int):
+                return found
+            row = self._samples.get(found)
+            if row is not None and row[0] == version:
+                return row[1]
+        directory, _, name = path.rpartition("/")
+        with self._lock:
+            expected, count = self._ahead.get(directory, ("", 1))
+        count = min(_MAX_AHEAD, count * 2) if name == expected else 1
+        entry, behind = self._store.lookup_with_next(path, count)
+        prefix = directory + "/" if directory else ""
+        self._keep(((prefix + other.name, other) for other in behind[:-1]), version, writes)
+        if behind:
+            with self._lock:
+                self._ahead[directory] = (behind[-1].name, count)
+        if isinstance(entry, SampleEntry):
+            self._keep(((path, entry),), version, writes)
+        else:
+            self._paths[path] = version, entry
+        return entry
+
+    def sample(self, ino: int, *, reread: bool = False) -> SampleEntry | None:
+        """Return the sample with this inode number, or None; may raise sqlite3.Error.
+
+        `reread` queries the store even where the row is kept, because other processes write to it, too.
+        """
+        version, writes = self.version, self.writes
+        kept = self._samples.get(ino)
+        if kept is not None and kept[0] == version and not reread:
+            return kept[1]
+        entry = self._store.sample(ino)
+        if entry is not None:
+            self._keep((("", entry),), version, writes)
+        return entry
+
+    def samples_after(self, path: str, count: int) -> list[tuple[str, SampleEntry]]:
+        """Return samples as the store does, with their paths, and keep them; may raise sqlite3.Error."""
+        version, writes = self.version, self.writes
+        directory = path.rpartition("/")[0]
+        prefix = directory + "/" if directory else ""
+        found = [(prefix + entry.name, entry) for entry in self._store.samples_after(path, count)]
+        self._keep(found, version, writes)
+        return found
+
+    def _keep(self, found: Iterable[tuple[str, SampleEntry]], version: int, writes: int) -> None:
+        """Keep rows of the store; one without a path is found by its number alone."""
+        if max(len(self._paths), len(self._samples)) > _MAX_KEPT:
+            self._paths, self._samples = {}, {}
+        samples = self._samples
+        inos = []
+        for path, entry in found:
+            inos.append(entry.ino)
+            samples[entry.ino] = version, entry
+            if path:
+                self._paths[path] = version, entry.ino
+        if self.writes != writes:  # the rows may lack the facts that were written meanwhile
+            for ino in inos:
+                samples.pop(ino, None)

@@ -1,0 +1,160 @@
+"""Files that a program says it will read: fetched in its order, so many bytes ahead of it, until it ends."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+
+import pytest
+from contentkit import Inline
+from trees import wait_until
+
+from lightlyfs.errors import Cancelled
+from lightlyfs.fetch.prefetcher import Ended, EpochFetcher
+
+SIZE = 100
+FILES = [f"d/{number:02}.jpg" for number in range(20)]
+WITHIN_S = 10.0
+
+
+class Bench:
+    """Fetches that end at once, unless they are held; and the program that reads."""
+
+    def __init__(self) -> None:
+        self.fetched: list[str] = []
+        self.here: set[str] = set()
+        self.holds = False
+        self.fails = False
+        self.held: list[Ended] = []
+        self.fetcher: EpochFetcher[str] = EpochFetcher(
+            self,
+            self.content,
+            lambda file, ended: False,
+            Inline(),
+            guesses=False,
+            clock=lambda: 100.0,
+            max_under_way=8,
+        )
+
+    def room_bytes(self) -> int:
+        return 1 << 30
+
+    def count_below(self, directory: str, most_bytes: int) -> tuple[int, int]:
+        return 0, 0
+
+    def walk(self, directory: str) -> Iterator[tuple[str, str, int]]:
+        return iter(())
+
+    def content(self, file: str, ended: Ended) -> bool:
+        if file in self.here:
+            return False
+        self.fetched.append(file)
+        if self.holds:
+            self.held.append(ended)
+        else:
+            ended(not self.fails, None)
+        return True
+
+    def read(self, *files: str) -> None:
+        for file in files:
+            self.fetcher.opened(file, SIZE, in_order=False)
+
+    def wait_for(self, count: int) -> None:
+        """Wait until so many were fetched, and see that no more are."""
+        wait_until(lambda: len(self.fetched) >= count, WITHIN_S)
+        assert self.fetched == FILES[:count]
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.fetcher.shut_down()
+
+
+def announced(files: Iterable[str] = FILES) -> Iterator[tuple[str, str, int]]:
+    return ((file, file, SIZE) for file in files)
+
+
+def ended(bench: Bench) -> bool:
+    return not [thread for thread in threading.enumerate() if thread.name == "lightlyfs-announced"]
+
+
+def test_so_many_bytes_are_fetched_ahead_of_who_reads_and_in_order(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightlyfs.fetch.prefetcher._LOOK_S", 60.0)  # it is woken, and need not look
+    with bench.fetcher.announce(announced(), limit_bytes=5 * SIZE) as announcement:
+        bench.wait_for(5)
+        for number in range(5, 20):
+            bench.read(FILES[number - 5])
+            bench.wait_for(number + 1)
+        wait_until(lambda: ended(bench), WITHIN_S)
+        assert announcement.fetched == 20
+    stats = bench.fetcher.stats()
+    assert (stats.files, stats.bytes, stats.files_read, stats.under_way) == (20, 20 * SIZE, 15, 0)
+
+
+def test_what_is_here_already_is_passed_over(bench: Bench) -> None:
+    bench.here = set(FILES[:18])
+    with bench.fetcher.announce(announced(), limit_bytes=SIZE) as announcement:
+        wait_until(lambda: len(bench.fetched) == 1, WITHIN_S)
+        assert bench.fetched == [FILES[18]]
+        bench.read(FILES[18])
+        wait_until(lambda: ended(bench), WITHIN_S)
+        assert announcement.fetched == 2
+    assert bench.fetcher.stats().under_way == 0
+
+
+def test_what_failed_is_no_longer_ahead(bench: Bench) -> None:
+    bench.fails = True
+    with bench.fetcher.announce(announced(FILES[:1]), limit_bytes=SIZE) as announcement:
+        wait_until(lambda: ended(bench), WITHIN_S)
+    assert announcement.fetched == 0
+    assert FILES[0] not in bench.fetcher.unread
+    assert bench.fetcher.stats().files == 0
+
+
+def test_so_many_are_under_way_at_once(bench: Bench) -> None:
+    bench.holds = True
+    with bench.fetcher.announce(announced(), limit_bytes=1 << 30):
+        limit = bench.fetcher.stats().limit
+        bench.wait_for(limit)
+        assert bench.fetcher.stats().under_way == limit
+        bench.held.pop(0)(True, None)
+        bench.wait_for(limit + 1)
+        assert bench.fetcher.stats().under_way == limit
+
+
+def test_a_closed_announcement_fetches_no_more_and_forgets_what_is_unread(bench: Bench) -> None:
+    announcement = bench.fetcher.announce(announced(), limit_bytes=3 * SIZE)
+    bench.wait_for(3)
+    assert FILES[1] in bench.fetcher.unread
+    announcement.close()
+    announcement.close()
+    wait_until(lambda: ended(bench), WITHIN_S)
+    bench.read(*FILES[:3])
+    assert len(bench.fetched) == 3
+    assert FILES[1] not in bench.fetcher.unread
+
+
+def test_the_end_of_the_mount_ends_each_announcement(bench: Bench) -> None:
+    for files in (FILES[:10], FILES[10:]):
+        bench.fetcher.announce(announced(files), limit_bytes=SIZE)
+    bench.fetcher.shut_down()
+    wait_until(lambda: ended(bench), WITHIN_S)
+    assert len(bench.fetched) <= 2
+
+
+@pytest.mark.parametrize(("error", "is_said"), [(RuntimeError("no"), True), (Cancelled("the end"), False)])
+def test_an_order_that_breaks_off_costs_what_is_behind_it_alone(
+    bench: Bench, caplog: pytest.LogCaptureFixture, error: Exception, is_said: bool
+) -> None:
+    def broken() -> Iterator[tuple[str, str, int]]:
+        yield from announced(FILES[:2])
+        raise error
+
+    with bench.fetcher.announce(broken(), limit_bytes=1 << 30):
+        wait_until(lambda: ended(bench), WITHIN_S)
+    assert bench.fetched == FILES[:2]
+    assert ("cannot be fetched" in caplog.text) == is_said
