@@ -66,6 +66,7 @@ class Settings:
     metadata_ttl_s: float
     cache_dir: Path | None
     cache_size_bytes: int | None
+    cache_min_free_bytes: int | None
     no_cache: bool
     read_mode: str
     jobs: int
@@ -267,6 +268,13 @@ SETTINGS: tuple[Setting, ...] = (
         "Most bytes of cached blocks, as 20G or 50% [20G, or half of the free disk].",
         parse_part,
     ),
+    Setting(
+        "cache_min_free",
+        None,
+        "What the cache leaves free of its disk, as 2G or 5% [a tenth of it, at most 5G].",
+        parse_part,
+        "LIGHTLYFS_CACHE_MIN_FREE",
+    ),
     Setting("no_cache", "off", "Keep nothing on disk after the mount ends.", parse_switch),
     Setting(
         "read_mode",
@@ -381,6 +389,7 @@ BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in SETTINGS}
 _FIELD_OF = {
     "metadata_ttl": "metadata_ttl_s",
     "cache_size": "cache_size_bytes",
+    "cache_min_free": "cache_min_free_bytes",
     "read_ahead_limit": "read_ahead_limit_bytes",
     "memory_target": "memory_target_bytes",
 }
@@ -402,9 +411,10 @@ def resolve(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Sett
         if values[name] and (values["read_only"] or values["tag"]):
             other = "--read-only" if values["read_only"] else "--tag, which is read-only"
             raise SettingsError(f"{BY_NAME[name].flag} contradicts {other}; leave one of them out")
+    for name in ("cache_size_bytes", "cache_min_free_bytes"):
+        if isinstance(share := values[name], Share):
+            values[name] = share.of_disk_with(values["cache_dir"] or Path.home())
     size = values["cache_size_bytes"]
-    if isinstance(size, Share):
-        size = values["cache_size_bytes"] = size.of_disk_with(values["cache_dir"] or Path.home())
     if size is not None and size < LEAST_CACHE_BYTES and not environ.get(_SMALL_CACHE):
         raise SettingsError(f"--cache-size is {flags.get('cache_size')!r}; expected 64M or more")
     # a new sample is in no tag, so a file that is written there would vanish

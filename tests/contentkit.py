@@ -252,7 +252,7 @@ class Content:
         self.certain: list[bool] = []
         self.resolved: list[str] = []
         self.on_facts: Callable[[ContentId], None] = self.facts.append
-        self.cache = BlockCache(directory, CacheConfig(budget_bytes, min_free_share=0.0), locks=locks)
+        self.cache = BlockCache(directory, CacheConfig(budget_bytes, min_free_bytes=0), locks=locks)
         self.fetcher = Fetcher(
             ReadUrls(self._resolve, wall_clock=self.clock),
             self.storage,

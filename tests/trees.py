@@ -148,6 +148,7 @@ def environment(server: LocalServer, cache: Path) -> dict[str, str]:
         "XDG_CACHE_HOME": str(cache),
         "XDG_CONFIG_HOME": str(cache / "config"),
         "LIGHTLYFS_SMALL_CACHE": "1",
+        "LIGHTLYFS_CACHE_MIN_FREE": "64M",  # whatever else fills the disk of the machine
         "XDG_STATE_HOME": str(cache / "state"),
         "XDG_RUNTIME_DIR": str(runtime),
     }

@@ -25,7 +25,7 @@ from lightlyfs.app.sharing import DirectoryWatch, listing_turn, opening, renewin
 from lightlyfs.app.uploading import Uploads
 from lightlyfs.blocks import BLOCK_BYTES, NO_OBJECT
 from lightlyfs.cache.block_cache import BlockCache
-from lightlyfs.cache.block_files import CacheConfig, bytes_beside, default_budget, shed
+from lightlyfs.cache.block_files import CacheConfig, bytes_beside, default_budget, free_bytes, shed
 from lightlyfs.cache.fetch_once import FetchOnce
 from lightlyfs.catalog.entries import Changes, SampleEntry
 from lightlyfs.catalog.freshness import Freshness, FreshnessConfig
@@ -55,7 +55,7 @@ from lightlyfs.fs.patience import Patience
 from lightlyfs.fs.samples import FilesBelow, Samples, known_content
 from lightlyfs.fs.views import ExtendedAttributes, Views, ViewSources
 from lightlyfs.fs.warming import Warming, WarmingParts
-from lightlyfs.settings import Settings
+from lightlyfs.settings import LEAST_CACHE_BYTES, Settings
 from lightlyfs.staging.image_facts import FactsPool
 from lightlyfs.staging.local_files import LocalFile
 
@@ -359,8 +359,17 @@ class Dataset:
 
     def _make_cache(self, kernel: Kernel) -> BlockCache:
         path = self.place.path
-        config = CacheConfig(self._budget(), max_open_files=open_files_limit(kernel))
-        return BlockCache(path, config, locks=self.place.locks, beside=partial(bytes_beside, path))
+        config = CacheConfig(self._budget(), self.settings.cache_min_free_bytes, open_files_limit(kernel))
+        cache = BlockCache(path, config, locks=self.place.locks, beside=partial(bytes_beside, path))
+        if cache.room.limit < min(config.budget_bytes, LEAST_CACHE_BYTES):
+            free = free_bytes(path) >> 20
+            log.warning(
+                "the disk of %s is nearly full (%d MiB free): next to nothing is cached, and each read is a "
+                "download; choose another with --cache-dir, or see --cache-min-free",
+                path,
+                free,
+            )
+        return cache
 
     def _make_reader(self) -> Reader:
         # what reads and uploads find out about the storage is common to them

@@ -108,7 +108,7 @@ class BlockCache:
     def stats(self) -> CacheStats:
         """Counters since the mount began, and what is kept now, also by other processes."""
         self._write_index()
-        kept = self._index.bytes, self._config.budget_bytes
+        kept = self._index.bytes, self._config.budget_bytes, self.room.limit
         return CacheStats(*kept, self._hits, self._misses, self._errors, self.room.evicted)
 
     def has(self, content: ContentId, span: Span) -> bool:

@@ -310,35 +310,45 @@ class Room:
         except OSError as error:
             self._on_error(error)
             return
-        spare = (disk.f_bavail - disk.f_blocks * self._config.min_free_share) * disk.f_frsize
+        kept_free = self._config.min_free_bytes
+        if kept_free is None:
+            kept_free = default_min_free(disk.f_blocks * disk.f_frsize)
+        spare = disk.f_bavail * disk.f_frsize - kept_free
         budget = self._config.budget_bytes
         # what is beside the blocks counts, but a catalogue larger than the budget does not end all caching
         mine = max(budget - self._beside(), int(budget * _LEAST_SHARE))
-        self.limit = max(0, min(mine, int(self._index.bytes + spare)))
+        self.limit = max(0, min(mine, self._index.bytes + spare))
 
 
-# the disk must keep this share free
-MIN_FREE_SHARE = 0.1
+# of the disk, unless something else is asked for
+_MIN_FREE_SHARE = 10
+_MOST_MIN_FREE_BYTES = 5 << 30
+
+
+def default_min_free(disk_bytes: int) -> int:
+    """How much of a disk the cache leaves free: a tenth, at most 5 GiB."""
+    return min(disk_bytes // _MIN_FREE_SHARE, _MOST_MIN_FREE_BYTES)
 
 
 @dataclass(frozen=True)
 class CacheConfig:
     """Limits of the block cache; `budget_bytes` counts the bytes of blocks, and of the files beside them.
 
-    The cache shrinks below its budget rather than leave less than `min_free_share` of the disk free. Up to
-    `max_open_files` contents are kept open; each can then be read without an open.
+    The cache shrinks below its budget rather than leave less than `min_free_bytes` of the disk free; None is
+    `default_min_free`. Up to `max_open_files` contents are kept open; each can then be read without an open.
     """
 
     budget_bytes: int = 20 << 30
-    min_free_share: float = MIN_FREE_SHARE
+    min_free_bytes: int | None = None
     max_open_files: int = 512
 
 
 class CacheStats(NamedTuple):
-    """Counters since the mount began, and what is kept now."""
+    """Counters since the mount began, and what is kept now; the limit is the budget, less on a full disk."""
 
     bytes: int
     budget_bytes: int
+    limit_bytes: int
     hits: int
     misses: int
     errors: int
@@ -359,7 +369,5 @@ def bytes_beside(directory: Path) -> int:
 
 
 def default_budget(directory: Path) -> int:
-    """20 GiB, or half of what is free where that is less, always leaving a tenth of the disk."""
-    disk = os.statvfs(directory)
-    free, total = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
-    return max(0, min(20 << 30, free // 2, free - int(total * MIN_FREE_SHARE)))
+    """20 GiB, or half of what is free where that is less."""
+    return min(20 << 30, free_bytes(directory) // 2)

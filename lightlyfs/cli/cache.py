@@ -292,9 +292,8 @@ class _Run:
         click.echo(f"{counted(plan['files'], 'file')}, {size_text(plan['bytes'])}; {cached}")
         if plan["bytes"] > plan["budget_bytes"]:
             budget = size_text(plan["budget_bytes"])
-            click.echo(
-                f"lightlyfs: the cache holds {budget}, less than all of them: see --cache-size", err=True
-            )
+            said = f"lightlyfs: the cache holds {budget}, less than all of them"
+            click.echo(f"{said}: see --cache-size and --cache-min-free", err=True)
 
     def _tell_progress(self, progress: dict[str, int], plan: dict[str, int]) -> None:
         now = time.monotonic()

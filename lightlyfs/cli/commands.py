@@ -327,8 +327,13 @@ def _cache_lines(cache: dict[str, Any]) -> list[str]:
     kept = cache["bytes"] + cache.get("beside_bytes", 0)
     shared = ", shared with another process" if cache["shared"] else ""
     line = f"{size_text(kept)} of {size_text(cache['budget_bytes'])} in {cache['directory']}{shared}"
-    why = cache.get("why_there")
-    return [line, why] if why else [line]
+    lines = [line]
+    if cache.get("limit_bytes", cache["budget_bytes"]) < cache["budget_bytes"] // 2:
+        limit = size_text(cache["limit_bytes"])
+        lines.append(f"its disk is nearly full: at most {limit} are kept; see --cache-min-free")
+    if why := cache.get("why_there"):
+        lines.append(why)
+    return lines
 
 
 def _uploads_lines(answer: dict[str, Any]) -> list[str]:

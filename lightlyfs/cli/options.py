@@ -44,7 +44,16 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "Cache",
-        ("cache_dir", "cache_size", "no_cache", "jobs", "read_ahead", "read_ahead_limit", "memory_target"),
+        (
+            "cache_dir",
+            "cache_size",
+            "cache_min_free",
+            "no_cache",
+            "jobs",
+            "read_ahead",
+            "read_ahead_limit",
+            "memory_target",
+        ),
     ),
     ("Writing", ("read_only", "upload", "allow_overwrite", "write_back", "sole_writer", "s3_sse_kms_key")),
     ("Permissions", ("uid", "gid", "umask", "allow_other")),
@@ -222,9 +231,8 @@ def _metavar(name: str) -> str:
     row = BY_NAME[name]
     if row.choices:
         return "|".join(row.choices)
-    return {"metadata_ttl": "SECONDS", "cache_size": "SIZE", "jobs": "N", "page_size": "N"}.get(
-        name, name.rpartition("_")[2].upper()
-    )
+    words = {"metadata_ttl": "SECONDS", "cache_min_free": "SIZE", "jobs": "N", "page_size": "N"}
+    return words.get(name, name.rpartition("_")[2].upper())
 
 
 @click.group(cls=CommandGroup)

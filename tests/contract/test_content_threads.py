@@ -194,7 +194,7 @@ def test_threads_that_read_everything_everywhere_get_the_true_bytes_from_a_small
 
 
 def test_writers_together_keep_the_budget_and_the_count(tmp_path: Path) -> None:
-    cache = BlockCache(tmp_path, CacheConfig(3 * MIB, 0.0))
+    cache = BlockCache(tmp_path, CacheConfig(3 * MIB, 0))
 
     def write(number: int) -> None:
         for step in range(40):

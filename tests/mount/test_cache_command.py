@@ -49,6 +49,17 @@ def cached(tree: MountedTree, path: str) -> dict[str, int]:
     return dict(row)
 
 
+def test_a_mount_on_a_nearly_full_disk_says_that_nothing_is_cached(
+    served: LocalServer, tmp_path: Path
+) -> None:
+    with mounted(served, tmp_path, "3", "--read-only", "--cache-min-free", "100%") as tree:
+        assert "next to nothing is cached" in (tmp_path / "mount.log").read_text()
+        for _ in range(2):
+            assert {name: tree.read(name) for name in FILES} == FILES
+        told = run(tree, "status", str(tree.mountpoint)).stdout
+        assert "its disk is nearly full: at most 0 bytes are kept; see --cache-min-free" in told
+
+
 def test_a_pinned_folder_is_never_evicted(tree: MountedTree, served: LocalServer) -> None:
     told = run(tree, "cache", "pin", str(tree.mountpoint / "a"))
     assert "20 files pinned" in told.stdout

@@ -60,6 +60,8 @@ def test_a_flag_beats_a_variable_and_a_variable_beats_the_default() -> None:
         ("cache_size", "20G", "cache_size_bytes", 20 << 30),
         ("cache_size", "512 MiB", "cache_size_bytes", 512 << 20),
         ("cache_size", "1.5t", "cache_size_bytes", 3 << 39),
+        ("cache_min_free", "2G", "cache_min_free_bytes", 2 << 30),
+        ("cache_min_free", "0", "cache_min_free_bytes", 0),
         ("metadata_ttl", "5m", "metadata_ttl_s", 300.0),
         ("metadata_ttl", "1h30m", "metadata_ttl_s", 5_400.0),
         ("metadata_ttl", "1h 30min 5s", "metadata_ttl_s", 5_405.0),

@@ -16,15 +16,15 @@ from contentkit import MIB, NOISE, recorded_bytes, sample_id
 
 from lightlyfs.blocks import BLOCK_BYTES, ContentId, Span, block_count, block_of
 from lightlyfs.cache.block_cache import BlockCache, Overflow
-from lightlyfs.cache.block_files import CacheConfig, CachedFile, default_budget
+from lightlyfs.cache.block_files import CacheConfig, CachedFile
 
 SMALL = ContentId(sample_id(1), "ev1", 100_000)
 LARGE = ContentId(sample_id(2), "ev1", 3 * MIB + 5)
 
 
 def make(directory: Path, budget: int = 1 << 30, **options: Any) -> BlockCache:
-    limits = {name: options.pop(name) for name in ("min_free_share", "max_open_files") if name in options}
-    return BlockCache(directory, CacheConfig(budget, **{"min_free_share": 0.0, **limits}), **options)
+    limits = {name: options.pop(name) for name in ("min_free_bytes", "max_open_files") if name in options}
+    return BlockCache(directory, CacheConfig(budget, **{"min_free_bytes": 0, **limits}), **options)
 
 
 def fill(cache: BlockCache, content: ContentId) -> None:
@@ -314,7 +314,7 @@ def disk(total: int, free: int) -> Any:
 
 def test_the_cache_shrinks_rather_than_fill_the_disk(tmp_path: Path) -> None:
     free = [500_000_000]
-    cache = make(tmp_path, min_free_share=0.1, statvfs=lambda path: disk(1_000_000_000, free[0]))
+    cache = make(tmp_path, min_free_bytes=None, statvfs=lambda path: disk(1_000_000_000, free[0]))
     for number in range(3):
         fill(cache, numbered(number, 4 * MIB))
     assert cache.stats().bytes == 12 * MIB
@@ -351,7 +351,7 @@ def test_what_may_be_fetched_ahead_is_a_part_of_the_budget(tmp_path: Path, budge
 
 
 def test_on_a_full_disk_nothing_is_kept_but_the_last_blocks_in_memory(tmp_path: Path) -> None:
-    cache = make(tmp_path, min_free_share=0.1, statvfs=lambda path: disk(1_000_000, 10))
+    cache = make(tmp_path, min_free_bytes=None, statvfs=lambda path: disk(1_000_000, 10))
     fill(cache, LARGE)
 
     assert on_disk(tmp_path) == 0
@@ -526,19 +526,6 @@ def test_files_that_were_used_longest_ago_make_way_for_a_descriptor(
     closed = [other for other in range(1, 5) if numbered(other).key() not in cache._open]
     assert closed == ([1, 2] if number == errno.EMFILE else [])
     assert cache.read(numbered(1), 0, 10) == NOISE[:10]
-
-
-def test_the_default_budget_leaves_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    gib = 1 << 30
-    for total, free, budget in [
-        (1000, 500, 20),
-        (100, 30, 15),
-        (100, 12, 2),
-        (100, 5, 0),
-        (10_000, 1_010, 10),
-    ]:
-        monkeypatch.setattr(os, "statvfs", lambda path, t=total, f=free: disk(t * gib, f * gib))
-        assert default_budget(Path("/")) == budget * gib
 
 
 def test_the_overflow_is_bounded_and_forgets_the_oldest() -> None:

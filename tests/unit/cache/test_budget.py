@@ -25,7 +25,7 @@ class Bench:
         directory: Path,
         budget: int = 1000,
         *,
-        min_free_share: float = 0.0,
+        min_free_bytes: int | None = 0,
         free: int = 1 << 40,
         total: int = 1 << 40,
         frame: int = 1,
@@ -39,7 +39,7 @@ class Bench:
         self.looks = 0
         self.room = Room(
             directory,
-            CacheConfig(budget, min_free_share),
+            CacheConfig(budget, min_free_bytes),
             self.index,
             SharedLocks.unshared(),
             self.remove,
@@ -69,7 +69,7 @@ class Bench:
 @pytest.mark.parametrize("frame", [1, 4096])
 def test_the_disk_keeps_a_share_of_itself(tmp_path: Path, frame: int) -> None:
     """A tenth of 10,000 stays free; what is kept already counts as free for us."""
-    bench = Bench(tmp_path, 1 << 40, min_free_share=0.1, free=1_500, total=10_000, frame=frame)
+    bench = Bench(tmp_path, 1 << 40, min_free_bytes=None, free=1_500, total=10_000, frame=frame)
     assert bench.room.limit == 500 * frame
     bench.add("a", length=300 * frame)
     bench.room.look()
@@ -80,6 +80,29 @@ def test_the_disk_keeps_a_share_of_itself(tmp_path: Path, frame: int) -> None:
     bench.free = 20_000
     bench.room.look()
     assert bench.room.limit == 19_300 * frame
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "limit"),
+    [(40, 30, 26), (40, 4, 0), (100, 12, 7), (1000, 30, 25), (10_000, 30, 25), (10_000, 5, 0)],
+)
+def test_of_a_large_disk_5_gib_stay_free(tmp_path: Path, total: int, free: int, limit: int) -> None:
+    """A disk of 10 TiB with 30 GiB free is full by its share, and has room for a cache."""
+    gib, frame = 1 << 30, 4096
+    bench = Bench(
+        tmp_path,
+        1 << 50,
+        min_free_bytes=None,
+        free=free * gib // frame,
+        total=total * gib // frame,
+        frame=frame,
+    )
+    assert bench.room.limit == limit * gib
+
+
+def test_what_stays_free_can_be_chosen(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, 1 << 40, min_free_bytes=200, free=1_500, total=10_000)
+    assert bench.room.limit == 1_300
 
 
 def test_a_disk_that_cannot_be_looked_at_changes_nothing(tmp_path: Path) -> None:
@@ -224,7 +247,7 @@ def test_the_files_beside_the_blocks_are_counted_by_the_disk_they_take(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("total", "free", "budget"), [(1000, 500, 20), (100, 30, 15), (100, 12, 2), (100, 5, 0)]
+    ("total", "free", "budget"), [(1000, 500, 20), (100, 30, 15), (100, 12, 6), (100, 0, 0)]
 )
 def test_the_default_budget_is_counted_in_bytes_whatever_the_disk_counts_in(
     monkeypatch: pytest.MonkeyPatch, total: int, free: int, budget: int

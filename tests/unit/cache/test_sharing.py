@@ -40,7 +40,7 @@ class Process:
         self.place = DatasetPlace(parent, DATASET)
         self.began_alone = self.place.alone
         self.cache = BlockCache(
-            self.place.path, CacheConfig(budget, min_free_share=0.0), locks=self.place.locks
+            self.place.path, CacheConfig(budget, min_free_bytes=0), locks=self.place.locks
         )
         self.place.share()
 
