@@ -361,7 +361,7 @@ class Dataset:
         path = self.place.path
         config = CacheConfig(self._budget(), self.settings.cache_min_free_bytes, open_files_limit(kernel))
         cache = BlockCache(path, config, locks=self.place.locks, beside=partial(bytes_beside, path))
-        if cache.room.limit < min(config.budget_bytes, LEAST_CACHE_BYTES):
+        if cache.room.is_held_down and cache.room.limit < LEAST_CACHE_BYTES:
             free = free_bytes(path) >> 20
             log.warning(
                 "the disk of %s is nearly full (%d MiB free): next to nothing is cached, and each read is a "

@@ -138,6 +138,7 @@ def status_of(parts: Dataset) -> dict[str, Any]:
             "why_there": places.elsewhere(parts.settings.cache_dir),
             "shared": parts.place.locks.has_company(),
             "beside_bytes": bytes_beside(parts.place.path),
+            "disk_nearly_full": parts.cache.room.is_held_down,
             **cache._asdict(),
         },
         "content": reader._asdict(),

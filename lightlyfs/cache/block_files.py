@@ -255,6 +255,11 @@ class Room:
         return disk.f_bavail * disk.f_frsize < _LOOK_EVERY_BYTES
 
     @property
+    def is_held_down(self) -> bool:
+        """Whether the disk, and not the budget, says how little is kept."""
+        return self.limit < max(1, int(self._config.budget_bytes * _LEAST_SHARE))
+
+    @property
     def is_over(self) -> bool:
         """Whether more is kept than may be."""
         return self._index.bytes > self.limit

@@ -328,7 +328,7 @@ def _cache_lines(cache: dict[str, Any]) -> list[str]:
     shared = ", shared with another process" if cache["shared"] else ""
     line = f"{size_text(kept)} of {size_text(cache['budget_bytes'])} in {cache['directory']}{shared}"
     lines = [line]
-    if cache.get("limit_bytes", cache["budget_bytes"]) < cache["budget_bytes"] // 2:
+    if cache.get("disk_nearly_full"):
         limit = size_text(cache["limit_bytes"])
         lines.append(f"its disk is nearly full: at most {limit} are kept; see --cache-min-free")
     if why := cache.get("why_there"):

@@ -40,10 +40,13 @@ from lightlyfs.kernel import binding
 from lightlyfs.kernel.binding import READ_AHEAD_BYTES, Library, MountOptions
 from lightlyfs.kernel.runner import Mount, block_signals, share_arenas, trim_memory
 from lightlyfs.mountpoints import mount_at
-from lightlyfs.places import SpoolPlace, elsewhere, lasting_name, socket_path
+from lightlyfs.places import SpoolPlace, cache_root, lasting_name, socket_path
 from lightlyfs.settings import SECRET_VARIABLES, Secrets, Settings, read_secrets, resolve
 
 log = logging.getLogger("lightlyfs")
+# its warnings, while it starts, are for whoever mounts
+_dataset_log = logging.getLogger(app.Dataset.__module__)
+_early_log = logging.handlers.MemoryHandler(1_000, logging.CRITICAL + 1)
 
 _DRAIN_STEP_S = 1.0
 # allocations between two runs of the cyclic garbage collector
@@ -67,8 +70,7 @@ def serve_mount(
     logging.basicConfig(level=settings.log_level.upper(), stream=sys.stderr)
     logging.getLogger().handlers[0].setFormatter(formatter(settings.log_format))
     if told >= 0:
-        # until the mount is usable, the waiting command reads one line, not a log
-        logging.getLogger().handlers[0].setLevel(logging.CRITICAL)
+        _log_later()
     code = 0
     try:
         _serve(source, mountpoint, settings, secrets, library, kernel_options, told)
@@ -78,12 +80,35 @@ def serve_mount(
         code = 1
     except Exception:
         log.exception("the mount failed")
-        tell("the mount failed, and this is a fault of lightlyfs; its log says where")
+        kept = _keep_early_log(settings) if told >= 0 else "its log"
+        tell(f"the mount failed, and this is a fault of lightlyfs; {kept} says where")
         code = 1
     logging.shutdown()
     sys.stderr.flush()
     # threads may sit in a request for up to a minute; everything that counts is written down by now
     os._exit(code)
+
+
+def _keep_early_log(settings: Settings) -> str:
+    """Write down what a mount logged that never became usable; returns where."""
+    if _early_log.target is None:
+        path = settings.log_file or cache_root(settings.cache_dir) / "mount.log"
+        _early_log.setTarget(file_handler(path, settings.log_format, ""))
+        _early_log.flush()
+        return str(path)
+    return "its log"
+
+
+def _log_later() -> None:
+    """Until a mount in the background is usable, its terminal gets what a person must know, not a log.
+
+    The log file, which is known later, gets all of it.
+    """
+    logging.getLogger().handlers[:] = [_early_log]
+    notes = logging.StreamHandler()
+    notes.setLevel(logging.WARNING)
+    notes.setFormatter(logging.Formatter("lightlyfs: %(message)s"))
+    _dataset_log.addHandler(notes)
 
 
 def _serve(
@@ -118,8 +143,6 @@ def _serve(
             memory=settings.memory,
         )
         mount = Mount(library, options, ownership)
-        if where := elsewhere(settings.cache_dir):
-            tell(where)
         if place.private_because:
             tell(f"{place.private_because}; this mount keeps a cache of its own")
         _tell_owed(settings, found.id, spool_place)
@@ -226,7 +249,11 @@ def _go_quiet(parts: app.Dataset, dataset: str) -> None:
     """Leave the terminal: from here on only the log file is written."""
     path = parts.settings.log_file or parts.place.path / "mount.log"
     root = logging.getLogger()
-    root.handlers[:] = [file_handler(path, parts.settings.log_format, dataset), parts.recent_log]
+    file = file_handler(path, parts.settings.log_format, dataset)
+    root.handlers[:] = [file, parts.recent_log]
+    _dataset_log.handlers.clear()
+    _early_log.setTarget(file)
+    _early_log.flush()
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)

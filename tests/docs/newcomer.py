@@ -86,6 +86,7 @@ class Newcomer:
         }
         if borrow:
             self.environ |= {"PIP_NO_DEPS": "1", "PIP_NO_COMPILE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+            self.environ["LIGHTLYFS_CACHE_MIN_FREE"] = "64M"  # whatever else fills the disk of the machine
         kept = [name for name in os.environ if name.startswith(("PIP_", "PYENV_")) or "CA_BUNDLE" in name]
         self.environ |= {name: os.environ[name] for name in [*kept, "SSL_CERT_FILE"] if name in os.environ}
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from trees import MountedTree, lightlyfs_here, mounted
+from trees import MountedTree, environment, lightlyfs, lightlyfs_here, mounted, need_fuse
 
 from lightlyfs.library import Mounted
 from lightlyfs.testing import LocalServer, ServerOptions
@@ -58,6 +58,42 @@ def test_a_mount_on_a_nearly_full_disk_says_that_nothing_is_cached(
             assert {name: tree.read(name) for name in FILES} == FILES
         told = run(tree, "status", str(tree.mountpoint)).stdout
         assert "its disk is nearly full: at most 0 bytes are kept; see --cache-min-free" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "told"),
+    [
+        (("--cache-min-free", "100%"), {}, "next to nothing is cached"),
+        ((), {"XDG_STATE_HOME": "/proc/none"}, "what is owed to the server is in "),
+    ],
+)
+def test_what_a_mount_in_the_background_warns_of_is_told_and_logged(
+    served: LocalServer, tmp_path: Path, words: tuple[str, ...], variables: dict[str, str], told: str
+) -> None:
+    need_fuse("3")
+    mountpoint, log = tmp_path / "mnt", tmp_path / "mount.log"
+    mountpoint.mkdir()
+    environ = environment(served, tmp_path / "cache") | {"TMPDIR": str(tmp_path)} | variables
+    done = lightlyfs(
+        "mount",
+        "held",
+        str(mountpoint),
+        "--cache-size",
+        BUDGET,
+        "--log-file",
+        str(log),
+        *words,
+        environ=environ,
+    )
+    try:
+        assert told in done.stderr
+        assert ("nothing is cached" in done.stderr) == bool(words)
+        assert "WARNING" not in done.stderr  # a line for a person, not one of a log
+        assert "WARNING [held]" in log.read_text()
+        assert told in log.read_text()
+        assert (mountpoint / "a/1.bin").read_bytes() == FILES["a/1.bin"]
+    finally:
+        lightlyfs("umount", str(mountpoint), environ=environ)
 
 
 def test_a_pinned_folder_is_never_evicted(tree: MountedTree, served: LocalServer) -> None:
