@@ -24,6 +24,7 @@ from typing import BinaryIO, NamedTuple
 
 from lightlyfs import database, places
 from lightlyfs.catalog import tables
+from lightlyfs.catalog.freshness import UNLISTED
 from lightlyfs.catalog.names import is_component, is_plain_component, split_path
 from lightlyfs.catalog.remote import MAX_BYTES, MAX_SECONDS, MIN_SECONDS, DatasetState
 from lightlyfs.catalog.tables import INDEX_OF, SCHEMA, SCHEMA_VERSION
@@ -49,6 +50,7 @@ def export_index(catalogue: Path, target: Path, dataset_id: str) -> int:
             db.execute("VACUUM INTO ?", (str(copy),))
         with contextlib.closing(database.open_file(copy, 0.0)) as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (INDEX_OF, dataset_id))
+            db.execute("DELETE FROM meta WHERE key = ?", (UNLISTED,))
             listed = db.execute("SELECT value FROM meta WHERE key = 'listed_at'").fetchone()
             (samples,) = db.execute("SELECT count(*) FROM sample").fetchone()
         if listed is None:

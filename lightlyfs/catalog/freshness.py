@@ -23,6 +23,9 @@ _LISTINGS_SHARE = 20
 # a value that is stored with the catalogue, by its key
 Stored = Callable[[str], str | None]
 
+# stored while a mount of this machine has changed what no listing shows yet
+UNLISTED = "unlisted"
+
 
 @dataclass(frozen=True)
 class FreshnessConfig:
@@ -51,7 +54,7 @@ class Freshness:
         self._wall_clock = wall_clock
         self._seen_check = stored("checked_at")
         self._seen_listing = stored("listed_at")
-        trusted = math.isinf(config.ttl_s) and self.is_listed
+        trusted = math.isinf(config.ttl_s) and self.is_listed and not stored(UNLISTED)
         self._checked_at = clock() if trusted else -math.inf
         self._full_at = clock() - _ago(self._seen_listing, wall_clock())
         self.listing_s = float(stored("listing_s") or 0)
@@ -82,7 +85,7 @@ class Freshness:
 
     def needs_listing(self) -> bool:
         """Return whether only a full listing can tell what is true."""
-        return math.isinf(self._full_at)
+        return math.isinf(self._full_at) or bool(self._stored(UNLISTED))
 
     def was_checked_elsewhere(self) -> bool:
         """Return whether another process checked recently, so that this one need not; after `hear`."""

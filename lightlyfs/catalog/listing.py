@@ -22,7 +22,7 @@ from concurrent.futures import CancelledError, Executor, Future
 from typing import Generic, NamedTuple, TypeVar
 
 from lightlyfs.catalog.entries import Changes, Row
-from lightlyfs.catalog.freshness import DEFAULT_PAGE_SIZE, FreshnessConfig
+from lightlyfs.catalog.freshness import DEFAULT_PAGE_SIZE, UNLISTED, FreshnessConfig
 from lightlyfs.catalog.listing_writer import ListingWriter
 from lightlyfs.catalog.remote import DatasetState, Remote, is_settled
 from lightlyfs.catalog.store import CatalogStore
@@ -377,6 +377,7 @@ class Lister:
                     "missing": str(max(0, record.samples - rows_listed)),
                     "listed_at": stamp(),
                     INDEX_OF: "",
+                    UNLISTED: "",
                 }
                 return _Listed(writer.commit(meta), after, lost)
             finally:

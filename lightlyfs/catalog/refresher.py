@@ -123,6 +123,11 @@ class Refresher:
                 lambda: self._complete or not self._check_queued or self._progress is not seen, seconds
             )
 
+    def wait_for_check(self, seconds: float) -> bool:
+        """Wait at most that long for the check or listing that is queued or under way; True if it ended."""
+        with self._state:
+            return self._state.wait_for(lambda: not self._check_queued, seconds)
+
     def check_soon(self) -> Future[None]:
         """Queue a check that begins after this call, and a listing if the check finds a change.
 

@@ -32,7 +32,7 @@ from lightlyfs.catalog.entries import (
     entry_of,
     true_name,
 )
-from lightlyfs.catalog.freshness import FreshnessConfig
+from lightlyfs.catalog.freshness import UNLISTED, FreshnessConfig
 from lightlyfs.catalog.known import RecentLookups, Reported
 from lightlyfs.catalog.names import join_name
 from lightlyfs.catalog.refresher import Refresher
@@ -151,6 +151,14 @@ class Catalog:
     def expect_changes(self) -> None:
         """Make a full listing due with the next access, because an answer contradicts the catalogue."""
         self.refresher.expect_changes()
+
+    def note_unlisted(self) -> None:
+        """Have the next mount list before it trusts the store: this one changed what no listing shows yet."""
+        try:
+            if not self._store.get_meta(UNLISTED):
+                self._store.set_meta({UNLISTED: "1"})
+        except sqlite3.Error as error:
+            log.warning("the next mount may show for a moment what was before: %s", error)
 
     def wake(self) -> None:
         """Look soon at what other processes wrote, and write down what storage reported."""

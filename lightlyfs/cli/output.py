@@ -14,12 +14,24 @@ from lightlyfs.kernel.runner import STOP_SIGNALS
 
 # without a terminal a line of progress is worth printing this often
 _LINE_EVERY_S = 5.0
+# how long a mount waits for the check of the names that it has
+_CHECK_S = 2.0
 
 
 def wait_for_listing(parts: Dataset, found: FoundDataset, *, no_wait: bool) -> None:
-    """Wait until the samples are listed, showing how far it is; StartError where that fails."""
+    """Wait until the samples are listed, showing how far it is; StartError where that fails.
+
+    Names of an earlier listing will do where they cannot be checked, or not soon.
+    """
     refresher = parts.catalog.refresher
-    if refresher.complete or no_wait:
+    if no_wait:
+        return
+    if refresher.complete:
+        refresher.touch()
+        end = time.monotonic() + _CHECK_S
+        while refresher.active and refresher.error is None and time.monotonic() < end:
+            _stop_if_asked()
+            refresher.wait_for_check(0.05)
         return
     next_line = time.monotonic() + _LINE_EVERY_S
     with _Line(found.name) as line:

@@ -230,6 +230,8 @@ class Completion:
             if file.record.hidden:
                 self._forget((record.path,))
             return
+        if not record.replaces:
+            self._catalog.note_unlisted()
         self._leave_to_catalogue(file)
         self._local.touch()
 
@@ -247,12 +249,19 @@ class Completion:
                 self._leave_to_catalogue(file, ask=self._clock() - file.uploaded_at > _ASK_AFTER_S)
             else:
                 self._give_way(file)
+        if self._renamed or any(self._is_unlisted(file) for file in files):
+            self._catalog.note_unlisted()
+
+    def _is_unlisted(self, file: LocalFile) -> bool:
+        sample_id = file.record.sample_id
+        return file.uploaded and sample_id is not None and self._catalog.by_id(sample_id) is None
 
     # renames of samples
 
     def note_renamed(self, old: str, new: str, entry: SampleEntry) -> None:
         """Show a sample, with `entry` as its entry there, at a new path until a listing does."""
         self._names.renamed.note(old, new, entry)
+        self._catalog.note_unlisted()
         try:
             listed = self._catalog.by_id(entry.sample_id)
             noted = Renamed(entry.sample_id, old if listed is None else listed[0], new, int(time.time()))

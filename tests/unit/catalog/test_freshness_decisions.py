@@ -7,7 +7,7 @@ import math
 import pytest
 from contentkit import Clock
 
-from lightlyfs.catalog.freshness import Freshness, FreshnessConfig
+from lightlyfs.catalog.freshness import UNLISTED, Freshness, FreshnessConfig
 
 
 def made(stored: dict[str, str], ttl_s: float = 60.0) -> tuple[Freshness, Clock]:
@@ -184,6 +184,19 @@ def test_what_was_checked_and_listed_is_stored_for_other_processes() -> None:
     assert not mine.is_due()
     clock.sleep(50)
     assert mine.is_due()
+
+
+@pytest.mark.parametrize("ttl_s", [60.0, math.inf])
+def test_what_this_machine_changed_since_has_to_be_listed(ttl_s: float) -> None:
+    clock = Clock()
+    stored = {"listed_at": str(clock()), "checked_at": str(clock()), UNLISTED: "1"}
+    freshness = Freshness(FreshnessConfig(ttl_s), stored.get, clock=clock, wall_clock=clock)
+    assert freshness.is_listed
+    assert freshness.is_due()
+    assert freshness.needs_listing()
+    assert not freshness.was_checked_elsewhere()
+    stored[UNLISTED] = ""
+    assert not freshness.needs_listing()
 
 
 def test_a_clock_that_was_set_back_makes_nothing_younger_than_now() -> None:
