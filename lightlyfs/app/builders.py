@@ -35,7 +35,7 @@ from lightlyfs.fs.views import Views
 from lightlyfs.name_rules import ShownRules
 from lightlyfs.places import DatasetPlace
 from lightlyfs.settings import Settings
-from lightlyfs.staging.image_facts import FactsPool
+from lightlyfs.staging.facts_process import FactsPool
 
 # samples looked up at once
 _PAGE = 128

@@ -56,7 +56,7 @@ from lightlyfs.fs.samples import FilesBelow, Samples, known_content
 from lightlyfs.fs.views import ExtendedAttributes, Views, ViewSources
 from lightlyfs.fs.warming import Warming, WarmingParts
 from lightlyfs.settings import LEAST_CACHE_BYTES, Settings
-from lightlyfs.staging.image_facts import FactsPool
+from lightlyfs.staging.facts_process import FactsPool
 from lightlyfs.staging.local_files import LocalFile
 
 log = logging.getLogger(__name__)

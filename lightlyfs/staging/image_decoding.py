@@ -14,10 +14,9 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from operator import mul
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from PIL import ExifTags, Image, ImageChops, ImageFilter, ImageMath
 
@@ -28,24 +27,23 @@ _LAPLACIAN = ImageFilter.Kernel((3, 3), (-1, -1, -1, -1, 8, -1, -1, -1, -1), 1, 
 _STRIP_PIXELS = 1 << 17
 
 
-@dataclass(frozen=True, slots=True)
-class Moments:
+class Moments(NamedTuple):
     """How many levels there are, their sum and that of their squares: exact, whatever their number."""
 
-    count: int
+    levels: int
     total: int
     squares: int
 
     @property
     def mean(self) -> float:
         """The mean level."""
-        return self.total / self.count
+        return self.total / self.levels
 
     @property
     def std(self) -> float:
         """The standard deviation of the levels."""
         # exact integers first: the difference of two large floats would lose the small variances
-        return math.sqrt((self.squares * self.count - self.total**2) / self.count**2)
+        return math.sqrt((self.squares * self.levels - self.total**2) / self.levels**2)
 
 
 def moments_of(histogram: Sequence[int]) -> Moments:
@@ -77,7 +75,7 @@ def _histograms_of(plane: Image.Image) -> list[list[int]]:
 
 def added(parts: Iterable[Moments]) -> Moments:
     """Return the moments of several parts together."""
-    return Moments(*map(sum, zip(*((part.count, part.total, part.squares) for part in parts), strict=True)))
+    return Moments(*map(sum, zip(*((part.levels, part.total, part.squares) for part in parts), strict=True)))
 
 
 def described(
@@ -89,9 +87,9 @@ def described(
     return {
         "mean": [min(1.0, origin + channel.mean * step) for channel in channels],
         "std": [channel.std * step for channel in channels],
-        "sumOfValues": [channel.count * origin + channel.total * step for channel in channels],
+        "sumOfValues": [channel.levels * origin + channel.total * step for channel in channels],
         "sumOfSquares": [
-            channel.count * origin**2 + 2 * origin * step * channel.total + channel.squares * step**2
+            channel.levels * origin**2 + 2 * origin * step * channel.total + channel.squares * step**2
             for channel in channels
         ],
         "snr": (origin + everything.mean * step) / noise if noise else 0.0,
@@ -110,8 +108,7 @@ def statistics_of(image: Image.Image) -> dict[str, Any]:
     return described(channels, _edges_of(image).std, 1 / 255)
 
 
-@dataclass(frozen=True, slots=True)
-class Strip:
+class Strip(NamedTuple):
     """Some rows of an image: those from `top` to before `bottom`, between those that are `padded` around."""
 
     top: int
@@ -190,8 +187,7 @@ def statistics_and_small(image: Image.Image, pixels: int) -> tuple[dict[str, Any
     return described([added(everything)] * 3, sharpness, scale.step, scale.origin), small.picture(scale)
 
 
-@dataclass(frozen=True, slots=True)
-class _Scale:
+class _Scale(NamedTuple):
     """How the values of an image become levels, integers from 0; level n stands for `origin + n * step`."""
 
     origin: float
@@ -425,8 +421,8 @@ def _small(image: Image.Image) -> Image.Image:
 
 
 def _reduced(image: Image.Image) -> Image.Image:
-    # averaged to less than twice its size first, which is a fifth of the work for four times that
-    image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS), Image.Resampling.LANCZOS, reducing_gap=1.5)
+    # averaged to a quarter more than its size first: a fifth of the work, and no channel is off by two levels
+    image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS), Image.Resampling.LANCZOS, reducing_gap=1.25)
     return image
 
 

@@ -4,11 +4,9 @@ Files of a fixed list of raster formats count as images, recognized by their fir
 passed to a decoder. `shape` is the shape as decoded, without the EXIF orientation; the thumbnail has the
 orientation applied. An image with too many pixels has only its shape. The size in bytes is the file's.
 
-Images are decoded in separate processes, so that none can crash the mount or use its permissions. Such a
-process has limits on memory and time, can write no file and, if the kernel supports it, has no network. One
-that crashes, hangs or exceeds its limits is replaced, and its file counts as no image. It runs this module as
-`python -m lightlyfs.staging.image_facts`. `image_decoding` opens a file and computes what is in it; a process
-that asks for no facts of an image imports neither that module nor Pillow.
+`facts_process` runs `serve` in processes of its own, so what is imported here costs each of them its start.
+`image_decoding` opens a file and computes what is in it; a process that asks for no facts of an image imports
+neither that module nor Pillow.
 """
 
 from __future__ import annotations
@@ -16,24 +14,13 @@ from __future__ import annotations
 import base64
 import ctypes
 import json
-import logging
 import os
-import queue
 import resource
 import select
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from lightlyfs.cores import all_cores
-from lightlyfs.errors import MalformedAnswer
-
-log = logging.getLogger(__name__)
+from typing import Any, NamedTuple
 
 # above this only the header is used: decoded it would take 200 MB and more
 MAX_PIXELS = 64_000_000
@@ -58,8 +45,7 @@ _FORMATS_BY_BRAND = {b"avif": "AVIF", b"avis": "AVIF", b"mif1": "AVIF", b"msf1":
 )
 
 
-@dataclass(frozen=True)
-class ImageFacts:
+class ImageFacts(NamedTuple):
     """Facts of one file; `meta` and `exif` as the API takes them, `thumbnail` WebP or None.
 
     A file that is no image has its size in `meta` and nothing else.
@@ -167,8 +153,6 @@ def _shape_of_webp(head: bytes) -> list[int] | None:
 
 # enough for the largest image that is decoded, with its copies
 MAX_MEMORY_BYTES = 1500 << 20
-MAX_SECONDS = 30.0
-MAX_PROCESSES = 4
 # what Pillow keeps for the next image, in blocks of 16 MB: those of one of 12 megapixels
 _KEPT_BLOCKS = 5
 _IDLE_MS = 1000
@@ -177,120 +161,6 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 32 << 20
 # linux/sched.h
 _CLONE_NEWNET, _CLONE_NEWUSER = 0x40000000, 0x10000000
-
-
-class FactsPool:
-    """Computes facts in a few processes, started as they are needed; any thread may call."""
-
-    def __init__(self, processes: int | None = None) -> None:
-        count = processes or min(MAX_PROCESSES, os.cpu_count() or 1)
-        # last in, first out: where one keeps up, the others are never started
-        self._idle: queue.LifoQueue[_FactsProcess] = queue.LifoQueue()
-        self._all = [_FactsProcess() for _ in range(count)]
-        for process in self._all:
-            self._idle.put(process)
-
-    def facts_of(self, path: Path) -> ImageFacts:
-        """Return the facts of a file; those of no image where they cannot be computed within the limits.
-
-        A file that does not even begin as an image costs no process a question.
-        """
-        if not _may_be_image(path):
-            return no_image(os.stat(path).st_size)
-        process = self._idle.get()
-        try:
-            return ImageFacts.from_json(process.ask(str(path)))
-        except (OSError, ValueError, KeyError) as error:
-            log.warning("the facts of an image could not be computed, so it goes without: %s", error)
-            process.stop()
-        finally:
-            self._idle.put(process)
-        return no_image(os.stat(path).st_size)
-
-    def png_of(self, picture: bytes, side_pixels: int) -> bytes:
-        """Return a picture as a PNG of at most so many pixels a side; MalformedAnswer where it is none."""
-        process = self._idle.get()
-        descriptor = os.memfd_create("picture", os.MFD_CLOEXEC)
-        try:
-            with open(descriptor, "wb", closefd=False) as file:
-                file.write(picture)
-            path = f"/proc/{os.getpid()}/fd/{descriptor}"
-            answer = process.ask({"picture": path, "side": side_pixels})
-            if "png" in answer:
-                return base64.b64decode(answer["png"])
-            raise MalformedAnswer(f"the thumbnail is not a picture: {answer.get('error')}")
-        except (OSError, ValueError, KeyError) as error:
-            process.stop()
-            raise MalformedAnswer(f"the thumbnail could not be decoded: {error}") from error
-        finally:
-            os.close(descriptor)
-            self._idle.put(process)
-
-    def close(self) -> None:
-        """End the processes; a call under way gets the facts of no image."""
-        for process in self._all:
-            process.stop()
-
-
-def _may_be_image(path: Path) -> bool:
-    try:
-        return looks_like_image(path)
-    except OSError:
-        return False  # nor could the process read it
-
-
-class _FactsProcess:
-    """One process, used by one thread at a time."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def ask(self, question: object) -> dict[str, Any]:
-        """Send a question, wait for the answer; OSError or ValueError where there is no good one."""
-        process = self._running()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps(question).encode() + b"\n")
-        process.stdin.flush()
-        poll = select.poll()  # not `select`, which knows 1,024 descriptors only
-        poll.register(process.stdout, select.POLLIN)
-        if not poll.poll(MAX_SECONDS * 1000):
-            raise OSError(f"no answer within {MAX_SECONDS:.0f} s")
-        line = process.stdout.readline()
-        if not line:
-            raise OSError("the process that computes them ended")
-        answer = json.loads(line)
-        if not isinstance(answer, dict):
-            raise ValueError("the answer is no object")
-        return answer
-
-    def stop(self) -> None:
-        """End the process; the next question starts another."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                try:
-                    stream.close()
-                except OSError:
-                    pass  # what it did not read any more
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
-            with all_cores():
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "lightlyfs.staging.image_facts"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    env={name: value for name, value in os.environ.items() if not name.endswith("_TOKEN")},
-                    start_new_session=True,
-                )
-        return self._process
 
 
 def serve() -> None:
@@ -353,7 +223,3 @@ def _lines(when_idle: Callable[[], None]) -> Iterator[bytes]:
         if not line:
             return
         yield line
-
-
-if __name__ == "__main__":
-    serve()

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from lightlyfs.staging.image_facts import FactsPool, facts_of
+from lightlyfs.staging.facts_process import FactsPool
+from lightlyfs.staging.image_facts import facts_of
 
 SECONDS = 3.0
 MIN_RUNS = 5

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from lightlyfs.errors import MalformedAnswer
-from lightlyfs.staging.image_facts import FactsPool
+from lightlyfs.staging.facts_process import FactsPool
 
 POSTSCRIPT = b"""%!PS-Adobe-3.0 EPSF-3.0
 %%BoundingBox: 0 0 10 10

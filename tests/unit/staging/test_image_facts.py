@@ -24,7 +24,7 @@ import pytest
 from PIL import Image, ImageChops, ImageFilter, ImageOps, ImageStat, TiffImagePlugin
 
 from lightlyfs.api.models import SampleMetaData
-from lightlyfs.staging import image_facts
+from lightlyfs.staging import facts_process, image_facts
 from lightlyfs.staging.image_facts import (
     MAX_EXIF_BYTES,
     ImageFacts,
@@ -385,7 +385,7 @@ def test_a_process_that_is_killed_or_hangs_costs_one_image_its_facts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = save(tmp_path / "x.png", Image.new("RGB", (20, 20)))
-    pool = image_facts.FactsPool(1)
+    pool = facts_process.FactsPool(1)
     try:
         assert pool.facts_of(path).thumbnail is not None
         (process,) = pool._all
@@ -395,7 +395,7 @@ def test_a_process_that_is_killed_or_hangs_costs_one_image_its_facts(
         assert pool.facts_of(path).thumbnail is not None
         assert process._process is not None
         os.kill(process._process.pid, signal.SIGSTOP)
-        monkeypatch.setattr(image_facts, "MAX_SECONDS", 0.1)
+        monkeypatch.setattr(facts_process, "MAX_SECONDS", 0.1)
         assert pool.facts_of(path).thumbnail is None
         monkeypatch.undo()
         assert pool.facts_of(path).thumbnail is not None
@@ -406,7 +406,7 @@ def test_a_process_that_is_killed_or_hangs_costs_one_image_its_facts(
 def test_an_image_as_large_as_any_that_is_decoded_costs_nobody_else(tmp_path: Path) -> None:
     large = save(tmp_path / "large.tiff", Image.new("F", (7_900, 8_000)))
     small = save(tmp_path / "small.png", Image.new("RGB", (20, 20)))
-    pool = image_facts.FactsPool(2)
+    pool = facts_process.FactsPool(2)
     try:
         with ThreadPoolExecutor(4) as threads:
             answers = list(threads.map(pool.facts_of, [large, small, small, small]))
@@ -784,8 +784,8 @@ def test_what_begins_as_no_image_is_not_asked_about(
 ) -> None:
     path = tmp_path / "x.jpg"
     path.write_bytes(data)
-    monkeypatch.setattr(image_facts.subprocess, "Popen", lambda *_, **__: pytest.fail("a process"))
-    pool = image_facts.FactsPool(1)
+    monkeypatch.setattr(facts_process.subprocess, "Popen", lambda *_, **__: pytest.fail("a process"))
+    pool = facts_process.FactsPool(1)
 
     assert not looks_like_image(path)
     assert pool.facts_of(path) == ImageFacts({"sizeInBytes": len(data)}, {}, None)
@@ -794,7 +794,7 @@ def test_what_begins_as_no_image_is_not_asked_about(
 
 def test_a_file_that_is_gone_is_an_error_of_the_pool_too(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        image_facts.FactsPool(1).facts_of(tmp_path / "none.jpg")
+        facts_process.FactsPool(1).facts_of(tmp_path / "none.jpg")
 
 
 def test_the_process_that_asks_does_not_load_pillow() -> None:
@@ -824,7 +824,7 @@ def test_an_answer_comes_where_more_descriptors_are_open_than_select_knows(tmp_p
         pytest.skip("the machine allows too few descriptors")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2_000), hard))
     taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1_100)]
-    pool = image_facts.FactsPool(1)
+    pool = facts_process.FactsPool(1)
     try:
         assert pool.facts_of(path).thumbnail is not None
     finally:
@@ -836,7 +836,7 @@ def test_an_answer_comes_where_more_descriptors_are_open_than_select_knows(tmp_p
 
 def test_several_files_have_their_facts_computed_at_once(tmp_path: Path) -> None:
     paths = [save(tmp_path / f"{n}.png", plain_picture("RGB", (50 + n, 40))) for n in range(12)]
-    pool = image_facts.FactsPool(2)
+    pool = facts_process.FactsPool(2)
     try:
         with ThreadPoolExecutor(4) as threads:
             answers = list(threads.map(pool.facts_of, paths))
