@@ -56,7 +56,7 @@ def main(directory: Path, threads: int, client: str) -> None:
 
     def download(sample_id: str) -> int:
         url = f"{SERVER}/v1/datasets/{DATASET}/samples/{sample_id}/readurl?type=full&token={TOKEN}"
-        return (directory / sample_id).write_bytes(get(json.loads(get(url))))
+        return (directory / f"{sample_id}.jpg").write_bytes(get(json.loads(get(url))))
 
     started = time.perf_counter()
     with ThreadPoolExecutor(threads) as executor:

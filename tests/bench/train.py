@@ -1,7 +1,8 @@
 """Epochs by data loaders: batches of 64, shuffled, cold and again, over 20 and 80 ms, 0, 2 and 8 workers.
 
 Ours (`lightlyfs.torch`, and the same over a mount) beside litData's raw files, torch's connector for S3 and
-rclone mount at its best flags, and a download of everything by 32 threads as the floor. All read one object
+rclone mount at its best flags, a download of everything by 32 threads, and a plain loader over what that
+left on the local disk. All read one object
 server (`object_server.py`); ours asks it for a URL first. Rates count from the first batch on, those of a
 whole epoch from its beginning: until a first batch is there, workers have read others. A peer that is
 not installed is left out, and so is all that needs torch without torch: `pip install '.[torch]' litdata
@@ -17,6 +18,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from harness import HERE, Bench, run_script
@@ -31,7 +33,8 @@ FILE_BYTES, BATCH, THREADS = 100_000, 64, 32
 FEW_BATCHES = 4
 DELAYS_S = (0.02, 0.08)
 WORKERS = (0, 2, 8)
-OURS, OURS_MOUNTED, RCLONE, DOWNLOAD = "lightlyfs.torch", "over the mount", "rclone mount", "download"
+OURS, OURS_MOUNTED, RCLONE = "lightlyfs.torch", "over the mount", "rclone mount"
+LOCAL, DOWNLOAD = "local disk", "download"
 PEERS = {"litdata": "litdata", "s3torch": "s3torchconnector"}
 
 
@@ -39,12 +42,14 @@ def run(bench: Bench) -> None:
     """Every loader, at each distance."""
     for delay_s in DELAYS_S:
         with served(bench, delay_s) as environ:
-            download(bench, environ, delay_s)
+            local = download(bench, environ, delay_s)
             if importlib.util.find_spec("torch") is None:
                 print("the loaders are left out: pip install '.[torch]'")
                 continue
             for workers in WORKERS:
                 loaders(bench, environ, delay_s, workers)
+                if delay_s == DELAYS_S[0]:  # no network, so no second distance
+                    note(bench, environ, Loader(LOCAL, "folder", f"{local}"), delay_s, workers)
 
 
 def loaders(bench: Bench, environ: dict[str, str], delay_s: float, workers: int) -> None:
@@ -56,6 +61,8 @@ def loaders(bench: Bench, environ: dict[str, str], delay_s: float, workers: int)
         place = f"s3://{BUCKET}/fake" if kind == "litdata" else f"s3://{BUCKET}/fake/"
         few = FEW_BATCHES * max(1, workers) if kind == "s3torch" else 0
         note(bench, environ, Loader(kind, kind, place, few), delay_s, workers)
+        if kind == "litdata":
+            note(bench, environ, Loader("litdata, files cached", kind, f"{place}?cached"), delay_s, workers)
     note(bench, environ, Loader(OURS, "ours", environ["LIGHTLY_DATASET_ID"]), delay_s, workers)
     with lightlyfs_mount(environ, bench.place("ours")) as mount:
         told = {**environ, **mount.environ()}
@@ -104,13 +111,14 @@ def note(bench: Bench, environ: dict[str, str], loader: Loader, delay_s: float, 
     bench.note(f"sent, {what}", loader.subject, sent / FILE_BYTES / files, "times")
 
 
-def download(bench: Bench, environ: dict[str, str], delay_s: float) -> None:
-    """Everything, before any of it is read."""
+def download(bench: Bench, environ: dict[str, str], delay_s: float) -> Path:
+    """Everything, before any of it is read; where it is then."""
     place = bench.place("downloaded")
     seconds, total = run_script("download.py", place, THREADS, "urllib3", environ=environ)
     if total != FILES * FILE_BYTES:
         raise SystemExit(f"downloaded {total} bytes, not {FILES * FILE_BYTES}")
     bench.note(f"all downloaded first, {delay_s * 1000:.0f} ms", DOWNLOAD, FILES / seconds, "files/s")
+    return place
 
 
 def stats(environ: dict[str, str]) -> dict[str, int]:
