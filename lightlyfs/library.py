@@ -45,6 +45,7 @@ class MountSettings(TypedDict, total=False):
     metadata_ttl: float | str
     cache_dir: str | os.PathLike[str]
     cache_size: int | str
+    cache_min_free: int | str
     no_cache: bool
     read_mode: str
     jobs: int
