@@ -92,6 +92,7 @@ def test_a_full_disk_costs_the_cache_and_no_byte(server: LocalServer, tmp_path: 
         environ = environment(server, tmp_path / "home") | {
             "XDG_CACHE_HOME": str(disk / "cache"),
             "XDG_STATE_HOME": str(disk / "state"),
+            "LIGHTLYFS_CACHE_MIN_FREE": "10%",  # what a disk of this size keeps free by default
         }
 
         def is_whole(tree: MountedTree) -> bool:
