@@ -1,7 +1,7 @@
 """Which bytes are meant: a sample in one version, its blocks and ranges. Pure.
 
 The version is what storage says (ETag, else Last-Modified, and always the size), so bytes of two versions
-can never share a cache key or a file handle.
+can never share a cache key or a file handle. Where it says nothing, the first bytes stand for the version.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from typing import NamedTuple
 
 # the etag of a sample that has no stored object: a version like any other, with no bytes
 NO_OBJECT = "none"
+# where storage names no version, so many first bytes stand for one: a probe brings them, and two images that
+# are compressed differ there
+VERSION_BYTES = 128 << 10
+_OF_BYTES = "b"
 
 _SAMPLE_ID = re.compile(r"[a-f0-9]{24}")
 
@@ -29,6 +33,11 @@ class ContentId(NamedTuple):
     def has_object(self) -> bool:
         """Whether the sample has bytes at all."""
         return self.etag != NO_OBJECT
+
+    @property
+    def is_named(self) -> bool:
+        """Whether storage named the version, so that each of its answers tells which one it is of."""
+        return bool(self.etag) and self.etag[:1] != _OF_BYTES
 
     def key(self) -> str:
         """A file name for this content: the id and 16 hex digits of the version."""
@@ -52,6 +61,11 @@ def etag_of(headers: Mapping[str, str]) -> str:
         return "e" + etag.removeprefix("W/").strip('"')
     modified = headers.get("last-modified", "").strip()
     return "m" + modified if modified else ""
+
+
+def etag_of_bytes(first: bytes | bytearray) -> str:
+    """The version of a content of which storage names none, by its first VERSION_BYTES or all of it."""
+    return _OF_BYTES + hashlib.blake2b(memoryview(first)[:VERSION_BYTES], digest_size=16).hexdigest()
 
 
 BLOCK_BYTES = 1 << 20  # the largest read the kernel sends, so most reads touch one or two blocks

@@ -18,12 +18,14 @@ from typing import NamedTuple, Protocol
 from lightlyfs.api.contract import StopTransfer, whole_number
 from lightlyfs.blocks import (
     BLOCK_BYTES,
+    VERSION_BYTES,
     ContentId,
     ContentRange,
     Span,
     block_count,
     block_length,
     etag_of,
+    etag_of_bytes,
     parse_content_range,
 )
 from lightlyfs.errors import ContentChanged, MalformedAnswer, ServerFault, ShortBody, TooLarge
@@ -69,6 +71,7 @@ class BlockSink:
         self._received = 0
         self._inflater: _Inflater | None = None
         self._etag = ""
+        self._unnamed: int | None = None  # the size of a content whose first bytes are to name its version
         self._wanted: Span | None = None
         self.actual: ContentId | None = None
         self.stopped = False
@@ -90,6 +93,8 @@ class BlockSink:
         if self._inflater is not None:
             chunk = self._inflater.inflate(chunk)
         self._buffer += chunk
+        if self._unnamed is not None and len(self._buffer) >= min(self._unnamed, VERSION_BYTES):
+            self._name_by_bytes()
         if self.actual is None:
             if len(self._buffer) > MAX_COLLECTED_BYTES:
                 raise TooLarge("storage sends a body of unannounced length that is over 256 MiB")
@@ -103,6 +108,8 @@ class BlockSink:
             return self.actual
         if self._inflater is not None:
             self._inflater.check_end()
+        if self._unnamed is not None:
+            raise ShortBody(f"storage sent {self._received} bytes of {self._end}")
         if self.actual is None:
             self._identify_at_end()
         assert self.actual is not None
@@ -134,7 +141,7 @@ class BlockSink:
         self._identify(total)
 
     def _whole(self, headers: Mapping[str, str]) -> None:
-        if not self._etag and headers.get("content-type", "").strip().lower().startswith("text/html"):
+        if not self._etag and is_web_page(headers):
             # storage names the version of what it sends; proxies and sign-in pages do not
             raise ServerFault("a web page came in the place of a sample", status=200)
         self._position = 0
@@ -158,6 +165,27 @@ class BlockSink:
         self._identify(total)
 
     def _identify(self, total: int) -> None:
+        """Note what the answer is of; where storage names no version, once its first bytes are here."""
+        if not self._etag:
+            known = self._expected
+            assert self._end is not None
+            tells = not self._position and self._end >= min(total, VERSION_BYTES) > 0
+            if known is not None and not known.is_named and not (tells and known.etag):
+                self._etag = known.etag  # a part tells nothing of its version
+            elif tells:
+                self._unnamed = total
+                if len(self._buffer) >= min(total, VERSION_BYTES):
+                    self._name_by_bytes()
+                return
+        self._settle(total)
+
+    def _name_by_bytes(self) -> None:
+        assert self._unnamed is not None
+        total, self._unnamed = self._unnamed, None
+        self._etag = etag_of_bytes(self._buffer)
+        self._settle(total)
+
+    def _settle(self, total: int) -> None:
         self.actual = ContentId(self._sample_id, self._etag, total)
         if self._expected is not None and self.actual != self._expected:
             raise ContentChanged("the stored object changed while it was being read")
@@ -202,6 +230,11 @@ class BlockSink:
         self._position += length
         if wanted:
             self._taker.block(index, data)
+
+
+def is_web_page(headers: Mapping[str, str]) -> bool:
+    """Return whether an answer says that it is a web page."""
+    return headers.get("content-type", "").strip().lower().startswith("text/html")
 
 
 def _is_part(answer: ContentRange | None, headers: Mapping[str, str]) -> bool:
@@ -287,11 +320,11 @@ class Known(NamedTuple):
         if said == before:
             return Doubt.NONE
         size = self.hint if before is None else before.size
-        if said.size == 0 and (size or (size is None and not said.etag)):
+        if said.size == 0 and (size or (size is None and not said.is_named)):
             return Doubt.LONG
-        if not said.etag and before is not None and before.etag:
+        if not said.is_named and before is not None and before.is_named:
             return Doubt.LONG
-        if not said.etag and said.size < (size or 0):
+        if not said.is_named and said.size < (size or 0):
             return Doubt.LONG if trust_hint else Doubt.SHORT
         if before is not None:
             # no storage gives one version two lengths

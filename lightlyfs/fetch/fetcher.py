@@ -21,10 +21,12 @@ from lightlyfs.blocks import (
     BLOCK_BYTES,
     NO_OBJECT,
     SMALL_FILE_BYTES,
+    VERSION_BYTES,
     ContentId,
     Span,
     byte_range,
     etag_of,
+    etag_of_bytes,
     parse_content_range,
     range_header,
 )
@@ -37,7 +39,7 @@ from lightlyfs.errors import (
     Retryable,
     ShortBody,
 )
-from lightlyfs.fetch.answers import BlockSink, BlockTaker, Doubt, Known, RangeUnusable
+from lightlyfs.fetch.answers import BlockSink, BlockTaker, Doubt, Known, RangeUnusable, is_web_page
 from lightlyfs.fetch.urls import ReadUrls
 from lightlyfs.readahead.within_file import HEAD_BYTES
 
@@ -119,7 +121,7 @@ class Fetcher:
         except OddAnswer:
             if admission.last is None or not admission.agree:
                 raise
-            if not admission.last.etag:
+            if not admission.last.is_named:
                 on_doubtful()
             admission.accept()
             content = self._fetch(sample_id, progress)
@@ -521,10 +523,10 @@ class _Fetch:
 def content_in(sample_id: str, answer: Response) -> ContentId | None:
     """Return which content an answer is of, where it is plainly all of it, or its first bytes.
 
-    None where something is odd: no version, no length, an encoding, another range than was asked for.
+    None where something is odd: no length, an encoding, another range than was asked for, a web page.
     """
     headers = answer.headers
-    if "content-encoding" in headers or not (etag := etag_of(headers)):
+    if "content-encoding" in headers:
         return None
     length = len(answer.body)
     if answer.status == 206 or "content-range" in headers:
@@ -534,4 +536,9 @@ def content_in(sample_id: str, answer: Response) -> ContentId | None:
         length = part.total
     elif "content-length" not in headers:
         return None
+    etag = etag_of(headers)
+    if not etag:
+        if is_web_page(headers) or len(answer.body) < min(length, VERSION_BYTES) or not length:
+            return None
+        etag = etag_of_bytes(answer.body)
     return ContentId(sample_id, etag, length)

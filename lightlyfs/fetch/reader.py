@@ -23,6 +23,7 @@ from lightlyfs.api.contract import Response
 from lightlyfs.blocks import (
     BLOCK_BYTES,
     SMALL_FILE_BYTES,
+    VERSION_BYTES,
     ContentId,
     Span,
     block_count,
@@ -145,7 +146,7 @@ class Reader:
             head.found.set_result(found)
             return head.found
         if known is not None and known.has_object and self._holds_start_of(known):
-            head.length = _CONFIRM_BYTES
+            head.length = _CONFIRM_BYTES if known.is_named else VERSION_BYTES
         elif for_reading:
             head.length = HEAD_BYTES if head_only else _head_length(size_hint)
         small = head.length in (SMALL_FILE_BYTES, HEAD_BYTES) and for_reading and size_hint is not None

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from lightlyfs.api.contract import StopTransfer
-from lightlyfs.blocks import BLOCK_BYTES, ContentId, Span
+from lightlyfs.blocks import BLOCK_BYTES, VERSION_BYTES, ContentId, Span, etag_of_bytes
 from lightlyfs.errors import ContentChanged, MalformedAnswer, ServerFault, ShortBody, TooLarge
 from lightlyfs.fetch.answers import MAX_COLLECTED_BYTES, BlockSink, RangeUnusable
 
@@ -93,6 +93,61 @@ def test_an_empty_body_that_says_what_it_is_is_an_empty_object(headers: dict[str
     sink.headers(200, headers)
     assert sink.finish().size == 0
     assert taken.announced == [(0, -1)]
+
+
+# where storage names no version
+
+
+def unnamed(start: int, end: int, total: int) -> dict[str, str]:
+    return {"content-range": f"bytes {start}-{end - 1}/{total}"}
+
+
+def test_without_a_version_the_first_bytes_are_one() -> None:
+    sink, taken = sink_of()
+    sink.headers(206, unnamed(0, len(BODY), len(BODY)))
+    sink.write(BODY[: VERSION_BYTES - 1])
+    assert (sink.actual, taken.announced) == (None, [])
+    sink.write(BODY[VERSION_BYTES - 1 : VERSION_BYTES])
+    named = ContentId("0" * 24, etag_of_bytes(BODY), len(BODY))
+    assert sink.actual == named
+    sink.write(BODY[VERSION_BYTES:])
+    assert sink.finish() == named
+    assert not named.is_named
+    assert taken.blocks == {0: BODY}
+
+
+def test_a_later_part_without_a_version_is_of_the_content_that_is_read() -> None:
+    content = ContentId("0" * 24, etag_of_bytes(BODY), 2 * BLOCK_BYTES)
+    sink, taken = sink_of(BLOCK_BYTES, content)
+    sink.headers(206, unnamed(BLOCK_BYTES, 2 * BLOCK_BYTES, 2 * BLOCK_BYTES))
+    sink.write(bytes(BLOCK_BYTES))
+    assert sink.finish() == content
+    assert list(taken.blocks) == [1]
+
+
+def test_other_first_bytes_of_the_same_length_are_another_version() -> None:
+    sink, taken = sink_of(0, ContentId("0" * 24, etag_of_bytes(BODY), len(BODY)))
+    sink.headers(206, unnamed(0, len(BODY), len(BODY)))
+    with pytest.raises(ContentChanged):
+        sink.write(bytes(len(BODY)))
+    assert taken.blocks == {}
+
+
+def test_a_part_too_short_to_name_a_version_is_taken_as_it_was_told() -> None:
+    content = ContentId("0" * 24, etag_of_bytes(BODY), len(BODY))
+    sink, _ = sink_of(0, content)
+    sink.headers(206, unnamed(0, 1, len(BODY)))
+    sink.write(BODY[:1])
+    assert sink.actual == content
+
+
+def test_a_body_that_ends_before_its_version_is_known_is_short() -> None:
+    sink, taken = sink_of()
+    sink.headers(200, {"content-length": "100"})
+    sink.write(BODY[:99])
+    with pytest.raises(ShortBody):
+        sink.finish()
+    assert taken.announced == []
 
 
 def test_what_is_missing_of_a_body_is_named() -> None:

@@ -13,7 +13,7 @@ from contentkit import MIB, NOISE, Content, Inline
 from lightlyfs.api.calls import Attempt
 from lightlyfs.api.contract import Request, Response, Timeouts
 from lightlyfs.api.retry import Retrier
-from lightlyfs.blocks import NO_OBJECT, ContentId, Span
+from lightlyfs.blocks import NO_OBJECT, ContentId, Span, etag_of_bytes
 from lightlyfs.errors import RequestError, ShortBody, TimedOut, Unreachable
 from lightlyfs.fetch.fetcher import MAX_BYTES_UNDER_WAY, FetchConfig, Fetcher, FirstTry, content_in
 from lightlyfs.fetch.reader import Reader
@@ -133,8 +133,7 @@ def test_a_known_url_is_not_asked_for(world: World) -> None:
         Response(429, {"retry-after": "1"}, b""),
         Response(503, {}, b""),
         Response(200, {"content-length": "0"}, b""),
-        Response(200, {"content-length": str(len(BODY))}, BODY),
-        storage_says(etag=""),
+        Response(200, {"content-length": str(len(BODY)), "content-type": "text/html; charset=utf-8"}, BODY),
         storage_says(**{"content-encoding": "gzip"}),
         storage_says(BODY[:10], total=10),
         Response(206, {"etag": '"v1"', "content-range": "bytes 5-20/99"}, BODY[:15]),
@@ -143,13 +142,22 @@ def test_a_known_url_is_not_asked_for(world: World) -> None:
     ids=str,
 )
 def test_whatever_is_odd_is_left_to_the_patient_way(world: World, answer: Outcome) -> None:
-    """A refusal, a cut, another length, no version: none of them is taken for the truth, nor shown."""
+    """A refusal, a cut, another length, a web page: none of them is taken for the truth, nor shown."""
     world.content.storage.put(A, BODY)
     found = world.ask()
     world.loop.answer(Response(200, {}, URL))
     world.loop.answer(answer)
     assert found.result(10).size == len(BODY)
     assert world.patient() != []
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-type": "image/jpeg"}], ids=["bare", "typed"])
+def test_an_object_without_a_version_is_named_by_its_bytes(world: World, headers: dict[str, str]) -> None:
+    found = world.ask()
+    world.loop.answer(Response(200, {}, URL))
+    world.loop.answer(Response(200, {"content-length": str(len(BODY)), **headers}, BODY))
+    assert found.result(0) == ContentId(A, etag_of_bytes(BODY), len(BODY))
+    assert world.patient() == []
 
 
 def test_a_refused_url_request_is_left_to_it_too(world: World) -> None:
@@ -358,7 +366,8 @@ def test_a_url_that_another_asks_for_is_waited_for(world: World) -> None:
         (206, {"content-range": "bytes 1-10/99"}, None),
         (206, {"content-length": "10"}, None),
         (200, {"content-length": "10", "content-encoding": "gzip"}, None),
-        (200, {"content-length": "10", "etag": ""}, None),
+        (206, {"content-range": "bytes 0-9/99", "etag": ""}, None),
+        (200, {"content-length": "10", "etag": "", "content-type": "Text/HTML"}, None),
     ],
 )
 def test_a_content_is_named_only_where_nothing_is_odd(

@@ -13,7 +13,7 @@ import pytest
 from contentkit import MIB, NOISE, STYLES, Answer, Content, sample_id
 
 from lightlyfs.api.contract import Request, Response
-from lightlyfs.blocks import NO_OBJECT, ContentId, Span
+from lightlyfs.blocks import NO_OBJECT, VERSION_BYTES, ContentId, Span
 from lightlyfs.errors import Cancelled, ContentChanged, NoContent, NotFound, ServerFault, Unreachable
 from lightlyfs.fetch.transfers import PROBE_BYTES
 
@@ -112,6 +112,24 @@ def test_a_content_that_storage_still_has_is_confirmed_with_one_byte(content: Co
     assert content.read(found, 0, size) == NOISE[:size]
 
     assert content.storage.sent_bytes == 1
+
+
+@pytest.mark.parametrize("size", [100_000, 6 * MIB])
+def test_an_object_without_a_version_is_confirmed_by_its_first_bytes(content: Content, size: int) -> None:
+    """One that was replaced by another of the same length is found so, and nothing of the old one is read."""
+    content.storage.put(A, NOISE[:size])
+    found = content.identify(A, size)
+    assert content.read(found, 0, size) == NOISE[:size]
+    content.storage.sent_bytes = 0
+
+    assert content.identify(A, size, known=found) == found
+    assert content.storage.sent_bytes <= VERSION_BYTES
+
+    other = NOISE[size - 1 :: -1]
+    content.storage.put(A, other)
+    replaced = content.identify(A, size, known=found)
+    assert replaced != found
+    assert content.read(replaced, 0, size) == other
 
 
 def test_confirming_takes_no_body_where_ranges_are_ignored(content: Content) -> None:
