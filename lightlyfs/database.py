@@ -222,12 +222,26 @@ def is_damage(error: BaseException | None) -> bool:
 def check_header(path: Path) -> None:
     """Raise Damaged if the format versions in the header would make SQLite open the file read-only.
 
-    Call it before the database is opened: closing the file drops the locks that this process has on it.
+    Call it before the database is opened, or where it is of no use any more: closing the file drops the locks
+    that this process has on it.
     """
     with suppress(FileNotFoundError), path.open("rb") as file:
         head = file.read(_HEADER_BYTES)
         if len(head) == _HEADER_BYTES and not set(head[18:20]) <= {1, 2}:
             raise Damaged("its header asks for a later SQLite")
+
+
+@contextmanager
+def _odd_header_told(db: sqlite3.Connection) -> Iterator[None]:
+    """Raise Damaged if a database takes nothing because of its header, and not because of its disk."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
+            (_, _, path), *_ = db.execute("PRAGMA database_list")
+            with suppress(OSError):
+                check_header(Path(path))
+        raise
 
 
 @contextmanager
@@ -310,7 +324,7 @@ def readable_rows(path: Path, table: str, columns: Sequence[str]) -> list[tuple[
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
     """Do what the block does as a whole, or not at all, whatever the block raises."""
-    with FORK_GATE, damage_told():
+    with FORK_GATE, damage_told(), _odd_header_told(db):
         # at once, for a transaction that begins by reading can come too late to write
         db.execute("BEGIN IMMEDIATE")
         try:

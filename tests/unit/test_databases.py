@@ -108,6 +108,32 @@ def test_a_damaged_cache_is_kept_beside_the_one_that_is_begun(
     assert [one.name for one in tmp_path.glob("*.damaged")] == ["x.db.damaged"]
 
 
+def written(path: Path, query: str = "") -> None:
+    db = database.open_file(path, 1.0, query)
+    try:
+        with database.transaction(db):
+            db.execute("PRAGMA user_version = 7")
+    finally:
+        db.close()
+
+
+@pytest.mark.parametrize("version", [3, 255])
+def test_a_header_that_lets_nothing_be_written_is_damage_and_a_disk_is_not(
+    version: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.db"
+    sound = make(CACHES["index"], path)
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        written(path, "mode=ro")
+    path.write_bytes(sound[:18] + bytes([version]) + sound[19:])
+    with pytest.raises(database.Damaged) as caught:
+        written(path)
+    assert database.is_damage(caught.value)
+    database.see_writable(path)
+    make(CACHES["index"], path)
+    assert [one.name for one in tmp_path.glob("*.damaged")] == ["x.db.damaged"]
+
+
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_a_name_means_its_file_and_no_option(name: str, tmp_path: Path) -> None:
     database.connect(tmp_path / name).close()
