@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 import tempfile
 import time
@@ -227,10 +228,25 @@ def trust_of(environ: Mapping[str, str], ca_certs: Path | None) -> Trust:
     return Trust(_put_together(tuple(sources)), origin)
 
 
-def untrusted_text(issuer: str) -> str:
-    """Return the way out of an untrusted certificate, for an error; `issuer` is "" if unknown."""
-    option = "trust it with --ca-certs FILE or LIGHTLY_CA_CERTS"
-    return f"issued by {issuer}; {option}" if issuer else option
+# what TLS libraries say of a certificate that no option mends, and what does: OpenSSL, Python, GnuTLS
+_WAYS_OUT = (
+    (re.compile("not yet valid|not activated"), "check the clock of this machine"),
+    (
+        re.compile("has expired|expiration date has passed"),
+        "who runs the server has to renew it, unless the clock of this machine is wrong",
+    ),
+    (
+        re.compile("subject name|does not match|mismatch", re.IGNORECASE),
+        "it is for another host: the address is wrong, or a network's sign-in page answers",
+    ),
+)
+
+
+def untrusted_text(issuer: str, reason: str) -> str:
+    """Return the way out of a certificate that was refused, for an error; `issuer` is "" if unknown."""
+    fitting = (way_out for said, way_out in _WAYS_OUT if said.search(reason))
+    way_out = next(fitting, "trust it with --ca-certs FILE or LIGHTLY_CA_CERTS")
+    return f"issued by {issuer}; {way_out}" if issuer else way_out
 
 
 def _sources(environ: Mapping[str, str]) -> list[tuple[str, Path]]:

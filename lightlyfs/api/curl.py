@@ -199,7 +199,8 @@ class CurlTransport:
 
     def _named(self, error: errors.TlsFailed, url: str) -> errors.TlsFailed:
         """The error with the name of who issued the certificate, which libcurl does not tell."""
-        return errors.TlsFailed(f"{error} ({untrusted_text(self._issuer(url))})", request_sent=False)
+        way_out = untrusted_text(self._issuer(url), str(error))
+        return errors.TlsFailed(f"{error} ({way_out})", request_sent=False)
 
     def _issuer(self, url: str) -> str:
         """Who issued the certificate at an address; asks with a handshake alone, "" where that fails."""

@@ -436,5 +436,5 @@ def _translated(exc: BaseException, watch: Watch, sink: BodySink) -> errors.Requ
         failure = errors.ShortBody
     reason = redact(str(found[-1]) or type(found[-1]).__name__)
     if any(isinstance(item, ssl.SSLCertVerificationError) for item in found):
-        reason += f" ({untrusted_text('')})"
+        reason += f" ({untrusted_text('', reason)})"
     return failure(f"{watch.where()}: {reason}", request_sent=watch.sent)

@@ -301,7 +301,12 @@ class _Tries:
 
     def pause_after_refusal(self, exc: Failure) -> float | None:
         """Return the pause before the request is sent again, None where its refusal is to be believed."""
-        if isinstance(exc, errors.RequestError) and not exc.request_sent:
+        # what this machine itself refuses to send stays so; a portal's certificate does not
+        if (
+            isinstance(exc, errors.RequestError)
+            and not exc.request_sent
+            and not isinstance(exc, errors.TlsFailed)
+        ):
             return None
         name = type(exc).__name__
         key = _ANY if isinstance(exc, errors.Unauthorized) else (self._kind, self._what)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from authority import Authority
@@ -15,6 +16,9 @@ from raw_server import RawServer, answering
 from lightlyfs import app
 from lightlyfs.api import addresses
 from lightlyfs.api.addresses import trust_of
+from lightlyfs.api.client import Credentials, LightlyClient
+from lightlyfs.api.contract import Request, Response, Transport, TransportConfig
+from lightlyfs.api.curl import CurlTransport
 from lightlyfs.errors import SettingsError, TlsFailed
 from lightlyfs.settings import read_secrets, resolve
 
@@ -87,6 +91,52 @@ def test_a_certificate_that_is_not_trusted_is_named_with_its_issuer_and_the_opti
     server = serve(no_datasets, authority.server)
     with pytest.raises(TlsFailed, match=r"issued by CN ?= ?test; trust it with --ca-certs FILE"):
         datasets_of(server, {})
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "expired": ({"valid_days": (-3, -1)}, "who runs the server has to renew it"),
+    "not valid yet": ({"valid_days": (1, 3)}, "check the clock of this machine"),
+    "of another host": ({"names": "DNS:other.test"}, "it is for another host"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_certificate_that_no_option_helps_is_told_with_what_does(
+    make_transport: Callable[..., Transport], serve: Serve, authority: Authority, tmp_path: Path, fault: str
+) -> None:
+    made, way_out = FAULTS[fault]
+    server = serve(no_datasets, authority.vouch(tmp_path, **made))
+    with pytest.raises(TlsFailed, match=way_out) as caught:
+        make_transport(ca_bundle=authority.bundle).send(Request("GET", server.url))
+    assert "--ca-certs" not in str(caught.value)
+
+
+def test_a_certificate_of_a_portal_that_passes_is_waited_out(serve: Serve, authority: Authority) -> None:
+    """A sign-in page of a network answers for every host until somebody has signed in."""
+    server = serve(no_datasets, authority.server)
+    transport = _PortalFirst(CurlTransport(TransportConfig(ca_bundle=authority.bundle)))
+    client = LightlyClient(server.url, Credentials(token="t"), transport)
+    assert client.list_datasets() == []
+    assert transport.refused == 2
+
+
+class _PortalFirst:
+    """A transport of which the first two requests meet the certificate of somebody else."""
+
+    def __init__(self, inner: CurlTransport) -> None:
+        self._inner = inner
+        self._stranger = CurlTransport(TransportConfig(ca_bundle=addresses.certifi.where()))
+        self.refused = 0
+
+    def send(self, request: Request) -> Response:
+        if self.refused == 2:
+            return self._inner.send(request)
+        self.refused += 1
+        return self._stranger.send(request)
+
+    def close(self) -> None:
+        self._inner.close()
+        self._stranger.close()
 
 
 @pytest.mark.parametrize("text", [None, "no certificate"])

@@ -284,6 +284,11 @@ class TestRefusals:
             run(RetryPolicy(), failing(errors.BadRequest("x", request_sent=False), None), time)
         assert time.slept == []
 
+    def test_a_certificate_is_doubted_although_nothing_was_sent(self) -> None:
+        time = Time()
+        refused = errors.TlsFailed("x", request_sent=False)
+        assert run(RetryPolicy(), failing(refused, None), time) == "ok"
+
 
 class TestHost:
     """What all calls know of the host."""
