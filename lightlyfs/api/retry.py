@@ -114,7 +114,8 @@ class Retrier:
         self._failing_since: float | None = None
         self._failure: errors.Retryable | None = None
         self._throttled_until: float | None = None
-        # guarded by _lock: the class of refusal that is believed of a request; refusals of each kind
+        # guarded by _lock: the class of refusal that is believed of a request, or that its failure stays;
+        # refusals of each kind
         self._believed: TTLCache[tuple[str, str], str] = TTLCache(10_000, _BELIEVED_S, timer=clock)
         self._confirmed: TTLCache[tuple[str, str, str], None] = TTLCache(1_000, _MANY_S, timer=clock)
 
@@ -150,7 +151,7 @@ class Retrier:
                 self._note_failure(exc)
                 if may_retry is not None and not may_retry(exc):
                     raise
-                self._wait_or_raise(exc, tries.pause_after_failure(), tries)
+                self._wait_or_raise(exc, tries.pause_after_failure(exc), tries)
             except DOUBTED as exc:
                 if exc.settled:
                     raise
@@ -242,6 +243,10 @@ class Retrier:
         with self._lock:
             return sum(known[:2] == (kind, name) for known in self._confirmed) >= _MANY
 
+    def _note_lasting(self, key: tuple[str, str]) -> None:
+        with self._lock:
+            self._believed[key] = _STAYS
+
     def _believe(self, key: tuple[str, str], name: str) -> None:
         with self._lock:
             self._believed[key] = name
@@ -287,13 +292,16 @@ class _Tries:
         """Whether the policy lets failures pass, so that no outer loop has to."""
         return self.policy.doubt_s > 0
 
-    def pause_after_failure(self) -> float | None:
+    def pause_after_failure(self, exc: errors.Retryable) -> float | None:
         """Return the pause before the next try, None where there is to be none."""
         self._failures += 1
         now = self._retrier.clock()
-        if self._retrier.outage_s() > self.policy.budget_s:
+        key = (self._kind, self._what)
+        if self._retrier.outage_s() > self.policy.budget_s or self._retrier._is_believed(key, _STAYS):
             # it does not pass within the bound of a call: later calls find that out sooner
             self.last_try_at = min(self.last_try_at, self._started + self.policy.doubt_s)
+        if now >= self.last_try_at and self._what and not isinstance(exc, errors.Throttled):
+            self._retrier._note_lasting(key)
         if self._failures >= self.policy.attempts or now >= self.last_try_at:
             return None
         pause_s = self.policy.delay_s(self._failures - 1, self._retrier.random)
@@ -326,6 +334,8 @@ class _Tries:
 
 # a refused token applies to every request
 _ANY = ("", "")
+# in the place of a class: a failure that may pass did not within the bound of a call
+_STAYS = "stays"
 
 
 def _last_try_after(budget_s: float) -> float:

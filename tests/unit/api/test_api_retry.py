@@ -244,6 +244,23 @@ class TestRefusals:
         assert subject.call(failing(errors.Forbidden("x"), None), kind="get", what="a") == "ok"
         assert subject.call(failing(errors.NotFound("x"), None), kind="get", what="a") == "ok"
 
+    @pytest.mark.parametrize("kind", PASSING, ids=lambda kind: kind.__name__)
+    def test_what_lasted_for_one_request_costs_it_a_minute_once(
+        self, kind: type[errors.RequestError]
+    ) -> None:
+        """The kernel asks again for a page whose read-ahead failed: both are one call of a program."""
+        time = Time()
+        subject = retrier(time)
+        later_s = 57 if kind is errors.Throttled else 6
+        for expected_s in (57, later_s, later_s):
+            started_s = time.now_s
+            with pytest.raises(kind):
+                subject.call(lasting(time, 1e9, lambda: kind("x")), kind="storage", what="a")
+            subject.call(failing(None), kind="storage", what="b")
+            assert expected_s - 4 < time.now_s - started_s <= expected_s
+        assert subject.call(lasting(time, 5, lambda: kind("x")), kind="storage", what="a") == "ok"
+        assert subject.call(lasting(time, 50, lambda: kind("x")), kind="storage", what="a") == "ok"
+
     def test_not_for_long(self) -> None:
         time = Time()
         subject = retrier(time)
