@@ -226,7 +226,7 @@ class Verifier:
         return True
 
 
-# a listing is taken again when the dataset moved meanwhile, up to so often; one that lost rows is taken again
+# a listing is taken again when the dataset moved meanwhile, up to so often; one that lost rows is read again
 # after these pauses, in seconds
 _MAX_LISTINGS = 3
 _LOST_ROWS_S = (0.5, 1.0, 1.5, 3.0)
@@ -239,12 +239,13 @@ class ListingProgress(NamedTuple):
     expected: int
 
 
-class _Listed(NamedTuple):
-    """What a listing came to: None for the changes where it is to be taken again, and the record after it."""
+class _Pass(NamedTuple):
+    """What one reading of all pages came to: rows, those of them that are not kept, the last one's id."""
 
-    changes: Changes | None
-    after: DatasetState
-    lost_rows: bool
+    rows: int
+    left_out: int
+    tail: bytes
+    has_records: bool
 
 
 class Lister:
@@ -308,20 +309,10 @@ class Lister:
 
         `stamp()` gives the time to store with it. Raises what the API raised.
         """
-        pauses = list(_LOST_ROWS_S)
         for attempt in itertools.count(1):
-            listed = self._take_once(
-                record,
-                stamp,
-                on_progress,
-                last=attempt >= _MAX_LISTINGS,
-                believes_loss=not pauses,
-            )
-            if listed.changes is not None:
-                return listed.changes
-            record = listed.after
-            if listed.lost_rows and pauses:
-                self._sleep(pauses.pop(0))
+            changes, record = self._take_once(record, stamp, on_progress, last=attempt >= _MAX_LISTINGS)
+            if changes is not None:
+                return changes
         raise AssertionError("the attempts do not end")
 
     def _take_once(
@@ -331,57 +322,79 @@ class Lister:
         on_progress: Callable[[ListingProgress], None],
         *,
         last: bool,
-        believes_loss: bool,
-    ) -> _Listed:
-        """Return one pass over all pages; kept if the dataset stood still meanwhile, or as the last try.
+    ) -> tuple[Changes | None, DatasetState]:
+        """Return a listing, None where it is to be taken again, and the record after it.
 
-        A listing with fewer samples than the record has is kept only where that is to be believed.
+        It is kept if the dataset stood still meanwhile, or as the last. Where rows came twice in the place of
+        others, all pages are read again, into the same listing.
         """
-        tail = b""
-        rows_listed = left_out = 0
-        has_records = False
         # what the record says, less what was missing before
         expected = max(0, record.samples - int(self._store.get_meta("missing") or 0))
+        pauses = list(_LOST_ROWS_S)
 
         with self._store.listing() as writer:
             self._writer = writer
-
-            def take(rows: Sequence[Row]) -> None:
-                nonlocal tail, rows_listed, left_out, has_records
-                kept = self._remote.kept(rows)
-                writer.add(kept)
-                tail = rows[-1].id
-                rows_listed += len(rows)
-                left_out += len(rows) - len(kept)
-                has_records = has_records or any(row.id for row in rows)
-                on_progress(ListingProgress(rows_listed, record.samples))
-
-            on_progress(ListingProgress(0, record.samples))
             try:
-                self._pager().read_all(expected, take)
-                if rows_listed and not has_records:
-                    raise MalformedAnswer("no row of the list is a record of a sample")
-                after = self._remote.dataset()
-                distinct = left_out + writer.count()
-                # an end that comes early was looked at for some seconds; rows that came twice were not
-                lost = rows_listed > distinct and distinct < expected
-                keeps = last and (believes_loss or not lost)
-                if not keeps and not is_settled(record, after, rows_listed, distinct):
+                while True:
+                    read = self._read_all(record, expected, writer, on_progress)
+                    after = self._remote.dataset()
+                    distinct = read.left_out + writer.count()
+                    # an end that comes early was looked at for some seconds; rows that came twice were not
+                    lost = read.rows > distinct and distinct < expected
+                    if not lost or not pauses:
+                        break
+                    self._sleep(pauses.pop(0))
+                if lost:
+                    log.warning(
+                        "the list repeats samples and leaves out others: "
+                        "%s of %s are shown; refresh asks again",
+                        f"{distinct:,}",
+                        f"{record.samples:,}",
+                    )
+                elif not last and not is_settled(record, after, read.rows, distinct):
                     log.info("the dataset changed while it was listed; listing again")
-                    return _Listed(None, after, lost)
+                    return None, after
                 # the record of before: where it moved meanwhile, the next check lists again
                 meta = {
                     "dataset": json.dumps(record),
-                    "tail": tail.hex(),
-                    "listed": str(rows_listed),
-                    "missing": str(max(0, record.samples - rows_listed)),
+                    "tail": read.tail.hex(),
+                    "listed": str(read.rows),
+                    "missing": str(max(0, record.samples - min(read.rows, distinct))),
                     "listed_at": stamp(),
                     INDEX_OF: "",
                     UNLISTED: "",
                 }
-                return _Listed(writer.commit(meta), after, lost)
+                return writer.commit(meta), after
             finally:
                 self._writer = None
+
+    def _read_all(
+        self,
+        record: DatasetState,
+        expected: int,
+        writer: ListingWriter,
+        on_progress: Callable[[ListingProgress], None],
+    ) -> _Pass:
+        """Read all pages into a listing."""
+        read = _Pass(0, 0, b"", False)
+
+        def take(rows: Sequence[Row]) -> None:
+            nonlocal read
+            kept = self._remote.kept(rows)
+            writer.add(kept)
+            read = _Pass(
+                read.rows + len(rows),
+                read.left_out + len(rows) - len(kept),
+                rows[-1].id,
+                read.has_records or any(row.id for row in rows),
+            )
+            on_progress(ListingProgress(read.rows, record.samples))
+
+        on_progress(ListingProgress(0, record.samples))
+        self._pager().read_all(expected, take)
+        if read.rows and not read.has_records:
+            raise MalformedAnswer("no row of the list is a record of a sample")
+        return read
 
     def _pager(self) -> Pager[Row]:
         return Pager(

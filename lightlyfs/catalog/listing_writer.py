@@ -117,17 +117,19 @@ class ListingWriter:
             db.execute(_STAGE_DIRECTORY, (ROOT_INO, ROOT_INO, "", 0, 0))
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Add a page of samples; a sample seen before is replaced. Not after `count`."""
+        """Add a page of samples; a sample seen before is replaced."""
         newest: dict[str, int] = {}
         insert = "INSERT INTO temp.staged VALUES (?, ?, ?, ?, NULL, ?, ?, ?, ?)"
         with FORK_GATE:
+            if self._is_sorted:
+                self._reopen()
             self._db.execute("BEGIN")
             self._db.executemany(insert, self._encode(rows, newest))
             self._db.executemany(_STAGE_DIRECTORY, self._encode_directories(newest))
             self._db.execute("COMMIT")
 
     def count(self) -> int:
-        """Return the number of distinct samples added; call it once all are."""
+        """Return the number of distinct samples added; sorts them, so that each further page costs more."""
         with FORK_GATE:
             self._sort()
             (count,) = self._db.execute("SELECT count(*) FROM temp.staged").fetchone()
@@ -223,6 +225,13 @@ class ListingWriter:
         self._db.execute("CREATE INDEX temp.staged_by_path ON staged (dir, wanted)")
         for depth in range(self._max_depth if twice else 0, 0, -1):
             self._db.execute(_FORGET_EMPTY, (depth,))
+
+    def _reopen(self) -> None:
+        """Take more after `count`."""
+        self._is_sorted = False
+        self._db.execute("DROP INDEX temp.staged_by_ino")
+        self._db.execute("DROP INDEX temp.staged_by_path")
+        self._known.clear()  # those that were empty are staged no longer
 
     def _compare(self) -> None:
         """Find what differs from the catalogue as it is now."""

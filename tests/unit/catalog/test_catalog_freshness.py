@@ -394,6 +394,37 @@ def test_a_sample_the_server_lists_twice_is_one_sample_and_still_checked_cheaply
     assert remote.asked.count("dataset") == 5  # two for each of two listings at most, and the check
 
 
+def test_a_server_that_pages_in_another_order_each_time_hides_no_sample(make: Make) -> None:
+    """Its pages repeat some rows in the place of others; what several readings found is shown together."""
+    remote = dataset(100)
+    remote.page_limit = 10
+    honest = remote.page
+    orders = itertools.count()
+
+    def page(offset: int, size: int) -> Sequence[Row]:
+        turned = next(orders) % 3 == 1
+        rows = honest(max(0, 90 - offset) if turned else offset, size)
+        return rows[::-1] if turned and offset < 100 else rows
+
+    remote.page = page  # type: ignore[method-assign]
+    world = make(remote)
+
+    assert len([1 for sample in world.tree().values() if sample]) == 100
+
+
+def test_samples_that_no_page_holds_are_said_to_be_missing(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    remote = dataset(40)
+    rows = list(remote.page(0, 40))
+    rows[19] = rows[18]
+    remote.page = lambda offset, size: rows[offset : offset + size]  # type: ignore[method-assign]
+    world = make(remote)
+
+    assert len([1 for sample in world.tree().values() if sample]) == 39
+    assert "39 of 40 are shown; refresh asks again" in caplog.text
+
+
 # before the first listing is complete
 
 

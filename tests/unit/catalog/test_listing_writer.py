@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from contentkit import sample_id
 
-from lightlyfs.catalog.entries import Changes, DirectoryEntry, Row, make_row
+from lightlyfs.catalog.entries import Changes, DirectoryEntry, Row, SampleEntry, make_row
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.inodes import sample_ino
 
@@ -39,6 +39,21 @@ def store(tmp_path: Path) -> Iterator[CatalogStore]:
 def times(store: CatalogStore, *paths: str) -> list[int]:
     found = [store.lookup(path) for path in paths]
     return [entry.mtime for entry in found if isinstance(entry, DirectoryEntry)]
+
+
+def test_a_listing_goes_on_after_it_was_counted(store: CatalogStore) -> None:
+    """What came twice was forgotten by then, and its directories with it."""
+    with store.listing() as writer:
+        writer.add([row(1, "old/a.jpg"), row(2, "b.jpg")])
+        writer.add([row(1, "new/a.jpg")])
+        assert writer.count() == 2
+        writer.add([row(1, "old/a.jpg"), row(3, "old/c.jpg"), row(2, "b.jpg")])
+        assert writer.count() == 3
+        writer.commit({})
+
+    assert [type(store.lookup(path)) for path in ("old/a.jpg", "old/c.jpg", "b.jpg")] == [SampleEntry] * 3
+    assert isinstance(store.lookup("old"), DirectoryEntry)
+    assert store.lookup("new") is None
 
 
 def test_the_same_listing_changes_nothing(store: CatalogStore) -> None:
