@@ -7,6 +7,7 @@ token as a header, the public token only to the redirect endpoint.
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -30,6 +31,8 @@ _RENEWALS = 2
 # pages of thousands of samples: the server may be at work on one for longer than on all else
 _SLOW = {"list_samples", "list_samples_partial", "list_page", "list_full_page", "get_mappings"}
 _REDIRECTS = (301, 302, 303, 307, 308)
+# the API sends no more at once; compressed, so much may be a few KB
+_MAX_INFLATED_BYTES = 32 << 20
 
 
 # The token to send, asked for each request; the argument is the one that was just refused, or None.
@@ -190,6 +193,7 @@ class Caller:
         if call.redirect and answer.status in _REDIRECTS:
             return answer
         what = f"{call.operation} {call.path}"
+        answer = _inflated(answer, what)
         if not 200 <= answer.status < 300:
             reads = call.method == "GET"
             raise_for_status(answer, what=what, reads=reads, secrets=credentials.secrets())
@@ -219,6 +223,23 @@ class Caller:
         slow = call.operation in _SLOW
         cancelled = self._retrier.cancelled
         return Request(call.method, url, headers, call.body, timeouts, cancelled=cancelled, slow=slow)
+
+
+def _inflated(answer: Response, what: str) -> Response:
+    """Return an answer without the Content-Encoding that a proxy put on it, although none was asked for."""
+    encoding = answer.headers.get("content-encoding", "").strip().lower()
+    if encoding in ("", "identity") or not answer.body:
+        return answer
+    stream = zlib.decompressobj(wbits=47)  # detects gzip or zlib
+    try:
+        body = stream.decompress(answer.body, _MAX_INFLATED_BYTES)
+    except zlib.error:
+        return answer  # the encoding is another one, or was undone and still named: what it is shows next
+    if stream.unconsumed_tail:
+        raise errors.TooLarge(f"{what}: a compressed answer of over {_MAX_INFLATED_BYTES >> 20} MiB")
+    if not stream.eof and 200 <= answer.status < 300:
+        raise errors.ShortBody(f"{what}: a compressed answer that breaks off")
+    return Response(answer.status, answer.headers, body)
 
 
 def _encoded(pairs: Query) -> str:

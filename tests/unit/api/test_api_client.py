@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -501,6 +503,38 @@ def test_every_attempt_is_reported() -> None:
     transport = Scripted(errors.Unreachable("x"), ok(b"", 500), ok({"id": D}))
     client(transport, on_request=lambda *row: seen.append(row)).get_dataset(D)
     assert seen == [("GET", "get_dataset", 0.0, outcome) for outcome in ("Unreachable", "500", "200")]
+
+
+GZIPPED = {"content-encoding": "gzip"}
+
+
+@pytest.mark.parametrize(
+    "packed", [gzip.compress, zlib.compress, bytes], ids=["gzip", "deflate", "named and not so"]
+)
+def test_an_answer_that_a_proxy_compressed_is_read(packed: Callable[[bytes], bytes]) -> None:
+    body = packed(json.dumps({"id": D, "name": "my set"}).encode())
+    assert client(Scripted(Response(200, GZIPPED, body))).get_dataset(D).name == "my set"
+
+
+def test_an_error_that_a_proxy_compressed_says_why() -> None:
+    body = gzip.compress(b'{"code": "DATASET_UNKNOWN", "error": "there is none"}')
+    with pytest.raises(errors.NotFound, match="there is none"):
+        client(Scripted(Response(404, GZIPPED, body))).get_dataset(D)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (gzip.compress(b'{"id": "' + D.encode() + b'"}')[:-9], errors.ShortBody),
+        (gzip.compress(bytes(33 << 20)), errors.TooLarge),
+        (b"\x0b\x02\x80no gzip", errors.MalformedAnswer),
+    ],
+    ids=["cut", "bomb", "another encoding"],
+)
+def test_an_odd_compressed_answer(body: bytes, kind: type[errors.RequestError]) -> None:
+    once = RetryPolicy(attempts=1, doubt_s=0.0)
+    with pytest.raises(kind):
+        client(Scripted(Response(200, GZIPPED, body)), policy=once).get_dataset(D)
 
 
 def test_an_error_names_the_call_and_hides_the_credentials() -> None:
