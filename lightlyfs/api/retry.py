@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import random as random_fraction
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 from cachetools import TTLCache
@@ -426,6 +427,8 @@ def raise_for_status(
     line = f"{what}: {status}" + (f" {code}" if code else "") + (f": {text}" if text else "")
     if not storage and status in _WAYS_OUT:
         line += f"; {_WAYS_OUT[status]}"
+    if 300 <= status < 400 and "location" in response.headers:
+        line += f"; it redirects{_target_of(response.headers)}, which is not followed"
     raise _error_class(status, code, storage, reads)(
         redact(line),
         status=status,
@@ -433,6 +436,19 @@ def raise_for_status(
         request_id=request_id,
         retry_after_s=retry_after_s(response.headers, now),
     )
+
+
+def _target_of(headers: Mapping[str, str]) -> str:
+    """Return " to scheme://host" of a redirect, "" where it names no host; the rest of it may be signed."""
+    try:
+        parts = urlsplit(headers.get("location", "").strip())
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return ""
+    if not host:
+        return ""
+    where = f"{_trimmed(parts.scheme, 10)}://{_trimmed(host, 100)}"
+    return f" to {where}:{port}" if port else f" to {where}"
 
 
 def _error_class(status: int, code: str, storage: bool, reads: bool) -> type[errors.RequestError]:

@@ -218,3 +218,19 @@ def test_nothing_that_is_read_exists_already(status: int, code: str, storage: bo
     assert errno_of(error)[0] not in (errno.EEXIST, errno.EPERM)
     if status not in (404, 410):
         assert storage or errno_of(error)[0] != errno.ENOENT or code.endswith("_UNKNOWN")
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("https://t0k.test/x?X-Amz-Signature=s3cret&token=s3cret", "redirects to https://t0k.test, which"),
+        ("http://[::1]:81/", "redirects to http://::1:81, which"),
+        ("/elsewhere?token=s3cret", "redirects, which"),
+        ("https://[broken/s3cret", "redirects, which"),
+        ("", "redirects, which"),
+    ],
+)
+def test_a_redirect_names_where_to_and_no_secret_on_the_way(location: str, said: str) -> None:
+    text = str(caught(Response(302, {"location": location})))
+    assert f"doing it: 302; it {said} is not followed" in text
+    assert "s3cret" not in text
