@@ -246,6 +246,23 @@ class ChangedEtag(Fault, tag="changed_etag", frozen=True, kw_only=True):
         return changed
 
 
+class NoVersion(Fault, tag="no_version", frozen=True, kw_only=True):
+    """Name no version of the object: neither ETag nor Last-Modified, as some proxies and small servers do."""
+
+    target: str = "storage"
+
+    def wrap(self, app: App, held: "HeldRequests") -> App:
+        """Run the request, and leave the two headers out."""
+
+        async def unnamed(scope: Scope, receive: Receive, send: Send) -> None:
+            start, body = await collected(app, scope, receive)
+            bare = without(start["headers"], b"etag")
+            await send({**start, "headers": without(bare, b"last-modified")})
+            await send({"type": "http.response.body", "body": body})
+
+        return unnamed
+
+
 class Html(Fault, tag="html", frozen=True, kw_only=True):
     """Respond with 200 and a web page, as captive portals and proxies do."""
 
@@ -406,6 +423,7 @@ AnyFault = (
     | Chunked
     | Expired
     | ChangedEtag
+    | NoVersion
     | Html
     | BrokenJson
     | DropReply

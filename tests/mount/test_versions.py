@@ -21,7 +21,7 @@ from trees import (
     soon,
 )
 
-from lightlyfs.testing import ChangedEtag, Expired, IgnoreRange, LocalServer
+from lightlyfs.testing import ChangedEtag, Expired, IgnoreRange, LocalServer, NoVersion
 
 # fetched in ranges, so that much of it is not here when its beginning is
 BYTES = 9_500_000
@@ -104,6 +104,21 @@ def test_a_program_that_read_from_the_page_cache_gets_no_other_version(
         for read in (first, second):
             with refused(errno.ESTALE):
                 read(8_000_000, 100)
+
+
+@pytest.mark.parametrize("size", [200_000, BYTES], ids=["small", "large"])
+def test_an_object_of_the_same_size_is_a_new_version_where_storage_names_none(
+    own_server: LocalServer, tree: Tree, size: int
+) -> None:
+    own_server.faults.add(NoVersion())
+    sample_id = own_server.add_sample("unnamed.bin", content("old", size))
+    tree.refresh()
+    assert tree.read("unnamed.bin") == content("old", size)
+
+    own_server.replace_object(sample_id, content("new", size))
+    tree.refresh()
+
+    assert tree.read("unnamed.bin") == content("new", size)
 
 
 def test_a_new_etag_is_a_new_version(own_server: LocalServer, tree: Tree) -> None:

@@ -20,6 +20,7 @@ from lightlyfs.testing import (
     IgnoreRange,
     Latency,
     LocalServer,
+    NoVersion,
     ServerOptions,
     Stall,
     Status,
@@ -194,6 +195,13 @@ def test_a_changed_etag_refuses_the_old_one(shared: Api, url: str) -> None:
     assert changed != etag
     answer = get(url, If_Match=changed, Range="bytes=0-1")
     assert (answer.status_code, answer.content) == (206, DATA[:2])
+
+
+def test_no_version_leaves_the_rest_as_it_is(shared: Api, url: str) -> None:
+    shared.server.faults.add(NoVersion())
+    answer = get(url, Range="bytes=0-1")
+    assert (answer.status_code, answer.content) == (206, DATA[:2])
+    assert not {"etag", "last-modified"} & {name.lower() for name in answer.headers}
 
 
 def test_html_with_200(shared: Api, url: str) -> None:
