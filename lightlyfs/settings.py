@@ -413,7 +413,8 @@ def resolve(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Sett
             raise SettingsError(f"{BY_NAME[name].flag} contradicts {other}; leave one of them out")
     for name in ("cache_size_bytes", "cache_min_free_bytes"):
         if isinstance(share := values[name], Share):
-            values[name] = share.of_disk_with(values["cache_dir"] or Path.home())
+            cache = values["cache_dir"] or Path(environ.get("XDG_CACHE_HOME") or Path.home())
+            values[name] = share.of_disk_with(cache)
     size = values["cache_size_bytes"]
     if size is not None and size < LEAST_CACHE_BYTES and not environ.get(_SMALL_CACHE):
         raise SettingsError(f"--cache-size is {flags.get('cache_size')!r}; expected 64M or more")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -119,11 +120,23 @@ def test_a_wrong_text_is_refused_by_name(name: str, text: str) -> None:
         resolve({name: text}, {})
 
 
-def test_a_share_is_one_of_the_disk(tmp_path: Path) -> None:
-    disk = shutil.disk_usage(tmp_path).total
-    found = resolve({"cache_size": "50%", "cache_dir": str(tmp_path / "not/yet")}, {}).cache_size_bytes
-    assert found is not None
-    assert abs(found - disk / 2) < disk / 100
+@pytest.mark.parametrize("name", ["cache_size", "cache_min_free"])
+@pytest.mark.parametrize("chosen", [True, False], ids=["--cache-dir", "XDG_CACHE_HOME"])
+def test_a_share_is_one_of_the_disk_of_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, chosen: bool
+) -> None:
+    place = tmp_path / "not/yet"
+    asked = []
+
+    def statvfs(path: Path) -> SimpleNamespace:
+        asked.append(path)
+        return SimpleNamespace(f_blocks=1_000, f_frsize=4_096 << 10)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    flags, environ = ({"cache_dir": str(place)}, {}) if chosen else ({}, {"XDG_CACHE_HOME": str(place)})
+    found = resolve({name: "50%", **flags}, environ)
+    assert getattr(found, f"{name}_bytes") == 500 * 4_096 << 10
+    assert asked == [tmp_path]
 
 
 @pytest.mark.parametrize("name", ["allow_overwrite", "write_back", "sole_writer"])
