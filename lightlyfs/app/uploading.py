@@ -245,15 +245,19 @@ class Uploads:
         self._dataset.storage_retrier.call(attempt, kind="renamed", what=sample_id)
 
     def _finish_renames(self, renames: list[tuple[str, str, str]]) -> None:
+        catalog = self._dataset.catalog
         for old, new, sample_id in renames:
+            listed = catalog.by_id(sample_id)
+            has_object = listed is None or listed[1].published_size != 0
             try:
-                self.edits.finish_rename(sample_id, old, new)
+                self.edits.finish_rename(sample_id, old, new, has_object=has_object)
             except (Retryable, Cancelled) as error:
                 log.warning("a rename that was begun is finished by the next mount: %s", error)
                 continue
             except LightlyFsError as error:
                 log.warning("a rename that was begun could not be finished: %s", error)
             self.journal.remove_rename(sample_id)
+        catalog.expect_changes()
 
 
 def uploads_status(uploads: Uploads | None) -> dict[str, Any]:

@@ -70,10 +70,16 @@ class SampleEdits:
         update = SampleUpdate(custom_meta_data=value)
         return self._executor.submit(self._samples.update, sample_id, update)
 
-    def finish_rename(self, sample_id: str, old: str, new: str) -> None:
-        """Finish a rename that may not have been sent; in the calling thread."""
-        if self._samples.get(sample_id).file_name == old:
-            self._samples.update(sample_id, SampleUpdate(file_name=new))
+    def finish_rename(self, sample_id: str, old: str, new: str, *, has_object: bool) -> None:
+        """Finish a rename that may have been sent, as `rename` does; in the calling thread.
+
+        Where others have renamed the sample meanwhile, it stays so.
+        """
+        name = self._samples.get(sample_id).file_name
+        if name == old:
+            self._rename(sample_id, old, new, has_object)
+        elif name == new and has_object:
+            self._keep_if_readable(sample_id, old)
 
     def _rename(self, sample_id: str, old: str, new: str, has_object: bool) -> None:
         if reason := self.renames_are_off():
@@ -81,8 +87,11 @@ class SampleEdits:
         if not self._sole_writer and self._samples.holder_of(new, other_than=sample_id) is not None:
             raise FileExists(f"another machine has created {new} meanwhile; {old} keeps its name")
         self._samples.update(sample_id, SampleUpdate(file_name=new))
-        if not has_object:
-            return
+        if has_object:
+            self._keep_if_readable(sample_id, old)
+
+    def _keep_if_readable(self, sample_id: str, old: str) -> None:
+        """Put the old name of a renamed sample back where its image cannot be read, and raise why."""
         try:
             self._can_be_read(sample_id)
         except LightlyFsError as error:

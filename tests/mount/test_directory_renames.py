@@ -185,6 +185,29 @@ def test_a_rename_that_was_cut_off_is_finished_by_the_first_mount_that_reaches_t
         wait_until(lambda: journal.renames() == [], 5)
 
 
+def test_a_rename_that_was_cut_off_is_shown_once_it_is_finished(
+    own_server: LocalServer, tmp_path: Path
+) -> None:
+    """However long names are trusted, and with one that another machine has given away meanwhile."""
+    for name, data in FILES.items():
+        own_server.add_sample(name, data)
+    with in_process(own_server, tmp_path / "tree") as subject:
+        assert subject.parts.uploads is not None
+        subject.names("a")
+        begun = [
+            (name, name.replace("a/", "b/"), subject.xattr(name, "user.lightly.sample_id")) for name in FILES
+        ]
+        subject.parts.uploads.journal.put_renames([(old, new, one.decode()) for old, new, one in begun])
+    own_server.add_sample("b/3.jpg", b"of others")
+
+    with in_process(own_server, tmp_path / "tree", metadata_ttl="infinite") as subject:
+        expected = {**moved("b"), "b/3.jpg": b"of others", "a/3.jpg": FILES["a/3.jpg"]}
+        wait_until(lambda: shown(subject) == expected, 10)
+        assert stored(own_server) == expected
+        assert subject.parts.uploads is not None
+        wait_until(lambda: subject.parts.uploads.journal.renames() == [], 5)
+
+
 def test_a_sample_that_is_being_changed_stops_the_rename_before_its_beginning(
     own_server: LocalServer, tmp_path: Path
 ) -> None:

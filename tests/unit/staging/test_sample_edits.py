@@ -105,7 +105,7 @@ def test_a_rename_that_a_crash_cut_off_is_finished_unless_the_name_moved_since(
 ) -> None:
     subject = Edits(lambda _: None)
     subject.client.names[A] = name
-    subject.edits.finish_rename(A, "old.jpg", "new.jpg")
+    subject.edits.finish_rename(A, "old.jpg", "new.jpg", has_object=True)
     assert subject.client.names == {A: finished}
 
 
@@ -163,3 +163,26 @@ def test_a_server_that_has_no_list_by_name_is_taken_to_have_no_other() -> None:
     subject.rename()
 
     assert subject.client.names[A] == "new.jpg"
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_a_rename_that_is_finished_later_is_taken_back_where_it_loses_the_image(sent: bool) -> None:
+    """On a bucket of one's own; whether or not the server had heard of it before the mount was killed."""
+    made = Edits(unless("old.jpg", NotFound("no such key", status=404)))
+    made.client.names[A] = "new.jpg" if sent else "old.jpg"
+
+    with pytest.raises(NotPermitted):
+        made.edits.finish_rename(A, "old.jpg", "new.jpg", has_object=True)
+
+    assert made.client.names[A] == "old.jpg"
+    assert "unreadable" in made.edits.renames_are_off()
+
+
+def test_a_rename_that_is_finished_later_gives_no_name_twice() -> None:
+    made = Edits(lambda _: None)
+    made.client.names[B] = "new.jpg"
+
+    with pytest.raises(FileExists):
+        made.edits.finish_rename(A, "old.jpg", "new.jpg", has_object=True)
+
+    assert made.client.names == {A: "old.jpg", B: "new.jpg"}
