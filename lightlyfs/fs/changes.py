@@ -130,7 +130,7 @@ class TreeChanges:
         elif isinstance(node, SampleEntry):
             self._remove_sample(path, node)
         else:
-            self._writer.remove(node)
+            self._remove_local(path, node, turn)
 
     def hide(self, path: str, hidden: str, turn: Turn) -> None:
         """Give an open file that is about to be removed or replaced a hidden name, as libfuse asks for it.
@@ -149,13 +149,31 @@ class TreeChanges:
                 if unlinks is None:
                     self._names.removed.remove(path, node)
         elif unlinks is not False:
-            self._writer.remove(node)
+            self._remove_local(path, node, turn)
         self._names.removed.hide(hidden, node, path)
+
+    def _remove_local(self, path: str, file: LocalFile, turn: Turn) -> None:
+        """Remove a local file, or take the sample that it is becoming out of view to be replaced."""
+        try:
+            self._writer.remove(file)
+        except NotPermitted:
+            if not (self._may_replace() and self._writer.is_under_way(file)):
+                raise
+            self._writer.need_overwrite(path)
+            self._writer.wait_uploaded(file)
+            node = self._names.lookup(path, turn)
+            if not isinstance(node, SampleEntry):
+                raise
+            self._remove_sample(path, node)
+
+    def _may_replace(self) -> bool:
+        """Return whether the caller is a program that removes what it is about to write."""
+        process = self._callers.caller_process()
+        return self._names.removed.may_replace(process, self._callers.caller_name())
 
     def _remove_sample(self, path: str, entry: SampleEntry) -> None:
         """Take a sample out of view for the program that is about to replace it; else NotPermitted."""
-        process = self._callers.caller_process()
-        if not self._names.removed.may_replace(process, self._callers.caller_name()):
+        if not self._may_replace():
             raise NotPermitted(
                 f"{path} is a sample, and the Lightly API cannot delete samples (to replace it, use cp -f)"
             )
@@ -212,8 +230,7 @@ class TreeChanges:
             return
         if isinstance(target, LocalFile) and not self._is_removable(target):
             # it was not on the server when this began, so that replacing it needs no leave
-            self._writer.wait_uploaded(target)
-            target = self._names.find(new, turn)
+            target = self._uploaded(target, turn)
         elif isinstance(target, SampleEntry):
             try:
                 self._writer.need_overwrite(new)
@@ -254,7 +271,15 @@ class TreeChanges:
         entry = self._names.lookup(old, turn)
         if not isinstance(entry, SampleEntry):
             raise NotPermitted(f"{old} is a sample that is being changed; close it, and try again")
+        if isinstance(target, LocalFile) and (target.uploaded or self._writer.is_under_way(target)):
+            target = self._uploaded(target, turn)
         self._rename_sample(entry, old, new, target, turn)
+
+    def _uploaded(self, file: LocalFile, turn: Turn) -> Node | None:
+        """Wait for a file that is on its way, and return what is at its path then."""
+        path = file.path
+        self._writer.wait_uploaded(file)
+        return self._names.find(path, turn)
 
     def _move_local(self, file: LocalFile, new: str, changes: dict[str, Any]) -> bool:
         """Rename what the server has not heard of; False where it is on its way."""
@@ -287,6 +312,9 @@ class TreeChanges:
             raise NotPermitted(
                 f"{old} is a sample; it is not renamed to a name that would not be uploaded: {new}"
             )
+        if isinstance(target, LocalFile):
+            self._rename_over_local(entry, old, new, target, turn)
+            return
         if isinstance(target, SampleEntry) and target.id == entry.id:
             target = None  # what is shown is not up to date: no image may be put in its own place
         if isinstance(target, SampleEntry) and self._completion.was_just_created(entry.sample_id):
@@ -304,6 +332,18 @@ class TreeChanges:
             self._names.catalog.expect_changes()
             raise
         self._show_renamed(entry, old, new, name)
+
+    def _rename_over_local(
+        self, entry: SampleEntry, old: str, new: str, target: LocalFile, turn: Turn
+    ) -> None:
+        """Rename a sample over a file that the server has not heard of; where that fails, both stay."""
+        self._writer.set_aside(target)
+        try:
+            self._rename_sample(entry, old, new, None, turn)
+        except BaseException:
+            self._writer.show_again(target)
+            raise
+        self._local.discard(target)
 
     def _show_renamed(self, entry: SampleEntry, old: str, new: str, name: str) -> None:
         raw = None if name == new else name.encode("utf-8", "surrogatepass")

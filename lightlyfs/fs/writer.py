@@ -385,6 +385,12 @@ class Writer:
         """Take a file back from the uploader; False where it is on its way, or may be on the server."""
         return not file.record.create_sent and self._uploader.withdraw(file.record.key)
 
+    @staticmethod
+    def is_under_way(file: LocalFile) -> bool:
+        """Return whether a complete file is owed to the server, which may have begun to get it."""
+        with file.lock:
+            return file.record.state is State.PENDING and not file.dirty
+
     def keep_here(self, file: LocalFile) -> None:
         """Let a file whose upload has not begun stay on this machine."""
         with file.lock:

@@ -588,6 +588,44 @@ def test_a_sample_that_shows_under_two_names_does_not_replace_itself(
     assert overwriting.names() == ["old.jpg", "y.jpg"]
 
 
+def test_a_new_file_replaces_another_while_both_are_on_their_way(
+    own_server: LocalServer, tmp_path: Path
+) -> None:
+    """As `mv` does between two files that a mount uploads behind."""
+    own_server.faults.add(Latency(delay_s=0.5, target="storage.put"))
+    with in_process(own_server, tmp_path / "tree", write_back="on", allow_overwrite="on") as tree:
+        tree.write("b.jpg", b"first")
+        tree.write("a.jpg", b"second")
+        wait_until(lambda: len(own_server.samples()) == 2, 10)
+        kept = next(one["id"] for one in own_server.samples() if one["fileName"] == "b.jpg")
+
+        tree.rename("a.jpg", "b.jpg")
+
+        assert tree.names() == ["b.jpg"]
+        assert tree.read("b.jpg") == b"second"
+        assert own_server.object_bytes(kept) == b"second"
+
+
+def test_a_sample_is_renamed_over_a_file_that_stays_here(
+    own_server: LocalServer, tree: InProcessTree
+) -> None:
+    """An empty one here; where the server refuses the rename, both stay where they were."""
+    tree.write("a.jpg", b"sample")
+    tree.write("b.jpg", b"")
+    own_server.faults.add(Status(status=403, target="update"))
+    with refused(errno.EACCES):
+        tree.rename("a.jpg", "b.jpg")
+    assert (tree.read("a.jpg"), tree.read("b.jpg")) == (b"sample", b"")
+
+    own_server.faults.clear()
+    tree.rename("a.jpg", "b.jpg")
+
+    assert tree.names() == ["b.jpg"]
+    assert tree.read("b.jpg") == b"sample"
+    assert stored(own_server) == {"b.jpg": b"sample"}
+    assert set(records(tree)) <= {"b.jpg"}
+
+
 def test_a_sample_is_not_renamed_to_a_name_that_others_took_meanwhile(
     own_server: LocalServer, tree: InProcessTree
 ) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from test_writing import stored
 from trees import MountedTree, mounted, refused
 
-from lightlyfs.testing import LocalServer
+from lightlyfs.testing import Latency, LocalServer
 
 pytestmark = pytest.mark.fuse
 
@@ -184,6 +184,22 @@ def test_programs_that_remove_before_they_write_replace_the_image(
     assert [held[name] for name in ("tar/a.png", "zip/a.png", "one/a.png")] == [data] * 3
     assert files_of(overwriting.mountpoint / "tar") == files_of(source)
     assert files_of(overwriting.mountpoint / "zip") == files_of(source)
+
+
+def test_programs_that_remove_before_they_write_replace_what_is_still_on_its_way(
+    own_server: LocalServer, source: Path, tmp_path: Path
+) -> None:
+    own_server.faults.add(Latency(target="storage", delay_s=0.5))
+    archive = tmp_path / "all.tar"
+    with mounted(own_server, tmp_path / "tree", "3", "--allow-overwrite", "--write-back") as tree:
+        for number in range(2):
+            Image.effect_noise((70 + number, 40), 60).save(source / "a.png")
+            run("tar", "-C", source, "-cf", archive, ".")
+            run("tar", "-xf", archive, cwd=tree.mountpoint)
+            run("install", source / "a.png", tree.mountpoint / "installed.png")
+
+    held = files_of(source)
+    assert stored(own_server) == held | {"installed.png": held["a.png"]}
 
 
 def test_imagemagick(own_server: LocalServer, tree: MountedTree, source: Path) -> None:
