@@ -54,7 +54,7 @@ _MKSTEMP = re.compile(
 _RANDOM = re.compile(r".*\d|(?=.*[A-Z])(?=.*[a-z])")
 # stems of names that count, but are those of something unfinished
 _TEMPORARY = re.compile(
-    r"tmp[A-Za-z0-9_]{4,12} | (tmp|temp)[._-].+ | .+[._-](tmp|temp) | .+~ | magick-.+"
+    r"tmp[A-Za-z0-9_]{4,12} | (tmp|temp)[._-].+ | .+[._-](tmp|temp) | .+~ | magick-.+ | pngout"
     r"| .+\.(part|partial|new|bak|backup|orig|old|download|incomplete)",
     re.DOTALL | re.VERBOSE | re.IGNORECASE,
 )

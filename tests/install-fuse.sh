@@ -21,6 +21,7 @@ if [ "${1:-}" = --tests ]; then
     command_or mogrify imagemagick
     command_or jpegoptim jpegoptim
     command_or gifsicle gifsicle
+    command_or pngcrush pngcrush
     command_or exiv2 exiv2
     command_or unison unison
     command_or aria2c aria2

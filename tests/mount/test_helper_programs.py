@@ -30,7 +30,10 @@ TOOLS = {
     "exiftool": "libimage-exiftool-perl",
     "mogrify": "imagemagick",
     "aria2c": "aria2",
-    **{name: name for name in ("optipng", "jpegoptim", "gifsicle", "exiv2", "rsync", "zip", "unzip")},
+    **{
+        name: name
+        for name in ("optipng", "pngcrush", "jpegoptim", "gifsicle", "exiv2", "rsync", "zip", "unzip")
+    },
     **{name: name for name in ("sed", "perl", "unison", "git", "sqlite3", "tar")},
 }
 OK, FAILS, ONCE = (True, True), (False, False), (True, False)
@@ -236,6 +239,7 @@ PROGRAMS = {
     "exiftool-in-place": changing("exiftool -q -overwrite_original_in_place -Artist=x b.jpg", "exiftool"),
     "exiftool-recursive": changing("exiftool -q -overwrite_original -r -Artist=x .", "exiftool"),
     "optipng": never("optipng -quiet b.png", "optipng", "b.png"),
+    "pngcrush": changing("pngcrush -q -ow b.png", "pngcrush", "b.png"),
     "mogrify": changing("mogrify -resize 50% b.jpg", "mogrify"),
     "mogrify-png": changing(
         "mogrify -define png:exclude-chunks=date,time -rotate 90 b.png", "mogrify", "b.png"

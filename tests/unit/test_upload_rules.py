@@ -71,7 +71,16 @@ def test_a_choice_that_makes_no_sense_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["tmpab12.jpg", "d/tmpab12cd34.jpg", "b.tmp.jpg", "b_tmp.jpg", "temp-b.jpg", "b.jpg.new.jpg"]
+    "path",
+    [
+        "pngout.png",
+        "tmpab12.jpg",
+        "d/tmpab12cd34.jpg",
+        "b.tmp.jpg",
+        "b_tmp.jpg",
+        "temp-b.jpg",
+        "b.jpg.new.jpg",
+    ],
 )
 def test_an_image_with_the_name_of_a_temporary_file_is_one(path: str) -> None:
     assert looks_temporary(path, lambda _: False)
