@@ -38,7 +38,7 @@ from lightlyfs.staging.local_files import LocalFile, LocalFiles
 from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.spool import Spool
 from lightlyfs.staging.upload_steps import Steps, StoredObjects, UploadConfig, UploadedSamples
-from lightlyfs.staging.uploader import WORKERS, Uploader
+from lightlyfs.staging.uploader import MAX_WORKERS, Uploader
 
 if TYPE_CHECKING:
     from lightlyfs.app.dataset import Dataset
@@ -72,7 +72,7 @@ class Uploads:
             dataset.catalog, self.local, self.times, kernel.forget, dataset.settings.shown
         )
         # thumbnail, image and the search for a rival are sent at the same time
-        self._side = ThreadPoolExecutor(2 * WORKERS, "lightlyfs-upload-side")
+        self._side = ThreadPoolExecutor(2 * MAX_WORKERS, "lightlyfs-upload-side")
         adoption = Adoption(dataset.catalog, dataset.reader, dataset.cache, self.spool, self.times)
         self.completion = Completion(
             self.local, self.namespace, self.times, adoption, self._is_gone, kernel.forget, time.monotonic

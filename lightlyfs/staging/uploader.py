@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
@@ -35,7 +36,14 @@ from lightlyfs.staging.upload_steps import Steps
 
 log = logging.getLogger(__name__)
 
+# uploads that move
 WORKERS = 16
+# an upload that has not moved for so long waits for a better answer to one of its requests. It makes room for
+# another: no number of files that the server fails for keeps the rest waiting
+_STANDS_S = 3.0
+# uploads in all, and those among them that failed before
+MAX_WORKERS = 4 * WORKERS
+_MOST_RETRIES = MAX_WORKERS - WORKERS
 # a failed upload is tried again after this, twice as long each time
 _FIRST_RETRY_S = 5.0
 _MAX_RETRY_S = 300.0
@@ -47,6 +55,8 @@ _PROBE_S = 3.0
 _AWAY_AFTER_S = 10.0
 # while the token is refused, its file is looked at this often
 _LOOK_FOR_TOKEN_S = 0.5
+# while files wait for a thread, it is seen this often whether an upload still moves
+_LOOK_FOR_ROOM_S = 0.5
 # what cannot be started, for the mount ends, is not tried over and over
 _MIN_PAUSE_S = 0.1
 
@@ -80,6 +90,8 @@ class _Job:
         self.failed = False
         self.tries = 0
         self.retry_at = 0.0
+        # how far it was when it was looked at, and since when
+        self.seen_moved, self.seen_at = 0, 0.0
         # everything was to be tried again while this was on its way, perhaps with the token of before
         self.again = False
         # a later generation of the same file, sealed while this one is on its way
@@ -105,12 +117,16 @@ class Uploader:
         self._closing = closing
         self._outcome = outcome
         self._server = server
-        self._pool = ThreadPoolExecutor(WORKERS, "lightlyfs-upload")
+        self._pool = ThreadPoolExecutor(MAX_WORKERS, "lightlyfs-upload")
         self._state = threading.RLock()
         self._is_idle = threading.Condition(self._state)  # perhaps; what `wait_idle` waits for
         self._is_due = threading.Condition(self._state)  # perhaps; what the thread that tries again waits for
         # guarded by _state
         self._jobs: dict[str, _Job] = {}
+        # of those that run: the ones in a thread; the new ones that wait for one; the ones that failed before
+        self._working: set[_Job] = set()
+        self._new: deque[_Job] = deque()
+        self._again: deque[_Job] = deque()
         self._uploaded = 0
         self._offline = ""
         self._refused = False
@@ -234,10 +250,35 @@ class Uploader:
 
     def _start_locked(self, job: _Job) -> None:
         job.running, job.failed = True, False
-        try:
-            self._pool.submit(self._run, job)
-        except RuntimeError:  # the pool is shut down: the mount ends, the journal keeps it
-            job.running = False
+        (self._again if job.tries else self._new).append(job)
+        self._fill_locked()
+        if len(self._new) + len(self._again) == 1:
+            self._is_due.notify_all()
+
+    def _fill_locked(self) -> None:
+        """Begin what waits for a thread, new files first."""
+        while (waiting := self._new or self._again) and self._has_room_locked():
+            job = waiting.popleft()
+            job.seen_moved, job.seen_at = job.ticket.moved, self._clock()
+            self._working.add(job)
+            try:
+                self._pool.submit(self._run, job)
+            except RuntimeError:  # the pool is shut down: the mount ends, the journal keeps it
+                self._working.discard(job)
+                job.running = False
+
+    def _has_room_locked(self) -> bool:
+        if len(self._working) < WORKERS:
+            return True
+        # of a server that answers nothing no more is asked
+        if len(self._working) >= MAX_WORKERS or self._server.outage_s() >= _STANDS_S:
+            return False
+        now, moving = self._clock(), 0
+        for job in self._working:
+            if job.ticket.moved != job.seen_moved:
+                job.seen_moved, job.seen_at = job.ticket.moved, now
+            moving += now - job.seen_at < _STANDS_S
+        return moving < WORKERS
 
     def _run(self, job: _Job) -> None:
         file, generation = job.file, job.generation
@@ -254,6 +295,9 @@ class Uploader:
         with self._state:
             self._uploaded += 1
             self._moved += job.ticket.moved + 1
+            self._working.discard(job)
+            if job.tries:
+                self._is_due.notify_all()
             waiter = job.ticket
             if job.following is None:
                 del self._jobs[file.record.key]
@@ -261,6 +305,7 @@ class Uploader:
                 (job.generation, job.ticket), job.following, job.tries = job.following, None, 0
                 self._start_locked(job)
             self._online_locked()
+            self._fill_locked()
             self._is_idle.notify_all()
         _settle(waiter, uploaded)
 
@@ -277,6 +322,7 @@ class Uploader:
             # it stays owed as the journal has it, and a caller that waits must not wait without end
             log.warning("%s: the journal could not note a failed upload: %s", job.file.path, second)
         with self._state:
+            self._working.discard(job)
             job.running = False
             job.tries += 1
             job.failed = not again
@@ -298,6 +344,7 @@ class Uploader:
                 self._start_locked(job)
             elif state is State.LOCAL:
                 self._jobs.pop(job.file.record.key, None)
+            self._fill_locked()
             self._notify_locked()
         self._outcome.failed(job.file, error)
         _settle(ticket, error)
@@ -327,8 +374,12 @@ class Uploader:
                 due = [job for job in self._jobs.values() if not job.running and job.retry_at <= now]
                 if self._offline:
                     due = [] if self._is_busy_locked() or now < self._probe_at else due[:1]
+                room = self._room_for_retries_locked()
                 for job in due:
-                    self._start_locked(job)
+                    if not job.tries or room > 0:
+                        room -= bool(job.tries)
+                        self._start_locked(job)
+                self._fill_locked()
                 if not self._closing.is_set():
                     self._is_due.wait(self._pause_locked(now))
 
@@ -336,11 +387,21 @@ class Uploader:
         """Return how long nothing has to be tried again, unless a job changes; None where nothing waits."""
         if self._refused and self._jobs:
             return _LOOK_FOR_TOKEN_S
-        idle = [job.retry_at for job in self._jobs.values() if not job.running and not job.failed]
+        if self._new or self._again:
+            return _LOOK_FOR_ROOM_S
+        may_retry = self._room_for_retries_locked() > 0
+        idle = [
+            job.retry_at
+            for job in self._jobs.values()
+            if not job.running and not job.failed and (may_retry or not job.tries)
+        ]
         if not idle or (self._offline and self._is_busy_locked()):
             return None
         due = max(self._probe_at, min(idle)) if self._offline else min(idle)
         return max(_MIN_PAUSE_S, due - now)
+
+    def _room_for_retries_locked(self) -> int:
+        return _MOST_RETRIES - sum(job.running and job.tries > 0 for job in self._jobs.values())
 
     def _is_busy_locked(self) -> bool:
         return any(job.running for job in self._jobs.values())

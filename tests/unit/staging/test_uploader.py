@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from catalogkit import Reachable
 
-from lightlyfs.errors import Cancelled, FileExists, TooLarge, Unauthorized, Unreachable
+from lightlyfs.errors import Cancelled, FileExists, ServerFault, TooLarge, Unauthorized, Unreachable
 from lightlyfs.staging.journal import Journal
 from lightlyfs.staging.local_files import LocalFile, LocalFiles, Ticket
 from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.spool import Spool
 from lightlyfs.staging.upload_steps import Moving, Note
-from lightlyfs.staging.uploader import Uploader
+from lightlyfs.staging.uploader import MAX_WORKERS, WORKERS, Uploader
 
 WAIT_S = 5
 
@@ -39,9 +39,17 @@ class ScriptedSteps:
         return record.changed(sample_id="c" * 24, state=State.UPLOADED)
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait for what other threads do."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 class Bench:
-    def __init__(self, directory: Path) -> None:
-        self.steps = ScriptedSteps()
+    def __init__(self, directory: Path, steps: ScriptedSteps | None = None) -> None:
+        self.steps = steps or ScriptedSteps()
         self.journal = Journal(directory / "journal.db")
         self.files = LocalFiles(
             Spool(directory / "files"), self.journal, name_of=lambda path: path, counts=lambda path: True
@@ -74,6 +82,13 @@ class Bench:
         self.files.update(self.file, generation, state=State.PENDING)
         return self.uploader.submit(self.file, **options)
 
+    def add(self, path: str) -> Ticket:
+        """Seal a file and hand it over."""
+        file = self.files.new(path, 0o644)
+        assert file is not None
+        self.files.update(file, 0, state=State.PENDING)
+        return self.uploader.submit(file)
+
     @property
     def record(self) -> Record:
         """What the journal holds."""
@@ -82,10 +97,7 @@ class Bench:
 
     def begin(self) -> None:
         """Wait until the first upload is under way."""
-        deadline = time.monotonic() + WAIT_S
-        while not self.steps.begun:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        wait_for(lambda: bool(self.steps.begun))
 
 
 @pytest.fixture
@@ -264,3 +276,58 @@ def test_a_delayed_upload_begins_when_its_time_has_come(bench: Bench) -> None:
     bench.now += 2.0
 
     assert ticket.result.result(WAIT_S).state is State.UPLOADED
+
+
+class FailingNames(ScriptedSteps):
+    """Uploads of names with `bad` in them fail at first, and then wait for leave; all others end at once."""
+
+    def __init__(self, *, fail_first: bool) -> None:
+        super().__init__()
+        self._fails = fail_first
+        self._lock = threading.Lock()
+        self.waiting: set[str] = set()
+        self.failed: set[str] = set()
+
+    def upload(self, record: Record, moving: Moving, note: Note) -> Record:
+        if "bad" in record.path:
+            with self._lock:
+                first = self._fails and record.path not in self.failed
+                (self.failed if first else self.waiting).add(record.path)
+            if first:
+                raise ServerFault("no", status=500)
+            assert self.leave.acquire(timeout=60)
+        return record.changed(sample_id="c" * 24, state=State.UPLOADED)
+
+
+@pytest.fixture(params=[False, True], ids=["first-tries", "later-tries"])
+def failing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    """Uploads half of which stand: more of them than may run at once where they are tried again."""
+    subject = Bench(tmp_path, FailingNames(fail_first=request.param))
+    subject.uploader.start()
+    yield subject
+    subject.closing.set()
+    subject.steps.leave.release(1_000)
+    subject.uploader.close()
+
+
+def test_files_that_the_server_fails_for_do_not_keep_others_waiting(failing: Bench) -> None:
+    steps = failing.steps
+    assert isinstance(steps, FailingNames)
+    again = steps._fails
+    count = 2 * MAX_WORKERS if again else WORKERS + 4
+    for number in range(count):
+        failing.add(f"bad{number}.jpg")
+    if again:
+        wait_for(lambda: failing.uploader.stats().waiting == count)
+        failing.now += 5.0
+        failing.uploader.withdraw("of no file")  # has the thread that tries again look at the clock
+    wait_for(lambda: len(steps.waiting) == WORKERS)
+
+    good = failing.add("good.jpg")
+    failing.now += 3.0
+    good.result.result(WAIT_S)
+
+    failing.now += 3.0
+    late = failing.add("late.jpg")
+    late.result.result(WAIT_S)
+    assert len(steps.waiting) <= MAX_WORKERS
