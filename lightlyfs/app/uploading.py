@@ -471,6 +471,9 @@ def discard_owed(owed: OwedFile) -> None:
     if owed.leftover:
         raise StartError(f"{owed.record.path} is a sample, and the Lightly API cannot delete samples")
     journal = Journal(owed.spool / "journal.db")
-    journal.remove(owed.record.key)
-    journal.close()
-    owed.staged.unlink(missing_ok=True)
+    try:
+        # the bytes first: on a full disk the journal needs the room they free
+        owed.staged.unlink(missing_ok=True)
+        journal.remove(owed.record.key)
+    finally:
+        journal.close()

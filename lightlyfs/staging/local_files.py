@@ -429,20 +429,24 @@ class LocalFiles:
 
     def remove_directory(self, path: str) -> None:
         """Forget a directory that was made here."""
+        self.journal.put_directories(forget=(path,))
         with self._lock:
             self._directories.pop(path, None)
             self.generation += 1
-        self.journal.put_directories(forget=(path,))
         self.touch_parent(path)
 
     def move_directories(self, old: str, new: str) -> None:
         """Rename a directory that was made here, with those below it."""
         with self._lock:
-            paths = [path for path in self._directories if path == old or path.startswith(old + "/")]
-            moved = [self._directories.pop(path)._replace(path=new + path[len(old) :]) for path in paths]
-            self._directories |= {made.path: made for made in moved}
+            known = list(self._directories.items())
+        made = [one for path, one in known if path == old or path.startswith(old + "/")]
+        moved = [one._replace(path=new + one.path[len(old) :]) for one in made]
+        self.journal.put_directories(*moved, forget=[one.path for one in made])
+        with self._lock:
+            for one in made:
+                self._directories.pop(one.path, None)
+            self._directories |= {one.path: one for one in moved}
             self.generation += 1
-        self.journal.put_directories(*moved, forget=paths)
         self.touch_parent(old)
         self.touch_parent(new)
 

@@ -187,3 +187,19 @@ def test_a_read_only_disk_is_said_and_read_around(server: LocalServer, tmp_path:
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
         with on_disk(server, tmp_path, environ, "--write-back", chosen) as tree:
             assert tree.read("owed.jpg") == OWED
+
+
+def test_discarding_what_is_owed_makes_room_on_a_full_disk(own_server: LocalServer, tmp_path: Path) -> None:
+    """Where the mount was killed on it, so that the next one is read-only."""
+    with small_disk(tmp_path / "disk", DISK_BYTES) as disk:
+        environ = environment(own_server, tmp_path / "cache") | {"XDG_STATE_HOME": str(disk)}
+        with on_disk(own_server, tmp_path, environ, "--upload", "none") as tree:
+            (tree.mountpoint / "large.txt").write_bytes(OWED)
+            fill_up(disk)
+        assert "large.txt" in tree.run("uploads", "list").stdout
+
+        tree.run("uploads", "discard", "large.txt", "--yes")
+
+        assert "large.txt" not in tree.run("uploads", "list").stdout
+        with on_disk(own_server, tmp_path, environ, "--upload", "none") as tree:
+            (tree.mountpoint / "small.txt").write_bytes(b"there is room")

@@ -510,3 +510,21 @@ def test_a_directory_that_others_made_has_the_time_of_its_newest_local_file(benc
     bench.files.update(file, 0, mtime_ns=7_900_000_000)
     bench.next_mount()
     assert bench.files.directory_time_ns("d/e") == 7_000_000_000
+
+
+def test_directories_stay_as_the_journal_has_them_where_it_takes_no_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    files = bench.files
+    for path in ("a", "a/b"):
+        files.make_directory(path, 0o755)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(bench.journal, "put_directories", full)
+    for change in (lambda: files.move_directories("a", "c"), lambda: files.remove_directory("a/b")):
+        with pytest.raises(OSError, match="full"):
+            change()
+        assert sorted(files.made_directories()) == ["a", "a/b"]
