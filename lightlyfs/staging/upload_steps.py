@@ -458,9 +458,15 @@ class Image:
         )
 
     def as_update(self, record: Record, sample: Sample) -> SampleUpdate:
-        """Return the update of a sample whose image this replaces; what others keep in it stays."""
+        """Return the update of a sample whose image this replaces; what others keep in it stays.
+
+        The mark of its create goes: a journal of before, restored from a backup, is not owed this sample.
+        """
         before = sample.meta_data or _NO_META
-        meta = msgspec.structs.replace(self._meta(), custom=before.custom, dynamic=before.dynamic)
+        custom = before.custom
+        if isinstance(custom, dict):
+            custom = {key: value for key, value in custom.items() if key != MARK}
+        meta = msgspec.structs.replace(self._meta(), custom=custom, dynamic=before.dynamic)
         return SampleUpdate(thumb_name=self._thumb_name(record), exif=self.facts.exif, meta_data=meta)
 
     def _meta(self) -> SampleMetaData:

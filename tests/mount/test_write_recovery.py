@@ -307,3 +307,37 @@ def test_two_spools_with_files_of_one_path_both_reach_the_server(
         assert tree.names() == ["x.jpg", "x~2.jpg"]
         assert {tree.read("x.jpg"), tree.read("x~2.jpg")} == {b"one", b"two"}
     assert sorted(stored(own_server)) == ["x.jpg", "x~2.jpg"]
+
+
+def test_a_state_directory_from_a_backup_takes_no_image_back(machine: Machine, tmp_path: Path) -> None:
+    """What it owes was sent since, and replaced; its create was on its way when it was saved."""
+    machine.server.faults.add(Status(status=403, target="storage.put"))
+    with machine.mount() as tree, refused(errno.EACCES):
+        tree.write("x.jpg", b"of the backup")
+    shutil.copytree(machine.directory, tmp_path / "backup")
+    machine.server.faults.clear()
+    with machine.mount(allow_overwrite="on") as tree:
+        wait_until(lambda: stored(machine.server) == {"x.jpg": b"of the backup"}, 10)
+        tree.refresh()
+        tree.write("x.jpg", b"newer")
+    shutil.rmtree(machine.directory)
+    shutil.copytree(tmp_path / "backup", machine.directory)
+    lose_the_reply(machine)
+
+    with machine.mount() as tree:
+        wait_until(lambda: tree.names() == ["x.jpg", "x~2.jpg"], 10)
+        assert (tree.read("x.jpg"), tree.read("x~2.jpg")) == (b"newer", b"of the backup")
+    held = stored(machine.server)
+    # a create may have been on its way, so that one more is sent and put out of view
+    assert {name: held[name] for name in held if not name.startswith(".lightlyfs-replaced/")} == {
+        "x.jpg": b"newer"
+    }
+
+
+def lose_the_reply(machine: Machine) -> None:
+    """Have a journal hold what it does while the reply to a create is awaited."""
+    journal = Journal(machine.spool / "journal.db")
+    (record,) = journal.records()
+    assert record.create_sent
+    journal.put(record.changed(sample_id=None))
+    journal.close()

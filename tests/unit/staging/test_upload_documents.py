@@ -41,7 +41,7 @@ def test_a_new_sample_without_facts_sends_none() -> None:
 
 
 def test_an_update_keeps_what_others_keep_in_a_sample() -> None:
-    before = SampleMetaData(custom={"mine": 1}, dynamic={"d": 2}, size_in_bytes=9, sharpness=0.25)
+    before = SampleMetaData(custom={"mine": 1, MARK: "m0"}, dynamic={"d": 2}, size_in_bytes=9, sharpness=0.25)
     update = Image(Path("k.0"), FACTS).as_update(RECORD, Sample(id=SAMPLE, meta_data=before))
     assert update.meta_data == SampleMetaData(
         custom={"mine": 1}, dynamic={"d": 2}, size_in_bytes=5, shape=[1, 2, 3], snr=0.5
