@@ -11,6 +11,9 @@ NAMES := all
 JOBS := 3
 PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
+# the tests start hundreds of mounts, each of which would compile the package where this is set
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install fuse test-tools demo unit test test-long fuzz soak pythons docs mutants house ecosystem desktop newcomer check format bench bench-cold bench-train clean
 

@@ -29,6 +29,7 @@ MAX_SECONDS = 30.0
 MAX_PROCESSES = 4
 # without `site`, which is a third of its start, it has the paths of this process and no variable moves them
 _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from lightlyfs.staging.image_facts import serve; serve()"
+_FLAGS = ("-I", "-S", *(["-B"] if sys.dont_write_bytecode else []))
 _PACKAGE = str(Path(__file__).resolve().parents[2])
 
 
@@ -136,7 +137,7 @@ class _FactsProcess:
         if self._process is None or self._process.poll() is not None:
             with all_cores():
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", _PROGRAM, _PACKAGE, *sys.path],
+                    [sys.executable, *_FLAGS, "-c", _PROGRAM, _PACKAGE, *sys.path],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
