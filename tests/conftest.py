@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
+
 import pytest
 
 # by the seconds that they take; the others follow in the order of their names
@@ -19,3 +23,15 @@ _PLACE = {name: place for place, name in enumerate(LONGEST)}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Move the long files to the front; the order within a file stays."""
     items.sort(key=lambda item: _PLACE.get(item.path.stem, len(LONGEST)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _home_of_tests() -> Iterator[None]:
+    """Keep what the tests of this process note, such as where uploads are owed, out of the real home."""
+    with (
+        tempfile.TemporaryDirectory(prefix="lightlyfs-tests-") as home,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name in ("STATE", "CACHE", "CONFIG"):
+            patch.setenv(f"XDG_{name}_HOME", os.path.join(home, name.lower()))
+        yield

@@ -14,6 +14,7 @@ import logging
 import logging.handlers
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -27,18 +28,18 @@ from typing import Any, NoReturn
 from lightlyfs import app, mountpoints
 from lightlyfs.api.redaction import LineFormatter, redact, visible
 from lightlyfs.app.builders import LOG_FORMAT
-from lightlyfs.app.resolving import find_dataset
+from lightlyfs.app.resolving import FoundDataset, find_dataset
 from lightlyfs.cli import READY_VARIABLE
-from lightlyfs.cli.output import tell, wait_for_listing
+from lightlyfs.cli.output import tell
 from lightlyfs.cli.sessions import sessions_of
 from lightlyfs.control import ControlServer
 from lightlyfs.cores import stay_on_one_core
-from lightlyfs.errors import LightlyFsError, SettingsError, counted
+from lightlyfs.errors import LightlyFsError, SettingsError, StartError, counted
 from lightlyfs.fs.attributes import Ownership
 from lightlyfs.fs.namespace import Part
 from lightlyfs.kernel import binding
 from lightlyfs.kernel.binding import READ_AHEAD_BYTES, Library, MountOptions
-from lightlyfs.kernel.runner import Mount, block_signals, share_arenas, trim_memory
+from lightlyfs.kernel.runner import STOP_SIGNALS, Mount, block_signals, share_arenas, trim_memory
 from lightlyfs.mountpoints import mount_at
 from lightlyfs.places import SpoolPlace, cache_root, lasting_name, socket_path
 from lightlyfs.settings import SECRET_VARIABLES, Secrets, Settings, read_secrets, resolve
@@ -162,7 +163,7 @@ def _serve(
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD)
         try:
-            wait_for_listing(parts, found, no_wait=settings.no_wait)
+            _wait_for_listing(parts, found, no_wait=settings.no_wait)
             parts.need_folder(found.name)
             if settings.metrics_port is not None:
                 app.serve_metrics(parts, settings.metrics_port)
@@ -319,6 +320,72 @@ def file_handler(path: Path, kind: str, dataset: str) -> logging.Handler:
     handler = _LogFile(path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(formatter(kind, dataset))
     return handler
+
+
+# without a terminal a line of progress is worth printing this often
+_LINE_EVERY_S = 5.0
+# how long a mount waits for the check of the names that it has
+_CHECK_S = 2.0
+
+
+def _wait_for_listing(parts: app.Dataset, found: FoundDataset, *, no_wait: bool) -> None:
+    """Wait until the samples are listed, showing how far it is; StartError where that fails.
+
+    Names of an earlier listing will do where they cannot be checked, or not soon.
+    """
+    refresher = parts.catalog.refresher
+    if no_wait:
+        return
+    if refresher.complete:
+        refresher.touch()
+        end = time.monotonic() + _CHECK_S
+        while refresher.active and refresher.error is None and time.monotonic() < end:
+            _stop_if_asked()
+            refresher.wait_for_check(0.05)
+        return
+    next_line = time.monotonic() + _LINE_EVERY_S
+    with _Line(found.name) as line:
+        while not refresher.complete:
+            _stop_if_asked()
+            refresher.wait_for_progress(0.2)
+            if not refresher.active and not refresher.complete:
+                raise StartError(f"the samples of {found.name} cannot be listed: {refresher.error}")
+            listed, expected = refresher.progress
+            if sys.stderr.isatty():
+                line.show(listed, expected)
+            elif time.monotonic() > next_line:
+                tell(f"listed {listed:,} of {expected:,} samples")
+                next_line += _LINE_EVERY_S
+
+
+class _Line:
+    """A line of a terminal that is written over; a bar of `rich` would stay in the mount's memory."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._is_shown = False
+
+    def show(self, listed: int, expected: int) -> None:
+        """Show how far the listing is."""
+        self._is_shown = True
+        printable = "".join(char if char.isprintable() else "?" for char in self._name)
+        share = f" ({listed * 100 // expected} %)" if expected else ""
+        sys.stderr.write(f"\r\033[Klisting {printable}: {listed:,} of {expected:,}{share}")
+        sys.stderr.flush()
+
+    def __enter__(self) -> _Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_shown:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+
+
+def _stop_if_asked() -> None:
+    """Ctrl-C during the listing ends it; the signals are blocked for the mount that follows."""
+    if signal.sigtimedwait(STOP_SIGNALS, 0) is not None:
+        raise StartError("interrupted while the samples were being listed")
 
 
 def notify_systemd(state: str, environ: Mapping[str, str] = os.environ) -> bool:

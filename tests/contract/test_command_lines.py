@@ -295,3 +295,18 @@ def test_a_command_in_a_removed_directory_says_so(tmp_path: Path, words: str) ->
     )
     assert done.returncode == 1
     assert "the current directory was removed" in done.stderr
+
+
+@pytest.mark.parametrize("words", ["mounts", "status", "refresh", "log", "config show", "help speed"])
+def test_a_command_that_only_tells_something_imports_nothing_of_a_mount(words: str) -> None:
+    """It would take three times as long."""
+    code = (
+        "import sys; from lightlyfs.cli import group\n"
+        "try:\n    group.run(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "parts = {'lightlyfs.app', 'lightlyfs.fs', 'msgspec', 'requests', 'PIL'}\n"
+        "print('imported:', *sorted(parts & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words.split()], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "imported:"
