@@ -1,7 +1,7 @@
 """Which bytes are meant: a sample in one version, its blocks and ranges. Pure.
 
 The version is what storage says (ETag, else Last-Modified, and always the size), so bytes of two versions
-can never share a cache key or a file handle. Where it says nothing, the first bytes stand for the version.
+can never share a cache key or a file handle. If storage says nothing, the first bytes are the version.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 # the etag of a sample that has no stored object: a version like any other, with no bytes
 NO_OBJECT = "none"
-# where storage names no version, so many first bytes stand for one: a probe brings them, and two images that
-# are compressed differ there
+# where storage names no version, the version is a digest of so many first bytes: a probe fetches them, and
+# two compressed images differ there
 VERSION_BYTES = 128 << 10
 _OF_BYTES = "b"
 
@@ -64,7 +64,7 @@ def etag_of(headers: Mapping[str, str]) -> str:
 
 
 def etag_of_bytes(first: bytes | bytearray) -> str:
-    """The version of a content of which storage names none, by its first VERSION_BYTES or all of it."""
+    """Return a version for a content of which storage names none, made of its first VERSION_BYTES."""
     return _OF_BYTES + hashlib.blake2b(memoryview(first)[:VERSION_BYTES], digest_size=16).hexdigest()
 
 

@@ -7,7 +7,6 @@ token as a header, the public token only to the redirect endpoint.
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -17,7 +16,16 @@ from urllib.parse import quote
 import msgspec
 
 from lightlyfs import errors
-from lightlyfs.api.contract import ERROR_BODY_BYTES, Request, Response, Timeouts, Transport, wire_url
+from lightlyfs.api.content_encoding import Inflater, content_encoding_of
+from lightlyfs.api.contract import (
+    ERROR_BODY_BYTES,
+    MAX_ANSWER_BYTES,
+    Request,
+    Response,
+    Timeouts,
+    Transport,
+    wire_url,
+)
 from lightlyfs.api.models import parse, shown
 from lightlyfs.api.redaction import conceal
 from lightlyfs.api.retry import Failure, Retrier, RetryPolicy, raise_for_status
@@ -31,8 +39,6 @@ _RENEWALS = 2
 # pages of thousands of samples: the server may be at work on one for longer than on all else
 _SLOW = {"list_samples", "list_samples_partial", "list_page", "list_full_page", "get_mappings"}
 _REDIRECTS = (301, 302, 303, 307, 308)
-# the API sends no more at once; compressed, so much may be a few KB
-_MAX_INFLATED_BYTES = 32 << 20
 
 
 # The token to send, asked for each request; the argument is the one that was just refused, or None.
@@ -193,7 +199,7 @@ class Caller:
         if call.redirect and answer.status in _REDIRECTS:
             return answer
         what = f"{call.operation} {call.path}"
-        answer = _inflated(answer, what)
+        answer = _inflated(answer)
         if not 200 <= answer.status < 300:
             reads = call.method == "GET"
             raise_for_status(answer, what=what, reads=reads, secrets=credentials.secrets())
@@ -225,20 +231,18 @@ class Caller:
         return Request(call.method, url, headers, call.body, timeouts, cancelled=cancelled, slow=slow)
 
 
-def _inflated(answer: Response, what: str) -> Response:
+def _inflated(answer: Response) -> Response:
     """Return an answer without the Content-Encoding that a proxy put on it, although none was asked for."""
-    encoding = answer.headers.get("content-encoding", "").strip().lower()
-    if encoding in ("", "identity") or not answer.body:
+    encoding = content_encoding_of(answer.headers)
+    if not encoding or not answer.body:
         return answer
-    stream = zlib.decompressobj(wbits=47)  # detects gzip or zlib
     try:
-        body = stream.decompress(answer.body, _MAX_INFLATED_BYTES)
-    except zlib.error:
+        inflater = Inflater(encoding, "the API", MAX_ANSWER_BYTES)
+        body = inflater.inflate(answer.body)
+    except (errors.MalformedAnswer, errors.ShortBody):
         return answer  # the encoding is another one, or was undone and still named: what it is shows next
-    if stream.unconsumed_tail:
-        raise errors.TooLarge(f"{what}: a compressed answer of over {_MAX_INFLATED_BYTES >> 20} MiB")
-    if not stream.eof and 200 <= answer.status < 300:
-        raise errors.ShortBody(f"{what}: a compressed answer that breaks off")
+    if 200 <= answer.status < 300:
+        inflater.check_end()
     return Response(answer.status, answer.headers, body)
 
 

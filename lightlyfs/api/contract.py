@@ -26,6 +26,8 @@ from lightlyfs.api.redaction import shown_url
 MIB = 1 << 20
 # The longest error page that is read: enough for any message, small enough never to matter.
 ERROR_BODY_BYTES = 64 * 1024
+# the API's largest answer
+MAX_ANSWER_BYTES = 32 * MIB
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -150,7 +152,7 @@ class Request(msgspec.Struct, frozen=True):
     headers: Mapping[str, str] = _NO_HEADERS
     body: bytes | BodyFile | None = None
     timeouts: Timeouts = Timeouts()
-    max_body_bytes: int = 64 * MIB  # twice the API's largest answer
+    max_body_bytes: int = 2 * MAX_ANSWER_BYTES
     observer: BodyObserver | None = None
     cancelled: Callable[[], bool] | None = None
     fresh: bool = False

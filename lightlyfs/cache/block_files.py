@@ -326,13 +326,13 @@ class Room:
 
 
 # of the disk, unless something else is asked for
-_MIN_FREE_SHARE = 10
+_MIN_FREE_SHARE = 0.1
 _MOST_MIN_FREE_BYTES = 5 << 30
 
 
 def default_min_free(disk_bytes: int) -> int:
     """How much of a disk the cache leaves free: a tenth, at most 5 GiB."""
-    return min(disk_bytes // _MIN_FREE_SHARE, _MOST_MIN_FREE_BYTES)
+    return min(int(disk_bytes * _MIN_FREE_SHARE), _MOST_MIN_FREE_BYTES)
 
 
 @dataclass(frozen=True)

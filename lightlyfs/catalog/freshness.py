@@ -23,7 +23,7 @@ _LISTINGS_SHARE = 20
 # a value that is stored with the catalogue, by its key
 Stored = Callable[[str], str | None]
 
-# stored while a mount of this machine has changed what no listing shows yet
+# stored while a mount of this machine has made changes that no listing shows yet
 UNLISTED = "unlisted"
 
 

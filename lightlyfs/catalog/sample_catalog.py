@@ -153,12 +153,12 @@ class Catalog:
         self.refresher.expect_changes()
 
     def note_unlisted(self) -> None:
-        """Have the next mount list before it trusts the store: this one changed what no listing shows yet."""
+        """Make the next mount list first, because this one has changed what no listing shows yet."""
         try:
             if not self._store.get_meta(UNLISTED):
                 self._store.set_meta({UNLISTED: "1"})
         except sqlite3.Error as error:
-            log.warning("the next mount may show for a moment what was before: %s", error)
+            log.warning("the next mount may show old names for a moment: %s", error)
 
     def wake(self) -> None:
         """Look soon at what other processes wrote, and write down what storage reported."""

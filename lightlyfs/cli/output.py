@@ -1,4 +1,4 @@
-"""What commands show on the terminal: sizes, messages. Each command imports this, and it next to nothing."""
+"""What commands show on the terminal: sizes and messages. Every command imports it, so it imports little."""
 
 from __future__ import annotations
 

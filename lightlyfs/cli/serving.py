@@ -45,7 +45,7 @@ from lightlyfs.places import SpoolPlace, cache_root, lasting_name, socket_path
 from lightlyfs.settings import SECRET_VARIABLES, Secrets, Settings, read_secrets, resolve
 
 log = logging.getLogger("lightlyfs")
-# its warnings, while it starts, are for whoever mounts
+# while a mount starts, its user sees the warnings of this logger
 _dataset_log = logging.getLogger(app.Dataset.__module__)
 _early_log = logging.handlers.MemoryHandler(1_000, logging.CRITICAL + 1)
 
@@ -81,8 +81,8 @@ def serve_mount(
         code = 1
     except Exception:
         log.exception("the mount failed")
-        kept = _keep_early_log(settings) if told >= 0 else "its log"
-        tell(f"the mount failed, and this is a fault of lightlyfs; {kept} says where")
+        where = _keep_early_log(settings) if told >= 0 else "its log"
+        tell(f"the mount failed, and this is a fault of lightlyfs; {where} says where")
         code = 1
     logging.shutdown()
     sys.stderr.flush()
@@ -91,20 +91,22 @@ def serve_mount(
 
 
 def _keep_early_log(settings: Settings) -> str:
-    """Write down what a mount logged that never became usable; returns where."""
-    if _early_log.target is None:
+    """Write what a mount logged before it failed to a file, or else to stderr; return which."""
+    if _early_log.target is not None:
+        return "its log"
+    try:
         path = settings.log_file or cache_root(settings.cache_dir) / "mount.log"
-        _early_log.setTarget(file_handler(path, settings.log_format, ""))
-        _early_log.flush()
-        return str(path)
-    return "its log"
+        target, where = file_handler(path, settings.log_format, ""), str(path)
+    except (OSError, LightlyFsError):
+        target, where = logging.StreamHandler(), "the text above"
+        target.setFormatter(formatter(settings.log_format))
+    _early_log.setTarget(target)
+    _early_log.flush()
+    return where
 
 
 def _log_later() -> None:
-    """Until a mount in the background is usable, its terminal gets what a person must know, not a log.
-
-    The log file, which is known later, gets all of it.
-    """
+    """Keep the log of a background mount until it has a file; show its user only warnings meanwhile."""
     logging.getLogger().handlers[:] = [_early_log]
     notes = logging.StreamHandler()
     notes.setLevel(logging.WARNING)

@@ -10,11 +10,11 @@ contradict what is known, and have to be requested again before they are accepte
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from lightlyfs.api.content_encoding import Inflater, content_encoding_of
 from lightlyfs.api.contract import StopTransfer, whole_number
 from lightlyfs.blocks import (
     BLOCK_BYTES,
@@ -69,7 +69,7 @@ class BlockSink:
         self._position = start  # of the first byte in the buffer
         self._end: int | None = None  # where the answer ends; None while that is unknown
         self._received = 0
-        self._inflater: _Inflater | None = None
+        self._inflater: Inflater | None = None
         self._etag = ""
         self._unnamed: int | None = None  # the size of a content whose first bytes are to name its version
         self._wanted: Span | None = None
@@ -129,7 +129,7 @@ class BlockSink:
     def _partial(self, answer: ContentRange | None, headers: Mapping[str, str]) -> None:
         if answer is None or answer.start is None or answer.end is None:
             raise RangeUnusable("storage answered 206 without a valid Content-Range")
-        if _encoding_of(headers):
+        if content_encoding_of(headers):
             raise RangeUnusable("storage answered with a part of a compressed body")
         if answer.start != self._start:
             # a larger range that holds ours cannot be told from a wrong label on ours
@@ -145,9 +145,9 @@ class BlockSink:
             # storage names the version of what it sends; proxies and sign-in pages do not
             raise ServerFault("a web page came in the place of a sample", status=200)
         self._position = 0
-        encoding = _encoding_of(headers)
+        encoding = content_encoding_of(headers)
         if encoding:
-            self._inflater = _Inflater(encoding)
+            self._inflater = Inflater(encoding, "storage", MAX_COLLECTED_BYTES)
             return
         self._end = whole_number(headers.get("content-length"))
         if self._end is not None:
@@ -242,49 +242,6 @@ def _is_part(answer: ContentRange | None, headers: Mapping[str, str]) -> bool:
     if answer is None or answer.start is None or answer.end is None:
         return False
     return headers.get("content-length", str(answer.end - answer.start)) == str(answer.end - answer.start)
-
-
-def _encoding_of(headers: Mapping[str, str]) -> str:
-    # aws-chunked is left behind by uploads and says nothing of the stored bytes
-    named = [part.strip().lower() for part in headers.get("content-encoding", "").split(",")]
-    return ", ".join(part for part in named if part not in ("", "identity", "aws-chunked"))
-
-
-class _Inflater:
-    """Undoes a Content-Encoding that storage, or a proxy before it, applied to the whole body."""
-
-    def __init__(self, encoding: str) -> None:
-        if encoding not in ("gzip", "x-gzip", "deflate"):
-            raise MalformedAnswer(f"storage sends its bodies in an encoding we did not ask for: {encoding}")
-        self._encoding = encoding
-        self._stream = _new_stream()
-
-    def inflate(self, chunk: bytes | memoryview) -> bytes:
-        parts = []
-        rest = bytes(chunk)
-        while rest:
-            if self._stream.eof:
-                # a gzip body may have several members, and zeros behind the last one
-                rest = rest.lstrip(b"\0")
-                if not rest:
-                    break
-                self._stream = _new_stream()
-            try:
-                parts.append(self._stream.decompress(rest, MAX_COLLECTED_BYTES))
-            except zlib.error as error:
-                raise ShortBody(f"storage sent a damaged {self._encoding} body") from error
-            if self._stream.unconsumed_tail:
-                raise TooLarge("storage sends a compressed body that is over 256 MiB")
-            rest = self._stream.unused_data
-        return b"".join(parts)
-
-    def check_end(self) -> None:
-        if not self._stream.eof:
-            raise ShortBody(f"storage sent a {self._encoding} body that breaks off")
-
-
-def _new_stream() -> zlib._Decompress:
-    return zlib.decompressobj(wbits=47)  # detects gzip or zlib
 
 
 class Doubt(Enum):

@@ -310,3 +310,26 @@ def test_a_command_that_only_tells_something_imports_nothing_of_a_mount(words: s
         [sys.executable, "-c", code, *words.split()], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "imported:"
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_mount_that_fails_by_a_fault_of_ours_says_where_it_is_told(tmp_path: Path, writable: bool) -> None:
+    log = tmp_path / "mount.log" if writable else Path("/proc/none/mount.log")
+    code = (
+        "import os, sys\n"
+        "os.environ['LIGHTLYFS_READY_FD'] = str(os.pipe()[1])\n"
+        "from lightlyfs.cli import serving\n"
+        "def fail(*_): raise ValueError('on purpose')\n"
+        "serving._serve = fail\n"
+        "serving.serve_mount('cars', serving.Path('/mnt'), serving.resolve({'log_file': sys.argv[1]}, {}),"
+        " None, None, ())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(log)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    where = str(log) if writable else "the text above"
+    assert done.stderr.endswith(
+        f"lightlyfs: the mount failed, and this is a fault of lightlyfs; {where} says where\n"
+    )
+    told = log.read_text() if writable else done.stderr
+    assert "ValueError: on purpose" in told
+    assert ("Traceback" in done.stderr) != writable

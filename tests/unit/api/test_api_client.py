@@ -509,7 +509,14 @@ GZIPPED = {"content-encoding": "gzip"}
 
 
 @pytest.mark.parametrize(
-    "packed", [gzip.compress, zlib.compress, bytes], ids=["gzip", "deflate", "named and not so"]
+    "packed",
+    [
+        gzip.compress,
+        lambda body: gzip.compress(body[:9]) + gzip.compress(body[9:]),
+        zlib.compress,
+        bytes,
+    ],
+    ids=["gzip", "gzip of two members", "deflate", "named and not so"],
 )
 def test_an_answer_that_a_proxy_compressed_is_read(packed: Callable[[bytes], bytes]) -> None:
     body = packed(json.dumps({"id": D, "name": "my set"}).encode())
