@@ -16,14 +16,15 @@ from urllib.parse import quote
 import msgspec
 
 from lightlyfs import errors
-from lightlyfs.api.content_encoding import Inflater, content_encoding_of
 from lightlyfs.api.contract import (
     ERROR_BODY_BYTES,
     MAX_ANSWER_BYTES,
+    Inflater,
     Request,
     Response,
     Timeouts,
     Transport,
+    content_encoding_of,
     wire_url,
 )
 from lightlyfs.api.models import parse, shown

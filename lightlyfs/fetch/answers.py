@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from lightlyfs.api.content_encoding import Inflater, content_encoding_of
-from lightlyfs.api.contract import StopTransfer, whole_number
+from lightlyfs.api.contract import Inflater, StopTransfer, content_encoding_of, whole_number
 from lightlyfs.blocks import (
     BLOCK_BYTES,
     VERSION_BYTES,
