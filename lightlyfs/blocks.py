@@ -1,4 +1,4 @@
-"""Which bytes are meant: a sample in one version, its blocks and ranges. Pure.
+"""Identify bytes: a sample in one version, its blocks and ranges. Pure.
 
 The version is what storage says (ETag, else Last-Modified, and always the size), so bytes of two versions
 can never share a cache key or a file handle. If storage says nothing, the first bytes are the version.
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 # the etag of a sample that has no stored object: a version like any other, with no bytes
 NO_OBJECT = "none"
-# where storage names no version, the version is a digest of so many first bytes: a probe fetches them, and
+# where storage names no version, a digest of this many first bytes is the version: a probe fetches them, and
 # two compressed images differ there
 VERSION_BYTES = 128 << 10
 _OF_BYTES = "b"

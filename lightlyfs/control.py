@@ -1,8 +1,8 @@
 """The control channel of a running mount: lines of JSON over a Unix socket, and descriptors with them.
 
-A command is one line each way. A session goes on for as long as both sides like: `warm` tells how far it is,
+A command is one line each way. A session lasts for as long as both sides want: `warm` reports its progress,
 and `open_cached` asks for one file after another. The server side runs in the mount; `asked` and the other
-functions are for commands and programs, which print what they like of an answer.
+functions are for commands and programs, which print as much of an answer as they want.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class ControlServer:
         self._sockets.append(listener)
 
     def close(self) -> None:
-        """Answer no more, and remove the socket."""
+        """Stop answering, and remove the socket."""
         self._closed = True
         self._path.unlink(missing_ok=True)
         for listener in self._sockets:
@@ -262,12 +262,12 @@ class ControlServer:
 
 
 def failure(text: str, **more: Any) -> dict[str, Any]:
-    """Return the message that something did not go well."""
+    """Return the message that reports a failure."""
     return {"ok": False, "error": text, **more}
 
 
 class _Peer(NamedTuple):
-    """Who is at the other end of a connection: for a listener's end, who called `listen`."""
+    """The process at the other end of a connection: for a connected socket, the one that called `listen`."""
 
     pid: int
     uid: int
@@ -321,7 +321,7 @@ def dial(address: Path | str, *, timeout_s: float) -> Channel | None:
 
 
 class NoAnswer(StartError):
-    """A process listens behind a socket, and says nothing."""
+    """A process listens on the socket but does not answer."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(f"process {pid} does not answer")
@@ -364,7 +364,7 @@ def process_state(pid: int) -> str:
     return told.rpartition(")")[2].split()[0]
 
 
-# looking up a million files takes the mount a minute before it says a word
+# a mount may need a minute to look up a million files before its first answer
 _ANSWER_WAIT_S = 600.0
 _NAMES_AT_ONCE = 100
 

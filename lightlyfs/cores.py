@@ -1,8 +1,8 @@
 """Keeps the threads of a mount on one core, and moves them where other processes need that core.
 
-Python runs one thread at a time, and a mount's threads pass its lock on twenty times a file and more. With
-several cores a thread that lets go of the lock for a short system call finds it taken when it comes back, by
-one that was woken on another core; both cores are then busy with waking each other. On one core no
+Python runs one thread at a time, and the threads of a mount pass its lock on over twenty times a file. With
+several cores, a thread that releases the lock for a short system call finds it taken when it returns, by a
+thread that woke up on another core, and both cores spend their time on waking each other. On one core no
 other thread runs during a short call: reading a cached file takes half as much CPU, a cold file two thirds.
 """
 
@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 log = logging.getLogger(__name__)
 
-# a mount that uses less of a core than that is well wherever it is, and is not to wake up each second
+# a mount that uses less of a core than this can stay where it is, and need not wake up each second
 _BUSY = 0.2
 _LOOK_EVERY_S, _LOOK_WHEN_IDLE_S = 1.0, 10.0
-# what others take of its core before a mount looks for another one, and how much less they must take there
+# the load of others at which a mount looks for another core, and how much lower their load must be there
 _CROWDED, _WORTH_MOVING = 0.3, 0.2
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 # cores that are slower than the fastest by more than that are left out: laptops have two kinds
@@ -37,7 +37,7 @@ _moving = threading.Lock()
 
 
 class Moment(NamedTuple):
-    """What was used until a moment, in seconds: by all on each core, and by this process."""
+    """The CPU seconds used until a moment: by all processes on each core, and by this process."""
 
     at: float
     by_core: Mapping[int, float]
@@ -54,7 +54,7 @@ class OneCore:
         self.is_busy = False  # between the last two looks
 
     def better(self, now: Moment) -> int | None:
-        """Return the core to move to; None where it is well where it is."""
+        """Return the core to move to; None to stay."""
         before, self._before = self._before, now
         seconds = max(now.at - before.at, 1e-3)
         own = (now.own - before.own) / seconds
@@ -91,15 +91,15 @@ def fast_cores(cores: Collection[int], told: Path = Path("/sys/devices/system/cp
 def stay_on_one_core() -> None:
     """Keep this process on one core, a fast one, of those that it may use; before any thread is started.
 
-    A thread looks after it each second while the process works. Nothing happens where there is one core only,
-    or where the system does not tell.
+    A thread checks the choice each second while the process works. Does nothing where there is one core, or
+    where the system does not report its load.
     """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     if len(allowed) < 2:
         return
     cores = fast_cores(allowed)
     try:
-        # whichever it is: the first look that finds it crowded moves on
+        # any core will do: the first check that finds it crowded moves on
         chosen = OneCore(cores, cores[os.getpid() % len(cores)], _now())
         os.sched_setaffinity(0, {chosen.core})
     except (OSError, ValueError) as error:
@@ -111,7 +111,7 @@ def stay_on_one_core() -> None:
 
 @contextmanager
 def all_cores() -> Iterator[None]:
-    """Let the calling thread use all cores for a while; a process that it starts then keeps them."""
+    """Let the calling thread use all cores in the block; a process that it starts there keeps them."""
     if not _given_up:
         yield
         return
@@ -144,7 +144,7 @@ def _set(thread: int, cores: Iterable[int]) -> None:
 
 
 def _now() -> Moment:
-    """What proc(5) says of each core in /proc/stat, and the system of this process."""
+    """Read the load of each core from /proc/stat (proc(5)), and the CPU time of this process."""
     by_core = {}
     for line in Path("/proc/stat").read_text().splitlines():
         if line.startswith("cpu") and line[3:4].isdigit():

@@ -160,7 +160,7 @@ def connect(path: Path, *, timeout_s: float = BUSY_S, synchronous: str = "OFF") 
 
 
 def make(path: Path) -> None:
-    """See that there is a file of mode 0600, and no link or directory; raises OSError."""
+    """Make sure that there is a regular file of mode 0600, not a link or directory; raises OSError."""
     for one in (path.with_name(path.name + suffix) for suffix in _SUFFIXES):
         if one.is_symlink():
             one.unlink()
@@ -246,7 +246,7 @@ def _odd_header_told(db: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def damage_told() -> Iterator[None]:
-    """Raise Damaged where the text of an error names what is no text: Python then raises another one."""
+    """Raise Damaged if SQLite's error text is not valid UTF-8: Python then raises an error of its own."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -288,7 +288,7 @@ def put_aside(path: Path, *, keep: bool = False) -> Path:
 
 
 def check_tables(db: sqlite3.Connection, schema: str) -> None:
-    """See that a database holds what a script makes and nothing else; raises Damaged."""
+    """Check that a database holds the tables of a script and nothing else; raises Damaged."""
     with closing(sqlite3.connect(":memory:")) as model:
         model.executescript(schema)
         wanted = _definitions(model)
@@ -323,7 +323,7 @@ def readable_rows(path: Path, table: str, columns: Sequence[str]) -> list[tuple[
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Do what the block does as a whole, or not at all, whatever the block raises."""
+    """Run the block as one transaction: all of it takes effect, or nothing if it raises."""
     with FORK_GATE, damage_told(), _odd_header_told(db):
         # at once, for a transaction that begins by reading can come too late to write
         db.execute("BEGIN IMMEDIATE")

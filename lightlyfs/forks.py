@@ -1,9 +1,9 @@
-"""Keeps forks away from work in C libraries that have locks of their own.
+"""Keeps forks apart from work in C libraries that have their own locks.
 
-A fork copies the process while its other threads may be anywhere. A lock that one of them holds then, in
-SQLite or OpenSSL, is never let go of in the child. So such work is done inside `FORK_GATE`: transactions, and
-new TLS connections until the first byte of the answer. `os.fork` waits until no thread is inside. Inside, no
-lock is taken under which others enter.
+A fork copies the process while its other threads may be anywhere. A lock that one of them holds at that
+moment, in SQLite or OpenSSL, is never released in the child. So such work is done inside `FORK_GATE`:
+transactions, and new TLS connections until the first byte of the answer. `os.fork` waits until no thread is
+inside. Inside, no lock is taken under which others enter.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _ForkGate:
     def __enter__(self) -> None:
         thread = threading.get_ident()
         depth = self._inside.get(thread, 0)
-        # said before it is asked whether a fork is near, as that is said before it is asked who is inside
+        # set before `_shut` is read, as `before_fork` sets `_shut` before it reads who is inside
         self._inside[thread] = depth + 1
         if self._shut and not depth:
             self._wait_outside(thread)

@@ -28,12 +28,12 @@ from lightlyfs.settings import BY_NAME, SETTINGS
 
 log = logging.getLogger(__name__)
 
-# called with the bytes that are there, and with those of all
+# called with the bytes that are cached, and the bytes of all files
 Progress = Callable[[int, int], object]
 
 CacheWork = Literal["check", "evict", "verify", "pin", "unpin"]
 _SHOWN_FAILURES = 10
-# what was on its way out when it was pinned is fetched once more
+# a file that was being evicted when it was pinned is fetched once more
 _PIN_ROUNDS = 5
 
 
@@ -119,7 +119,7 @@ class Mounted:
         return self._ask("status", 10.0)
 
     def refresh(self) -> dict[str, int]:
-        """Ask the API for everything now; how many samples were added, changed and are gone."""
+        """Ask the API for everything now; return how many samples were added, changed and removed."""
         return self._ask("refresh", 600.0)
 
     def warm(
@@ -253,7 +253,7 @@ def _run(*words: str) -> None:
         log.warning("%s", line)
 
 
-# a sample's cached file itself, past the kernel's way through the mount
+# opens the cached file of a sample itself, past the mount
 
 # a file that has to be fetched may take long; the mount ends its waits by itself, after a minute without
 # a block
@@ -382,13 +382,13 @@ class Closable(Protocol):
 
 
 class Announced:
-    """Files on their way ahead of the program that announced them; ends with `close`, as `with` does."""
+    """Files that are fetched ahead of the program that announced them; ends with `close`, as `with` does."""
 
     def __init__(self, running: Closable | None) -> None:
         self._running = running
 
     def close(self) -> None:
-        """Fetch no more of them; idempotent."""
+        """Stop fetching; idempotent."""
         running, self._running = self._running, None
         if running is not None:
             running.close()
@@ -434,7 +434,7 @@ def _some_at_once(names: Iterator[str]) -> Iterator[list[str]]:
 class OrderOverSocket:
     """An order that goes to a mount, some paths at once, in a thread of its own.
 
-    The mount hangs up unless it is sent something each minute, if it be no path.
+    The mount hangs up unless it gets a message each minute, even one without paths.
     """
 
     def __init__(self, mountpoint: Path, names: Iterator[list[str]]) -> None:
@@ -475,7 +475,7 @@ class OrderOverSocket:
             self._channel.close()
 
     def _await_answer(self) -> None:
-        """Wait until the mount has taken what was sent; it shows each few seconds that it is there."""
+        """Wait until the mount has taken what was sent; every few seconds it signals that it still works."""
         while not self._closed.is_set():
             answer = self._channel.receive()
             if answer is None:

@@ -65,8 +65,8 @@ class SharedLocks:
     def __init__(self, directory: Path | None, make: Callable[[], object] = lambda: None) -> None:
         """Open or make the file; `directory` must exist and be ours (see `places`).
 
-        Without one every lock is to be had: for what no other process can reach. `make()` makes the directory
-        again where a cleaner deleted it.
+        Without a directory every lock is free: for data that no other process can reach. `make()` makes the
+        directory again if a cleaner deleted it.
         """
         self._directory = directory
         self._make = make
@@ -85,7 +85,7 @@ class SharedLocks:
         return locks
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release everything."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -122,7 +122,7 @@ class SharedLocks:
     def renew(self) -> None:
         """Use a new file where a cleaner deleted this one; processes that start meanwhile use that too.
 
-        Raises OSError where that cannot be. What this process holds by name counts no more then.
+        Raises OSError if that fails. Locks by name that this process holds no longer count then.
         """
         if self._fd < 0 or self._directory is None or self._is_at_its_path():
             return
@@ -176,11 +176,11 @@ class SharedLocks:
     # what one process at a time does
 
     def try_name(self, name: str) -> bool:
-        """Return whether this process may now do what a name stands for; if so, `release_name` follows."""
+        """Try to take the lock of a name; if that worked, `release_name` has to follow."""
         return self._try(fcntl.F_WRLCK, _offset_of(name), 1)
 
     def release_name(self, name: str) -> None:
-        """Let others do it."""
+        """Release the lock of a name."""
         self._try(fcntl.F_UNLCK, _offset_of(name), 1)
 
     @contextmanager
@@ -191,7 +191,7 @@ class SharedLocks:
         cancelled: Callable[[], bool] = lambda: False,
         on_wait: Callable[[], None] = lambda: None,
     ) -> Iterator[None]:
-        """Do what a name stands for while no other process does.
+        """Hold the lock of a name in the block, so that no other process does the same.
 
         After `timeout_s`, and once it is `cancelled`, the block is run all the same. `on_wait` is called
         over and over meanwhile.

@@ -1,4 +1,4 @@
-"""The memory that a mount should keep to: how much, what share a part may take, whether names may take more.
+"""The memory limit of a mount: how much, which share a part may take, whether names may take more.
 
 A directory listed with the attributes of its files makes the kernel keep each name, and libfuse with it: some
 300 bytes a file. Once the process takes a sixth of the target, listings come without attributes, so that only
@@ -44,7 +44,7 @@ class MemoryTarget:
         self._has_room = True
 
     def share(self, part: int, most_bytes: int) -> int:
-        """Return one of so many parts of the target, at most `most_bytes`."""
+        """Return one of `parts` equal parts of the target, at most `most_bytes`."""
         return min(most_bytes, self._target_bytes // part)
 
     @property

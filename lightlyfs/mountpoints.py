@@ -154,14 +154,14 @@ def type_of(path: Path) -> int:
     return ctypes.c_ulong.from_buffer(found).value & 0xFFFFFFFF
 
 
-# what does not answer by then is stopped or stuck
+# a mount that does not answer by then is stopped or stuck
 _PROBE_S = 1.5
 _UNMOUNT_S = 30.0
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # sys/mount.h
 
 
 class Health(Enum):
-    """What a mount does when it is asked."""
+    """How a mount reacts when it is asked for its size."""
 
     ANSWERS = "answers"
     DEAD = "its process is gone"
@@ -194,7 +194,7 @@ def probe(mountpoint: Path) -> Health:
 
 
 def prepare_mountpoint(mountpoint: Path) -> bool:
-    """See that a directory is fit to be mounted on; returns whether a dead mount of ours was cleared there.
+    """Check that a directory can be mounted on; return whether a dead mount of ours was cleared there.
 
     Raises StartError, which names the reason and the way out.
     """
@@ -260,7 +260,7 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
 
 
 def set_read_ahead(mountpoint: Path, kib: int) -> None:
-    """Let the kernel read ahead so far; without the right to, it stays at 128 KiB and works as well."""
+    """Set how far the kernel reads ahead; without the permission it stays at 128 KiB, which also works."""
     entry = mount_at(mountpoint)
     if entry is None:
         return

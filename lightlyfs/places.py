@@ -46,11 +46,11 @@ _MEMORY = Path("/dev/shm")
 _SERVICES = Path("/run/lightlyfs") / APP
 # `struct flock` of 64-bit Linux: type, whence, start, length (0: all), process (0 for these locks)
 _FLOCK = struct.Struct("hhqqi4x")
-# a private cache needs so much of the disk, or it is of no use
+# a private cache needs this much of the disk to be useful
 _LEAST_BYTES = 64 << 20
-# what ends by itself, or is the disk's fault: reads go on elsewhere
+# errors that pass, or that are the disk's fault: reads continue without it
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-# looking through the directories of some mounts takes a moment
+# a mount that starts may need a moment to search the directories of other mounts
 _CHOOSING_TIMEOUT_S = 10.0
 
 
@@ -72,7 +72,7 @@ def state_root(chosen_cache: Path | None) -> Path:
 
 
 def elsewhere(chosen_cache: Path | None) -> str:
-    """Return one line on where files are kept, where that is not where they were to be; else ""."""
+    """Return one line on where files are kept if that is not the requested place; otherwise ""."""
     cache, state = _root(chosen_cache, "cache"), _root(chosen_cache, "state")
     if cache.reason and state.reason:
         both = os.path.commonpath((cache.path, state.path))

@@ -1,4 +1,4 @@
-"""The configuration file: settings of one's own, and sets of them by name.
+"""The configuration file: the user's settings, and named sets of them.
 
 `~/.config/lightlyfs/config.toml` holds settings by their names; those under `[profiles.NAME]` count where
 the profile is chosen. An option or a variable beats the file.
@@ -19,7 +19,7 @@ from lightlyfs.settings import BY_NAME
 
 VARIABLE = "LIGHTLYFS_PROFILE"
 _BUILT_IN: Mapping[str, Mapping[str, object]] = {
-    # names that do not move, and no picture that nobody looks at
+    # for training: names that do not change, and no thumbnails
     "train": {"read_only": True, "metadata_ttl": "1h", "thumbnails": "off"},
     "browse": {"read_only": True, "metadata_ttl": "5m", "thumbnails": "prefill"},
 }

@@ -471,7 +471,7 @@ def read_token(path: Path) -> str:
 
 
 def exposure_of(token_file: Path | None) -> str | None:
-    """What to say of a token file that others can read, with the command that closes it; None for no other.
+    """Return a warning about a token file that others can read, with the command that closes it, or None.
 
     Nothing is said on a read-only file system, such as the secrets of a pod: no command helps there.
     """
@@ -492,7 +492,7 @@ SECRET_VARIABLES = ("LIGHTLY_TOKEN", "LIGHTLY_BEARER_TOKEN", "LIGHTLY_PUBLIC_TOK
 
 def read_secrets(environ: Mapping[str, str], token_file: Path | None, read_mode: str = "url") -> Secrets:
     """The tokens; SettingsError where one that is needed is missing, or the token file cannot be read."""
-    # what is pasted brings blanks and line ends along
+    # pasted tokens may come with blanks and line ends
     token, bearer, public_token = (environ.get(name, "").strip() or None for name in SECRET_VARIABLES)
     if token_file is not None:
         token = read_token(token_file)

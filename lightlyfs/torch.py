@@ -25,7 +25,7 @@ from lightlyfs.training.reading import batches_ahead
 
 __all__ = ["LightlyImages", "Loader", "loader"]
 
-# more than read a GPU's images are seldom of use, and each takes the memory of a process
+# more workers are seldom useful for one GPU, and each takes the memory of a process
 _MOST_WORKERS = 8
 
 

@@ -31,7 +31,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # IPv6 addresses that stand for one of IPv4 behind a translator (RFC 6052)
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
-# how long it is known which addresses the API has
+# how long the resolved addresses of the API are kept
 _RESOLVED_S = 60.0
 
 
@@ -196,7 +196,7 @@ def _split_port(entry: str) -> tuple[str, int | None]:
     return entry, None
 
 
-# the first that is set counts, as requests and curl have it; each names a file or a directory
+# the first one that is set counts, as in requests and curl; each names a file or a directory
 _VARIABLES = (("REQUESTS_CA_BUNDLE",), ("CURL_CA_BUNDLE",), ("SSL_CERT_FILE", "SSL_CERT_DIR"))
 # where distributions keep theirs: Debian and Alpine, Red Hat (old and new), SUSE, BSD and macOS
 SYSTEM_BUNDLES = (

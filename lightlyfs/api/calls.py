@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 # how often one request goes out again with another token; twice is a token that changed twice meanwhile
 _RENEWALS = 2
-# pages of thousands of samples: the server may be at work on one for longer than on all else
+# pages of thousands of samples: the server may take longer for one than for any other request
 _SLOW = {"list_samples", "list_samples_partial", "list_page", "list_full_page", "get_mappings"}
 _REDIRECTS = (301, 302, 303, 307, 308)
 

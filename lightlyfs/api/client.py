@@ -51,13 +51,13 @@ _DATASETS_PER_PAGE = 5000
 
 
 class ServerState(Protocol):
-    """What a process knows of the API: whether it answers, and whether there is another token to try."""
+    """Says whether the API answers, and whether there is another token to try."""
 
     def outage(self) -> errors.Retryable | None:
-        """Return what requests fail with, where none was answered for some seconds; otherwise None."""
+        """Return the error of the requests if none was answered for some seconds; otherwise None."""
 
     def outage_s(self) -> float:
-        """Return for how long no request was answered, 0 where the last one was."""
+        """Return for how long no request was answered; 0 if the last one was."""
         ...
 
     def has_new_token(self) -> bool:

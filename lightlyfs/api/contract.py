@@ -211,7 +211,7 @@ class BodyMemory:
             return self.taken <= self.limit
 
     def give(self, size: int) -> None:
-        """Count some bytes no more."""
+        """Stop counting some bytes."""
         with self._lock:
             self.taken -= size
 
@@ -239,7 +239,7 @@ class TransportConfig:
 
 
 class Origin(NamedTuple):
-    """What a URL says of the server: `netloc` is its host, and its port where that is told."""
+    """What a URL says of the server: `netloc` is its host, and its port if the URL has one."""
 
     scheme: str
     netloc: str

@@ -43,7 +43,7 @@ BUFFER_BYTES = 128 * 1024
 # libcurl's own for uploads, and one that takes a usual image whole: a quarter of the CPU of its PUT
 _SMALL_UPLOAD_BYTES, _UPLOAD_BUFFER_BYTES = 64 * 1024, 256 * 1024
 _SEEK_OK, _SEEK_FAIL = 0, 1
-# how long a failed request takes longer, for its error to name who issued the certificate
+# the extra time that a failed request takes for its error to name who issued the certificate
 _ISSUER_WAIT_MS = 3_000
 # How OpenSSL words a peer that goes away: libcurl has no code for it.
 _CUT = re.compile("eof|reset|syscall", re.IGNORECASE)

@@ -28,16 +28,16 @@ from lightlyfs.api.contract import Request, Response, TransportConfig
 from lightlyfs.api.curl_exchange import Done, Exchange
 from lightlyfs.forks import FORK_GATE
 
-# the clocks of all requests are looked at so often while any is under way
+# how often the time limits of all requests are checked while any is under way
 _LOOK_EVERY_S = 0.2
-# after a longer pause between two looks the loop itself was held up, and no server is to blame
+# after a longer pause between two checks the loop itself was held up, and no server is to blame
 _STOOD_STILL_S = 1.0
-# a GET is sent a second time after the time that all but a few of the last ones to its host took, and so much
-# at least; second ones are a small share of all, and there are none while a host is in trouble
+# a GET is sent a second time once it takes longer than nearly all of the last ones to its host, and at least
+# this long; second ones are a small share of all, and there are none while a host is in trouble
 _SLOW_S, _SLOW_FACTOR, _REMEMBERED = 0.4, 2.0, 256
 _SECOND_SHARE, _SECOND_BURST = 0.02, 8
 _TROUBLE_S = 5.0
-# where each silent GET comes with more answers than that over connections like its own, it is the server
+# with more answers than this for each silent GET, over connections like its own, the server is at fault
 _ANSWERS_A_SILENT_ONE = 10
 # GETs under way that need only few connections
 _FEW = 8
@@ -148,7 +148,7 @@ class CurlLoop:
                     self._read(events)
                     self._look()
                 except Exception:
-                    # those who wait are told, and the loop begins again
+                    # every waiting request gets an error, and the loop starts again
                     log.exception("the network loop failed")
                     self._end(lambda: errors.Unreachable("the network loop failed", request_sent=True))
                     self._new_multi()
@@ -358,7 +358,7 @@ class CurlLoop:
         self._look_at_retired()
 
     def _weigh(self, doubtful: list[Exchange]) -> None:
-        """Trust no kept connection any more where so many were silent that it is not the server's doing."""
+        """Trust no kept connection any more if too many were silent for the server to be at fault."""
         for multi in {exchange.multi for exchange in doubtful}:
             silent = [exchange for exchange in doubtful if exchange.multi is multi]
             first = min(silent, key=lambda exchange: exchange.since)

@@ -19,9 +19,9 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-# a kept connection that is silent for so long is doubted: half of what a first file may take after a change
+# a kept connection that is silent for this long is doubted: half of what a first file may take after a change
 SILENCE_S = 2.0
-# or for so many times as long as the host's slowest answer of late took
+# or for this many times as long as the host's slowest recent answer took
 _SILENCE_FACTOR = 3.0
 _REMEMBERED_ANSWERS = 16
 _MAX_HOSTS = 64
@@ -30,7 +30,7 @@ LIFETIME_S = 600
 # how long sent data may stay unacknowledged, and how a silent peer is asked whether it is there
 USER_TIMEOUT_MS = 10_000
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S = 10, 3
-# a clock that counts sleep is ahead by so much after one that is worth the name
+# after a sleep worth noticing, a clock that counts sleep is ahead by at least this much
 _SLEPT_S = 3.0
 # looking costs three microseconds
 _CLOCK_EVERY_S = 0.01
@@ -83,7 +83,7 @@ class Network:
         log.info("reconnecting: %s", why)
 
     def note_answer(self, host: str, seconds: float) -> None:
-        """Note that a request was answered, so long after it was sent."""
+        """Note that a request was answered, and how long that took."""
         with self._lock:
             if host not in self._answers_s and len(self._answers_s) >= _MAX_HOSTS:
                 self._answers_s.clear()
@@ -107,7 +107,7 @@ class Network:
 
 
 def guard(descriptor: int) -> None:
-    """Have the kernel find out that the peer of a new connection is gone."""
+    """Set a new connection up so that the kernel notices a peer that is gone."""
     sock = socket.socket(fileno=descriptor)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -38,9 +38,9 @@ _NAP_S = 0.25
 _LAST_TRY_S = 3.0
 # A throttled host is probed this often, where it names no time itself, and left alone for at most that long.
 _PROBE_EVERY_S, _MAX_THROTTLED_S = 0.5, 60.0
-# Without an answer for so long a host counts as away.
+# A host that has answered nothing for this long counts as away.
 _OUTAGE_S = 3.0
-# What was refused for the whole time of doubt is believed at once for so long.
+# A refusal that lasted for the whole time of doubt is believed at once for this long.
 _BELIEVED_S = 60.0
 # Refusals of one kind that make the next ones of it likely: they are doubted for a fraction of the time.
 _MANY = 3
@@ -174,12 +174,12 @@ class Retrier:
     # what all calls know of the host
 
     def outage_s(self) -> float:
-        """Return for how long nothing was answered, 0 where the last request was."""
+        """Return for how long no request was answered; 0 if the last one was."""
         since = self._failing_since
         return 0.0 if since is None else self.clock() - since
 
     def outage(self) -> errors.Retryable | None:
-        """Return what requests fail with, where none was answered for some seconds."""
+        """Return the error of the requests if none was answered for some seconds; otherwise None."""
         return self._failure if self.outage_s() >= _OUTAGE_S else None
 
     def may_ask(self, *, urgent: bool) -> bool:

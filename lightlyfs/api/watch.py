@@ -1,4 +1,4 @@
-"""The clock side of one send: when it has idled, lasted too long or was given up.
+"""The time limits of one send: whether it has idled or lasted too long, or was given up.
 
 Holds no thread and no timer: the code that waits for the network calls `check` at least once a second.
 """

@@ -151,7 +151,7 @@ class Desktop:
 # lines for people, here and in the log file
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _LOG_LINES = 2_000
-# how long the kernel may go on with what it was shown
+# how long the kernel may use what it was shown
 _HOLDS_S = 1.0
 
 
@@ -206,13 +206,13 @@ class ViewForgetter:
 # read URLs: asked for, kept on disk, asked for ahead
 
 
-# of the first try at a small file, in seconds: the next one has more patience
+# time limits of the first try at a small file; a later try may take longer
 _FIRST_TRY = Timeouts(connect_s=3.0, total_s=20.0)
 
 
 class UrlParts:
-    """The read URLs of one dataset, and the first try at small files with them; `close` once, after those who
-    use them.
+    """The read URLs of one dataset, and the first try at small files with them; `close` once, after their
+    users.
     """
 
     def __init__(
@@ -254,7 +254,7 @@ class UrlParts:
         return self.first_try is not None and self.first_try.url(sample_id, lambda got: ended(got, None))
 
     def close(self) -> None:
-        """Ask no more, and write down what is known."""
+        """Stop asking, and write down what is known."""
         if self._loop is not None:
             self._loop.close()
         self.store.close()

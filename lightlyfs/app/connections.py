@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 METADATA_THREADS = 16
 # downloads at once that have a thread each: large files, and what went wrong on the network loop
 CONTENT_THREADS = 32
-# what a program's guest keeps of idle connections to the API; of those to storage it keeps one a download
+# idle connections to the API that are kept in a host program; to storage it is one a download
 _IDLE_OF_GUEST = 16
 
 
@@ -52,11 +52,11 @@ class Connections(NamedTuple):
     loop: CurlLoop | None = None
 
     def outage(self) -> Retryable | None:
-        """Return what requests fail with, where none was answered for some seconds; otherwise None."""
+        """Return the error of the requests if none was answered for some seconds; otherwise None."""
         return self.client.retrier.outage()
 
     def outage_s(self) -> float:
-        """Return for how long no request was answered, 0 where the last one was."""
+        """Return for how long no request was answered; 0 if the last one was."""
         return self.client.retrier.outage_s()
 
     def has_new_token(self) -> bool:
@@ -164,7 +164,7 @@ def _hot_transport(config: TransportConfig) -> Transport | None:
 
 
 def _loop(config: TransportConfig, jobs: int, *, keep_few: bool) -> CurlLoop | None:
-    """The network loop, or None as above."""
+    """The network loop, or None without pycurl."""
     try:
         from lightlyfs.api.curl_loop import CurlLoop
     except ImportError:
@@ -178,11 +178,11 @@ def _loop(config: TransportConfig, jobs: int, *, keep_few: bool) -> CurlLoop | N
 
 
 def _credentials(secrets: Secrets, token: str | TokenSource | None) -> Credentials:
-    """Return what requests bear."""
+    """Return the credentials of all requests."""
     return Credentials(token=token, bearer=secrets.bearer, public_token=secrets.public_token)
 
 
-# one odd answer is not the truth, and a wrong token is to be told at once
+# one odd answer is not the truth, but a wrong token has to be reported at once
 QUICK_DOUBT_S = 0.5
 
 
@@ -194,13 +194,13 @@ def quick_policy() -> RetryPolicy:
 # counting requests, for `status` and for metrics
 
 _STORAGE = "storage_"
-# from a cached answer near by to a call that has run out of patience
+# from a cached answer of a near server to a call that reached its time limit
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 class Latencies(NamedTuple):
-    """How long requests of one operation took: how many at most as long as each of LATENCY_BUCKETS_S, and
-    the sum in seconds.
+    """How long requests of one operation took: how many took at most each of LATENCY_BUCKETS_S, and the
+    sum in seconds.
     """
 
     buckets: tuple[int, ...]

@@ -138,7 +138,7 @@ class Dataset:
             )
 
     def drain(self) -> None:
-        """Wait for the uploads under way, as long as they move; what is left stays in the journal."""
+        """Wait for the uploads under way while they make progress; what is left stays in the journal."""
         if self.uploads is not None:
             self.uploads.drain()
 
@@ -276,7 +276,7 @@ class Dataset:
         return CachedFiles(self._namespace, self.samples, self.reader, self.cache, self._own_patience())
 
     def _go_on(self) -> None:
-        """Try again what the old token was refused, because there is another one."""
+        """Retry what was refused with the old token, because there is another one."""
         self.catalog.resume()
         if self.uploads is not None:
             self.uploads.retry_all()
@@ -291,7 +291,7 @@ class Dataset:
     def refresh(self) -> Changes:
         """Ask the API for everything now, and have the kernel forget what it knows.
 
-        The token file is read again: who renewed a token may call this next.
+        The token file is read again, for callers that renewed the token.
         """
         self.reload_token()
         self._forget_details()
@@ -453,7 +453,7 @@ class Dataset:
         return Desktop(needs)
 
     def _fetch(self, paths: list[str]) -> None:
-        """Fetch files behind; what comes of it, the cache shows."""
+        """Fetch files in the background; the result shows in the cache."""
         self._fetching = [one for one in self._fetching if not one.wait(0).ended]
         if len(self._fetching) >= _MAX_FETCHING:
             raise TooManyWaiting(f"{_MAX_FETCHING} lists of files are being fetched already")
@@ -524,7 +524,7 @@ class Dataset:
         self._tags.forget_all()
 
     def _hear_others(self) -> None:
-        """Look at what was written to the directory of the dataset, perhaps by another process."""
+        """Check what was written to the directory of the dataset, perhaps by another process."""
         self.catalog.wake()
         self._once.keep_up_soon()
 
@@ -534,7 +534,7 @@ class Dataset:
         self.filesystem.note_changes(changes.paths)
 
 
-# the logs of five databases, and what they are told while a mount starts
+# the logs of five databases, and what is written to them while a mount starts
 _FREE_BYTES = 16 << 20
 
 

@@ -36,7 +36,7 @@ _COPY_BYTES = 8 << 20
 
 
 def export_index(catalogue: Path, target: Path, dataset_id: str) -> int:
-    """Write a catalogue's present state to a file, in one step; how many samples it has.
+    """Write the current state of a catalogue to a file, in one step; return how many samples it has.
 
     Mounts that use the catalogue are not disturbed. StartError where there is nothing to export, or the
     file cannot be written.
@@ -66,7 +66,7 @@ def export_index(catalogue: Path, target: Path, dataset_id: str) -> int:
 
 
 class Header(NamedTuple):
-    """What an index says of itself: its dataset, and when that was last known to be true, in unix seconds."""
+    """The header of an index: its dataset, and when it was last known to be true, in unix seconds."""
 
     dataset_id: str
     checked_at: float
@@ -94,7 +94,7 @@ def import_index(index: Path, place: places.DatasetPlace, tag: str | None, datas
 
 
 def import_for_later(index: Path, server_root: Path, tag: str | None) -> tuple[Header, bool]:
-    """Put an index where later mounts begin with it; what it says of itself, and whether it was taken.
+    """Store an index for later mounts to start with; return its header, and whether it was taken.
 
     StartError where the file is no index, or a mount uses the dataset's directory now.
     """
@@ -126,7 +126,7 @@ def _checked_copy(index: Path, directory: Path) -> Iterator[tuple[Path, Header]]
 
 
 def _open_plain(index: Path) -> BinaryIO:
-    """Open a file that is one, and no device or pipe, which have no end; raises StartError."""
+    """Open a regular file, never a device or a pipe, which have no end; raises StartError."""
     file = open(index, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))  # noqa: SIM115
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file
@@ -162,7 +162,7 @@ def _checked_at(catalogue: Path) -> float:
 
 # the check of an index from another user
 
-# clocks of machines differ; what was checked later than this would never be checked again
+# clocks of machines differ; an index checked later than this would never be checked again
 _CLOCKS_DIFFER_S = 86_400.0
 _MAX_ETAG = 1_024
 _TIME = re.compile(r"[0-9]{1,12}(\.[0-9]{1,20})?")

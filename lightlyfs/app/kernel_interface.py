@@ -15,7 +15,7 @@ from lightlyfs.settings import Settings
 _DESCRIPTORS = 8_192
 # in a host program's process: with connections and databases below 256, of the 1,024 that `select` takes
 _OF_GUEST = 48
-# below this a connection for each of the usual downloads at once would leave too few for files
+# below this limit, a connection for each parallel download would leave too few descriptors for files
 _FEW = 1_024
 
 
@@ -93,7 +93,7 @@ def open_files_limit(kernel: Kernel) -> int:
 
 
 def fit_descriptors(settings: Settings) -> Settings:
-    """Fewer downloads at once where this process may have few descriptors, of which each takes three."""
+    """Return fewer parallel downloads if this process may have few descriptors; each download takes three."""
     limit = _raised_limit()
     return settings if limit >= _FEW else replace(settings, jobs=max(1, min(settings.jobs, limit // 16)))
 

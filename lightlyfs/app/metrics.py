@@ -44,7 +44,7 @@ _UPLOADS = (
 
 
 def serve_metrics(parts: Dataset, address: tuple[str, int]) -> None:
-    """Answer scrapes from now until the process ends; StartError where that cannot be."""
+    """Serve metrics until the process ends; StartError if the port cannot be opened."""
     try:
         import prometheus_client
         from prometheus_client.registry import Collector

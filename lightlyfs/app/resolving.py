@@ -35,7 +35,7 @@ from lightlyfs.settings import Secrets, Settings
 log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[a-f0-9]{24}")
-# with a stored catalogue the network need not answer first
+# with a stored catalogue a mount need not wait for the network
 _STORED_WAIT_S = 0.5
 
 
@@ -124,7 +124,7 @@ def _ask(client: LightlyClient, wanted: str, policy: RetryPolicy) -> FoundDatase
 
 
 def _twice_if_empty(ask: Callable[[], list[DatasetRecord]]) -> list[DatasetRecord]:
-    """One empty list is doubted, as one refusal is."""
+    """Ask once more after an empty list: one empty answer is doubted, like one refusal."""
     return ask() or ask()
 
 
@@ -137,7 +137,7 @@ def _reason(error: LightlyFsError, settings: Settings) -> str:
 
 
 def cause_of(error: LightlyFsError) -> str:
-    """Return what went wrong, without the request that the text begins with."""
+    """Return the reason of an error, without the request that its text begins with."""
     text = str(error)
     request, colon, cause = text.partition(": ")
     return cause if colon and request.startswith(("GET ", "POST ", "PUT ")) else text

@@ -60,7 +60,7 @@ _IN_IGNORED = 0x8000
 _EVENTS = _IN_MODIFY | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE | _IN_DELETE_SELF
 _EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that follows
 _READ_BYTES = 64 << 10
-# between two times that something is told: writes come in bursts
+# between two notifications: writes come in bursts
 _PAUSE_S = 0.5
 # where the system has no inotify left
 _TICK_S = 1.0
@@ -86,7 +86,7 @@ class DirectoryWatch:
         self._thread.start()
 
     def close(self) -> None:
-        """Call no more."""
+        """Stop calling."""
         self._closing.set()
         if self._thread.is_alive():
             os.eventfd_write(self._wake, 1)
@@ -105,7 +105,7 @@ class DirectoryWatch:
             poll.poll(None if self._inotify >= 0 else _TICK_S * 1000)
             if self._closing.wait(_PAUSE_S):
                 return
-            self._take_events()  # before what they tell is looked at, or the next ones would be lost
+            self._take_events()  # before the changes are read, or the next events would be lost
             try:
                 self._on_change()
             except Exception:

@@ -153,14 +153,14 @@ class Uploads:
             self._dataset.metadata_pool.submit(self._finish_renames, renames)
 
     def drain(self) -> None:
-        """Wait for the uploads under way, as long as they move."""
+        """Wait for the uploads under way while they make progress."""
         left, _ = self.uploader.wait_idle(0)
         # `umount` may have waited already
         while left and self.uploader.stalled_s() < _DRAIN_STALLED_S:
             left, _ = self.uploader.wait_idle(1.0)
 
     def refresh(self) -> None:
-        """Try everything again, and have changes by others to the samples uploaded so far looked up."""
+        """Retry everything, and have changes by others to the uploaded samples looked up."""
         self.uploader.retry_all()
         self.completion.outdate()
 
@@ -191,7 +191,7 @@ class Uploads:
         return self._once.put(local, name)
 
     def stop(self) -> None:
-        """Upload no more; what is not uploaded stays in the journal."""
+        """Stop uploading; what is not uploaded stays in the journal."""
         for line in kept_lines(self.local.all(), self.policy):
             log.info("%s", line)
         self.uploader.close()
@@ -216,7 +216,7 @@ class Uploads:
 
     def _knows_no(self, path: str) -> bool:
         age_s = self._dataset.catalog.age_s()
-        # what an earlier mount compared says nothing of what it created after that
+        # an earlier mount may have created samples after its last comparison
         fresh_s = min(_NAMES_FRESH_S, time.monotonic() - self._started)
         if age_s is None or age_s >= fresh_s or self.namespace.listed_at(path) is not None:
             return False

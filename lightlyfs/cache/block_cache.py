@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 _CONTENT_LOCKS = 64
 # how often it is checked whether a cleaner deleted the cache
 _RENEW_EVERY_S = 0.25
-# of a file that others change all the while: then its bytes come from the network
+# tries to read a file that others keep changing; after that its bytes come from the network
 _MAX_LOOKS = 4
 
 
@@ -393,7 +393,7 @@ class BlockCache:
     def _keep_open(self, key: str, file: CachedFile) -> CachedFile:
         let_go = []
         with self._lock:
-            # of two threads that opened it, the first one's file holds the state
+            # if two threads opened it, the file of the first one holds the state
             kept = self._open.setdefault(key, file)
             self._open.move_to_end(key)
             while len(self._open) > self._config.max_open_files:

@@ -163,7 +163,7 @@ def free_bytes(directory: Path) -> int:
 
 
 def shed(directory: Path, wanted_bytes: int) -> None:
-    """Delete files of blocks, those written longest ago first, until so much of the disk is free."""
+    """Delete files of blocks, those written longest ago first, until `wanted_bytes` of the disk are free."""
     try:
         if not directory.is_dir() or free_bytes(directory) >= wanted_bytes:
             return
@@ -185,11 +185,11 @@ def _delete(entry: os.DirEntry[str]) -> None:
 
 # what one process at a time does
 _EVICTING = "evicting"
-# how much is written between two looks at how full the disk is
+# how much is written between two checks of how full the disk is
 _LOOK_EVERY_BYTES = 8 << 20
 # of the budget, for blocks, whatever is beside them
 _LEAST_SHARE = 0.25
-# of all readers in order: more hides no latency, and is for nothing where a reader stops
+# for all sequential readers: more hides no latency, and is wasted where a reader stops
 _MOST_AHEAD_BYTES = 256 << 20
 
 
@@ -237,12 +237,12 @@ class Room:
 
     @property
     def ahead_bytes(self) -> int:
-        """How much may be fetched before it is asked for: more would displace what is still to be read."""
+        """How many bytes may be prefetched: more would displace what is still to be read."""
         return min(self.limit // 4, _MOST_AHEAD_BYTES)
 
     @property
     def epoch_bytes(self) -> int:
-        """How much a pass over files may have in all for its rest to be fetched ahead of it."""
+        """How large a pass over files may be for its remaining files to be prefetched."""
         return self.limit * 4 // 5
 
     def holds(self, size: int) -> bool:
@@ -256,7 +256,7 @@ class Room:
 
     @property
     def is_held_down(self) -> bool:
-        """Whether the disk, and not the budget, says how little is kept."""
+        """Whether the disk, not the budget, limits what is kept."""
         return self.limit < max(1, int(self._config.budget_bytes * _LEAST_SHARE))
 
     @property
@@ -309,7 +309,7 @@ class Room:
         return failed
 
     def look(self) -> None:
-        """See how much of the disk is free, and set the limit by that."""
+        """Check how much of the disk is free, and set the limit accordingly."""
         try:
             disk = self._statvfs(self._directory)
         except OSError as error:

@@ -36,7 +36,7 @@ _BATCH = 64
 _MAX_WAITING = 4096
 # pause before the next attempt after a stopped or stuck process was found to hold the index
 _LET_ALONE_S = 10.0
-# contents that turned out to be absent are remembered, for each is looked up several times before it is here
+# how many absent contents are remembered: each is looked up several times before it is fetched
 _MAX_ABSENT = 1024
 
 
@@ -145,7 +145,7 @@ class BlockIndex:
         """
         path = self._anchor.path
         with self._write_lock:
-            # it counts as one that was not closed: the next process that has it alone looks for lost files
+            # it counts as not closed: the next process that has the table to itself looks for lost files
             fresh, _ = self._open(path, alone=False, users=2)
             reader = database.connect(path)
             with self._lock:
@@ -317,7 +317,7 @@ class BlockIndex:
     def _open(path: Path, *, alone: bool, users: int = 1) -> tuple[sqlite3.Connection, bool]:
         """The open table, and whether its last users closed it; raises DatabaseError where it is damaged.
 
-        `user_version` counts the processes that opened and did not close it, this one as so many.
+        `user_version` counts the processes that opened and did not close it.
         """
         db = database.connect(path)  # checksums find what a power cut left behind
         try:

@@ -24,7 +24,7 @@ from lightlyfs.locks import SharedLocks
 
 log = logging.getLogger(__name__)
 
-# a few megabytes over a slow line; a call on the mount may take 60 s
+# time for a few megabytes over a slow line; a call on the mount may take 60 s
 _PATIENCE_S = 5.0
 # what a question to storage may bring along
 _HEAD_BLOCKS = block_count(SMALL_FILE_BYTES)
@@ -37,7 +37,7 @@ Release = Callable[[], None]
 
 
 def _no_release() -> None:
-    """What is to be done where no other process was kept out."""
+    """Release nothing: no other process was kept out."""
 
 
 class FetchOnce:
@@ -150,7 +150,7 @@ class FetchOnce:
         self._publish()
 
     def _wait(self) -> bool:
-        """Wait until something is to be published, or the cache is to keep up, which is then said."""
+        """Wait for something to publish, or for the cache to keep up; return whether it is the latter."""
         with self._changed:
             while not self._ended and self._is_running:
                 now = time.monotonic()

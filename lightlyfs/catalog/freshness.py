@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# 5,000 rows decode in some 10 ms; 25,000 would hold the interpreter lock for 80 ms
+# 5,000 rows decode in about 10 ms; 25,000 would hold the interpreter lock for 80 ms
 DEFAULT_PAGE_SIZE = 5_000
 # after a failed check the API is left alone this long, or the TTL where that is shorter, but never less
 _RETRY_AFTER_S = 5.0

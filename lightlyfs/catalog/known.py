@@ -141,7 +141,7 @@ def _put_bounded(facts: dict[int, Facts], ino: int, fact: Facts) -> None:
         del facts[next(iter(facts))]
 
 
-# how long another process is waited for, and how long not again after that
+# how long to wait for another process, and how long not to wait again after that failed
 MOMENT_S = 0.5
 _LET_ALONE_S = 10.0
 
@@ -221,7 +221,7 @@ class Publisher:
                 self._db = None
 
 
-# a path that is looked at is soon opened, and its neighbours along with it
+# a path that is looked up is soon opened, and so are its neighbours
 _MAX_KEPT = 8_000
 # a caller that looks up names in directory order has the next ones read ahead, at most this many at once
 _MAX_AHEAD = 64

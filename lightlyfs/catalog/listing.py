@@ -37,13 +37,13 @@ _TAKEN_DOWN = "the mount is being taken down"
 
 # below this a page that still fails is not too large but broken
 MIN_PAGE_SIZE = 20
-# a page that is broken so often is what the server sends
+# after this many broken answers a page is taken for what the server sends
 MAX_BROKEN_PAGES = 3
 # a page that comes back empty before the expected end is asked for again after these pauses, in seconds
 _DOUBT_END_S = (0.1, 0.2, 0.4, 0.8, 1.5, 1.5, 1.5)
-# rows past twice the expected number, or without one, that are taken for a list without an end
+# a list counts as endless with this many rows past twice the expected number, or in all if none is known
 _MOST_UNEXPECTED, _MOST_UNKNOWN = 1_000_000, 50_000_000
-# a run of a server's small pages is one page long as we wanted it, or an eighth: progress has to show
+# a run of small pages covers one page of the requested size, or an eighth of it, so that progress shows
 _PAGES_PER_RUN = 8
 
 
@@ -226,7 +226,7 @@ class Verifier:
         return True
 
 
-# a listing is taken again when the dataset moved meanwhile, up to so often; one that lost rows is read again
+# how often a listing is repeated because the dataset changed meanwhile; one that lost rows is read again
 # after these pauses, in seconds
 _MAX_LISTINGS = 3
 _LOST_ROWS_S = (0.5, 1.0, 1.5, 3.0)
@@ -240,7 +240,7 @@ class ListingProgress(NamedTuple):
 
 
 class _Pass(NamedTuple):
-    """What one reading of all pages came to: rows, those of them that are not kept, the last one's id."""
+    """The result of reading all pages once: rows, how many of them are not kept, the id of the last one."""
 
     rows: int
     left_out: int
@@ -292,7 +292,7 @@ class Lister:
         return len(rows) == min(listed, 1) and tail == self._store.get_meta("tail")
 
     def rows_hold(self, listing_s: float) -> bool:
-        """Return whether the rows hold whose turn it is to be compared, where a listing takes that long."""
+        """Compare the next rows with the server where a full listing takes long; return whether they hold."""
         config = self._config
         return self._verifier.holds(most_rows=config.page_size, listing_s=listing_s, ttl_s=config.ttl_s)
 

@@ -29,11 +29,11 @@ from lightlyfs.errors import Cancelled, MalformedAnswer, NotFound, RequestError,
 
 T = TypeVar("T")
 
-# of one name; the lowest id of them is wanted, and more than a few are not believed
+# samples of one name: the lowest id is wanted, and more than a few are not believed
 _FOUND_AT_MOST = 100
 # an id and its quotes take 27 bytes: such a page has 1.3 MB
 _MAPPINGS_PER_PAGE = 50_000
-# a partial list that is refused so often in a row, while the plain one is not, is not asked for this long
+# after this many refusals in a row, while the plain list works, the partial list is left alone for this long
 _REFUSED_PARTIALS, _PLAIN_FOR_S = 3, 600.0
 # servers before August 2022 have no partial list, and there are several ways to say so
 _NO_PARTIAL = (400, 404, 405, 501)
@@ -44,7 +44,7 @@ _MASK = re.compile(r"0x[0-9a-fA-F]+")
 MAX_BYTES = 1 << 53  # 9 petabytes; JSON has no larger whole numbers
 # whole seconds that a time in nanoseconds can hold: the years 1678 to 2261
 MIN_SECONDS, MAX_SECONDS = -9_223_372_036, 9_223_372_036
-# numbers in between are times of our age (1973 to 2128) in seconds, sent in place of milliseconds
+# numbers in between are times of our age (1973 to 2128) in seconds, sent instead of milliseconds
 _FIRST_SECONDS, _LAST_SECONDS = 100_000_000, 5_000_000_000
 _MAX_PROBLEMS = 1_000
 
@@ -75,7 +75,7 @@ class Problems:
         self._note(self._images, sample_id, Problem(name, reason))
 
     def note_read(self, sample_id: str) -> None:
-        """Note that an image can be read; costs one look-up where that was never in doubt."""
+        """Note that an image can be read; costs one lookup unless it was reported as unreadable."""
         if sample_id in self._images:
             with self._lock:
                 self._images.pop(sample_id, None)

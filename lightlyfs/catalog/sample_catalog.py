@@ -54,9 +54,9 @@ _START: Place = (0, "")
 
 
 class Census:
-    """Looks for samples that storage has not reported, or of which it has nothing; any thread may call.
+    """Looks for samples that storage has not reported, or has no object of; any thread may call.
 
-    Remembers where it found the first one, so that all looks together cost little more than one scan.
+    Remembers where it found the first one, so that all searches together cost little more than one scan.
     `absent_etag` is the version that stands for a sample without a stored object.
     """
 
@@ -161,7 +161,7 @@ class Catalog:
             log.warning("the next mount may show old names for a moment: %s", error)
 
     def wake(self) -> None:
-        """Look soon at what other processes wrote, and write down what storage reported."""
+        """Soon read what other processes wrote, and write down what storage reported."""
         self._due.set()
 
     def close(self) -> None:
@@ -181,7 +181,7 @@ class Catalog:
 
     @property
     def settled(self) -> bool:
-        """Whether storage has reported every sample, and has an object of each; found out behind."""
+        """Whether storage has reported every sample, and has an object of each; found in the background."""
         return self._census.settled
 
     def current_generation(self) -> int:

@@ -121,7 +121,7 @@ class CatalogStore:
         return self._lookup_directory(path), []
 
     def _lookup_directory(self, path: str) -> Entry | None:
-        """Return the entry of a path that was no sample a moment ago."""
+        """Return the entry of a path at which no sample was found."""
         directory, _, name = path.rpartition("/")
         sample = f"SELECT {_COLUMNS} FROM sample WHERE dir = ? AND name = ?"
         # both of one commit: a listing that comes between may make a file of a directory
@@ -160,7 +160,7 @@ class CatalogStore:
         return [SampleEntry._make(row) for row in rows]
 
     def sums_in(self, path: str, unknown_bytes: int) -> tuple[int, int]:
-        """Count the samples directly in a directory, and their bytes; one of unknown size counts so many."""
+        """Count the samples directly in a directory, and their bytes; an unknown size is `unknown_bytes`."""
         query = "SELECT count(*), total(coalesce(size, hint, ?)) FROM sample WHERE dir = ?"
         with self._reader() as db:
             files, size = db.execute(query, (unknown_bytes, directory_ino(path))).fetchone()
@@ -296,7 +296,7 @@ class CatalogStore:
         self._note_own_locked(what, count(self._writer, what))
 
     def _note_own_locked(self, what: str, number: int) -> None:
-        """Note a change of this process, which is no news to it unless others changed something too."""
+        """Note a change of this process, so that `news` reports only those of others."""
         if number == self._seen[what] + 1:
             self._seen[what] = number
 
@@ -361,7 +361,7 @@ class CatalogStore:
                 with self._noting_damage(), database.transaction(self._writer):
                     yield self._writer
             except BaseException:
-                # what was counted may not have been: better news of nothing than none
+                # the change may not have been counted: needless news is better than none
                 self._seen = dict.fromkeys(self._seen, -1)
                 raise
 

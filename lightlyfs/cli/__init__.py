@@ -1,6 +1,6 @@
 """The command line: commands, exit codes and every line a person reads.
 
-0 is success, 1 a failure that is told in one line, 2 a wrong argument, 130 an interruption.
+0 is success, 1 a failure reported in one line, 2 a wrong argument, 130 an interruption.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`lightlyfs cache` and `lightlyfs warm`: what is kept on this machine, by dataset, folder or tag.
 
-A path is below a mount that runs; the mount does the work and says how far it is.
+Each path is in a running mount, which does the work and reports its progress.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lightlyfs.errors import StartError, counted
 from lightlyfs.mountpoints import without_links
 from lightlyfs.places import mount_above
 
-# what was on its way out when it was pinned is fetched once more
+# a file that was being evicted when it was pinned is fetched once more
 _PIN_ROUNDS = 5
 _paths = click.argument("paths", nargs=-1, type=given_path, shell_complete=complete_mount)
 _some_paths = click.argument("paths", nargs=-1, required=True, type=given_path, shell_complete=complete_mount)
@@ -201,7 +201,7 @@ def fetch(names: Iterable[str], jobs: int | None, tag: str | None, *, pin: bool 
 
 
 def of_cache(do: str, names: Iterable[str], tag: str | None) -> list[dict[str, Any]]:
-    """Ask the mounts of these names to do something to what they cache; the counts of each mount."""
+    """Run a cache command in the mounts of these paths; return the counts of each mount."""
     rows = []
     found = [within_mount(name) for name in names]
     for mountpoint, pairs in groupby(found, key=lambda pair: pair[0]):

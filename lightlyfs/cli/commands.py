@@ -22,7 +22,7 @@ from lightlyfs.places import mount_above, socket_of
 
 # a mount that ends waits for callbacks under way, and those end within a minute
 _END_WAIT_S = 70.0
-# who waits longer than this is told for what
+# a command that waits longer than this says for what
 _SILENT_S = 3.0
 # a mount that does not answer a question by then is stopped or stuck
 _ANSWER_S = 3.5
@@ -104,7 +104,7 @@ def _umount(mountpoint: Path, lazy: bool) -> None:
 
 
 def _unmount_unasked(mountpoint: Path, *, lazy: bool) -> None:
-    """End a mount that cannot be asked what it owes: its process is gone, or nothing leads to it."""
+    """End a mount that cannot be asked what it owes: its process is gone, or its socket is."""
     from lightlyfs.app import owed_files
 
     _need_mount(mountpoint)
@@ -157,7 +157,7 @@ def status(mountpoint: Path, as_json: bool, problems: bool, watch: bool) -> None
 def refresh(mountpoint: Path) -> None:
     """Ask the API for everything now, whatever the TTL, and show the changes at once."""
     mountpoint = mount_of(mountpoint)
-    _ask(mountpoint, "status")  # one that hangs is not waited for as long as a listing may take
+    _ask(mountpoint, "status")  # fails soon if the mount hangs; a listing may take much longer
     answer = _ask(mountpoint, "refresh", timeout_s=_REFRESH_WAIT_S)
     click.echo(f"{answer['added']:,} added, {answer['changed']:,} changed, {answer['gone']:,} gone")
 
@@ -178,7 +178,7 @@ def _drain(mountpoint: Path, expected: int) -> None:
 
 
 def _tell_left(uploads: dict[str, Any], cache_dir: str | None) -> None:
-    """Say what is on this machine only; StartError while some of it is owed."""
+    """Report what is on this machine only; StartError while some of it is owed."""
     owed = [file for file in uploads["files"] if file["owed"]]
     local = [file["path"] for file in uploads["files"] if not file["owed"]]
     command = "lightlyfs uploads list" + (
@@ -273,7 +273,7 @@ def need_answer(mountpoint: Path) -> None:
 
 
 def _has_ended(pid: int) -> bool:
-    """Whether a process is gone; what a parent did not ask for yet, as in many containers, is."""
+    """Whether a process is gone; one that its parent did not reap, as in many containers, counts as gone."""
     try:
         os.kill(pid, 0)
     except OSError:
@@ -309,7 +309,7 @@ def _status_text(answer: dict[str, Any]) -> str:
 
 
 def _shown_of_dataset(answer: dict[str, Any]) -> list[str]:
-    """What of the dataset the mount shows, where that is not all."""
+    """Which part of the dataset the mount shows; "" for all of it."""
     shown = [f"{what} {', '.join(answer[what])}" for what in ("include", "exclude") if answer[what]]
     if answer["tag"] is not None:
         shown.insert(0, f"tag {answer['tag']}")

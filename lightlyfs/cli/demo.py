@@ -31,7 +31,7 @@ def demo() -> None:
     """Serve sample images, mount them, look at them as files, unmount."""
     binding.check_device()
     binding.find_library()
-    # named before anything is made, so that a signal at any moment finds what is to be removed
+    # named before anything is created, so that after a signal at any moment all of it can be removed
     root = Path(tempfile.gettempdir()).resolve() / f"lightlyfs-demo-{secrets.token_hex(8)}"
     _Demo(root).run()
     _say("That was all. To mount a dataset of yours: LIGHTLY_TOKEN=... lightlyfs mount DATASET DIR")
@@ -60,7 +60,7 @@ class _OneSignal:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """A step that is not left in the middle, such as the start of a process; a signal counts after it."""
+        """Run a step without interruption, such as the start of a process; a signal takes effect after it."""
         self._held = True
         try:
             yield
@@ -95,7 +95,7 @@ class _Demo:
                 self._serve()
                 self._walk_through()
             finally:
-                # where a signal comes before this, it is the one that counts, and no other follows
+                # a signal that came before this counts, and no other follows
                 self._signals.ignore()
         finally:
             self._end()

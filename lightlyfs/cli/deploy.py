@@ -26,8 +26,8 @@ def deploy(name: str) -> None:
     """Print a file that runs a mount as a service; its first lines say how to use it.
 
     system-unit and user-unit are for systemd, with the path of this program in them; containerfile is for
-    an image, compose and kubernetes have a sidecar that mounts; grafana is a board of what --metrics-port
-    answers.
+    an image, compose and kubernetes have a sidecar that mounts; grafana is a dashboard of the metrics of
+    --metrics-port.
     """
     text = resources.files("lightlyfs").joinpath("deploy", _FILES[name]).read_text(encoding="utf-8")
     if name.endswith("-unit"):

@@ -34,7 +34,7 @@ from lightlyfs.errors import (
 from lightlyfs.kernel import binding
 from lightlyfs.settings import read_secrets, resolve
 
-# without these something else does their work: libfuse 2 is for machines without 3, and requests is slower
+# optional, because something else does their work: libfuse 2 replaces 3, requests (slower) replaces pycurl
 _REPLACEABLE = {"fusepy", "pycurl"}
 # a mount with the usual downloads at once needs as many; with fewer it makes fewer
 _OPEN_FILES = 1_024
@@ -50,7 +50,7 @@ def doctor(context: click.Context, /, as_json: bool, **flags: str | None) -> Non
     try:
         settings = resolve(merge(flags, {}), os.environ)
     except SettingsError as error:
-        # of the command line it ends here, of the configuration file it is what is wrong
+        # a wrong option ends the command; a wrong configuration file is one of the findings
         given = {name: text for name, text in flags.items() if name != "profile"}
         settings = resolve(given, os.environ)
         broken = error
@@ -106,7 +106,7 @@ def _answers(checks: list[tuple[str, Callable[[], str]]]) -> Iterator[dict[str, 
 
 
 def _packages() -> str:
-    """The versions of what lightlyfs stands on, of itself first."""
+    """The versions of lightlyfs and of the packages that it uses."""
     try:
         wanted = metadata.requires("lightlyfs") or []
         shown = [f"lightlyfs {metadata.version('lightlyfs')}"]

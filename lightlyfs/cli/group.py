@@ -1,4 +1,4 @@
-"""The commands by name, each imported when it is run, and what a run of one ends with."""
+"""The commands by name, each imported when it is run, and the exit code of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightlyfs.cli.options import TOKEN_REFUSAL, CommandGroup
 from lightlyfs.errors import LightlyFsError, SettingsError
 
 _COMPLETING = "_LIGHTLYFS_COMPLETE"
-# what people give a token as; no option of ours, for the arguments of a program are no secret
+# how people try to pass a token; we have no such option, because arguments of a program are public
 _TOKEN_FLAGS = {"--token", "--api-token", "--bearer-token", "--public-token"}
 _MOUNT_HELPER = "mount.fuse.lightlyfs"
 # flags that mount(8) hands on to its helper: sloppy, no mtab, verbose
@@ -95,7 +95,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         click.echo(f"lightlyfs: {visible(str(error))}", err=True)
         code = 2 if isinstance(error, SettingsError) else 1
     except BrokenPipeError:
-        # who read the output has enough; the interpreter would complain once more when it flushes
+        # the reader closed the pipe; the interpreter would report that again when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
@@ -132,13 +132,13 @@ def _show_usage_error(error: click.UsageError) -> None:
 
 
 def _plain(text: str) -> str:
-    """A message of click as one of ours: on one line, it begins small and ends without a full stop."""
+    """A message of click in our form: one line, a small first letter, no full stop."""
     text = " ".join(text.split()).removesuffix(".")
     return text[:1].lower() + text[1:]
 
 
 def _text_of(error: OSError) -> str:
-    """What failed, and with which file; a removed directory, which the system names no file of, is told."""
+    """What failed, and with which file; the system names none for a removed working directory."""
     if isinstance(error, FileNotFoundError) and not error.filename:
         try:
             os.getcwd()
@@ -148,7 +148,7 @@ def _text_of(error: OSError) -> str:
 
 
 def _words_of_mount(words: list[str]) -> list[str]:
-    """What mount(8) says to its helper, as the command that does it; its `-f` asks for nothing to be done."""
+    """Convert the arguments of mount(8)'s helper to a command; its `-f` asks for a dry run."""
     if "-f" in words:
         sys.exit(0)
     return ["mount", *(word for word in words if word not in _MOUNT_FLAGS)]

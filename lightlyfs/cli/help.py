@@ -72,7 +72,7 @@ def _show(text: str) -> None:
 @click.argument("shell", type=click.Choice(_SHELLS), metavar="SHELL")
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print what makes a shell complete commands, options and their values; SHELL is bash, zsh or fish.
+    """Print a script that makes a shell complete commands, options and values; SHELL is bash, zsh or fish.
 
     For bash, put `eval "$(lightlyfs completion bash)"` into ~/.bashrc; for zsh likewise into ~/.zshrc; for
     fish, `lightlyfs completion fish > ~/.config/fish/completions/lightlyfs.fish`.
@@ -122,7 +122,7 @@ def man_page(program: click.Group) -> str:
             " still to be uploaded in the user's state directory; with --cache-dir both are there."
         ),
         ".SH EXIT STATUS",
-        _text("0 is success, 1 a failure that is told in one line, 2 a wrong argument, 130 an interruption."),
+        _text("0 is success, 1 a failure reported in one line, 2 a wrong argument, 130 an interruption."),
         ".SH SEE ALSO",
         ".BR mount (8),",
         ".BR fstab (5),",

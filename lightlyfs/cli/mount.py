@@ -61,7 +61,7 @@ def mount(dataset: str, mountpoint: Path, foreground: bool, fstab: tuple[str, ..
     if exposed := exposure_of(settings.token_file):
         tell(exposed)
     mountpoint = mountpoints.resolve_mountpoint(mountpoint)
-    # what can be told without the network is told first
+    # errors that need no network are reported first
     binding.check_device()
     binding.find_library(settings.fuse)  # type: ignore[arg-type]
     if mountpoints.prepare_mountpoint(mountpoint):

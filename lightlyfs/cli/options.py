@@ -59,9 +59,9 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Permissions", ("uid", "gid", "umask", "allow_other")),
     ("Log and metrics", ("log_file", "log_level", "log_format", "metrics_port")),
 )
-# what reaches a dataset; enough for commands that do without a mount
+# the settings that commands without a mount need to reach a dataset
 CONNECTION = ("server", "token_file", "ca_certs", "allow_private_storage")
-# how alike a word has to be to a command; a dataset may be called nearly so
+# how similar a word has to be to a command: a dataset may have a similar name
 _ALIKE = 0.8
 _ID = re.compile(r"\b[0-9a-f]{24}\b")
 TOKEN_REFUSAL = (
@@ -71,7 +71,7 @@ TOKEN_REFUSAL = (
 
 
 class CommandGroup(click.Group):
-    """A group that answers an unknown command with the one that was meant, or with its way out."""
+    """A group that answers an unknown command with the closest one, or with how to list them."""
 
     way_out = ""
 
@@ -179,7 +179,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def split_fstab_options(texts: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The settings and the profile among `-o` options, and what goes to the kernel; the rest is refused."""
+    """Split `-o` options into settings, the profile and kernel options; refuse the rest."""
     settings: dict[str, str] = {}
     kernel: list[str] = []
     for option in (option for text in texts for option in text.split(",") if option):
@@ -203,7 +203,7 @@ def split_fstab_options(texts: tuple[str, ...]) -> tuple[dict[str, str], tuple[s
 
 
 def merge(flags: Mapping[str, str | None], fstab: Mapping[str, str]) -> dict[str, str | None]:
-    """Flags beat the fstab form, that beats the configuration file and the profile."""
+    """Merge the sources: flags beat the fstab form, which beats the configuration file and the profile."""
     given = {**fstab, **{name: text for name, text in flags.items() if text is not None}}
     return profiles.beneath(given, given.pop("profile", None), os.environ)
 

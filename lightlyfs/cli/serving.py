@@ -1,9 +1,10 @@
-"""The process of a mount, which `lightlyfs mount` starts or becomes: from settings to a mount that has ended.
+"""The process of a mount, which `lightlyfs mount` starts or becomes: from the settings to the unmount.
 
 `python -m lightlyfs.cli.serving DATASET MOUNTPOINT [--setting NAME=VALUE]... [--kernel OPTION]...`
 
 It imports nothing of what commands need, so that a mount takes less memory. It writes the log, as lines for
-people or a JSON object a line for programs, and tells systemd how it is (sd_notify(3), without its library).
+people or a JSON object a line for programs, and reports its state to systemd (sd_notify(3), without its
+library).
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def serve_mount(
         code = 1
     logging.shutdown()
     sys.stderr.flush()
-    # threads may sit in a request for up to a minute; everything that counts is written down by now
+    # threads may be in a request for up to a minute; everything that matters is written down by now
     os._exit(code)
 
 
@@ -161,7 +162,7 @@ def _serve(
         parts.recent_log.setFormatter(formatter("text", found.name))
         logging.getLogger().addHandler(parts.recent_log)
         parts.start()
-        # what is there now stays; looking through it over and over costs a fiftieth of every call
+        # objects that exist now stay; collecting them again and again would cost a fiftieth of every call
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD)
         try:
@@ -214,7 +215,7 @@ def _is_alive(parts: app.Dataset) -> bool:
 
 
 def _reload(parts: app.Dataset) -> bool:
-    """Read the token file again; False where there is none, and a hang-up means what it always did."""
+    """Read the token file again; False if there is none, and SIGHUP then ends the mount."""
     if parts.settings.token_file is None:
         return False
     parts.reload_token()
@@ -237,7 +238,7 @@ def _commands(parts: app.Dataset) -> Mapping[str, Any]:
 
 
 def _tell_owed(settings: Settings, dataset_id: str, spool_place: SpoolPlace | None) -> None:
-    """A mount that may not upload says what is owed, so that nobody thinks it done."""
+    """Warn of what is owed on a mount that may not upload."""
     if spool_place is not None:
         return
     found = app.owed_files(settings.cache_dir)
@@ -305,7 +306,7 @@ def formatter(kind: str, dataset: str = "") -> logging.Formatter:
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):
-    """A log file that is turned over before it fills the disk, and begun again where a cleaner deleted it."""
+    """A log file that is rotated before it fills the disk, and recreated if a cleaner deleted it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line; until the directory is there again, into the deleted file."""
@@ -318,7 +319,7 @@ class _LogFile(logging.handlers.RotatingFileHandler):
 
 
 def file_handler(path: Path, kind: str, dataset: str) -> logging.Handler:
-    """A log file that is turned over before it fills the disk."""
+    """Return a handler for a log file that is rotated before it fills the disk."""
     handler = _LogFile(path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(formatter(kind, dataset))
     return handler
@@ -326,12 +327,12 @@ def file_handler(path: Path, kind: str, dataset: str) -> logging.Handler:
 
 # without a terminal a line of progress is worth printing this often
 _LINE_EVERY_S = 5.0
-# how long a mount waits for the check of the names that it has
+# how long a mount waits for the check of names that it has from before
 _CHECK_S = 2.0
 
 
 def _wait_for_listing(parts: app.Dataset, found: FoundDataset, *, no_wait: bool) -> None:
-    """Wait until the samples are listed, showing how far it is; StartError where that fails.
+    """Wait until the samples are listed, showing the progress; StartError if that fails.
 
     Names of an earlier listing will do where they cannot be checked, or not soon.
     """
@@ -368,7 +369,7 @@ class _Line:
         self._is_shown = False
 
     def show(self, listed: int, expected: int) -> None:
-        """Show how far the listing is."""
+        """Show the progress of the listing."""
         self._is_shown = True
         printable = "".join(char if char.isprintable() else "?" for char in self._name)
         share = f" ({listed * 100 // expected} %)" if expected else ""

@@ -1,4 +1,4 @@
-"""What a mount does for those who stay on the line: `warm`, `cache`, and the opens of `open_cached`."""
+"""The mount's side of commands that keep their connection: `warm`, `cache`, and `open_cached`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from lightlyfs.fs.warming import Failure, Warming
 
 log = logging.getLogger(__name__)
 
-# how often a warming tells how far it is; a bar looks steady then
+# how often a warming reports its progress, so that a bar moves steadily
 _TELL_EVERY_S = 0.2
 _FAILURES_AT_ONCE = 100
 _TELL_CACHE_S = 5.0
 # of the cache; the rest is for what is read beside the pinned files
 _PINNED_SHARE = 0.75
-# a program whose order is not needed yet hears of us so often
+# how often a program is answered whose order is not needed yet
 _SIGN_OF_LIFE_S = 2.0
 
 
@@ -77,7 +77,7 @@ def sessions_of(parts: Dataset) -> Mapping[str, Session]:
 
 
 def _of_cache(parts: Dataset, warming: Warming, do: str, channel: Channel) -> dict[str, int]:
-    """Do something to what is cached of some files: check, evict, verify, pin or unpin; the counts."""
+    """Check, evict, verify, pin or unpin what is cached of some files; return the counts."""
     counts = dict.fromkeys(("files", "bytes", "cached_files", "cached_bytes", "done_files"), 0)
     contents: list[ContentId] = []
     told = time.monotonic()

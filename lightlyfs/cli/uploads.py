@@ -61,7 +61,7 @@ def list_uploads(cache_dir: Path | None, profile: str | None, dataset: str | Non
 @_cache_dir
 @_profile
 def retry(cache_dir: Path | None, profile: str | None) -> None:
-    """Try everything that is pending or failed again now, in the mounts that run."""
+    """Retry everything that is pending or failed now, in the running mounts."""
     answers = [ask(path, "retry") for path in sockets()]
     retried = sum(int(answer["retried"]) for answer in answers if answer and answer.get("ok"))
     waiting = [owed for owed in _found(cache_dir, profile, None) if not owed.in_use and owed.record.owed]
@@ -126,7 +126,7 @@ def discard(
     profile: str | None,
     dataset: str | None,
 ) -> None:
-    """Delete files (by NAME as `list` shows them) that the server will then never get."""
+    """Delete files (by NAME as `list` shows them) that are not on the server; they are lost."""
     if not names and not everything:
         raise click.UsageError("name the files to discard, or use --all with --dataset")
     if everything and dataset is None:
@@ -162,7 +162,7 @@ def _need_unique(chosen: list[OwedFile], names: tuple[str, ...], everything: boo
 
 
 def _found(cache_dir: Path | None, profile: str | None, dataset: str | None) -> list[OwedFile]:
-    """What mounts left: all of them, unless a directory or a profile is named."""
+    """The files that mounts left: of all mounts, unless a directory or a profile is named."""
     chosen = cache_dir_of(cache_dir, profile) if cache_dir or profile else None
     for socket in sockets():
         # a mount whose state directory a cleaner emptied writes down what it lost

@@ -117,7 +117,7 @@ def index() -> None:
 @click.option("-o", "fstab_options", multiple=True, metavar="NAME=VALUE", help="Options of `mount`.")
 @setting_options(*CONNECTION, "cache_dir", "tag", "page_size")
 def export(dataset: str, file: Path, fstab_options: tuple[str, ...], **flags: str | None) -> None:
-    """Write what this machine knows of DATASET's names and sizes to FILE.
+    """Write the names and sizes of DATASET, as this machine knows them, to FILE.
 
     Mounts and fsspec take it with `--index FILE`, and list nothing then. The samples are listed first where
     no mount did that yet.
@@ -145,7 +145,7 @@ def export(dataset: str, file: Path, fstab_options: tuple[str, ...], **flags: st
 @click.option("-o", "fstab_options", multiple=True, metavar="NAME=VALUE", help="Options of `mount`.")
 @setting_options("server", "cache_dir", "tag")
 def import_(file: Path, fstab_options: tuple[str, ...], **flags: str | None) -> None:
-    """Have later mounts on this machine begin with the names and sizes in FILE, which knows its dataset.
+    """Let later mounts on this machine start with the names and sizes in FILE, an index of one dataset.
 
     Asks no network. Give `--cache-dir`, `--server` and `--tag` as to `mount`.
     """
@@ -162,7 +162,7 @@ def import_(file: Path, fstab_options: tuple[str, ...], **flags: str | None) -> 
 
 
 _CHUNK_BYTES = 4 << 20
-# files at once; the parts beneath fetch ahead and bound what they ask for by themselves
+# files at once; the parts below prefetch, and limit their own requests
 _MAX_THREADS = 32
 _READING = ("server", "token_file", "ca_certs", "allow_private_storage", "cache_dir", "no_cache", "tag")
 
@@ -232,7 +232,8 @@ def cat(sources: tuple[str, ...], **flags: str | None) -> None:
 def cp(sources: tuple[str, ...], target: str, recursive: bool, **flags: str | None) -> None:
     """Copy files from a dataset to this machine, or from this machine into a dataset.
 
-    What is here is a local path; else it is DATASET/PATH, which `lightly://DATASET/PATH` says for sure.
+    An argument that exists on this machine is a local path, any other is DATASET/PATH;
+    `lightly://DATASET/PATH` always names a dataset.
     Uploads send images and videos, unless --upload says otherwise.
     """
     local = [_is_local(source) for source in sources]
@@ -257,7 +258,7 @@ def _is_local(text: str) -> bool:
 
 
 def _is_in_dataset(target: str, sources: Sequence[str]) -> bool:
-    """Whether a target that is not here names a dataset: by its form, or as the sources do."""
+    """Whether a target that does not exist here names a dataset: by its form, or because the sources do."""
     if target.startswith("lightly:"):
         return True
     return not _is_local(target) and split_source(target)[0] in {split_source(one)[0] for one in sources}
@@ -312,7 +313,7 @@ def _need_recursive(name: str, is_directory: bool, recursive: bool) -> None:
 
 def _fetch(files: Filesystem, path: str, target: Path) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
-    # of its own length, for the target's name may be as long as names may be; the next try uses it again
+    # of fixed length, because the name of the target may be as long as names can be; the next try reuses it
     partial = target.with_name(f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.part")
     done = 0
     try:
@@ -403,7 +404,7 @@ def _holds(files: Filesystem, name: str, source: Path) -> bool:
 def _copy_all(
     jobs: Sequence[Job], copy: Callable[[Job], int], name: Callable[[Job], str], total: int, threads: int
 ) -> int:
-    """Copy all, in threads, with progress; how many failed, each of which is said in a line."""
+    """Copy all, in threads, with progress; return how many failed, after a line about each."""
     started, done, failed = time.monotonic(), 0, 0
 
     def tried(job: Job) -> int | str:

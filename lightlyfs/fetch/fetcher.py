@@ -48,10 +48,10 @@ _URL_REFUSED = (400, 401, 403)
 _NO_SUCH_OBJECT = (404, 410)
 # with these the API says that there is no such sample, not that it has no image
 _UNKNOWN = ("SAMPLE_UNKNOWN", "DATASET_UNKNOWN")
-# answers in a row that make a doubted one true, and answers that are asked for without a pause
+# equal answers in a row that confirm a doubted one, and how many are requested without a pause
 _ENOUGH = 3
 _MAX_AT_ONCE = 6
-# wrong hints after which the hints of a dataset are no reason to doubt storage
+# after this many wrong hints, the hints of a dataset are no reason to doubt storage
 _WRONG_HINTS = 3
 
 
@@ -59,7 +59,7 @@ _WRONG_HINTS = 3
 class FetchConfig:
     """Limits of one fetch; a transfer may take long as long as bytes keep coming."""
 
-    # where ranges are ignored one transfer may bring gigabytes: only standing still ends it soon
+    # where ranges are ignored one transfer may bring gigabytes: only a stall ends it soon
     timeouts: Timeouts = field(default_factory=lambda: Timeouts(connect_s=5.0, idle_s=20.0, total_s=3600.0))
     # the bound starts again whenever a block came
     policy: RetryPolicy = field(default_factory=lambda: RetryPolicy(budget_s=55.0))
@@ -150,7 +150,7 @@ class Fetcher:
                     raise
 
     def _attempt(self, sample_id: str, progress: _Progress) -> ContentId:
-        """Ask for what is still missing, as long as that brings something; what came before is kept."""
+        """Request what is still missing while each answer brings something; keep what came before."""
         while progress.content is None or not progress.complete:
             before = progress.start
             sink = BlockSink(sample_id, progress.start, progress.content, progress)
@@ -165,7 +165,7 @@ class Fetcher:
                 progress.ranged = False
                 continue
             except (OddAnswer, ContentChanged) as error:
-                # the next answer is to come another way
+                # the next request goes over another connection, with another URL
                 progress.fresh = True
                 self._urls.discard(sample_id, progress.url)
                 if progress.asks_once_more(sink.actual):
@@ -191,7 +191,7 @@ class Fetcher:
             url = self._urls.get(sample_id)
             response = self._send(url, progress, sink)
         if response.status in (*_URL_REFUSED, *_NO_SUCH_OBJECT):
-            # should it be asked for again, then with another URL and over another connection
+            # a further try uses another URL and another connection
             progress.fresh = True
             self._urls.discard(sample_id, url)
         if response.status == 416 and sink.actual is not None:
@@ -345,10 +345,10 @@ class _Progress:
             self.start += BLOCK_BYTES
 
 
-# of all answers on their way; further ones go through the pool, or are not fetched ahead
+# of all answers in flight; further ones go through the pool, or are not prefetched
 MAX_BYTES_UNDER_WAY = 64 << 20
 
-# the same for all, so that a handle has them set already: an object that is longer than it should is odd
+# the same for all, so that a reused handle has them set already; a longer object than expected is odd
 _HEADERS = {"Range": range_header(0, SMALL_FILE_BYTES)}
 _HEAD_HEADERS = {"Range": range_header(0, HEAD_BYTES)}
 
@@ -394,7 +394,7 @@ class FirstTry:
     def may_ask(self, *, urgent: bool) -> bool:
         """Whether storage and the API ask for no pause and, unless it is urgent, answered the last request.
 
-        While some objects do not come, others may: readers of those are not to wait for a thread.
+        While some objects fail, others may succeed: their readers must not have to wait for a thread.
         """
         return self._storage.may_ask(urgent=urgent) and self._api.may_ask(urgent=urgent)
 

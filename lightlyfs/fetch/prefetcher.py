@@ -119,7 +119,7 @@ class Prefetcher(Generic[T]):
         elif go_on:
             self._go_on(sequence, path)
         if sequence.step != 1:
-            # the files at which several readers begin may look like the way of one: each goes on from there
+            # the first files of several readers may look like the order of one: each continues from there
             with self._lock:
                 sequence = self._table.guess()
             self._go_on(sequence, path)
@@ -186,11 +186,11 @@ class Prefetcher(Generic[T]):
             )
 
 
-# an announcement that waits looks again so often: a pause that the server asked for may be over
+# how often a waiting announcement checks again: a pause that the server asked for may be over
 _LOOK_S = 0.25
 
-# called with whether what was started came (None: it was left to another process), and in how many seconds to
-# ask again where it did not
+# called with whether the fetch succeeded (None: another process does it), and after how many seconds to try
+# again if it failed
 Ended = Callable[[bool | None, float | None], None]
 
 
@@ -209,11 +209,11 @@ class Files(Protocol[T_co]):
     """Where files are looked up, on the local disk, and kept."""
 
     def room_bytes(self) -> int:
-        """Return how many bytes an epoch may have in all to be fetched ahead."""
+        """Return how many bytes an epoch may have in all to be prefetched."""
         ...
 
     def count_below(self, directory: str, most_bytes: int) -> tuple[int, int]:
-        """Count files below a directory, and their bytes; may end once those are more than so many."""
+        """Count files below a directory, and their bytes; may end once there are more than `most_bytes`."""
         ...
 
     def walk(self, directory: str) -> Iterator[tuple[str, T_co, int]]:
@@ -247,7 +247,7 @@ class Announcement:
         self.fetched = 0
 
     def close(self) -> None:
-        """Fetch no more of it; idempotent."""
+        """Stop fetching; idempotent."""
         self._fetcher.close(self)
 
     def __enter__(self) -> Announcement:
@@ -326,7 +326,7 @@ class EpochFetcher(Generic[T]):
         self._submit((lambda: self._begin(begun)) if begun is not None else self._go_on)
 
     def announce(self, files: Iterable[tuple[str, T, int]], limit_bytes: int) -> Announcement:
-        """Fetch files in this order, at most so many bytes ahead of who reads them, until that is closed."""
+        """Fetch files in this order, at most `limit_bytes` ahead of the reader, until it is closed."""
         announcement = Announcement(self, limit_bytes)
         thread = threading.Thread(
             target=self._follow, args=(files, announcement), name="lightlyfs-announced", daemon=True
@@ -378,7 +378,7 @@ class EpochFetcher(Generic[T]):
             self._changed.notify_all()
 
     def close(self, announcement: Announcement) -> None:
-        """Fetch no more of what was announced."""
+        """Stop fetching what was announced."""
         with self._changed:
             announcement.is_closed = True
             self._table.forget(announcement.epoch)

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# asks whether an object is still the one whose bytes are here
+# the length of a request that only confirms the version of an object
 _CONFIRM_BYTES = 1
 # a block may be evicted between its arrival and its use; in the last round it is taken past the cache
 _MAX_ROUNDS = 4
@@ -99,7 +99,7 @@ class Reader:
         self._lock = threading.Lock()
         # guarded by _lock: the samples that storage is being asked about
         self._heads: dict[str, HeadTaker] = {}
-        # of files that are read no further: too little for a block of the cache
+        # the first bytes of files that are read no further: too few for a block of the cache
         self._first_bytes: LRUCache[ContentId, bytes] = LRUCache(_MAX_FIRST_BYTES // HEAD_BYTES)
         # by key, contents that are in memory and on their way to the disk; the futures for those who wait
         self._being_kept: dict[str, Future[bytes] | None] = {}
@@ -217,7 +217,7 @@ class Reader:
                 blocks = list(range(span.first, span.last + 1))
             futures = self._claim_all(content, blocks)
             if attempt == 0:
-                # while this read waits, and in the order in which reads arrive, not in that in which they end
+                # while this read waits, and in the order in which reads arrive, not in which they end
                 self._go_ahead(content, span)
             try:
                 got = {block: wait(futures[block]) for block in blocks}
@@ -248,7 +248,7 @@ class Reader:
     def _submit_head(self, head: HeadTaker) -> None:
         self._submit(lambda: self._run_head(head), lambda error: self._end_head(head, error))
 
-    # the first try: what is called by the network loop must not wait
+    # the first try: callbacks of the network loop must not wait
 
     def _try_head(self, head: HeadTaker) -> bool:
         """Ask over the network loop; False where that is not the time, or another process asks."""

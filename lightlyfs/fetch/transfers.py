@@ -152,7 +152,7 @@ class Transfers:
 PROBE_BYTES = 128 << 10
 
 
-# returns what a sample is where that was found meanwhile: by this process, or also by another one
+# returns the content of a sample if it was found meanwhile: by this process, or also by another one
 Told = Callable[[bool], ContentId | None]
 
 

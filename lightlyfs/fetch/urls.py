@@ -34,7 +34,7 @@ EXPIRY_MARGIN_S = 30.0
 UNKNOWN_LIFETIME_S = 600.0
 # a URL with session credentials has some 1.5 KB
 MAX_URLS = 20_000
-# what a URL names may have been moved since it was got, after a while
+# after this long the object may have been moved since the URL was issued
 _NEW_S = 60.0
 
 # the longest name of a parameter that tells a time: X-Amz-Expires and those like it
@@ -83,7 +83,7 @@ class ReadUrls:
     """The read URLs of samples; ten threads that miss one URL cause one request.
 
     `resolve(sample_id)` asks the API and may raise; it is called with no lock held. `wall_clock` is in
-    unix seconds, for that is what URLs speak of. `store` holds them over remounts, and those that memory
+    unix seconds, as in the URLs. `store` holds them over remounts, and those that memory
     has no room for.
     """
 
@@ -150,7 +150,7 @@ class ReadUrls:
             waited_for.set_exception(error or AskedOnce())
 
     def is_new(self, sample_id: str, url: str) -> bool:
-        """Whether this URL of a sample was got a moment ago, so that another would say the same."""
+        """Whether this URL was issued a moment ago, so that a new one would name the same object."""
         with self._lock:
             found = self._kept_locked(sample_id)
         return found is None or found.url != url or self._wall_clock() < found.since + _NEW_S
@@ -202,7 +202,7 @@ class ReadUrls:
 
 
 class AskedOnce(Exception):
-    """A request for a URL failed that is not tried again: who needs the URL asks himself."""
+    """A request for a URL failed and is not retried; the caller has to ask for the URL itself."""
 
 
 def _last_use(_sample_id: str, kept: KeptUrl, _now: float) -> float:
@@ -212,12 +212,12 @@ def _last_use(_sample_id: str, kept: KeptUrl, _now: float) -> float:
 def _end_of_use(expiry: float | None, now: float) -> float:
     if expiry is None or expiry <= now:
         return now + UNKNOWN_LIFETIME_S
-    # one that lives for less than the margin is used to its end, for the next one would live no longer
+    # one that is valid for less than the margin is used to its end: the next one would last no longer
     return expiry - EXPIRY_MARGIN_S if expiry - EXPIRY_MARGIN_S > now else expiry
 
 
-# a clock that runs a little wrong, or a session that ends a little early, must not turn an epoch into one
-# of refused URLs
+# a clock that is a little wrong, or a session that ends a little early, must not lead to an epoch of refused
+# URLs
 URL_SHARE = 0.8
 # 300 MB with the session credentials that make a URL 1.5 KB long, 80 MB without. Only samples whose content
 # is not in the cache need one: a larger dataset requests again the URLs that were kept longest
@@ -226,7 +226,7 @@ MAX_STORED = 200_000
 _BATCH = 256
 # as many may be asked for again by other processes
 _SHARED_BATCH = 8
-# while the disk takes none, so many wait; further ones are not kept
+# how many wait while the disk takes none; further ones are not kept
 _MAX_WAITING = 4096
 
 _SCHEMA = """
@@ -367,7 +367,7 @@ class UrlStore:
         self._count -= deleted.rowcount
 
     def _make_room_locked(self, db: sqlite3.Connection) -> None:
-        """Delete what counts no longer, and what will soonest where there is too much."""
+        """Delete expired URLs, and if there are too many, those that expire first."""
         db.execute("DELETE FROM kept WHERE until <= ?", (self._wall_clock(),))
         (count,) = db.execute("SELECT count(*) FROM kept").fetchone()
         if count > self._max_urls:
@@ -429,7 +429,7 @@ class UrlStore:
             self._open_locked()
 
     def _recreate_locked(self) -> None:
-        """Go on with another file, unless another process may use the damaged one."""
+        """Continue with a new file, unless another process may use the damaged one."""
         assert self._db is not None
         self._db.close()
         self._db, self._count = None, 0

@@ -26,7 +26,7 @@ UNKNOWN_SIZE = -1
 
 
 class Exact(NamedTuple):
-    """What only files of this machine have of their own: permission bits, times in nanoseconds, links."""
+    """What only local files have: their own permission bits, times in nanoseconds, link count."""
 
     mode: int
     atime_ns: int

@@ -261,11 +261,11 @@ class TreeChanges:
                 self._local.discard(replaced)
 
     def _is_removable(self, file: LocalFile) -> bool:
-        """Return whether a local file can be replaced without the server's hearing of it."""
+        """Return whether a local file can be replaced without a request to the server."""
         return not (file.record.create_sent or file.record.sample_id) and self._writer.withdraw(file)
 
     def _rename_sent(self, file: LocalFile, new: str, target: Node | None, turn: Turn) -> None:
-        """Wait for a file that is on its way under its old name, and rename it like any sample."""
+        """Wait for an upload under the old name, and rename the file like any sample."""
         old = file.path
         self._writer.wait_uploaded(file)
         entry = self._names.lookup(old, turn)
@@ -276,13 +276,13 @@ class TreeChanges:
         self._rename_sample(entry, old, new, target, turn)
 
     def _uploaded(self, file: LocalFile, turn: Turn) -> Node | None:
-        """Wait for a file that is on its way, and return what is at its path then."""
+        """Wait for an upload that is under way, and return what is at the path then."""
         path = file.path
         self._writer.wait_uploaded(file)
         return self._names.find(path, turn)
 
     def _move_local(self, file: LocalFile, new: str, changes: dict[str, Any]) -> bool:
-        """Rename what the server has not heard of; False where it is on its way."""
+        """Rename a file that the server does not know yet; False if its upload is under way."""
         with file.lock:
             if file.unlinked or self._local.get(file.path) is not file:
                 raise NoSuchFile(f"it is elsewhere by now: {file.path}")
@@ -336,7 +336,7 @@ class TreeChanges:
     def _rename_over_local(
         self, entry: SampleEntry, old: str, new: str, target: LocalFile, turn: Turn
     ) -> None:
-        """Rename a sample over a file that the server has not heard of; where that fails, both stay."""
+        """Rename a sample over a file that the server does not know; if that fails, both stay."""
         self._writer.set_aside(target)
         try:
             self._rename_sample(entry, old, new, None, turn)
@@ -405,7 +405,7 @@ class TreeChanges:
             turn.restart()
         for file in self._local.below(old):
             moved = new + file.path[len(old) :]
-            if file.record.broken:  # half a file; the program that wrote it was told
+            if file.record.broken:  # half a file; the program that wrote it got an error
                 self._local.move(file, moved, name=self.name_at(moved))
             else:
                 self._rename_local(file, moved, None, turn)

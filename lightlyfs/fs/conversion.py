@@ -60,7 +60,7 @@ class Takeover:
         self.shows_again = shows_again
         # taken before any other lock; held while a file appears at the path its handle has then
         self._lock = threading.Lock()
-        # guarded by _lock: open handles of samples that nothing was changed by yet
+        # guarded by _lock: open handles of samples that have changed nothing yet
         self._watched: dict[int, WriteHandle] = {}
 
     def read(self, entry: SampleEntry, offset: int, size: int) -> bytes:
@@ -201,7 +201,7 @@ class Completion:
         self._lock = threading.Lock()
         # guarded by _lock: samples that this mount created a moment ago
         self._created: TTLCache[str, None] = TTLCache(_MAX_JUST_CREATED, _JUST_CREATED_S, timer=clock)
-        # what was uploaded before is asked of storage again, like all that was known of it then
+        # earlier uploads are confirmed with storage again, like everything that was known by then
         self._known_since = float("-inf")
         # guarded by _lock: renames of samples that the journal has, by sample
         self._renamed: dict[str, Renamed] = {}
@@ -328,7 +328,7 @@ class Completion:
         self._known_since = self._clock()
 
     def failed(self, file: LocalFile, error: Exception) -> None:
-        """Move a file whose upload ended because a sample has its name; called in the uploader's thread."""
+        """Move a file aside if its upload ended because a sample has its name; in the uploader's thread."""
         if not isinstance(error, FileExists):
             return
         self._give_way(file)
@@ -361,7 +361,7 @@ class Completion:
     def _give_way(self, file: LocalFile) -> None:
         """Show a file of this machine beside what others have put at its path."""
         path, record = file.path, file.record
-        # what is open or owed still has its upload before it, which finds out by itself
+        # a file that is open or owed is still to be uploaded, and its upload will notice
         if record.replaces or record.owed or record.state is State.OPEN or file.handles:
             return
         if self._names.listed_at(path) is None:

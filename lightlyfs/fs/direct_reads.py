@@ -66,7 +66,7 @@ class PathReads:
         self.active = False
 
     def begin(self) -> bool:
-        """Whether opens need not be told, from now until the mount ends."""
+        """Return whether the kernel need not send opens, from now until the mount ends."""
         if not self.active and self._settled():
             self._names.show_samples_by(self.listed)
             self._read_others = self._samples.has_opened
@@ -120,7 +120,7 @@ class PathReads:
         raise AssertionError("the last try returns or raises")
 
     def forget_pages(self, turn: Turn) -> None:
-        """Have the kernel ask again for whatever was read, so that it is compared with what storage has."""
+        """Have the kernel drop its pages of what was read, so that it is compared with storage again."""
         paths = iter(tuple(self._pins))
         if self._read_others:
             self._read_others = False
@@ -156,7 +156,7 @@ class PathReads:
         return pin
 
     def _show(self, path: str, content: ContentId) -> None:
-        """A path shows this version now, so its reads need not give the one before."""
+        """Show this version at a path from now on, so that its reads need not give the earlier one."""
         pin = self._pins.get(path)
         if pin is not None and pin.content != content:
             self._pins.pop(path, None)

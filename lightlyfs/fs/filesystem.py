@@ -56,7 +56,7 @@ class Opened(NamedTuple):
 
 @dataclass(frozen=True)
 class WriteParts:
-    """What a mount that may be written to has more."""
+    """The parts that only a writable mount has."""
 
     writer: Writer
     changes: TreeChanges
@@ -115,7 +115,7 @@ class Filesystem:
 
     @property
     def sizes_moved(self) -> int:
-        """A number that moves whenever a listing may show a size that is another one by now."""
+        """A number that changes whenever a listing may show an outdated size."""
         return self._names.sizes_moved
 
     # names and attributes
@@ -464,7 +464,7 @@ class Filesystem:
             self._by_path.forget_pages(self._patience.turn())
 
     def _refuse_views(self, *paths: str) -> None:
-        """NotPermitted for what the mount itself shows."""
+        """Raise NotPermitted for paths of the unlisted folder."""
         for path in paths:
             if self._views is not None and is_view(path):
                 raise NotPermitted(f"lightlyfs shows this itself: {path}")

@@ -68,7 +68,7 @@ class Callers(Protocol):
         ...
 
     def watch(self, process: int) -> ProcessWatch | None:
-        """Keep hold of how a process ends, also once it is gone; None where that cannot be."""
+        """Return a handle that knows how a process ends, also once it is gone; None if there is none."""
         ...
 
 

@@ -51,7 +51,7 @@ class RenamedSamples:
         self.generation = 0
 
     def note(self, old: str, new: str, entry: SampleEntry, age_s: float = 0.0) -> None:
-        """Note that a sample was renamed to `new` so long ago, with `entry` as its entry there."""
+        """Note that a sample was renamed to `new` `age_s` seconds ago, with `entry` as its entry there."""
         with self._lock:
             self._forget_locked(old)
             self._forget_locked(new)
@@ -155,7 +155,7 @@ HIDDEN_PREFIX = ".fuse_hidden"
 # that unpack archives
 _REPLACERS = frozenset({"mv", "install", "ginstall", "busybox", "tar", "bsdtar", "unzip"})
 REPLACED_WITHIN_S = 1.0
-# programs that have read samples; one that was forgotten is refused no more, so there are many
+# how many programs that have read samples are remembered; one that is forgotten is no longer refused
 _MAX_READERS = 10_000
 # hidden names that lead to what is still there: a rename that failed leaves the kernel with one
 _MAX_HIDDEN = 1_000
@@ -167,7 +167,7 @@ class _Removal(NamedTuple):
 
 
 class Removed:
-    """What is removed on one mount, but not gone; any thread may call.
+    """What was removed on this mount but still exists; any thread may call.
 
     `on_changed(path)` is called when a path shows something else.
     """

@@ -73,7 +73,7 @@ class Turn:
             try:
                 return future.result(timeout=_POLL_S)
             except FutureTimeout:
-                # what the future itself raised is told by the last line
+                # an error of the future itself is raised by the last line
                 if not future.done():
                     self.check()
         return future.result()

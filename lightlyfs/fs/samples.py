@@ -38,14 +38,14 @@ from lightlyfs.readahead.within_file import HeadReaders
 
 # sizes of neighbours that are found along with one that was asked for
 _SIZES_AHEAD = 64
-# samples that are looked up at once to be fetched ahead: some 200 microseconds
+# samples that are looked up at once to be prefetched: about 200 microseconds of work
 _LOOKED_UP_AT_ONCE = 64
 _NO_VERSION = -1  # no hash of a version that was opened
-# files of which it is remembered what version the kernel holds pages of; beyond that all are dropped once
+# files whose version in the kernel's page cache is remembered; beyond that all are dropped at once
 _KERNEL_VERSIONS = 100_000
 # a program that reads a file asks for the next bytes sooner than this; it may finish with the version it has
 _BUSY_S = 0.5
-# and another version of that file is not shown for so long
+# for this long no other version of that file is shown
 _LAST_READS_S = 2.0
 
 
@@ -168,7 +168,7 @@ class Samples:
         return self.begin_to_read(handle.path, content, size, turn)
 
     def _newer(self, handle: ReadHandle, turn: Turn, *, asks_for_all: bool) -> ContentId | None:
-        """The version to go on with where the one that was opened is gone; None where that would show."""
+        """The version to continue with if the opened one is gone; None if the program would notice."""
         if handle.has_read or handle.content is None or (handle.kept and not asks_for_all):
             return None
         content = self.identify(self._catalog.told(handle.entry) or handle.entry, turn)
@@ -326,7 +326,7 @@ class Samples:
         )
 
     def find_size(self, path: str, entry: SampleEntry, turn: Turn) -> Attr:
-        """Find a size that no metadata tell, and those of the next such neighbours along with it."""
+        """Find a size that no metadata have, and those of the next such neighbours along with it."""
         future = self._ask_size(entry)
         self._find_sizes_after(path)
         try:
@@ -365,7 +365,7 @@ class Samples:
         return max((other.used_at + _BUSY_S for other in others if not other.outdated), default=0.0)
 
     def _outdate_handles(self, ino: int, content: ContentId) -> None:
-        """Handles of another version than the one that is shown read no more."""
+        """End the reads of handles whose version is not the one that is shown."""
         if ino not in self._open:
             return
         with self._lock:
@@ -378,7 +378,7 @@ class Samples:
                 self.held_sizes[ino] = held
 
     def _is_here(self, content: ContentId, ino: int) -> bool:
-        """Whether the first read of a content needs no request: the kernel or the cache has it, or will."""
+        """Whether the first read of a content needs no request: the kernel or cache has it, or soon will."""
         held = ino in self._trusted and self._kernel_has.get(ino) == hash(content)
         return held or self._reader.has_start(content)
 

@@ -48,7 +48,7 @@ from lightlyfs.staging.record import Record, State
 
 _PREFETCH = "prefetch"
 _ID = re.compile(r"[a-f0-9]{24}")
-# how long what was made stays: from a program's `stat` to the end of its reading
+# how long a generated file is kept: from a program's `stat` to the end of its reading
 _MAX_SHOWN = 100_000
 _SNAPSHOT_S = 2.0
 _MAX_SNAPSHOTS = 256
@@ -109,7 +109,7 @@ class Views:
         self._lock = threading.Lock()
         # guarded by _lock: the directories that hold samples of a tag, by its version and the generation
         self._holding: tuple[tuple[str, int], frozenset[int]] | None = None
-        # guarded by _lock: what the kernel may have an answer of that soon holds no more
+        # guarded by _lock: paths of which the kernel may hold an answer that is soon outdated
         self._shown: set[str] = set()
         # set when there is something for `take_shown`
         self.shown = threading.Event()
@@ -394,7 +394,7 @@ def _json(value: object) -> bytes:
 
 
 def describe(record: Record) -> str:
-    """Return what is to become of a local file, for a person to read."""
+    """Return what will become of a local file, for a person to read."""
     state = record.state.value
     if record.state is State.OPEN:
         return "being written"

@@ -43,7 +43,7 @@ _MAX_ROUNDS = 4
 
 
 class Plan(NamedTuple):
-    """What is meant, and what is in the cache of it; files of unknown size count no bytes."""
+    """The files to warm, and how much of them is cached; files of unknown size count no bytes."""
 
     files: int = 0
     bytes: int = 0
@@ -53,7 +53,7 @@ class Plan(NamedTuple):
 
 
 class WarmingProgress(NamedTuple):
-    """How far a warming is: files and bytes that are in the cache now, and those it fetched."""
+    """The progress of a warming: files and bytes that are in the cache now, and those it fetched."""
 
     files: int
     bytes: int
@@ -88,7 +88,7 @@ Found = tuple[str, SampleEntry | LightlyFsError]
 
 
 class Warming:
-    """Files of one mount on their way into the cache; `start` once, `stop` at any time."""
+    """Fetches files of one mount into the cache; `start` once, `stop` at any time."""
 
     def __init__(
         self,
@@ -101,8 +101,8 @@ class Warming:
     ) -> None:
         """`names` are files and directories, as paths within the mount; `only` these sample ids are meant.
 
-        With `pin_bytes` each file is pinned before it is fetched, so that others do not displace it; as many
-        as have so many bytes.
+        With `pin_bytes` each file is pinned before it is fetched, so that others do not displace it, up to so
+        many bytes in all.
         """
         self._parts = parts
         self._only = only
@@ -179,7 +179,7 @@ class Warming:
                 yield path, entry
 
     def _named(self) -> Iterator[Found]:
-        # before that a directory would seem to have fewer files
+        # until then a directory would seem to have fewer files
         self._parts.namespace.catalog.wait_until_listed(self._parts.patience.turn())
         whole: set[str] = set()
         for name in self._names:

@@ -460,7 +460,7 @@ class Writer:
         record = file.record
         if self.policy.rules.sends_nothing:
             return False
-        # what is a sample already has its name, whatever that looks like
+        # a sample keeps its name, whatever that looks like
         return bool(file.size and record.name) and (record.replaces or self.counts(record.path))
 
     def _finish(self, file: LocalFile) -> Ticket | None:
@@ -562,7 +562,7 @@ class Writer:
         """
         with file.lock:
             if not self.withdraw(file):
-                return  # it is on its way, or may be: what the server got must not be forgotten
+                return  # its upload is or may be under way: what the server received must not be forgotten
             known = file.record
             written_since = known.generation != before.generation
             state = State.LOCAL if before.state is State.OPEN else before.state

@@ -32,7 +32,7 @@ FuseVersion = Literal["auto", "3", "2"]
 # by soname, for that needs neither ldconfig nor a compiler to be found
 _SONAMES = {"3": ("libfuse3.so.4", "libfuse3.so.3"), "2": ("libfuse.so.2",)}
 
-# libfuse 3 runs 10 threads unless told. Reads are background requests, which the kernel holds back beyond
+# libfuse 3 runs 10 threads by default. Reads are background requests, which the kernel holds back beyond
 # `max_background`, so that many threads are always free for metadata
 MAX_THREADS = 128
 MAX_BACKGROUND = 64

@@ -117,7 +117,7 @@ class ProcessEnd:
         self._descriptor = os.pidfd_open(process)
 
     def was_killed(self) -> bool | None:
-        """Return whether a signal ended it, or is ending it; None where the kernel does not tell."""
+        """Return whether a signal ended it, or is ending it; None if the kernel does not say."""
         killed = was_killed(self._process)
         if killed is not None:
             return killed
@@ -135,7 +135,7 @@ class ProcessEnd:
 
 
 def watch(process: int) -> ProcessEnd | None:
-    """Keep hold of how a process ends; None where it is gone, or the kernel cannot."""
+    """Return a handle that knows how a process ends; None if it is gone, or the kernel has none."""
     try:
         return ProcessEnd(process)
     except OSError:

@@ -62,7 +62,7 @@ class Session:
                 self._libfuse.fuse_exit(handle)
 
     def release_handle(self) -> None:
-        """Use libfuse's handle no more; to be called in `destroy`, before libfuse frees it."""
+        """Stop using libfuse's handle; to be called in `destroy`, before libfuse frees it."""
         with self._state:
             self._handle = None
             if not self._state.wait_for(lambda: not self._users, _RELEASE_S):
@@ -70,7 +70,7 @@ class Session:
 
     @contextmanager
     def _using_handle(self) -> Iterator[int | None]:
-        """Libfuse's handle, which is not freed meanwhile; None where there is none, or none any more."""
+        """Yield libfuse's handle, which is not freed in the block; None if there is none, or no longer."""
         with self._state:
             handle = self._handle
             self._users += handle is not None
@@ -186,7 +186,7 @@ class _Fuse2Operations:
 
 
 class _Fuse2Callbacks:
-    """What stands before fusepy's own methods: a wrapper that answers every exception."""
+    """Overrides of fusepy's methods: a wrapper that turns every exception into an errno."""
 
     @staticmethod
     def _wrapper(func: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
@@ -313,7 +313,7 @@ class _OpenDirectory:
 
 
 class _Fuse3Callbacks:
-    """What stands before mfusepy's own methods; `run` makes a class of the two when it is imported."""
+    """Overrides of mfusepy's methods; `run` makes a class of the two once mfusepy is imported."""
 
     def __init__(
         self,

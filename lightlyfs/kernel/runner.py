@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 # libfuse would unmount on SIGHUP, so it is blocked and taken like the others
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _RELOAD_SIGNAL = signal.SIGHUP
-# wakes the main thread, which sits in libfuse, to see that it has been stopped
+# wakes the main thread, which is in libfuse, so that it notices the stop
 _WAKE_SIGNAL = signal.SIGUSR1
 # invalidating a path blocks while a read of it is in flight, so several threads do it in parallel
 _FORGETTERS = 4
@@ -108,7 +108,7 @@ class Mount:
         return callers.was_killed(process) if process else None
 
     def watch(self, process: int) -> callers.ProcessEnd | None:
-        """Keep hold of how a process ends, also once it is gone; None where that cannot be."""
+        """Return a handle that knows how a process ends, also once it is gone; None if there is none."""
         return callers.watch(process) if process else None
 
     def caller_unlinks(self) -> bool | None:

@@ -18,15 +18,15 @@ T = TypeVar("T")
 
 # a user who looks at a few pictures opens fewer files
 OPENS_TO_START = 32
-# what one open that was in order takes back: by chance one in twenty of a shuffled epoch is, and nearly
-# all of an ordered one are
+# how many random opens one open in order cancels: by chance one in twenty of a shuffled epoch is in order,
+# and nearly all of an ordered one are
 _IN_ORDER_COSTS = 2
-# what may be fetched and not read: so many times what was read, and so much besides
+# how many bytes may be fetched and unread: this many times the bytes that were read, plus a constant
 _AHEAD_PER_READ, _AHEAD_BYTES = 2, 64 << 20
 # URLs fetched per opened file: a sample of a hundred files of a million costs at most 800
 _URLS_PER_OPEN = 8
-# and of these so many at once: beyond that one an open, for in a large directory most will not be opened
-# soon, and the requests of readers share a server with them
+# and how many of these at once: beyond that one for each open, because in a large directory most will not be
+# opened soon, and the requests of readers share a server with them
 _FIRST_URLS = 1_024
 # files whose URLs were fetched and whose contents are still to be: URLs expire, some after a minute
 _MAX_URLS_AHEAD = 1_024
@@ -34,7 +34,7 @@ _MAX_URLS_AHEAD = 1_024
 IDLE_S = 5.0
 # and one in which nothing was opened for this long is over: the next open begins another one
 _OVER_S = 60.0
-# by chance so many of the opens would have met a file that was fetched ahead, before that is judged
+# the hits are judged once this many of the opens would have hit a prefetched file by chance
 _ENOUGH_CHANCES = 8.0
 # directories whose opens are counted at once: data sets with a directory a class have a thousand
 _MAX_DIRECTORIES = 2_000
@@ -42,11 +42,11 @@ _MAX_DIRECTORIES = 2_000
 _MAX_UNREAD = 200_000
 
 _MIN_UNDER_WAY, _FIRST_UNDER_WAY = 1.0, 32.0
-# after a failure that names no time of its own nothing is asked for this long
+# after a failure without Retry-After nothing is requested for this long
 _PAUSE_S = 0.5
-# twice as many requests are worth it where they bring so many times more a second, half as many where
-# they bring no less than this part; a round is measured over at least so long, and another limit tried so
-# often, more seldom after trials that failed
+# twice as many requests are kept if they bring this many times more a second, half as many if they bring at
+# least this share; a round lasts at least this long, and another limit is tried this often, less often after
+# trials that failed
 _WORTH_MORE, _AS_GOOD = 1.2, 0.9
 _ROUND_S, _TRY_S, _MOST_TRY_S = 0.1, 2.0, 10.0
 
@@ -227,7 +227,7 @@ def _above(path: str) -> Iterator[str]:
 
 
 class Pace:
-    """How many requests may be under way: as few as bring what the line and the server can give.
+    """How many requests may be under way: the fewest that reach the rate of the line and the server.
 
     Twice as many are tried after each round that brought more than the one before. Once that ends, half as
     many and twice as many are tried in turn, now and then, and kept where they bring as much, or more. So
@@ -285,7 +285,7 @@ class Pace:
             self._weigh(rate, now)
 
     def failed(self, now: float, retry_after_s: float | None) -> None:
-        """The server was in trouble, and perhaps said for how long."""
+        """Note a failure, and for how long the server asked for a pause, if it did."""
         self._limit = max(_MIN_UNDER_WAY, self._limit / 2)
         self._is_starting, self._rate, self._kept, self._since = True, 0.0, None, None
         self._paused_until = max(self._paused_until, now + max(_PAUSE_S, retry_after_s or 0.0))
@@ -306,7 +306,7 @@ class Pace:
             if now >= self._try_at:
                 self._try(self._factor)
         elif rate > self._rate * (_WORTH_MORE if self._factor > 1 else _AS_GOOD):
-            self._rate, self._kept = max(rate, self._rate), None  # not a little less with each half
+            self._rate, self._kept = max(rate, self._rate), None  # or it would fall a little with each half
             self._try_s = _TRY_S
             self._try(self._factor)
         else:

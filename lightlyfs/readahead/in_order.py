@@ -22,8 +22,8 @@ FIRST_WINDOW = 4
 # the window of each reader in order doubles up to this size
 DOUBLED_WINDOW = 32
 # and then up to this many times the fetches that the reader's rate keeps under way (Little's law): a narrow
-# window holds that rate down, and files arrive in batches. A wider one hides no more latency, and is wasted
-# if the reader stops
+# window holds that rate down, and files arrive in batches. A wider one hides no more, and is wasted if the
+# reader stops
 _TIMES_ON_THE_WAY = 4
 # opens from which the rate of a reader is taken
 _OPENS_OF_RATE = 64
@@ -36,8 +36,8 @@ MAX_WINDOW = 128
 _GUESSED_AHEAD = 2
 _FOLLOWED_AHEAD = 16
 _MAX_GUESSES = 16
-# after so many unexpected opens only some of them are taken for the begin of an order; in a shuffled
-# directory of 500 files one open in twenty is expected by chance
+# after this many unexpected opens only some of them count as the start of an order; in a shuffled directory
+# of 500 files one open in twenty is expected by chance
 _MANY_STRANGERS = 128
 _STRANGERS_PER_EXPECTED = 8
 _GUESS_EVERY = 4
@@ -181,7 +181,7 @@ class SequenceTable(Generic[T]):
         return sequence
 
     def drop(self, sequence: FileSequence[T]) -> None:
-        """Follow a reader no longer."""
+        """Stop following a reader."""
         self._forget(sequence)
 
     def extend(self, sequence: FileSequence[T], entries: Entries[tuple[str, T]]) -> None:
@@ -239,7 +239,7 @@ MAX_STEP = 32
 _EQUAL_STEPS = 3
 # opens that are remembered: readers of one directory take turns
 _MAX_RECENT = 16
-# opens in no order after which they are looked at no longer, and after how many more they are again
+# after this many opens without order they are no longer examined, and after this many more they are again
 _PATIENCE = 128
 _PAUSE = 1024
 

@@ -11,8 +11,8 @@ from cachetools import LRUCache
 
 from lightlyfs.blocks import SMALL_FILE_BYTES, Span, block_count
 
-# one block first, so that a sniffer of a large file costs one; then so many that each round trip brings more
-# than the one before. 64 MiB keep sixteen requests of 4 MiB under way, for a connection brings 30 to 100 MB/s
+# one block first, so that a program that only sniffs a large file costs one; then more with each round trip.
+# 64 MiB keep sixteen requests of 4 MiB under way, as one connection brings 30 to 100 MB/s
 MAX_WINDOW_BLOCKS = 64
 _SECOND_WINDOW, _GROWTH = 8, 4
 _REQUESTS_IN_WINDOW = 16
@@ -37,7 +37,7 @@ class ReadAhead:
         self._streams: LRUCache[str, _Stream] = LRUCache(_MAX_STREAMS)
 
     def after(self, key: str, span: Span, size: int, most_blocks: int = MAX_WINDOW_BLOCKS) -> list[Span]:
-        """The blocks worth having once `span` was read, at most so many ahead of it, by request.
+        """The blocks to fetch once `span` was read, at most `most_blocks` ahead, by request.
 
         None for small files, which come whole, and none after a jump. Once the window is wide each request
         is for a sixteenth of it.

@@ -18,7 +18,7 @@ from lightlyfs.errors import (
 )
 from lightlyfs.staging.upload_steps import UploadedSamples
 
-# renames that made a sample unreadable are not tried again for so long
+# after a rename that made a sample unreadable, no rename is tried for this long
 _BREAK_FOR_S = 600.0
 
 
@@ -47,12 +47,12 @@ class SampleEdits:
         self._broken_by = ""
 
     def renames_are_off(self) -> str:
-        """Return why samples are not renamed for the moment, "" where they are."""
+        """Return why samples cannot be renamed for the moment; "" if they can."""
         left_s = self._broken_until - self._clock()
         return f"{self._broken_by}; tried again in {left_s:.0f} s" if left_s > 0 else ""
 
     def rename(self, sample_id: str, old: str, new: str, *, has_object: bool) -> Future[None]:
-        """Rename a sample, and see that it can still be read; NotPermitted where it cannot.
+        """Rename a sample, and check that it can still be read; NotPermitted if it cannot.
 
         On a dataset that lies in the user's own bucket the read URL follows the name, and a rename would
         lose the image: the old name is put back then. Where the image can be read again under that, renames

@@ -50,7 +50,7 @@ class Once:
         self._directory = directory
 
     def put(self, local: Path, name: str) -> bool:
-        """Have the sample `name` hold the bytes of a file; False where it did already.
+        """Make the sample `name` hold the bytes of a file; return False if it already did.
 
         Waits for another process of this machine that puts the name. Raises FileExists where the sample holds
         other bytes, and what the last try of a request raised. The file must not change meanwhile.

@@ -38,7 +38,7 @@ class FactsPool:
 
     def __init__(self, processes: int | None = None) -> None:
         count = processes or min(MAX_PROCESSES, os.cpu_count() or 1)
-        # last in, first out: where one keeps up, the others are never started
+        # last in, first out: if one process keeps up, the others are never started
         self._idle: queue.LifoQueue[_FactsProcess] = queue.LifoQueue()
         self._all = [_FactsProcess() for _ in range(count)]
         for process in self._all:
@@ -47,7 +47,7 @@ class FactsPool:
     def facts_of(self, path: Path) -> ImageFacts:
         """Return the facts of a file; those of no image where they cannot be computed within the limits.
 
-        A file that does not even begin as an image costs no process a question.
+        A file that does not even begin as an image is not passed to a process.
         """
         if not _may_be_image(path):
             return no_image(os.stat(path).st_size)
@@ -62,7 +62,7 @@ class FactsPool:
         return no_image(os.stat(path).st_size)
 
     def png_of(self, picture: bytes, side_pixels: int) -> bytes:
-        """Return a picture as a PNG of at most so many pixels a side; MalformedAnswer where it is none."""
+        """Return a picture as a PNG of at most `side_pixels` a side; MalformedAnswer if it is no picture."""
         process = self._idle.get()
         descriptor = os.memfd_create("picture", os.MFD_CLOEXEC)
         try:

@@ -129,7 +129,7 @@ class Strip(NamedTuple):
 def strips_of(size: tuple[int, int], multiple: int = 1) -> Iterator[Strip]:
     """Yield the strips of an image from top to bottom, of a multiple of rows each but for the last."""
     width, height = size
-    # not one row alone: what lies beside it would be no more an edge of the image
+    # never one row alone: its neighbours would no longer count as the edge of the image
     rows = max(2, _STRIP_PIXELS // width // multiple) * multiple
     for top in range(0, height, rows):
         bottom = min(height, top + rows)
@@ -331,7 +331,7 @@ _PLUGINS = {
     "TIFF": "PIL.TiffImagePlugin",
     "WEBP": "PIL.WebPImagePlugin",
 }
-# all that is opened: no format that starts a program (EPS) or draws by commands (PDF, SVG, WMF)
+# the formats that are opened: none that starts a program (EPS) or draws by commands (PDF, SVG, WMF)
 RASTER_FORMATS = (*_PLUGINS, "HEIF")
 # what is decoded at most: a megabyte may claim to be a picture that fills all memory
 _MAX_PICTURE_PIXELS = 32 << 20

@@ -25,7 +25,7 @@ from lightlyfs.staging.record import FIELDS, Leftover, LocalDirectory, Record, R
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 4
-# far beyond what there will be: a greater number is a damaged one, and not that of a later version
+# no later version will reach this number: a greater one is damage
 _LAST_VERSION = 1_000
 _TEXTS = ("path", "name")
 _FLAGS = ("create_sent", "replaces", "thumbnail_done")
@@ -62,7 +62,7 @@ _TABLES: dict[str, dict[str, type]] = {
 
 
 T = TypeVar("T")
-# what is to be done to the database within a transaction
+# one or more changes to the database within a transaction
 Change = Callable[[sqlite3.Connection], object]
 
 
@@ -183,7 +183,7 @@ class Journal:
         self._write(durable, change)
 
     def remove(self, key: str) -> None:
-        """Forget a file; a crash of the machine may remember it, and find that nothing is owed."""
+        """Forget a file; after a crash of the machine it may be back, and then nothing is owed."""
         self.put(forget=(key,), durable=False)
 
     # directories that were made on the mount

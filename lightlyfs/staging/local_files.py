@@ -117,7 +117,7 @@ class LocalFiles:
         self._directories: dict[str, LocalDirectory] = {}
         # when entries of directories that were not made here changed, in nanoseconds, while the mount lasts
         self._touched: LRUCache[str, int] = LRUCache(_MAX_TOUCHED)
-        # halves of new images for samples, which show their old ones
+        # interrupted replacements of samples, which show their old bytes
         self._aside: dict[str, LocalFile] = {}
         self.generation = 0
 
@@ -292,7 +292,7 @@ class LocalFiles:
     def move(self, file: LocalFile, path: str, **changes: Any) -> LocalFile | None:
         """Give a file another path, and other values; FileExists where another local file is there.
 
-        One there that was removed, or that the server has already, is shown no more, and is returned.
+        One there that was removed, or that the server already has, is no longer shown, and is returned.
         """
         with file.lock:
             before = file.record
@@ -370,13 +370,13 @@ class LocalFiles:
         self.journal.put(file.record, durable=False)
 
     def set_aside_locked(self, file: LocalFile) -> None:
-        """Show a half of a new image for a sample no more; the file's lock is held."""
+        """Stop showing half of a new image in place of a sample; the file's lock is held."""
         with self._lock:
             self._hide_locked(file, file.path)
             self._aside[file.record.key] = file
 
     def note_deleted(self) -> list[str]:
-        """See which staged bytes a cleaner deleted; returns the paths of files that have none any more.
+        """Check which staged bytes a cleaner deleted; return the paths of files that have lost theirs.
 
         Those that a handle has open are written again, and the other files fail.
         """
@@ -541,7 +541,7 @@ class LocalFiles:
         record = file.record
         if not file.sealed:
             interrupted = record.state is State.INTERRUPTED
-            # a file for this machine only is never half: no crash makes it wait for a person
+            # a file for this machine only is never incomplete: after a crash it needs no decision by a person
             if interrupted or (record.state is State.LOCAL and self.counts(record.path)):
                 self.update(file, record.generation, state=State.OPEN, error="")
             return staged

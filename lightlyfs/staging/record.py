@@ -3,7 +3,7 @@
     OPEN         being written; its bytes may change at any time
     LOCAL        complete, and for this machine only: its name does not count, or it is empty
     PENDING      complete, and owed to the server
-    FAILED       owed, but the server refused it for good, or its write failed: a person has to look
+    FAILED       owed, but the server refused it for good, or its write failed: a person has to decide
     INTERRUPTED  its writer or the mount was killed: half a file, which nothing uploads by itself
     UPLOADED     the server has it; kept until a listing holds the sample
 
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 
 class State(StrEnum):
-    """What is to become of a local file; see the module."""
+    """The state of a local file; see the module."""
 
     OPEN = "open"
     LOCAL = "local"

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 # ioctl that shares the blocks of one file with another (linux/fs.h: _IOW(0x94, 9, int))
 _FICLONE = 0x40049409
 _COPY_BYTES = 8 << 20
-# a file that is written again and again has no more gaps than this between generations still on the disk
+# a file that is rewritten often leaves at most this many gaps between generations that are still on the disk
 _MOST_MISSING = 16
 _NAME = re.compile(r"([0-9a-f]{32})\.(\d+)")
 

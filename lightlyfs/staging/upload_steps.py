@@ -56,13 +56,13 @@ _NO_META = SampleMetaData()
 
 
 class Moving(Protocol):
-    """Told that an upload goes on."""
+    """Called when an upload makes progress."""
 
     moved: int
 
 
 class Note(Protocol):
-    """Makes what an upload found out part of its file's record, on disk if `durable`."""
+    """Records what an upload found out, on disk if `durable`."""
 
     def __call__(self, *, durable: bool = False, **changes: object) -> None: ...
 
@@ -313,7 +313,7 @@ class StoredObjects:
         return self._retrier.call(attempt, kind="put", what=what, policy=self._config.policy)
 
     def _confirm(self, sample_id: str, thumbnail: bool, body: bytes | BodyFile) -> None:
-        """Look whether storage has what was sent: an answer without a version may come from a proxy."""
+        """Check whether storage has what was sent: an answer without a version may come from a proxy."""
         size = len(body) if isinstance(body, bytes) else body.length
         kind: Kind = "thumbnail" if thumbnail else "full"
         url = self._client.get_sample_read_url(self._dataset_id, sample_id, kind)
@@ -512,7 +512,7 @@ class WriteUrls:
 
 
 class _CountedBody(BodyFile):
-    """A file to send that tells how it moves."""
+    """A file to send that reports its progress."""
 
     def __init__(self, path: Path, length: int, moving: Moving) -> None:
         super().__init__(path, length)

@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 
 # uploads that move
 WORKERS = 16
-# an upload that has not moved for so long waits for a better answer to one of its requests. It makes room for
-# another: no number of files that the server fails for keeps the rest waiting
+# an upload that has not moved for this long waits for the retry of a request. It makes room for another one,
+# so that files that the server fails for never keep the rest waiting
 _STANDS_S = 3.0
 # uploads in all, and those among them that failed before
 MAX_WORKERS = 4 * WORKERS
@@ -47,17 +47,17 @@ _MOST_RETRIES = MAX_WORKERS - WORKERS
 # a failed upload is tried again after this, twice as long each time
 _FIRST_RETRY_S = 5.0
 _MAX_RETRY_S = 300.0
-# a refused token or permission changes by a person's doing: each minute at first, then each ten
+# a person has to change a refused token or permission: retried each minute at first, then every ten
 _REFUSED_RETRY_S, _REFUSED_TRIES, _REFUSED_LATER_S = 60.0, 5, 600.0
 # while the server cannot be reached, one upload is tried this often
 _PROBE_S = 3.0
-# a server that has not answered for so long counts as away before the first upload has given up
+# a server that has answered nothing for this long counts as away, even before the first upload gives up
 _AWAY_AFTER_S = 10.0
 # while the token is refused, its file is looked at this often
 _LOOK_FOR_TOKEN_S = 0.5
-# while files wait for a thread, it is seen this often whether an upload still moves
+# while files wait for a thread, uploads are checked for progress this often
 _LOOK_FOR_ROOM_S = 0.5
-# what cannot be started, for the mount ends, is not tried over and over
+# an upload that cannot start because the mount ends is not retried in a loop
 _MIN_PAUSE_S = 0.1
 
 
@@ -72,7 +72,7 @@ class UploaderStats(NamedTuple):
 
 
 class UploadOutcome(Protocol):
-    """Hears how uploads end, in the uploader's threads, before their tickets are done."""
+    """Is told how uploads end, in the uploader's threads, before their tickets are done."""
 
     def uploaded(self, file: LocalFile, record: Record) -> None:
         """Make a success durable and delete the staged bytes; a crash before costs a second PUT of them."""
@@ -256,7 +256,7 @@ class Uploader:
             self._is_due.notify_all()
 
     def _fill_locked(self) -> None:
-        """Begin what waits for a thread, new files first."""
+        """Start the uploads that wait for a thread, new files first."""
         while (waiting := self._new or self._again) and self._has_room_locked():
             job = waiting.popleft()
             job.seen_moved, job.seen_at = job.ticket.moved, self._clock()
@@ -270,7 +270,7 @@ class Uploader:
     def _has_room_locked(self) -> bool:
         if len(self._working) < WORKERS:
             return True
-        # of a server that answers nothing no more is asked
+        # a server that answers nothing gets no further requests
         if len(self._working) >= MAX_WORKERS or self._server.outage_s() >= _STANDS_S:
             return False
         now, moving = self._clock(), 0

@@ -22,7 +22,7 @@ class RankShare(NamedTuple):
 
 
 class Batch(list[int]):
-    """The numbers of the items of a batch; a list, for who knows no more of it.
+    """The numbers of the items of a batch; a plain list to code that does not know this class.
 
     `announced` are items of later batches that the same worker should have fetched from now on. `epoch_run`
     differs where the batches before this one are not read any more.

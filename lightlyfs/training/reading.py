@@ -152,7 +152,7 @@ class Announcer:
                 self._running = self._source.announce(_taken(self._added))
 
     def close(self) -> None:
-        """Fetch no more; idempotent."""
+        """Stop fetching; idempotent."""
         running, self._running = self._running, None
         if running is not None:
             running.close()
