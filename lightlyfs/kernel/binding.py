@@ -37,6 +37,8 @@ _SONAMES = {"3": ("libfuse3.so.4", "libfuse3.so.3"), "2": ("libfuse.so.2",)}
 MAX_THREADS = 128
 MAX_BACKGROUND = 64
 READ_AHEAD_BYTES = 1 << 20
+# the line of fuse.conf(5) that lets users give `allow_other`
+_ALLOWS_OTHERS = "user_allow_other"
 # names the kernel was told do not exist; other mounts, and the web, may add them
 NEGATIVE_TIMEOUT_S = 2.0
 MAX_KERNEL_TIMEOUT_S = 60.0
@@ -99,8 +101,32 @@ def check_device() -> None:
             f"{device} does not exist; load it with: modprobe fuse "
             f"(in a container: --device {device} --cap-add SYS_ADMIN)"
         ) from None
+    except PermissionError:
+        raise StartError(
+            f"this user may not open {device}; allow it with: sudo chmod 666 {device} "
+            f"(in a container: --device {device})"
+        ) from None
     except OSError as error:
         raise StartError(f"{device} cannot be opened: {error.strerror}") from None
+
+
+def failed_mount(
+    options: MountOptions, code: object, configuration: Path = Path("/etc/fuse.conf")
+) -> StartError:
+    """Return the error of a mount that libfuse refused with this code; libfuse has printed its own line."""
+    if options.allow_other and os.geteuid() and not _allows_others(configuration):
+        return StartError(
+            f"--allow-other needs {_ALLOWS_OTHERS} in {configuration}; add it with: "
+            f"echo {_ALLOWS_OTHERS} | sudo tee -a {configuration}"
+        )
+    return StartError(f"libfuse could not mount {options.mountpoint} (code {code}); its own line is above")
+
+
+def _allows_others(configuration: Path) -> bool:
+    try:
+        return _ALLOWS_OTHERS in map(str.strip, configuration.read_text(errors="replace").splitlines())
+    except OSError:
+        return False
 
 
 def load_mfusepy(library: Library) -> Any:

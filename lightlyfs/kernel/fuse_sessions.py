@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lightlyfs.errors import StartError
 from lightlyfs.fs.attributes import Ownership
 from lightlyfs.kernel import binding
 from lightlyfs.kernel.binding import MAX_KEPT_BYTES, Library, MountOptions, Packer
@@ -144,7 +143,7 @@ class Fuse2Session(Session):
         super().__init__(binding.load_fusepy(library), library, options)
 
     def run(self, operations: Operations, on_init: Callable[[], None]) -> None:
-        """Mount and serve until unmounted; StartError where it cannot be mounted."""
+        """Mount and serve until unmounted; StartError if it cannot be mounted."""
 
         def init() -> None:
             self._note_handle()
@@ -160,7 +159,7 @@ class Fuse2Session(Session):
                 **binding.option_list(self._options, self._library),
             )
         except RuntimeError as error:
-            raise StartError(f"libfuse could not mount {self._options.mountpoint} (code {error})") from None
+            raise binding.failed_mount(self._options, error) from None
         finally:
             self.release_handle()
 
@@ -220,7 +219,7 @@ class Fuse3Session(Session):
         self._libfuse.fuse_session_fd.argtypes = [ctypes.c_void_p]
 
     def run(self, operations: Operations, on_init: Callable[[], None]) -> None:
-        """Mount and serve until unmounted; StartError where it cannot be mounted."""
+        """Mount and serve until unmounted; StartError if it cannot be mounted."""
         operations.on_destroy = self.release_handle
         memory = self._options.memory
         operations.use_packer(Packer(self._fuse.c_stat, self._ownership, memory.share(16, MAX_KEPT_BYTES)))
@@ -248,9 +247,7 @@ class Fuse3Session(Session):
             )
         except RuntimeError as error:
             if not failure:
-                raise StartError(
-                    f"libfuse could not mount {self._options.mountpoint} (code {error})"
-                ) from None
+                raise binding.failed_mount(self._options, error) from None
         finally:
             self.release_handle()
         if failure:
