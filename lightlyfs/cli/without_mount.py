@@ -37,7 +37,7 @@ from lightlyfs.cli.options import (
 )
 from lightlyfs.cli.output import size_text, tell
 from lightlyfs.cli.progress import byte_progress_bar
-from lightlyfs.errors import LightlyFsError, NoSuchFile, StartError, counted
+from lightlyfs.errors import LightlyFsError, NoSuchDataset, NoSuchFile, StartError, counted
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr
 from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.settings import Secrets, Settings, exposure_of, read_secrets, resolve
@@ -246,7 +246,13 @@ def cp(sources: tuple[str, ...], target: str, recursive: bool, **flags: str | No
     elif _is_local(target):
         raise StartError(f"{target} is here, too; name the target lightly://DATASET/PATH")
     else:
-        failed = _upload([Path(one) for one in sources], target, recursive, flags)
+        try:
+            failed = _upload([Path(one) for one in sources], target, recursive, flags)
+        except NoSuchDataset as error:
+            raise StartError(
+                f"{error}; {sources[0]} was found on this machine, so it would be uploaded: "
+                f"for the sample of that name write lightly://{sources[0]}"
+            ) from None
     if failed:
         raise StartError(f"{counted(failed, 'file')} not copied")
 

@@ -112,6 +112,18 @@ def test_files_are_copied_down_and_up(
     assert run(served, tmp_path, "ls", "-l", "fleet/top.jpg").split()[0] == f"{len(jpeg(9)):,}"
 
 
+def test_a_source_that_is_also_a_local_path_is_told_apart(
+    served: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here/fleet").mkdir(parents=True)
+    (tmp_path / "here/fleet/top.jpg").write_bytes(b"local")
+    monkeypatch.chdir(tmp_path / "here")
+    told = run(served, tmp_path, "cp", "fleet/top.jpg", "copy.jpg", code=1)
+    assert "for the sample of that name write lightly://fleet/top.jpg" in told
+    run(served, tmp_path, "cp", "lightly://fleet/top.jpg", "copy.jpg")
+    assert Path("copy.jpg").read_bytes() == jpeg(1)
+
+
 def test_a_copy_of_the_same_size_is_not_taken_for_the_same(
     served: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
