@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Literal, Protocol, TypedDict, Unpack
 
 from lightlyfs.control import Channel, ask, dial, session
-from lightlyfs.errors import SettingsError, StartError, counted
+from lightlyfs.errors import LightlyFsError, SettingsError, StartError, counted
 from lightlyfs.mountpoints import mount_at
 from lightlyfs.places import mount_above, socket_of
 from lightlyfs.settings import BY_NAME, SETTINGS
@@ -371,6 +372,9 @@ _ANNOUNCED_WAIT_S = 10.0
 SIGN_OF_LIFE_S = 20.0
 # paths in one message: few, so that a long order is asked for little by little
 _PATHS_AT_ONCE = 64
+# a mount that is restarted is back in seconds; a program reads without it for a quarter of an hour at most
+_AWAY_S = 900.0
+_CALL_AGAIN_S = 1.0
 
 
 class Closable(Protocol):
@@ -432,9 +436,10 @@ def _some_at_once(names: Iterator[str]) -> Iterator[list[str]]:
 
 
 class OrderOverSocket:
-    """An order that goes to a mount, some paths at once, in a thread of its own.
+    """An order that goes to a mount, some paths at once, in a thread of its own; StartError without a mount.
 
-    The mount hangs up unless it gets a message each minute, even one without paths.
+    The mount hangs up unless it gets a message each minute, even one without paths. A mount that hung up, or
+    that ended and is mounted again, is called again.
     """
 
     def __init__(self, mountpoint: Path, names: Iterator[list[str]]) -> None:
@@ -443,6 +448,7 @@ class OrderOverSocket:
         if channel is None:
             raise StartError(f"the mount on {self._mountpoint} does not answer")
         self._channel: Channel = channel
+        self._is_begun = False
         self._closed = threading.Event()
         self._thread = threading.Thread(
             target=self._send, args=(names,), name="lightlyfs-announcing", daemon=True
@@ -455,18 +461,11 @@ class OrderOverSocket:
 
     def _send(self, names: Iterator[list[str]]) -> None:
         try:
-            self._channel.send({"command": "ahead"})
-            for some in names:
+            for some in chain(names, self._signs_of_life()):
                 if self._closed.is_set():
                     return
-                self._channel.send(
-                    {"names": [path_in_mount(self._mountpoint, os.path.abspath(name)) for name in some]}
-                )
-                self._await_answer()
-            while not self._closed.wait(SIGN_OF_LIFE_S):
-                self._channel.send({"names": []})
-                self._await_answer()
-        except (OSError, ValueError) as error:
+                self._hand_over([path_in_mount(self._mountpoint, os.path.abspath(name)) for name in some])
+        except (OSError, ValueError, LightlyFsError) as error:
             if not self._closed.is_set():
                 log.warning("the mount on %s takes no more of the order: %s", self._mountpoint, error)
         except Exception:
@@ -474,11 +473,42 @@ class OrderOverSocket:
         finally:
             self._channel.close()
 
-    def _await_answer(self) -> None:
-        """Wait until the mount has taken what was sent; every few seconds it signals that it still works."""
+    def _signs_of_life(self) -> Iterator[list[str]]:
+        while not self._closed.wait(SIGN_OF_LIFE_S):
+            yield []
+
+    def _hand_over(self, names: list[str]) -> None:
+        """Have the mount take some paths, when it is there."""
+        while not self._closed.is_set():
+            try:
+                if not self._is_begun:
+                    self._channel.send({"command": "ahead"})
+                    self._is_begun = True
+                self._deliver(names)
+                return
+            except OSError as error:
+                self._call_again(error)
+
+    def _deliver(self, names: list[str]) -> None:
+        """Send paths, and wait until the mount has taken them; it signals every few seconds that it works."""
+        self._channel.send({"names": names})
         while not self._closed.is_set():
             answer = self._channel.receive()
-            if answer is None:
+            if answer is None or answer.get("busy"):
                 raise ConnectionError("it hung up")
+            if not answer["ok"]:
+                raise StartError(str(answer["error"]))
             if answer.get("taken"):
                 return
+
+    def _call_again(self, error: OSError) -> None:
+        """Connect to the mount that is there by now; raises `error` where there is none for long."""
+        end = time.monotonic() + _AWAY_S
+        while not self._closed.wait(_CALL_AGAIN_S):
+            channel = dial(socket_of(self._mountpoint), timeout_s=_ANNOUNCED_WAIT_S)
+            if channel is not None:
+                self._channel.close()
+                self._channel, self._is_begun = channel, False
+                return
+            if time.monotonic() > end:
+                raise error

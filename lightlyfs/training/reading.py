@@ -149,7 +149,14 @@ class Announcer:
         if names:
             self._added.put(list(names))
             if self._running is None:
-                self._running = self._source.announce(_taken(self._added))
+                self._begin()
+
+    def _begin(self) -> None:
+        try:
+            self._running = self._source.announce(_taken(self._added))
+        except (OSError, LightlyFsError) as error:
+            # who reads waits for what is away, or says what is wrong; the next call tries again
+            log.warning("nothing is fetched ahead: %s", error)
 
     def close(self) -> None:
         """Stop fetching; idempotent."""

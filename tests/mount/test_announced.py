@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from trees import MountedTree, mounted, use_here
 
 import lightlyfs
+from lightlyfs.control import Channel, dial
 from lightlyfs.fsspec import parts as fsspec_parts
 from lightlyfs.testing import LocalServer, ServerOptions
 
@@ -96,6 +99,31 @@ def test_a_program_that_ends_takes_its_order_along(tree: MountedTree, server: Lo
     done = subprocess.run([sys.executable, "-c", program, *paths], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "read\n"), done.stderr
     assert sent(server) < FILES
+
+
+def test_an_order_goes_on_after_the_mount_was_stopped_or_hung_up(
+    tree: MountedTree, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As over a laptop's sleep, or where the iterator gave nothing for longer than the mount waits."""
+    monkeypatch.setattr("lightlyfs.library._ANNOUNCED_WAIT_S", 0.5)
+    paths, called = shuffled(tree.mountpoint), threading.Event()
+
+    def dialled(*args: Any, **options: Any) -> Channel | None:
+        called.set()
+        return dial(*args, **options)
+
+    with lightlyfs.ahead(paths):
+        wait_until(lambda: sent(server) > 10)
+        monkeypatch.setattr("lightlyfs.library.dial", dialled)
+        tree.process.send_signal(signal.SIGSTOP)
+        try:
+            assert called.wait(20)
+        finally:
+            tree.process.send_signal(signal.SIGCONT)
+        for path in paths:
+            assert len(path.read_bytes()) == SIZE
+    status = json.loads(tree.run("status", str(tree.mountpoint), "--json").stdout)
+    assert status["ahead"]["files_read"] > FILES // 2
 
 
 def test_an_order_that_is_none_is_explained(tree: MountedTree, tmp_path: Path) -> None:
