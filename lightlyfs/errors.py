@@ -350,6 +350,10 @@ _TABLE: dict[type[BaseException], tuple[int, int]] = {
 }
 
 
+# a mount cannot reach the server, is away, has another version of a file
+_PASSING_OF_MOUNTS = (errno.EIO, errno.ENOTCONN, errno.ESTALE)
+
+
 def errno_of(error: BaseException) -> tuple[int, int]:
     """Return the errno and log level of an error; an unforeseen one is EIO, and an error in the log."""
     for kind in type(error).__mro__:
@@ -359,6 +363,17 @@ def errno_of(error: BaseException) -> tuple[int, int]:
     if isinstance(error, OSError) and error.errno:
         return error.errno, logging.ERROR
     return errno.EIO, logging.ERROR
+
+
+def may_pass(error: BaseException) -> bool:
+    """Return whether what failed may work some minutes later: an outage, a token that is being renewed.
+
+    Of an OSError: as a mount or a socket gives it to a program.
+    """
+    kinds = Retryable | TlsFailed | Unauthorized | ContentChanged | DeadlineExceeded
+    if isinstance(error, kinds | ConnectionError | TimeoutError):
+        return True
+    return isinstance(error, OSError) and error.errno in _PASSING_OF_MOUNTS
 
 
 def has_row(kind: type[BaseException]) -> bool:

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Literal, Protocol, TypedDict, Unpack
 
 from lightlyfs.control import Channel, ask, dial, session
-from lightlyfs.errors import LightlyFsError, SettingsError, StartError, counted
+from lightlyfs.errors import LightlyFsError, Retryable, SettingsError, StartError, counted
 from lightlyfs.mountpoints import mount_at
 from lightlyfs.places import mount_above, socket_of
 from lightlyfs.settings import BY_NAME, SETTINGS
@@ -284,7 +284,8 @@ def open_cached(path: str | bytes | os.PathLike[str]) -> BinaryIO:
     if number is None or number == errno.ENOENT:
         # through the mount: it has the file, or the error that belongs to the path
         return open(name, "rb")
-    raise OSError(number, str(answer["error"]), name)
+    why = str(answer["error"])
+    raise OSError(number, why, name) from (Retryable if answer.get("passes") else LightlyFsError)(why)
 
 
 class _Connections(threading.local):

@@ -15,7 +15,7 @@ from lightlyfs.app import Dataset
 from lightlyfs.blocks import ContentId
 from lightlyfs.cli.output import size_text
 from lightlyfs.control import Channel, Session, failure
-from lightlyfs.errors import LightlyFsError, StartError, errno_of
+from lightlyfs.errors import LightlyFsError, StartError, errno_of, may_pass
 from lightlyfs.fs.direct_reads import CachedFiles
 from lightlyfs.fs.namespace import Part
 from lightlyfs.fs.warming import Failure, Warming
@@ -166,7 +166,7 @@ def _hand_out(cached_files: CachedFiles, path: str, channel: Channel) -> None:
     except (LightlyFsError, OSError) as error:
         number, level = errno_of(error)
         log.log(level, "open_cached %s: %s", path, error)
-        channel.send(failure(str(error), errno=number))
+        channel.send(failure(str(error), errno=number, passes=may_pass(error)))
         return
     try:
         channel.send({"ok": True}, descriptor)

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from lightlyfs.errors import LightlyFsError, NoSuchFile, UnreadableSample
 from lightlyfs.name_rules import IMAGE_EXTENSIONS
 from lightlyfs.training.order import Batch
-from lightlyfs.training.reading import ADDRESS, Announcer, Source, read_patiently, source_at
+from lightlyfs.training.reading import ADDRESS, Announcer, Source, opener_of, read_patiently
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class LightlyImages:
         if labels == "tag" and not tags:
             raise ValueError("labels by tag need tags, in the order of their numbers")
         self.root = _root_of(dataset)
-        self._storage_options = storage_options
+        self._open = opener_of(self.root, storage_options)
         self._decode = decode
         self._transform = transform
         self._on_error = on_error
@@ -101,8 +101,7 @@ class LightlyImages:
             self._tag_of = array("H", (found[item[0]] for item in items))
 
     def _find(self, fits: Callable[[str], bool], tags: list[str]) -> dict[str, int]:
-        source = source_at(self.root, self._storage_options)
-        return {path: number for path, number in source.below(self.root, tags) if fits(path)}
+        return {path: number for path, number in self._open().below(self.root, tags) if fits(path)}
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -137,7 +136,7 @@ class LightlyImages:
 
     def _in_this_process(self) -> _Here:
         if self._here is None or self._here.process != os.getpid():
-            self._here = _Here(source_at(self.root, self._storage_options))
+            self._here = _Here(self._open())
         return self._here
 
     def _names(self, numbers: Iterable[int]) -> list[str]:

@@ -9,20 +9,14 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-from lightlyfs.errors import (
-    Cancelled,
-    ContentChanged,
-    DeadlineExceeded,
-    LightlyFsError,
-    Retryable,
-)
+from lightlyfs.errors import LightlyFsError, Retryable, StartError, may_pass
 from lightlyfs.library import SIGN_OF_LIFE_S, Closable, OrderOverSocket, mountpoint_of, open_cached
 
 log = logging.getLogger(__name__)
@@ -112,7 +106,12 @@ class MountedFiles:
 
     def read(self, name: str) -> bytes:
         """Return all bytes, from the cache's own file where it is there."""
-        with open_cached(name) as file:
+        try:
+            file = open_cached(name)
+        except ValueError as error:
+            # it was there, and may be mounted again
+            raise ConnectionError(f"the mount on {self._mountpoint} is away") from Retryable(str(error))
+        with file:
             return file.read()
 
     def announce(self, names: Iterator[list[str]]) -> Closable:
@@ -124,13 +123,16 @@ class MountedFiles:
         return os.getxattr(name, "user.lightly.sample_id").decode()
 
 
-def source_at(name: str, storage_options: dict[str, Any]) -> Source:
-    """Return what reads the files below a directory of this name; ValueError where it is in no mount."""
+def opener_of(name: str, storage_options: dict[str, Any]) -> Callable[[], Source]:
+    """Return what opens the files below a directory of this name, in any process, also where a mount is away.
+
+    ValueError where it is in no mount.
+    """
     if name.startswith(ADDRESS):
-        return AddressedFiles(storage_options)
+        return partial(AddressedFiles, storage_options)
     if storage_options:
         raise ValueError(f"{min(storage_options)} is an option of lightly:// addresses; a mount has its own")
-    return MountedFiles(mountpoint_of(os.path.join(name, "any")))
+    return partial(MountedFiles, mountpoint_of(os.path.join(name, "any")))
 
 
 class Announcer:
@@ -210,11 +212,9 @@ def read_patiently(
 def _passes(error: OSError) -> bool:
     """Whether what failed may work later."""
     cause = error.__cause__
-    if isinstance(cause, LightlyFsError):
-        return isinstance(cause, Retryable | DeadlineExceeded | ContentChanged) and not isinstance(
-            cause, Cancelled
-        )
-    return isinstance(error, ConnectionError | TimeoutError)
+    if isinstance(cause, StartError) and cause.__cause__ is not None:
+        cause = cause.__cause__  # what kept the dataset from being opened
+    return may_pass(cause if isinstance(cause, LightlyFsError) else error)
 
 
 def batches(
@@ -235,7 +235,7 @@ def batches(
     if first is None:
         return
     directory = first if first.startswith(ADDRESS) else os.path.dirname(os.path.abspath(first))
-    source = source_at(directory, storage_options)
+    source = opener_of(directory, storage_options)()
     left = chain([first], names)
     waiting: deque[list[str]] = deque()
     with Announcer(source) as announcer:
@@ -253,7 +253,7 @@ def batches_ahead(size: int, workers: int = 1) -> int:
     return max(2, -(-FILES_AHEAD // (size * workers)))
 
 
-def _in_messages(names: Iterator[list[str]]) -> Iterator[list[str]]:
+def _in_messages(names: Iterator[list[str]]) -> Generator[list[str], None, None]:
     for some in names:
         yield some[:_PATHS_AT_ONCE]
         yield from (

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import pickle
 import random
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from trees import MountedTree, mounted, use_here
+from restartable import RestartableServer
+from trees import MountedTree, mounted, start_mount, use_here, wait_until
 
 import lightlyfs
+from lightlyfs import mountpoints
+from lightlyfs.fsspec import parts as fsspec_parts
 from lightlyfs.testing import LocalServer, ServerOptions
 from lightlyfs.training.images import LightlyImages
 from lightlyfs.training.order import EpochOrder, with_announcements
@@ -106,6 +112,90 @@ def test_batches_of_a_mount_come_in_their_order(tree: MountedTree, server: Local
     assert sent(server) <= FILES + SENT_TWICE
     # one after the other each file would take 20 ms
     assert max(later - before for before, later in pairwise(came)) < 30 * 0.02
+
+
+def test_an_epoch_goes_on_when_its_mount_was_killed_and_is_back(
+    tree: MountedTree, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images are waited for, and the new process is told what comes; a new worker may begin meanwhile."""
+    images = LightlyImages(tree.mountpoint, decode=len, labels=None)
+    batches = list(with_announcements(EpochOrder(FILES, 20).begin(), 1, 2, epoch_run=1))
+    assert len(images.__getitems__(batches[0])) == 20
+    tree.process.kill()
+    tree.process.wait()
+    mountpoints.unmount(tree.mountpoint, lazy=True)
+    worker = pickle.loads(pickle.dumps(images))
+    tried_again = threading.Event()
+    monkeypatch.setattr("lightlyfs.training.reading._PAUSE_S", 0.1)
+    monkeypatch.setattr("lightlyfs.training.reading.log.warning", lambda *_: tried_again.set())
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(lambda: [len(images.__getitems__(batch)) for batch in batches[1:5]])
+        second = pool.submit(worker.__getitems__, batches[0])
+        assert tried_again.wait(20)
+        again = start_mount(server.dataset_id, tree.mountpoint, tree.environ, tree.log, "--read-ahead=off")
+        tree.process = again.process
+        assert (first.result(60), second.result(60)) == ([20] * 4, [SIZE] * 20)
+    wait_until(lambda: files_ahead(tree, "files") > 0, 20)
+    assert sum(len(images.__getitems__(batch)) for batch in batches[5:]) == FILES - 100
+    assert files_ahead(tree, "files_read") > 0
+
+
+def files_ahead(tree: MountedTree, count: str) -> int:
+    return int(json.loads(tree.run("status", str(tree.mountpoint), "--json").stdout)["ahead"][count])
+
+
+def test_a_token_that_is_renewed_too_late_costs_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is one of all images: `on_error` would leave out whatever is read meanwhile."""
+    token = tmp_path / "token"
+    token.write_text("first-token")
+    token.chmod(0o600)
+    with RestartableServer(tmp_path) as restartable:
+        for number in range(4):
+            restartable.now.add_sample(f"{number}.jpg", b"image")
+        use_here(restartable.now, tmp_path / "cache", monkeypatch)
+        options = ("--read-ahead=off", f"--token-file={token}")
+        with mounted(restartable.now, tmp_path, "3", *options) as tree:
+            roots = {tree.mountpoint: {}, restartable.now.dataset_id: {"token_file": str(token)}}
+            found = [
+                LightlyImages(root, decode=len, labels=None, on_error="skip", **more)
+                for root, more in roots.items()
+            ]
+            assert [images[0] for images in found] == [5, 5]
+            restartable.stop()
+            restartable.start("second-token")
+            tried_again: set[str] = set()
+            monkeypatch.setattr(
+                "lightlyfs.training.reading.log.warning", lambda _, error: tried_again.add(error.filename)
+            )
+            with ThreadPoolExecutor(2) as pool:
+                # of different images, for what one has read is in the cache of both
+                rest = [pool.submit(images.__getitems__, [1 + one]) for one, images in enumerate(found)]
+                wait_until(lambda: len(tried_again) == 2, 40)
+                token.write_text("second-token")
+                assert [one.result(60) for one in rest] == [[5], [5]]
+        fsspec_parts.close_all()
+
+
+@pytest.mark.long  # a mount waits for a minute by itself
+def test_an_epoch_outlasts_a_server_that_is_away_for_longer_than_its_mount_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RestartableServer(tmp_path) as restartable:
+        for number in range(4):
+            restartable.now.add_sample(f"{number}.jpg", b"image")
+        use_here(restartable.now, tmp_path / "cache", monkeypatch)
+        with mounted(restartable.now, tmp_path, "3", "--read-ahead=off") as tree:
+            images = LightlyImages(tree.mountpoint, decode=len, labels=None)
+            restartable.stop()
+            tried_again = threading.Event()
+            monkeypatch.setattr("lightlyfs.training.reading.log.warning", lambda *_: tried_again.set())
+            with ThreadPoolExecutor(1) as pool:
+                rest = pool.submit(images.__getitems__, [0, 1, 2, 3])
+                assert tried_again.wait(90)
+                restartable.start()
+                assert rest.result(60) == [5] * 4
 
 
 def test_a_path_in_no_mount_is_explained(tree: MountedTree, tmp_path: Path) -> None:

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
-from lightlyfs.errors import Cancelled, ContentChanged, Forbidden, LightlyFsError, NoContent, Unreachable
+from lightlyfs.errors import (
+    Cancelled,
+    ContentChanged,
+    Forbidden,
+    LightlyFsError,
+    NoContent,
+    StartError,
+    Unauthorized,
+    Unreachable,
+)
 from lightlyfs.training.reading import batches_ahead, read_patiently
 
 
@@ -34,9 +45,25 @@ def caused(error: LightlyFsError) -> OSError:
     return failure
 
 
+def not_opened(error: LightlyFsError) -> StartError:
+    """What keeps a process from opening a dataset."""
+    failure = StartError("the dataset cannot be opened")
+    failure.__cause__ = error
+    return failure
+
+
 @pytest.mark.parametrize(
     "error",
-    [caused(Unreachable("x")), caused(ContentChanged("x")), ConnectionResetError(), TimeoutError()],
+    [
+        caused(Unreachable("x")),
+        caused(ContentChanged("x")),
+        caused(Unauthorized("x")),
+        caused(not_opened(Unreachable("x"))),
+        ConnectionResetError(),
+        TimeoutError(),
+        OSError(errno.ENOTCONN, "the mount is away"),
+        OSError(errno.ESTALE, "the mount has another version"),
+    ],
     ids=repr,
 )
 def test_what_passes_is_waited_for(error: OSError) -> None:
@@ -58,6 +85,8 @@ def test_an_outage_that_does_not_end_is_raised_after_a_quarter_of_an_hour() -> N
         caused(Forbidden("x")),
         caused(NoContent("x")),
         caused(Cancelled("x")),
+        caused(not_opened(Forbidden("x"))),
+        caused(StartError("x")),
         FileNotFoundError(),
         PermissionError(),
     ],
