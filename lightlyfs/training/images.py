@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 Include = str | Sequence[str] | Callable[[str], bool]
 OnError = Literal["raise", "skip"] | Callable[[UnreadableSample], Any]
 _LEFT_OUT: Any = object()
+# a batch as trainings have them
+_ITERATED_AT_ONCE = 64
 
 
 class LightlyImages:
@@ -66,8 +68,8 @@ class LightlyImages:
         that holds the image, or what a function makes of the path. `decode` gives Pillow images, in RGB (in
         a group the first; others keep their mode), False the bytes, a function what it makes of the bytes.
         `transform` is called with the image, or the tuple. What cannot be read or decoded is an
-        UnreadableSample: `on_error` raises it, skips the item (in batches), or returns another one for it
-        (None: skip).
+        UnreadableSample: `on_error` raises it, skips the item (in batches and loops), or returns another one
+        for it (None: skip).
 
         Other keywords are options of the mount, for a dataset that this process opens by itself.
         """
@@ -109,8 +111,21 @@ class LightlyImages:
     def __getitem__(self, number: int) -> Any:
         item = self._item(number, self._in_this_process())
         if item is _LEFT_OUT:
-            raise IndexError(f"item {number} cannot be read, and items are skipped in batches only")
+            name = self.name(self.paths[number][0])
+            # no IndexError: who iterates by number, as wrappers do, would take it for the end
+            raise UnreadableSample(f"{name} cannot be read, and is skipped in batches only", name)
         return item
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the items in order, but for those that are skipped; some are fetched together."""
+        here = self._in_this_process()
+        for start in range(0, len(self), _ITERATED_AT_ONCE):
+            numbers = range(start, min(len(self), start + _ITERATED_AT_ONCE))
+            here.ahead.add(self._names(numbers))
+            for number in numbers:
+                item = self._item(number, here)
+                if item is not _LEFT_OUT:
+                    yield item
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Any]:
         """Return the items of a batch, which is fetched together; DataLoader calls this."""

@@ -197,10 +197,31 @@ def test_a_broken_image_may_be_skipped_or_replaced(broken: str, caplog: pytest.L
     numbers = [PER_CLASS + 4, PER_CLASS + 5, PER_CLASS + 6]
     assert len(images(on_error="skip").__getitems__(numbers)) == 2
     assert f"left out: lightly://animals/train/bee/05.png (sample {broken})" in caplog.text
-    with pytest.raises(IndexError, match="skipped in batches only"):
+    with pytest.raises(UnreadableSample, match=r"bee/05\.png cannot be read, and is skipped in batches only"):
         images(on_error="skip")[PER_CLASS + 5]
     assert images(on_error=lambda error: error.sample_id).__getitems__(numbers)[1] == broken
     assert len(images(on_error=lambda error: None).__getitems__(numbers)) == 2
+
+
+class Wrapped:
+    """A dataset around another one, as torch's Subset: iterated by numbers until an IndexError."""
+
+    def __init__(self, images: LightlyImages) -> None:
+        self.images = images
+
+    def __getitem__(self, number: int) -> Any:
+        return self.images[number]
+
+
+def test_a_loop_over_all_images_does_not_end_at_a_broken_one(server: LocalServer, broken: str) -> None:
+    found = images(on_error="skip")
+    assert [label for _, label in found] == [number // PER_CLASS for number in range(FILES) if number != 25]
+    assert sent(server) <= FILES + SENT_TWICE
+    wrapped: Any = Wrapped(found)
+    with pytest.raises(UnreadableSample, match=r"bee/05\.png"):
+        list(wrapped)
+    wrapped = Wrapped(images(on_error=lambda error: error.sample_id))
+    assert len(list(wrapped)) == FILES
 
 
 def test_a_read_that_fails_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
