@@ -88,6 +88,10 @@ class Loader(DataLoader):  # type: ignore[misc]
     """A DataLoader whose order is announced, and whose state counts the batches that the caller was given."""
 
     def __init__(self, dataset: Any, order: EpochOrder, **options: Any) -> None:
+        if not options.get("in_order", True):
+            raise ValueError(
+                "in_order=False: batches that come in another order cannot be resumed or fetched ahead"
+            )
         options["collate_fn"] = _Collate(options.get("collate_fn") or default_collate)
         sampler = BatchSampler(order, options.get("num_workers", 0))
         super().__init__(dataset, batch_sampler=sampler, **options)

@@ -134,6 +134,12 @@ def test_torch_distributed_says_the_share(server: LocalServer, monkeypatch: pyte
     assert loaded(found).order.share == (1, 3)
 
 
+def test_batches_in_any_order_are_refused(server: LocalServer) -> None:
+    """A state counts batches: it would give images twice, and miss others."""
+    with pytest.raises(ValueError, match="cannot be resumed"):
+        loaded(images(server), num_workers=2, in_order=False)
+
+
 def test_a_state_of_other_images_is_refused(server: LocalServer) -> None:
     state = loaded(images(server)).state_dict()
     others = images(server, include="fake/0001/*")
