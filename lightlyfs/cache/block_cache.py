@@ -548,9 +548,9 @@ class BlockCache:
         self._errors += 1
         self._is_damaged |= database.is_damage(error)
         # what is still under way after the end finds everything closed
-        log.log(
-            logging.DEBUG if self._closed else logging.WARNING, "the cache failed and is bypassed: %s", error
-        )
+        level = logging.DEBUG if self._closed else logging.WARNING
+        # neither SQLite nor a call on a descriptor says where
+        log.log(level, "the cache in %s failed and is bypassed: %s", self._files.directory.parent, error)
 
 
 # some streams with their read-ahead

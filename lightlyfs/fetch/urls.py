@@ -450,4 +450,4 @@ class UrlStore:
 
     def _count_error(self, error: Exception) -> None:
         self.errors += 1
-        log.warning("the URLs on disk failed and are bypassed: %s", error)
+        log.warning("the URLs in %s failed and are bypassed: %s", self._path, error)

@@ -788,3 +788,11 @@ def test_a_content_of_any_id_is_kept(tmp_path: Path, digits: str) -> None:
     assert cache.stats().errors == 0
     cache.drop(content)
     assert on_disk(tmp_path) == 0
+
+
+def test_a_failure_names_the_cache_it_is_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A process may have several, and SQLite says no path."""
+    cache = make(tmp_path)
+    cache._index.close()
+    fill(cache, SMALL)
+    assert f"the cache in {tmp_path} failed and is bypassed: " in caplog.text

@@ -148,7 +148,7 @@ def test_a_file_damaged_under_way_is_made_anew_and_nobody_notices(bench: Bench) 
     assert store.get("8")
 
 
-def test_a_place_that_takes_no_file_is_bypassed(bench: Bench) -> None:
+def test_a_place_that_takes_no_file_is_bypassed(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.path.write_bytes(b"a file in place of the directory")
     bench.path /= "urls.db"
     store = bench.store()
@@ -158,6 +158,7 @@ def test_a_place_that_takes_no_file_is_bypassed(bench: Bench) -> None:
     store.close()
     assert store.errors == 1
     assert store.get("b") is None
+    assert f"the URLs in {bench.path} failed" in caplog.text
 
 
 def test_a_full_disk_costs_memory_only_up_to_a_bound(bench: Bench) -> None:
