@@ -38,6 +38,8 @@ APP = "lightlyfs"
 _MAX_RUNTIME_BYTES = 70
 # the directories that mounts with a --cache-dir of their own have used, one a line
 _STATE_ROOTS = "state-directories"
+# more disks than are away at once; without a bound the list only grows
+_GONE_KEPT = 16
 # what a machine's own directory begins with, on a file system that others may use too
 _OF_MACHINE = "machine-"
 # there also where nothing of the disk can be written to
@@ -153,14 +155,53 @@ def _seen_by_others(path: Path, remote: str) -> str:
 
 def remember_state_root(root: Path) -> None:
     """Note a directory that holds what is owed, so that `uploads` finds it whatever it is called with."""
-    known = state_root(None) / _STATE_ROOTS
+    first = state_root(None)
+    if root == first:
+        return
+    known = first / _STATE_ROOTS
     try:
-        present = known.read_text("utf-8", "surrogateescape").splitlines() if known.exists() else []
-        if str(root) not in present and root != state_root(None):
-            with known.open("a", encoding="utf-8", errors="surrogateescape") as file:
-                file.write(f"{root}\n")
+        with _alone_in(first):
+            noted = _noted(known)
+            if str(root) not in noted:
+                _write_whole(known, "".join(f"{line}\n" for line in [*_without_gone(noted), str(root)]))
     except OSError as error:
         log.warning("%s cannot be written, so that `uploads` needs --cache-dir: %s", known, error)
+
+
+def _without_gone(noted: list[str]) -> list[str]:
+    """Leave out directories that were deleted, but for the latest: a disk that is away comes back."""
+    if len(noted) <= _GONE_KEPT:
+        return noted  # nothing is asked of disks that may hang
+    gone = [line for line in noted if not os.path.lexists(line)]
+    dropped = set(gone[:-_GONE_KEPT])
+    return [line for line in noted if line not in dropped]
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Keep out other processes that change a file there, each for a moment."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Replace a small file, over a crash by the old or the new one."""
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(os.fsencode(text))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+
+
+def _noted(known: Path) -> list[str]:
+    lines = known.read_text("utf-8", "surrogateescape").splitlines() if known.exists() else []
+    return [line for line in lines if line]
 
 
 def state_roots() -> list[Path]:
@@ -168,11 +209,11 @@ def state_roots() -> list[Path]:
     first = state_root(None)
     known = first / _STATE_ROOTS
     try:
-        lines = known.read_text("utf-8", "surrogateescape").splitlines() if known.exists() else []
+        noted = _noted(known)
     except OSError as error:
         log.warning("%s cannot be read: %s", known, error)
-        lines = []
-    others = dict.fromkeys(Path(line) for line in lines if line)
+        noted = []
+    others = dict.fromkeys(map(Path, noted))
     if first.name.startswith(_OF_MACHINE):
         others[first.parent] = None  # where earlier versions kept it
     return [first, *(path for path in others if path != first and _is_own(path))]

@@ -151,3 +151,39 @@ def test_without_locks_a_mount_keeps_a_cache_of_its_own_and_nothing_that_is_owed
 def test_the_type_of_a_file_system_is_told() -> None:
     assert mountpoints.type_of(Path("/proc")) == 0x9FA0
     assert mountpoints.remote_kind(Path("/proc")) == ""
+
+
+def test_the_list_of_directories_drops_those_that_are_gone_but_the_latest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may only be away, and what is owed there is looked for when it is back."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    stays = tmp_path / "stays"
+    stays.mkdir()
+    places.remember_state_root(stays)
+    for number in range(100):
+        places.remember_state_root(tmp_path / f"gone-{number}")
+    noted = (places.state_root(None) / "state-directories").read_text().splitlines()
+    assert noted[0] == str(stays)
+    assert noted[-16:] == [str(tmp_path / f"gone-{number}") for number in range(84, 100)]
+    assert len(noted) < 20
+    assert stays in places.state_roots()
+
+
+def test_those_who_note_a_directory_at_one_moment_are_all_in_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    roots = [tmp_path / f"{number}" for number in range(40)]
+    for root in roots:
+        root.mkdir()
+    begin = Barrier(8)
+
+    def note(first: int) -> None:
+        begin.wait()
+        for root in roots[first::8]:
+            places.remember_state_root(root)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(note, range(8)))
+    assert set(roots) <= set(places.state_roots())
