@@ -14,10 +14,11 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import chain, islice
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
+from queue import Empty, Full, Queue
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Protocol, TypedDict, Unpack
 
@@ -428,12 +429,43 @@ def ahead(paths: Iterable[str | os.PathLike[str]], **storage_options: Any) -> An
         from lightlyfs.fsspec.driver import LightlyFileSystem
 
         return Announced(LightlyFileSystem(**storage_options).ahead(names))
-    return Announced(OrderOverSocket(mountpoint_of(name), _some_at_once(names)))
+    return Announced(OrderOverSocket(mountpoint_of(name), _as_they_come(names)))
 
 
-def _some_at_once(names: Iterator[str]) -> Iterator[list[str]]:
-    while some := list(islice(names, _PATHS_AT_ONCE)):
-        yield some
+def _as_they_come(names: Iterator[str]) -> Generator[list[str], None, None]:
+    """What an iterator gave so far, some at once; now and then nothing, while it gives nothing."""
+    given: Queue[str | None] = Queue(_PATHS_AT_ONCE)
+    ended = threading.Event()
+
+    def put(name: str | None) -> None:
+        while not ended.is_set():
+            with suppress(Full):
+                given.put(name, timeout=_CALL_AGAIN_S)
+                return
+
+    def ask() -> None:
+        try:
+            for name in names:
+                put(name)
+                if ended.is_set():
+                    return
+        except Exception:
+            log.exception("the order of the files to read failed")
+        put(None)
+
+    threading.Thread(target=ask, name="lightlyfs-order", daemon=True).start()
+    try:
+        while True:
+            some: list[str | None] = []
+            with suppress(Empty):
+                some.append(given.get(timeout=SIGN_OF_LIFE_S))
+                while len(some) < _PATHS_AT_ONCE:
+                    some.append(given.get_nowait())
+            yield [name for name in some if name is not None]
+            if None in some:
+                return
+    finally:
+        ended.set()
 
 
 class OrderOverSocket:
@@ -443,7 +475,7 @@ class OrderOverSocket:
     that ended and is mounted again, is called again.
     """
 
-    def __init__(self, mountpoint: Path, names: Iterator[list[str]]) -> None:
+    def __init__(self, mountpoint: Path, names: Generator[list[str], None, None]) -> None:
         self._mountpoint = mountpoint
         channel = dial(socket_of(self._mountpoint), timeout_s=_ANNOUNCED_WAIT_S)
         if channel is None:
@@ -460,7 +492,7 @@ class OrderOverSocket:
         self._closed.set()
         self._channel.hang_up()
 
-    def _send(self, names: Iterator[list[str]]) -> None:
+    def _send(self, names: Generator[list[str], None, None]) -> None:
         try:
             for some in chain(names, self._signs_of_life()):
                 if self._closed.is_set():
@@ -472,6 +504,7 @@ class OrderOverSocket:
         except Exception:
             log.exception("the order of the files to read failed")
         finally:
+            names.close()
             self._channel.close()
 
     def _signs_of_life(self) -> Iterator[list[str]]:

@@ -126,6 +126,35 @@ def test_an_order_goes_on_after_the_mount_was_stopped_or_hung_up(
     assert status["ahead"]["files_read"] > FILES // 2
 
 
+def test_what_an_iterator_gave_is_fetched_while_it_gives_no_more(
+    tree: MountedTree, server: LocalServer
+) -> None:
+    """As where it follows a training by some files, which wait for these."""
+    paths, read = shuffled(tree.mountpoint), threading.Semaphore(5)
+
+    def order() -> Iterator[Path]:
+        for path in paths[:20]:
+            read.acquire()
+            yield path
+
+    with lightlyfs.ahead(order()):
+        for number, path in enumerate(paths[:20]):
+            wait_until(lambda least=number: sent(server) > least)  # type: ignore[misc]
+            assert len(path.read_bytes()) == SIZE
+            read.release()
+
+
+def test_what_an_order_was_read_by_ends_with_it(tree: MountedTree) -> None:
+    with lightlyfs.ahead(shuffled(tree.mountpoint)):
+        assert reading_orders()
+    wait_until(lambda: not reading_orders())
+
+
+def reading_orders() -> list[str]:
+    names = ("lightlyfs-order", "lightlyfs-announcing")
+    return [thread.name for thread in threading.enumerate() if thread.name in names]
+
+
 def test_an_order_that_is_none_is_explained(tree: MountedTree, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not in a dataset that you have mounted"):
         lightlyfs.ahead([tmp_path / "elsewhere.jpg"])
