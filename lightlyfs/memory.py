@@ -2,7 +2,8 @@
 
 A directory listed with the attributes of its files makes the kernel keep each name, and libfuse with it: some
 300 bytes a file. Once the process takes a sixth of the target, listings come without attributes, so that only
-what a program looks at is kept. Buffers are sized by the target from the start.
+names that a program looks up are kept; and of those, the ones looked up longest ago are given back once they
+take a sixth. Buffers are sized by the target from the start.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ LEAST_TARGET_BYTES = 128 << 20
 _MOST_BY_DEFAULT_BYTES = 1 << 30
 # names are kept up to a sixth of the target; a mount that has done nothing is to keep some, too
 _NAMES_PART, _LEAST_FOR_NAMES_BYTES = 6, 96 << 20
+# of libfuse and of ours, for a name that was looked up
+_BYTES_A_NAME = 400
 # reading what the process takes costs 20 microseconds
 _LOOK_EVERY_S = 0.1
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -44,8 +47,13 @@ class MemoryTarget:
         self._has_room = True
 
     def share(self, part: int, most_bytes: int) -> int:
-        """Return one of `parts` equal parts of the target, at most `most_bytes`."""
+        """Return the target divided by `part`, at most `most_bytes`."""
         return min(most_bytes, self._target_bytes // part)
+
+    @property
+    def most_names(self) -> int:
+        """How many names that were looked up the kernel may keep."""
+        return self._target_bytes // _NAMES_PART // _BYTES_A_NAME
 
     @property
     def has_room_for_names(self) -> bool:

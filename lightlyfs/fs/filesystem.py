@@ -109,6 +109,10 @@ class Filesystem:
         """How many files are open."""
         return len(self._handles)
 
+    def open_paths(self) -> set[str]:
+        """Return the paths of the open files, as of when they were opened."""
+        return self._handles.paths()
+
     def current_generation(self) -> int:
         """Return the generation whose listings may be shown again; -1 where each one has to ask the API."""
         return self._names.current_generation()

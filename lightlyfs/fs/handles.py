@@ -147,5 +147,10 @@ class HandleTable:
             raise BadHandle(f"no open file has the handle {number}")
         return handle
 
+    def paths(self) -> set[str]:
+        """Return the paths of all open files."""
+        with self._lock:
+            return {handle.path for handle in self._handles.values()}
+
     def __len__(self) -> int:
         return len(self._handles)

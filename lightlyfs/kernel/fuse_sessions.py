@@ -18,13 +18,14 @@ import logging
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from lightlyfs.fs.attributes import Ownership
 from lightlyfs.kernel import binding
 from lightlyfs.kernel.binding import MAX_KEPT_BYTES, Library, MountOptions, Packer
+from lightlyfs.kernel.kept_names import KeptNames, node_ids
 from lightlyfs.kernel.operations import Operations
 from lightlyfs.memory import MemoryTarget
 
@@ -204,7 +205,10 @@ _CAP_READDIRPLUS = 1 << 13
 _CAP_READDIRPLUS_AUTO = 1 << 14  # would let the kernel fall back to plain readdir
 _FILL_DIR_PLUS = 2
 _OUT_HEADER = struct.Struct("=IiQ")  # fuse_out_header: length, notification, unique (0: not an answer)
-_NOTIFY_INC_EPOCH = 8  # fuse_notify_code of Linux 6.16 and later
+_NOTIFY_INVAL_ENTRY = 3  # fuse_notify_code
+_NOTIFY_INC_EPOCH = 8  # of Linux 6.16 and later
+_INVAL_ENTRY = struct.Struct("=QII")  # fuse_notify_inval_entry_out: parent, length of the name, flags
+_ROOT_ID = 1  # FUSE_ROOT_ID
 
 
 class Fuse3Session(Session):
@@ -213,6 +217,7 @@ class Fuse3Session(Session):
     def __init__(self, library: Library, options: MountOptions, ownership: Ownership) -> None:
         super().__init__(binding.load_mfusepy(library), library, options)
         self._ownership = ownership
+        self.kept_names = KeptNames(options.memory.most_names)
         self._libfuse.fuse_invalidate_path.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
         self._libfuse.fuse_get_session.argtypes = [ctypes.c_void_p]
         self._libfuse.fuse_get_session.restype = ctypes.c_void_p
@@ -222,7 +227,8 @@ class Fuse3Session(Session):
         """Mount and serve until unmounted; StartError if it cannot be mounted."""
         operations.on_destroy = self.release_handle
         memory = self._options.memory
-        operations.use_packer(Packer(self._fuse.c_stat, self._ownership, memory.share(16, MAX_KEPT_BYTES)))
+        packer = Packer(self._fuse.c_stat, self._ownership, memory.share(16, MAX_KEPT_BYTES))
+        operations.use_packer(packer, self.kept_names)
         session_class = type("Session", (_Fuse3Callbacks, self._fuse.FUSE), {})
         failure: list[BaseException] = []
 
@@ -261,15 +267,38 @@ class Fuse3Session(Session):
 
     def forget_names(self) -> None:
         """Make the kernel ask again for every name, also for those it knows not to exist."""
+        try:
+            self._notify(_NOTIFY_INC_EPOCH, b"")
+        except OSError as error:
+            # older kernels do not know it; their negative names end after two seconds
+            log.debug("the kernel does not forget names on demand: %s", error)
+
+    def give_back(self, paths: Iterable[str]) -> None:
+        """Make the kernel drop names of files, and their pages; not to be called by a callback.
+
+        Raises OSError where it cannot.
+        """
+        by_directory: dict[str, list[str]] = {}
+        for path in paths:
+            directory, _, name = path.rpartition("/")
+            by_directory.setdefault(directory, []).append(name)
+        below = filter(None, by_directory)
+        ids = {"": _ROOT_ID, **node_ids(str(self._options.mountpoint), below)}
+        for directory, names in by_directory.items():
+            for name in names if directory in ids else ():
+                raw = os.fsencode(name)
+                with suppress(FileNotFoundError):  # the kernel has dropped it by itself
+                    self._notify(
+                        _NOTIFY_INVAL_ENTRY, _INVAL_ENTRY.pack(ids[directory], len(raw), 0) + raw + b"\0"
+                    )
+
+    def _notify(self, code: int, message: bytes) -> None:
+        """Send the kernel a message that answers no request; raises OSError."""
         with self._using_handle() as handle:
-            if handle is None:
-                return
-            descriptor = self._libfuse.fuse_session_fd(self._libfuse.fuse_get_session(handle))
-            try:
-                os.write(descriptor, _OUT_HEADER.pack(_OUT_HEADER.size, _NOTIFY_INC_EPOCH, 0))
-            except OSError as error:
-                # older kernels do not know it; their negative names end after two seconds
-                log.debug("the kernel does not forget names on demand: %s", error)
+            if handle is not None:
+                descriptor = self._libfuse.fuse_session_fd(self._libfuse.fuse_get_session(handle))
+                length = _OUT_HEADER.size + len(message)
+                os.write(descriptor, _OUT_HEADER.pack(length, code, 0) + message)
 
 
 def _configure(connection: Any, config: Any, *, read_only: bool) -> None:

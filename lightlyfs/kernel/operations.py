@@ -20,6 +20,7 @@ from lightlyfs.fs.attributes import Attr, Ownership
 from lightlyfs.fs.filesystem import Filesystem, Opened
 from lightlyfs.fs.namespace import Part
 from lightlyfs.kernel.binding import KEEP_TIME, PackedListing, Packer, links_of, mode_of, times_of
+from lightlyfs.kernel.kept_names import KeptNames
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -68,15 +69,17 @@ class Operations:
         self._ownership = ownership
         self._noflush = noflush
         self._packer: Packer | None = None
+        self._kept_names: KeptNames | None = None
         self.on_destroy: Callable[[], None] = lambda: None
 
     def destroy(self, path: str) -> None:
         """Handle the end of the mount, before libfuse frees its handle."""
         self.on_destroy()
 
-    def use_packer(self, packer: Packer) -> None:
-        """Answer the `*_packed` methods with this machine's layout."""
+    def use_packer(self, packer: Packer, kept_names: KeptNames) -> None:
+        """Answer the `*_packed` methods with this machine's layout, and note the names that are looked up."""
         self._packer = packer
+        self._kept_names = kept_names
 
     def path_for_log(self, path: str | None, args: tuple[Any, ...]) -> str:
         """Return the path that a callback is about; most callbacks of an open file come without one."""
@@ -104,7 +107,10 @@ class Operations:
     @answers
     def getattr_packed(self, path: str | None, fh: FileInfo | None) -> bytes:
         assert self._packer is not None
-        return self._packer.pack(self._attr(path, fh))
+        attr = self._attr(path, fh)
+        if self._kept_names is not None and path is not None and not attr.is_directory:
+            self._kept_names.note(path[1:])
+        return self._packer.pack(attr)
 
     def sizes_moved(self) -> int:
         """Return a number that changes whenever a size in a packed listing may be outdated."""

@@ -165,6 +165,14 @@ class Mount:
         watcher.start()
         for number in range(_FORGETTERS):
             threading.Thread(target=self._forget_loop, name=f"lightlyfs-forget-{number}", daemon=True).start()
+        if isinstance(self._session, Fuse3Session):
+            giver = threading.Thread(
+                target=self._give_back_loop,
+                args=(self._session, filesystem),
+                name="lightlyfs-names",
+                daemon=True,
+            )
+            giver.start()
 
         def mounted() -> None:
             on_mounted()
@@ -202,3 +210,16 @@ class Mount:
                     self._session.forget_path(path)
             if done is not None:
                 done.set()
+
+    def _give_back_loop(self, session: Fuse3Session, filesystem: Filesystem) -> None:
+        while True:
+            surplus = session.kept_names.take_surplus()
+            # dropped, an open file would be "(deleted)" in /proc
+            open_now = {self.part.shown(path) for path in filesystem.open_paths()}
+            closed = [path for path in surplus if path not in open_now]
+            for path in set(surplus).difference(closed):
+                session.kept_names.note(path)
+            try:
+                session.give_back(closed)
+            except OSError as error:
+                log.debug("the kernel keeps the names of %d files: %s", len(closed), error)
