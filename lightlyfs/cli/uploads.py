@@ -46,7 +46,10 @@ def uploads() -> None:
 @_dataset
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 def list_uploads(cache_dir: Path | None, profile: str | None, dataset: str | None, as_json: bool) -> None:
-    """List the files on this machine only: path, state and why, bytes, age, dataset, server."""
+    """List the files on this machine only: path, state and why, bytes, age, dataset, server.
+
+    The age is the time since a file was last changed or renamed here.
+    """
     found = _found(cache_dir, profile, dataset)
     if as_json:
         click.echo(json.dumps([_values(owed) for owed in found], indent=2))
@@ -182,7 +185,8 @@ def _values(owed: OwedFile) -> dict[str, Any]:
         else describe(record),
         "error": record.error,
         "size": size,
-        "age_s": max(0, int(time.time() - record.mtime)) if record.mtime else None,
+        # a copy may have the time of its original; this is when it got its content and name here
+        "age_s": max(0, int(time.time() - record.ctime_ns / 1e9)) if record.ctime_ns else None,
         "owed": record.owed,
         "dataset": owed.dataset_id,
         "server": owed.server,

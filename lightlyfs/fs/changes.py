@@ -10,7 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import threading
+import time
 from typing import Any
+
+from cachetools import TTLCache
 
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry, true_name
 from lightlyfs.catalog.names import join_name
@@ -45,6 +49,8 @@ log = logging.getLogger(__name__)
 RENAME_NOREPLACE = 1  # linux/fs.h
 MAX_RENAMED_SAMPLES = 1_000
 _DIRECTORY_MODE = 0o755
+# a program that may not link a file renames it at once, or copies it
+_LINK_REFUSED_S, _MAX_LINKS_REFUSED = 1.0, 1_000
 
 
 def sample_name(path: str) -> str:
@@ -80,6 +86,11 @@ class TreeChanges:
         self._edits = edits
         self._completion = completion
         self._callers = callers
+        self._links_lock = threading.Lock()
+        # guarded by _links_lock: (process, old, new)
+        self._links_refused: TTLCache[tuple[int, str, str], None] = TTLCache(
+            _MAX_LINKS_REFUSED, _LINK_REFUSED_S, timer=time.monotonic
+        )
 
     def name_at(self, path: str) -> str:
         """Return the sample name whose path this is, "" for a name that stays here.
@@ -166,6 +177,23 @@ class TreeChanges:
                 raise
             self._remove_sample(path, node)
 
+    def note_refused_link(self, old: str, new: str) -> None:
+        """Note that the caller wanted a file under a second name, and meant to keep the first."""
+        with self._links_lock:
+            self._links_refused[self._callers.caller_process(), old, new] = None
+
+    def _refuse_for_link(self, old: str, new: str) -> None:
+        """NotPermitted where the caller renames for want of a link: then it copies, and the id stays.
+
+        Where it could not replace the sample after that, the copy would be one sample too many.
+        """
+        with self._links_lock:
+            wanted = (self._callers.caller_process(), old, new) in self._links_refused
+        if wanted and self._writer.policy.allow_overwrite:
+            raise NotPermitted(
+                f"{old} is a sample; it is not renamed to {new} in place of a link, but copied"
+            )
+
     def _may_replace(self) -> bool:
         """Return whether the caller is a program that removes what it is about to write."""
         process = self._callers.caller_process()
@@ -201,6 +229,7 @@ class TreeChanges:
         elif isinstance(node, LocalFile):
             self._rename_local(node, new, target, turn)
         else:
+            self._refuse_for_link(old, new)
             self._rename_sample(node, old, new, target, turn)
 
     def set_attribute(self, path: str, name: str, value: bytes | None, turn: Turn) -> SampleEntry | None:

@@ -429,6 +429,11 @@ class Filesystem:
         assert path is not None
         return path, self._names.lookup(path, self._patience.turn())
 
+    def refuse_link(self, old: str, new: str) -> None:
+        """Raise the error for a hard link."""
+        self._need_writing(new).changes.note_refused_link(old, new)
+        self.refuse(new)
+
     def refuse(self, path: str) -> None:
         """Raise the error for links and device files, which a dataset cannot have."""
         self._need_writing(path)

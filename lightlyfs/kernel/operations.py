@@ -256,7 +256,7 @@ class Operations:
 
     @answers
     def link(self, target: str, source: str) -> int:
-        self._fs.refuse(self._inside(target))
+        self._fs.refuse_link(self._inside(source), self._inside(target))
         return 0
 
     @answers

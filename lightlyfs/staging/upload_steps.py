@@ -25,6 +25,7 @@ from lightlyfs.api.contract import BodyFile, BodyReader, Request, Response, Time
 from lightlyfs.api.models import Sample, SampleCreate, SampleMetaData, SampleUpdate
 from lightlyfs.api.retry import Retrier, RetryPolicy, raise_for_status
 from lightlyfs.errors import (
+    Conflict,
     FileExists,
     MalformedAnswer,
     NotFound,
@@ -44,8 +45,9 @@ MARK = "lightlyfs_upload"
 # put in place of the thumbnail of an image that is none any more, for an object cannot be deleted: a WebP of
 # one transparent pixel, which readers take for no thumbnail
 BLANK_THUMBNAIL = base64.b64decode("UklGRhoAAABXRUJQVlA4TA0AAAAvAAAAEAcQERGIiP4HAA==")
-# a reply that was lost may belong to a create that is still being worked on
+# a reply that was lost may belong to a create that is still being worked on, and so may that of a gateway
 _LOOKS = 3
+_GATEWAY_GAVE_UP = (408, 502, 504)
 _LOOK_AGAIN_S = 1.0
 # samples at the end of the list among which a created one is looked for, newest last
 _TAIL = 1_000
@@ -165,7 +167,8 @@ class UploadedSamples:
 
         def attempt() -> str:
             nonlocal record, lost, since_ms
-            if record.create_sent:
+            may_exist = record.create_sent
+            if may_exist:
                 found = self._find_created(record, _LOOKS if lost else 1, since_ms)
                 since_ms = None
                 if found is not None:
@@ -177,7 +180,14 @@ class UploadedSamples:
                 return self._send_create(image.as_new_sample(record), urls)
             except RequestError as error:
                 refused = error.status is not None and 400 <= error.status < 500 and error.status != 408
-                lost = error.status is None
+                lost = error.status is None or error.status in _GATEWAY_GAVE_UP
+                if isinstance(error, Conflict):
+                    # perhaps with ours, of a create whose reply was lost and that lists did not show in time
+                    found = self._find_created(record, _LOOKS if may_exist else 1)
+                    if found is not None:
+                        return found
+                    error.settled = self.holder_of(record.name) is not None
+                    refused, lost = error.settled or not may_exist, may_exist
                 if refused or not error.request_sent:
                     record = record.changed(create_sent=False)
                     note(create_sent=False)
@@ -373,7 +383,7 @@ class Steps:
         urls = self._objects.urls()
         created = record.sample_id is None
         if created:
-            record = self._samples.create(record, image, urls, note)
+            record = self._create(record, image, urls, note)
         assert record.sample_id is not None
         moving.moved += 1
         first: Future[Sample | None] | None = None
@@ -407,6 +417,17 @@ class Steps:
             thumbnail.result()
             moving.moved += 1
         return etag
+
+    def _create(self, record: Record, image: Image, urls: WriteUrls, note: Note) -> Record:
+        """Create the record's sample, or take over the one that has the name already."""
+        try:
+            return self._samples.create(record, image, urls, note)
+        except Conflict:
+            holder = self._samples.holder_of(record.name)
+            if holder is None:
+                raise
+            record = record.changed(mark="", create_sent=False)
+            return self._take_over(record, holder, note)
 
     def _is_free(self, path: str) -> bool:
         return self._config.sole_writer or self._knows_no(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -78,6 +79,25 @@ def test_what_is_owed_is_listed_without_a_mount(machine: Machine) -> None:
     assert age.endswith(" s")
     assert machine.server.url.endswith(server.replace("_", ":"))
     assert lines[1].split("\t")[:3] == ["x.tmp", "local", "7"]
+
+
+def test_the_age_of_a_file_is_not_that_of_the_image_it_is_a_copy_of(machine: Machine, tmp_path: Path) -> None:
+    original = tmp_path / "old.jpg"
+    original.write_bytes(b"image")
+    os.utime(original, (10**9, 10**9))
+    tree = machine.mount("mnt")
+    try:
+        copy = tree.mountpoint / "copy.jpg"
+        with pytest.raises(PermissionError):
+            copy.write_bytes(original.read_bytes())
+        shutil.copystat(original, copy)
+
+        (owed,) = json.loads(machine.run("uploads", "list", "--json"))
+    finally:
+        tree.end()
+
+    assert copy.name == owed["path"]
+    assert owed["age_s"] < 100
 
 
 def test_the_list_as_json_has_all_that_programs_need(machine: Machine) -> None:

@@ -124,6 +124,27 @@ def test_rsync_over_a_changed_file(own_server: LocalServer, overwriting: Mounted
     assert every_image_has_facts(own_server)
 
 
+def test_rsync_keeps_a_replaced_image_elsewhere_and_the_sample_where_it_was(
+    own_server: LocalServer, overwriting: MountedTree, source: Path
+) -> None:
+    """rsync renames what it may not link; what it deletes is moved, as on a disk."""
+    options = ("-a", "--delete", "--filter=protect /old", "--backup", "--backup-dir=old")
+    run("rsync", "-a", f"{source}/", f"{overwriting.mountpoint}/")
+    before, ids = files_of(source), {one["fileName"]: one["id"] for one in own_server.samples()}
+    deleted = next(name for name in before if "/" not in name and name != "a.png")
+    Image.effect_noise((99, 99), 30).save(source / "a.png")
+    (source / deleted).unlink()
+
+    for _ in range(2):
+        run("rsync", *options, f"{source}/", f"{overwriting.mountpoint}/")
+
+    kept = {"old/a.png": before["a.png"], f"old/{deleted}": before[deleted]}
+    assert stored(own_server) == files_of(source) | kept
+    now = {one["fileName"]: one["id"] for one in own_server.samples()}
+    assert now["a.png"] == ids["a.png"]
+    assert now[f"old/{deleted}"] == ids[deleted]
+
+
 def test_rsync_in_place(own_server: LocalServer, overwriting: MountedTree, source: Path) -> None:
     run("rsync", "-a", "--inplace", f"{source}/", f"{overwriting.mountpoint}/")
     assert stored(own_server) == files_of(source)

@@ -23,6 +23,7 @@ from lightlyfs.api.models import (
 )
 from lightlyfs.api.retry import Retrier
 from lightlyfs.errors import (
+    Conflict,
     FileExists,
     Forbidden,
     MalformedAnswer,
@@ -68,6 +69,8 @@ class Server:
         self.rivals: list[Sample] = []
         # what lists do not show yet: names by id
         self.renamed: dict[str, str] = {}
+        # the first create shows from this question for its name on
+        self.shows_after = 0
 
     def _called(self, name: str) -> None:
         self.calls.append(name)
@@ -98,6 +101,10 @@ class Server:
 
     def list_samples_partial(self, *_: str, offset: int, size: int, **__: Any) -> list[Sample]:
         self._called("find")
+        if self.created and self.calls.count("find") == self.shows_after:
+            name, meta = self.created[0].file_name, self.created[0].meta_data
+            assert isinstance(meta, SampleMetaData)
+            self.samples.append(Sample(id=SAMPLE, file_name=name, meta_data=meta))
         page = self.samples[offset : offset + min(size, self.clamp)]
         return self.samples[:size] if self.ignores_paging else page
 
@@ -351,6 +358,63 @@ def test_a_server_fault_at_the_create_is_tried_again_after_a_look(bench: Bench) 
     bench.upload()
 
     assert bench.server.calls == ["withWriteUrls", "find", "withWriteUrls", "PUT thumb", "PUT full"]
+
+
+@pytest.mark.parametrize("status", [408, 502, 504])
+def test_a_create_that_a_gateway_gave_up_is_looked_for_as_long_as_one_whose_reply_is_lost(
+    bench: Bench, status: int
+) -> None:
+    """The server behind it may still be at work, and its lists lag."""
+    bench.server.failing["withWriteUrls"] = [ServerFault("gave up", status=status)]
+    bench.server.shows_after = 3
+
+    bench.upload()
+
+    assert len(bench.server.created) == 1
+
+
+def test_a_create_that_is_refused_for_the_name_of_its_own_sample_is_that_sample(bench: Bench) -> None:
+    """Lists show a create, whose reply was lost, only when the next one is refused by now."""
+    bench.server.failing["withWriteUrls"] = [TimedOut("no answer"), Conflict("exists", status=409)]
+    bench.server.shows_after = 5
+
+    record = bench.upload()
+
+    assert (record.state, record.sample_id, record.create_sent) == (State.UPLOADED, SAMPLE, True)
+    assert bench.server.stored["https://s/full"] == b"image"
+
+
+def test_a_create_that_is_refused_for_a_name_is_unknown_until_the_list_shows_whose_it_is(
+    bench: Bench,
+) -> None:
+    bench.server.failing["withWriteUrls"] = [TimedOut("no answer")] + [
+        Conflict("exists", status=409) for _ in range(100)
+    ]
+
+    with pytest.raises(Conflict):
+        bench.upload()
+
+    assert bench.record.create_sent
+
+
+@pytest.mark.parametrize("allow_overwrite", [False, True])
+def test_a_server_that_refuses_a_name_has_it_for_another_sample(
+    tmp_path: Path, allow_overwrite: bool
+) -> None:
+    """Created by another machine since the list was asked for the name."""
+    bench = Bench(tmp_path, allow_overwrite=allow_overwrite)
+    bench.server.samples = [named("b")]
+    bench.server.failing["withWriteUrls"] = [Conflict("exists", status=409) for _ in range(100)]
+
+    if allow_overwrite:
+        record = bench.upload()
+        assert (record.sample_id, record.replaces) == ("b" * 24, True)
+    else:
+        with pytest.raises(FileExists):
+            bench.upload()
+        assert not bench.record.create_sent
+    assert len(bench.server.created) == 1
+    assert bench.naps == []
 
 
 @pytest.mark.parametrize(
