@@ -245,6 +245,7 @@ class Announcement:
         # changed under the fetcher's lock
         self.is_closed = False
         self.fetched = 0
+        self.missed_bytes = 0  # of files that were read, and not fetched ahead, since one of it was read
 
     def close(self) -> None:
         """Stop fetching; idempotent."""
@@ -287,6 +288,7 @@ class EpochFetcher(Generic[T]):
         self._table: EpochTable[T] = EpochTable()
         self._pace = Pace(max_under_way)
         self._files_fetched = self._bytes_fetched = self._files_read = self._urls_fetched = 0
+        self._announced: set[Announcement] = set()  # what is not fetched to its end
         self._waiting = 0  # announcements
         self._under_way = 0
         self._is_closed = False
@@ -315,9 +317,12 @@ class EpochFetcher(Generic[T]):
         """Note the open of a file that had to be fetched, or that was fetched ahead."""
         now = self._clock()
         with self._lock:
-            if path in self._table.unread:
+            fetched_for, _ = self._table.unread.get(path, (None, 0))
+            if fetched_for is not None:
                 self._files_read += 1
                 self._wake_locked()
+            if self._announced:
+                self._note_announced_locked(fetched_for, size)
             begun = self._table.opened(path, size, now, in_order=in_order, guess=self._guesses)
             if begun is None and not self._may_go_locked(now):
                 return
@@ -328,6 +333,8 @@ class EpochFetcher(Generic[T]):
     def announce(self, files: Iterable[tuple[str, T, int]], limit_bytes: int) -> Announcement:
         """Fetch files in this order, at most `limit_bytes` ahead of the reader, until it is closed."""
         announcement = Announcement(self, limit_bytes)
+        with self._lock:
+            self._announced.add(announcement)
         thread = threading.Thread(
             target=self._follow, args=(files, announcement), name="lightlyfs-announced", daemon=True
         )
@@ -352,6 +359,22 @@ class EpochFetcher(Generic[T]):
         except Exception:
             # the program reads what it needs itself
             log.exception("what was announced cannot be fetched")
+        finally:
+            with self._lock:
+                self._announced.discard(announcement)
+
+    def _note_announced_locked(self, fetched_for: Epoch[T] | None, size: int) -> None:
+        """Give up what a program passed over: it would keep an order from being fetched any further."""
+        for announcement in self._announced:
+            if announcement.epoch is fetched_for:
+                announcement.missed_bytes = 0
+            elif fetched_for is None:
+                announcement.missed_bytes += size
+                waits = announcement.epoch.unread_bytes >= announcement.limit_bytes
+                if waits and announcement.missed_bytes >= announcement.limit_bytes:
+                    announcement.missed_bytes = 0
+                    self._table.forget(announcement.epoch)
+                    self._wake_locked()
 
     def _await_turn(self, announcement: Announcement) -> bool:
         """Wait until one more file may be fetched; False once the announcement is closed."""

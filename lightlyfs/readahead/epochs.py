@@ -176,6 +176,7 @@ class EpochTable(Generic[T]):
         for path in [path for path, (of, _) in self.unread.items() if of is epoch]:
             del self.unread[path]
             self.forgotten += 1
+        epoch.unread_bytes = epoch.unread_files = 0
 
     def _epoch_of(self, path: str, now: float) -> Epoch[T] | None:
         for directory in _above(path) if self._epochs else ():

@@ -95,6 +95,22 @@ def test_so_many_bytes_are_fetched_ahead_of_who_reads_and_in_order(
     assert (stats.files, stats.bytes, stats.files_read, stats.under_way) == (20, 20 * SIZE, 15, 0)
 
 
+def test_an_order_of_which_the_program_reads_nothing_for_a_while_goes_on_behind_it(bench: Bench) -> None:
+    """As for a program that leaves out some of what it announced, and is further on by now."""
+    with bench.fetcher.announce(announced(), limit_bytes=5 * SIZE):
+        bench.wait_for(5)
+        bench.read(*FILES[10:14])
+        bench.read(FILES[0])
+        bench.wait_for(6)
+        bench.here.update(FILES[10:18])
+        bench.read(*FILES[14:18])
+        bench.wait_for(6)
+        bench.read("elsewhere.jpg")
+        wait_until(lambda: len(bench.fetched) == 11, WITHIN_S)
+    assert bench.fetched == [*FILES[:10], FILES[18]]
+    assert bench.fetcher.stats().unread == 10
+
+
 def test_what_is_here_already_is_passed_over(bench: Bench) -> None:
     bench.here = set(FILES[:18])
     with bench.fetcher.announce(announced(), limit_bytes=SIZE) as announcement:
