@@ -12,12 +12,13 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from cachetools import TTLCache
 
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry, true_name
-from lightlyfs.catalog.names import join_name
+from lightlyfs.catalog.names import join_name, split_name
 from lightlyfs.errors import (
     AttributeTooLarge,
     BadName,
@@ -26,7 +27,6 @@ from lightlyfs.errors import (
     FileExists,
     InvalidArgument,
     IsADirectory,
-    LightlyFsError,
     NoSuchFile,
     NotADirectory,
     NotPermitted,
@@ -35,14 +35,14 @@ from lightlyfs.errors import (
 )
 from lightlyfs.fs.conversion import Completion
 from lightlyfs.fs.handles import Callers
-from lightlyfs.fs.namespace import HIDDEN_PREFIX, Namespace, Node
+from lightlyfs.fs.namespace import HIDDEN_PREFIX, Namespace, Node, entry_of_uploaded
 from lightlyfs.fs.patience import Turn
 from lightlyfs.fs.views import PREFIX, SHOWN
 from lightlyfs.fs.writer import Writer
 from lightlyfs.name_rules import is_trash
 from lightlyfs.staging.edits import SampleEdits
 from lightlyfs.staging.local_files import LocalFile, LocalFiles
-from lightlyfs.staging.record import State
+from lightlyfs.staging.record import Planned, State
 
 log = logging.getLogger(__name__)
 
@@ -413,6 +413,7 @@ class TreeChanges:
             if not self._names.is_empty(new, turn):
                 raise DirectoryNotEmpty(f"the directory is not empty: {new}")
         self._settle_below(old)
+        turn.restart()
         samples = self._samples_below(old, turn)
         moves = [(path, new + path[len(old) :], entry) for path, entry in samples]
         for path, moved, _ in moves:
@@ -420,28 +421,97 @@ class TreeChanges:
                 raise NotPermitted(
                     f"{path} is a sample; as {moved} it would have a name that is not uploaded"
                 )
-        renames = [(true_name(path, e), self.name_at(moved), e.sample_id) for path, moved, e in moves]
-        journal = self._local.journal
-        journal.put_renames(renames)
+        known = {entry.sample_id for _, _, entry in moves}
+        plan = [Planned.of_directory(old, new)]
+        plan += [Planned(true_name(path, e), self.name_at(moved), e.sample_id) for path, moved, e in moves]
+        plan += [
+            Planned.of_file(file.path, new + file.path[len(old) :], file.record)
+            for file in self._local.below(old)
+            if file.record.sample_id not in known
+        ]
+        self._local.journal.put_renames(plan)
+        try:
+            self._rename_below(old, new, moves, turn)
+        finally:
+            # where it failed the program knows, and no later mount may go on with it
+            self.forget_renames(plan)
+
+    def _rename_below(
+        self, old: str, new: str, moves: list[tuple[str, str, SampleEntry]], turn: Turn
+    ) -> None:
         for path, moved, entry in moves:
-            try:
-                self._rename_sample(entry, path, moved, None, turn)
-            except LightlyFsError:
-                for _, _, sample_id in renames:
-                    journal.remove_rename(sample_id)
-                raise
-            journal.remove_rename(entry.sample_id)
+            self._rename_sample(entry, path, moved, None, turn)
+            self.forget_renames([Planned(path, moved, entry.sample_id)])
             turn.restart()
         for file in self._local.below(old):
-            moved = new + file.path[len(old) :]
-            if file.record.broken:  # half a file; the program that wrote it got an error
-                self._local.move(file, moved, name=self.name_at(moved))
-            else:
-                self._rename_local(file, moved, None, turn)
+            planned = Planned.of_file(file.path, new + file.path[len(old) :], file.record)
+            self._move_below(file, planned.new, turn)
+            self.forget_renames([planned])
+            turn.restart()
         self._local.move_directories(old, new)
         self._names.renamed.note_directory(old, new)
         if not self._local.has_directory(new) and self._names.find(new, turn) is None:
             self._local.make_directory(new, _DIRECTORY_MODE)
+
+    def _move_below(self, file: LocalFile, new: str, turn: Turn) -> None:
+        if file.record.broken:  # half a file; the program that wrote it got an error
+            self._local.move(file, new, name=self.name_at(new))
+        else:
+            self._rename_local(file, new, None, turn)
+
+    def forget_renames(self, renames: Iterable[Planned]) -> None:
+        """Have the journal forget renames that are done, or given up."""
+        try:
+            self._local.journal.remove_renames(renames)
+        except OSError as error:
+            log.warning("a rename that has ended is looked at again by the next mount: %s", error)
+
+    # what an earlier mount was killed in
+
+    def finish_rename(self, planned: Planned, turn: Turn) -> None:
+        """Finish a rename that an earlier mount began, and show it; raises why it cannot be done.
+
+        Any of its steps may have been taken. What others have changed since stays so: FileExists.
+        """
+        if planned.is_directory:
+            self._finish_directory(planned.old, planned.new)
+            return
+        if not planned.file_key:
+            self._finish_sample(planned.key, planned.old, planned.new)
+            return
+        file = self._local.get(planned.old)
+        if file is None or file.record.key != planned.file_key:
+            moved = self._local.get(planned.new)
+            if moved is None or moved.record.key != planned.file_key:
+                raise FileExists(f"{planned.old} is elsewhere by now")
+        elif file.uploaded:
+            assert file.record.sample_id is not None
+            self._finish_sample(file.record.sample_id, file.record.name, self.name_at(planned.new))
+        elif self._names.find(planned.new, turn) is not None:
+            raise FileExists(f"it exists by now: {planned.new}")
+        else:
+            self._move_below(file, planned.new, turn)
+
+    def _finish_sample(self, sample_id: str, old: str, new: str) -> None:
+        shown = self._shown_sample(sample_id)
+        has_object = shown is None or shown[1].published_size != 0
+        self._edits.finish_rename(sample_id, old, new, has_object=has_object)
+        path = "/".join(split_name(new))
+        if shown is not None and shown[0] != path:
+            self._show_renamed(shown[1], shown[0], path, new)
+
+    def _shown_sample(self, sample_id: str) -> tuple[str, SampleEntry] | None:
+        """Return where a sample is shown, by a file that became it or by the catalogue."""
+        for file in self._local.all():
+            if file.uploaded and file.record.sample_id == sample_id:
+                return file.path, entry_of_uploaded(file.record)
+        return self._names.catalog.by_id(sample_id)
+
+    def _finish_directory(self, old: str, new: str) -> None:
+        if self._local.below(old) or not self._names.renamed.leaves_nothing(old, self._names.catalog):
+            raise FileExists(f"{old} has files that keep their names")
+        self._local.move_directories(old, new)
+        self._names.renamed.note_removed(old)
 
     def _settle_below(self, directory: str) -> None:
         """Wait for files that are on their way; NotPermitted where one is a sample that is being changed.
@@ -450,7 +520,7 @@ class TreeChanges:
         """
         for file in self._local.below(directory):
             record = file.record
-            if record.owed and not record.broken and (record.sample_id or record.create_sent):
+            if record.owed and not record.broken and (record.sample_id or self._writer.is_on_its_way(file)):
                 self._writer.wait_uploaded(file)
             if file.record.sample_id is not None and not file.uploaded:
                 raise NotPermitted(f"{file.path} is a sample that is being changed; close it, and try again")

@@ -167,8 +167,6 @@ _JUST_CREATED_S = 60.0
 _MAX_JUST_CREATED = 10_000
 # a sample that no listing holds this long after its upload may have gone with its dataset
 _ASK_AFTER_S = 600.0
-# samples that are looked up at once, to see whether a directory has any that was not renamed
-_LOOKED_AT = 100
 
 
 class Completion:
@@ -299,10 +297,7 @@ class Completion:
                 self._names.renamed.note(one.old, one.new, entry, max(0.0, age_s))
                 directories.update(_above(one.old))
         for directory in sorted(directories, reverse=True):
-            if all(
-                self._names.renamed.is_hidden(path, entry.ino)
-                for path, entry in self._catalog.samples_below(directory, _LOOKED_AT)
-            ):
+            if self._names.renamed.leaves_nothing(directory, self._catalog):
                 self._names.renamed.note_removed(directory)
 
     def _forget_renames(self) -> None:

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 # a listing that shows the old name began before the rename, or is of a server that lags; one this much later
 # tells that others have renamed it back
 LISTING_LAGS_S = 600.0
+# samples that are looked up at once, to see whether a directory has any that was not renamed
+_LOOKED_AT = 100
 _NO_INOS: frozenset[int] = frozenset()
 
 
@@ -89,6 +91,11 @@ class RenamedSamples:
             if self._hides_below_locked(directory):
                 self._gone |= {directory}
             self.generation += 1
+
+    def leaves_nothing(self, directory: str, catalog: Catalog) -> bool:
+        """Return whether all samples that the catalogue has below a directory were renamed."""
+        below = catalog.samples_below(directory, _LOOKED_AT)
+        return all(self.is_hidden(path, entry.ino) for path, entry in below)
 
     def is_gone(self, path: str) -> bool:
         """Return whether the directory that the catalogue shows at a path, or one above, was renamed."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Container
 from typing import Any
 
 from lightlyfs.catalog.entries import SampleEntry, true_name
@@ -57,10 +58,17 @@ class Writer:
         self._callers = callers
         self._told: set[str] = set()
 
-    def resume(self) -> None:
-        """Resume what an earlier mount left."""
+    def resume(self, held: Container[str] = ()) -> None:
+        """Resume what an earlier mount left; new files of the keys in `held` wait for `resume_file`."""
         for file in self._local.load():
-            if file.record.owed and not file.record.broken and not self.policy.rules.sends_nothing:
+            if file.record.create_sent or file.record.sample_id or file.record.key not in held:
+                self.resume_file(file)
+
+    def resume_file(self, file: LocalFile) -> None:
+        """Upload a file that an earlier mount owed, unless that has begun already."""
+        with file.lock:
+            owed = file.record.owed and not file.record.broken and not file.unlinked
+            if owed and file.ticket is None and not self.overlays:
                 file.ticket = self._submit(file)
 
     def counts(self, path: str) -> bool:
@@ -391,6 +399,10 @@ class Writer:
         with file.lock:
             return file.record.state is State.PENDING and not file.dirty
 
+    def is_on_its_way(self, file: LocalFile) -> bool:
+        """Return whether the server knows of a file, or is about to."""
+        return file.record.create_sent or self._uploader.is_running(file.record.key)
+
     def keep_here(self, file: LocalFile) -> None:
         """Let a file whose upload has not begun stay on this machine."""
         with file.lock:
@@ -458,10 +470,9 @@ class Writer:
 
     def _is_for_server(self, file: LocalFile) -> bool:
         record = file.record
-        if self.policy.rules.sends_nothing:
-            return False
         # a sample keeps its name, whatever that looks like
-        return bool(file.size and record.name) and (record.replaces or self.counts(record.path))
+        counts = record.replaces or self.counts(record.path)
+        return bool(file.size and record.name and counts and not self.overlays)
 
     def _finish(self, file: LocalFile) -> Ticket | None:
         """Seal what is dirty and hand it over; the ticket to wait for, or None where nothing is owed."""
@@ -577,8 +588,7 @@ class Writer:
                 error=known.error if written_since else before.error,
                 acknowledged=before.generation if written_since and before.owed else -1,
             )
-            owed = before.owed and not written_since
-            file.ticket = self._submit(file) if owed else None
+            file.ticket = self._submit(file) if before.owed and not written_since else None
         if covered is not None and self._local.get(covered.path) is None:
             self._local.show_beside(covered)
             self._local.save(covered)

@@ -73,12 +73,14 @@ class SampleEdits:
     def finish_rename(self, sample_id: str, old: str, new: str, *, has_object: bool) -> None:
         """Finish a rename that may have been sent, as `rename` does; in the calling thread.
 
-        Where others have renamed the sample meanwhile, it stays so.
+        FileExists where others have renamed the sample meanwhile: it stays so.
         """
         name = self._samples.get(sample_id).file_name
         if name == old:
             self._rename(sample_id, old, new, has_object)
-        elif name == new and has_object:
+        elif name != new:
+            raise FileExists(f"another program has renamed {old} to {name} meanwhile")
+        elif has_object:
             self._keep_if_readable(sample_id, old)
 
     def _rename(self, sample_id: str, old: str, new: str, has_object: bool) -> None:

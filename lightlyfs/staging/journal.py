@@ -20,7 +20,16 @@ import msgspec
 
 from lightlyfs import database
 from lightlyfs.errors import StartError
-from lightlyfs.staging.record import FIELDS, Leftover, LocalDirectory, Record, Renamed, SetTime, State
+from lightlyfs.staging.record import (
+    FIELDS,
+    Leftover,
+    LocalDirectory,
+    Planned,
+    Record,
+    Renamed,
+    SetTime,
+    State,
+)
 
 log = logging.getLogger(__name__)
 
@@ -236,20 +245,21 @@ class Journal:
 
     # renames of directories, one by one
 
-    def renames(self) -> list[tuple[str, str, str]]:
-        """Return renames that may be half done: old name, new name, sample id."""
+    def renames(self) -> list[Planned]:
+        """Return renames that may be half done."""
         query = "SELECT old, new, sample_id FROM rename"
-        return self._rows(query, lambda row: _typed(row, tuple[str, str, str], 0, 1))
+        return self._rows(query, lambda row: _typed(row, Planned, 0, 1))
 
-    def put_renames(self, renames: list[tuple[str, str, str]]) -> None:
+    def put_renames(self, renames: Iterable[Planned]) -> None:
         """Remember what is about to be renamed."""
-        rows = [(_bytes(old), _bytes(new), sample_id) for old, new, sample_id in renames]
+        rows = [(_bytes(old), _bytes(new), key) for old, new, key in renames]
         insert = "INSERT OR REPLACE INTO rename (old, new, sample_id) VALUES (?, ?, ?)"
         self._write(True, lambda db: db.executemany(insert, rows))
 
-    def remove_rename(self, sample_id: str) -> None:
-        """Forget a rename that is done, or undone."""
-        self._write(False, lambda db: db.execute("DELETE FROM rename WHERE sample_id = ?", (sample_id,)))
+    def remove_renames(self, renames: Iterable[Planned]) -> None:
+        """Forget renames that are done, or undone."""
+        rows = [(one.key,) for one in renames]
+        self._write(False, lambda db: db.executemany("DELETE FROM rename WHERE sample_id = ?", rows))
 
     # renames that no listing showed yet
 

@@ -125,6 +125,42 @@ class SetTime(NamedTuple):
     ctime_ns: int
 
 
+# in the key of a planned rename; the id of a sample holds no colon
+_FILE, _DIRECTORY = "file:", "directory:"
+
+
+class Planned(NamedTuple):
+    """One of the renames that the rename of a directory takes.
+
+    Of a sample by its id, and then these are its names; of a local file or of the directory itself, and then
+    these are paths.
+    """
+
+    old: str
+    new: str
+    key: str
+
+    @classmethod
+    def of_file(cls, old: str, new: str, record: Record) -> Planned:
+        """Return the rename of a local file."""
+        return cls(old, new, _FILE + record.key)
+
+    @classmethod
+    def of_directory(cls, old: str, new: str) -> Planned:
+        """Return the rename of the directory, which comes last."""
+        return cls(old, new, _DIRECTORY + old)
+
+    @property
+    def file_key(self) -> str:
+        """The key of the local file, "" for other renames."""
+        return self.key.removeprefix(_FILE) if self.key.startswith(_FILE) else ""
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is that of the directory."""
+        return self.key.startswith(_DIRECTORY)
+
+
 class Renamed(NamedTuple):
     """A sample that was renamed, from one path to another, at a time in seconds since 1970."""
 

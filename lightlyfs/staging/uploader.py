@@ -205,6 +205,12 @@ class Uploader:
             self._notify_locked()
             return True
 
+    def is_running(self, key: str) -> bool:
+        """Return whether the upload of a file is under way, or about to be."""
+        with self._state:
+            job = self._jobs.get(key)
+            return job is not None and job.running
+
     def retry_all(self) -> int:
         """Try everything that waits or failed now; returns how many files that are."""
         with self._state:
@@ -312,7 +318,7 @@ class Uploader:
     def _failed(self, job: _Job, error: Exception) -> None:
         if not isinstance(error, LightlyFsError | OSError):
             log.error("the upload of %s failed", job.file.path, exc_info=error)
-        again = _may_pass(error)
+        again = may_pass(error)
         # a name that is taken is not owed: the file stays local until a person says otherwise
         state = State.LOCAL if isinstance(error, FileExists) else State.PENDING if again else State.FAILED
         text = "" if isinstance(error, Cancelled) else _reason(error)
@@ -407,7 +413,7 @@ class Uploader:
         return any(job.running for job in self._jobs.values())
 
 
-def _may_pass(error: Exception) -> bool:
+def may_pass(error: Exception) -> bool:
     """Return whether trying again may help; the disk may have room again, the token be renewed."""
     if isinstance(error, FileExists):
         return False

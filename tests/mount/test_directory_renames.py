@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import errno
+import logging
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_writing import stored
 from trees import InProcessTree, in_process, refused, wait_until
 
-from lightlyfs.errors import Forbidden
+from lightlyfs.errors import Forbidden, Unreachable
+from lightlyfs.staging.edits import SampleEdits
+from lightlyfs.staging.journal import Journal
+from lightlyfs.staging.record import Planned
+from lightlyfs.staging.upload_steps import UploadedSamples
+from lightlyfs.staging.uploader import Uploader
 from lightlyfs.testing import LocalServer, Status
 
 FILES = {f"a/{number}.jpg": str(number).encode() for number in range(4)}
@@ -171,7 +180,7 @@ def test_a_rename_that_was_cut_off_is_finished_by_the_first_mount_that_reaches_t
         assert subject.parts.uploads is not None
         subject.names("a")
         subject.parts.uploads.journal.put_renames(
-            [(name, name.replace("a/", "b/"), sample_id) for name, sample_id in ids.items()]
+            [Planned(name, name.replace("a/", "b/"), sample_id) for name, sample_id in ids.items()]
         )
     own_server.faults.add(Status(status=503, target="get"))
     with in_process(own_server, tmp_path / "tree") as subject:
@@ -186,7 +195,7 @@ def test_a_rename_that_was_cut_off_is_finished_by_the_first_mount_that_reaches_t
 
 
 def test_a_rename_that_was_cut_off_is_shown_once_it_is_finished(
-    own_server: LocalServer, tmp_path: Path
+    own_server: LocalServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """However long names are trusted, and with one that another machine has given away meanwhile."""
     for name, data in FILES.items():
@@ -197,15 +206,166 @@ def test_a_rename_that_was_cut_off_is_shown_once_it_is_finished(
         begun = [
             (name, name.replace("a/", "b/"), subject.xattr(name, "user.lightly.sample_id")) for name in FILES
         ]
-        subject.parts.uploads.journal.put_renames([(old, new, one.decode()) for old, new, one in begun])
+        subject.parts.uploads.journal.put_renames(
+            [Planned(old, new, one.decode()) for old, new, one in begun]
+        )
     own_server.add_sample("b/3.jpg", b"of others")
+    caplog.set_level(logging.INFO)
 
     with in_process(own_server, tmp_path / "tree", metadata_ttl="infinite") as subject:
         expected = {**moved("b"), "b/3.jpg": b"of others", "a/3.jpg": FILES["a/3.jpg"]}
+        wait_until(lambda: is_finished(subject), 10)
         wait_until(lambda: shown(subject) == expected, 10)
         assert stored(own_server) == expected
-        assert subject.parts.uploads is not None
-        wait_until(lambda: subject.parts.uploads.journal.renames() == [], 5)
+        wait_until(lambda: "1 keep their names: a/3.jpg is not b/3.jpg" in caplog.text, 5)
+        assert "finished what an earlier mount was renaming: 3 files of 4" in caplog.text
+
+
+def plan(tree: InProcessTree, old: str, new: str) -> Journal:
+    """The journal of a mount that is killed before the first of the renames that a directory takes."""
+    assert tree.parts.uploads is not None
+    planned = [Planned.of_directory(old, new)]
+    for path in shown(tree, old):
+        moved = new + path[len(old) :]
+        local = tree.parts.uploads.local.get(path)
+        if local is None:
+            planned.append(Planned(path, moved, tree.xattr(path, "user.lightly.sample_id").decode()))
+        else:
+            planned.append(Planned.of_file(path, moved, local.record))
+    journal = tree.parts.uploads.journal
+    journal.put_renames(planned)
+    return journal
+
+
+def is_finished(tree: InProcessTree) -> bool:
+    assert tree.parts.uploads is not None
+    return tree.parts.uploads.journal.renames() == []
+
+
+def test_files_that_were_on_their_way_when_the_rename_began_are_renamed_by_the_next_mount_too(
+    own_server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uploads that had sent nothing yet were no part of what the next mount went on with."""
+    waited_for, renamed = threading.Event(), iter(range(100))
+    holder_of, hasten = UploadedSamples.holder_of, Uploader.hasten
+
+    def ask_late(*args: Any, **options: Any) -> str | None:
+        assert waited_for.wait(10)
+        return holder_of(*args, **options)
+
+    def note_wait(*args: Any) -> None:
+        hasten(*args)
+        waited_for.set()
+
+    def update(*args: Any) -> None:
+        if next(renamed) == 1:
+            shutil.copytree(tmp_path / "tree", tmp_path / "killed", ignore=shutil.ignore_patterns("*-shm"))
+        if (tmp_path / "killed").exists():
+            raise Forbidden("the mount is dead", status=403)
+        original(*args)
+
+    with in_process(own_server, tmp_path / "tree", write_back="on") as tree, monkeypatch.context() as patched:
+        original = tree.parts.client.update_sample
+        tree.names()
+        tree.mkdir("a")
+        patched.setattr(UploadedSamples, "holder_of", ask_late)
+        for name, data in FILES.items():
+            tree.write(name, data)
+        patched.setattr(Uploader, "hasten", note_wait)
+        patched.setattr(tree.parts.client, "update_sample", update)
+        with refused(errno.EACCES):
+            tree.rename("a", "b")
+        assert len([name for name in stored(own_server) if name.startswith("b/")]) == 1
+
+    with in_process(own_server, tmp_path / "killed", write_back="on") as tree:
+        wait_until(lambda: is_finished(tree), 10)
+        assert stored(own_server) == moved("b")
+        assert shown(tree) == moved("b")
+        assert tree.names() == ["b"]
+
+
+@pytest.mark.parametrize("refuses", ["withWriteUrls", "storage.put"])
+def test_local_files_and_what_is_owed_go_along_when_a_rename_is_finished(
+    own_server: LocalServer, tmp_path: Path, refuses: str
+) -> None:
+    """Whatever the server knows of what it is owed."""
+    for name, data in FILES.items():
+        own_server.add_sample(name, data)
+    with in_process(own_server, tmp_path / "tree") as tree:
+        tree.mkdir("a/made")
+        tree.write("a/made/x.tmp", b"x")
+        tree.mkdir("a/empty")
+        own_server.faults.add(Status(status=403, target=refuses))
+        with refused(errno.EACCES):
+            tree.write("a/owed.jpg", b"owed")
+        plan(tree, "a", "b")
+    own_server.faults.clear()
+
+    with in_process(own_server, tmp_path / "tree") as tree:
+        wait_until(lambda: is_finished(tree), 10)
+        expected = {**moved("b"), "b/owed.jpg": b"owed"}
+        wait_until(lambda: stored(own_server) == expected, 10)
+        assert shown(tree) == {**expected, "b/made/x.tmp": b"x"}
+        assert tree.names() == ["b"]
+        assert tree.names("b") == ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "empty", "made", "owed.jpg"]
+
+
+def test_a_finished_rename_is_shown_before_any_listing_shows_it(
+    own_server: LocalServer, tmp_path: Path
+) -> None:
+    for name, data in FILES.items():
+        own_server.add_sample(name, data)
+    with in_process(own_server, tmp_path / "tree") as tree:
+        plan(tree, "a", "b")
+    own_server.faults.add(Status(status=503, target="partial"))
+
+    with in_process(own_server, tmp_path / "tree", sole_writer="on") as tree:
+        wait_until(lambda: is_finished(tree), 10)
+        assert tree.names() == ["b"]
+        assert shown(tree) == moved("b") == stored(own_server)
+        own_server.faults.clear()
+        tree.refresh()
+        assert shown(tree) == moved("b")
+
+
+def test_a_rename_waits_in_the_next_mount_for_a_server_that_is_away(
+    own_server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, data in FILES.items():
+        own_server.add_sample(name, data)
+    with in_process(own_server, tmp_path / "tree") as tree:
+        plan(tree, "a", "b")
+    finish, fails = SampleEdits.finish_rename, iter([True, True, False])
+
+    def away_at_first(*args: Any, **options: Any) -> None:
+        if next(fails, False):
+            raise Unreachable("no network")
+        finish(*args, **options)
+
+    monkeypatch.setattr(SampleEdits, "finish_rename", away_at_first)
+    monkeypatch.setattr("lightlyfs.app.uploading._FIRST_RENAMES_S", 0.01)
+
+    with in_process(own_server, tmp_path / "tree") as tree:
+        wait_until(lambda: is_finished(tree), 10)
+        assert shown(tree) == moved("b") == stored(own_server)
+
+
+def test_a_mount_that_sends_nothing_leaves_a_rename_to_the_next(
+    own_server: LocalServer, tmp_path: Path
+) -> None:
+    for name, data in FILES.items():
+        own_server.add_sample(name, data)
+    with in_process(own_server, tmp_path / "tree") as tree:
+        plan(tree, "a", "b")
+
+    with in_process(own_server, tmp_path / "tree", upload="none") as tree:
+        assert shown(tree) == FILES
+        assert not is_finished(tree)
+    assert stored(own_server) == FILES
+
+    with in_process(own_server, tmp_path / "tree") as tree:
+        wait_until(lambda: is_finished(tree), 10)
+        assert stored(own_server) == moved("b")
 
 
 def test_a_sample_that_is_being_changed_stops_the_rename_before_its_beginning(

@@ -16,7 +16,7 @@ from trees import InProcessTree, in_process, refused, wait_until
 from lightlyfs import places
 from lightlyfs.app.uploading import _take_over
 from lightlyfs.staging.journal import Journal
-from lightlyfs.staging.record import Record, State
+from lightlyfs.staging.record import Planned, Record, State
 from lightlyfs.staging.spool import Spool
 from lightlyfs.testing import LocalServer, Status
 
@@ -241,7 +241,7 @@ class Spools:
             journal.put(Record(key, f"{number}.jpg", f"{number}.jpg", State.PENDING, generation=1))
             for generation in range(2):
                 spool.path(key, generation).write_bytes(b"%d.%d" % (number, generation))
-        journal.put_renames([("old", "new", "c" * 24)])
+        journal.put_renames([Planned("old", "new", "c" * 24)])
         journal.close()
         self.place = places.SpoolPlace(directory, DATASET)
         assert self.place.path == self.target

@@ -15,7 +15,7 @@ from lightlyfs.errors import StartError
 from lightlyfs.name_rules import numbered
 from lightlyfs.staging.journal import Journal
 from lightlyfs.staging.local_files import LocalFiles
-from lightlyfs.staging.record import TRANSITIONS, Leftover, LocalDirectory, Record, State
+from lightlyfs.staging.record import TRANSITIONS, Leftover, LocalDirectory, Planned, Record, State
 from lightlyfs.staging.spool import Spool, recovered
 
 KEY = "a" * 32
@@ -120,7 +120,7 @@ def test_names_that_are_not_text_are_kept(bench: Bench) -> None:
     bench.put(record("a\udcff\ud800.jpg"))
     bench.journal.put_directories(LocalDirectory("d\udc80", 0o750, 1, 2, 3))
     bench.journal.put_leftover(Leftover(SAMPLE, "\ud800", "y"))
-    bench.journal.put_renames([("\ud800", "new", SAMPLE)])
+    bench.journal.put_renames([Planned("\ud800", "new", SAMPLE)])
     bench.journal.close()
 
     again = Journal(bench.path)

@@ -10,7 +10,7 @@ import pytest
 
 from lightlyfs.errors import StartError
 from lightlyfs.staging.journal import SCHEMA_VERSION, Journal
-from lightlyfs.staging.record import Leftover, LocalDirectory, Record, SetTime, State
+from lightlyfs.staging.record import Leftover, LocalDirectory, Planned, Record, SetTime, State
 from lightlyfs.staging.spool import GONE, Spool, recovered
 
 A, B, C = "a" * 32, "b" * 32, "c" * 32
@@ -47,7 +47,7 @@ def filled(path: Path) -> Journal:
     journal.put_directories(LocalDirectory("d", 0o750, 1, 2, 3), LocalDirectory("e", 0o700, 4, 5, 6))
     journal.put_leftover(Leftover(SAMPLE, "was", "is"))
     journal.put_time(SAMPLE, SetTime(7, "v", 8))
-    journal.put_renames([("old", "new", SAMPLE), ("old2", "new2", "e" * 24)])
+    journal.put_renames([Planned("old", "new", SAMPLE), Planned("old2", "new2", "e" * 24)])
     return journal
 
 
@@ -96,7 +96,7 @@ def test_all_of_it_can_be_replaced_and_forgotten(tmp_path: Path) -> None:
     assert journal.times()[SAMPLE] == SetTime(8, "w", 9)
     journal.remove_times([SAMPLE, "0" * 24])
     assert journal.times() == {"f" * 24: SetTime(1, "x", 2)}
-    journal.remove_rename(SAMPLE)
+    journal.remove_renames([Planned("old", "new", SAMPLE)])
     assert journal.renames() == [("old2", "new2", "e" * 24)]
 
 
