@@ -35,6 +35,7 @@ _PRODUCIBLE = r"(?:00|2F|2E|25|FE|ED%[AB][0-9A-F]%[89AB][0-9A-F])"
 _LITERAL_ESCAPE = re.compile(f"%(?={_PRODUCIBLE})")
 _ESCAPE = re.compile(f"%{_PRODUCIBLE}")
 _NEEDS_WORK = re.compile("[%\0\ud800-\udfff]")
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # a part that stays as it is wherever it stands but in front: 63 characters are at most 252 bytes
 _PLAIN = re.compile("(?![.]{1,2}(?:/|$))[^%/\0\ud800-\udfff]{1,63}", re.DOTALL)
@@ -81,6 +82,11 @@ def is_component(name: str, *, first: bool) -> bool:
 def is_plain_component(name: str) -> bool:
     """Return whether a name is its own component wherever it stands; no for some that are."""
     return name[:1] != "." and _PLAIN.fullmatch(name) is not None
+
+
+def is_text(name: str) -> bool:
+    """Return whether a name can be given to a new sample: others are no text for many a server."""
+    return _NO_TEXT.search(name) is None
 
 
 def join_name(components: Iterable[str]) -> str | None:

@@ -18,7 +18,7 @@ from typing import Any
 from cachetools import TTLCache
 
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry, true_name
-from lightlyfs.catalog.names import join_name, split_name
+from lightlyfs.catalog.names import is_text, join_name, split_name
 from lightlyfs.errors import (
     AttributeTooLarge,
     BadName,
@@ -54,12 +54,13 @@ _LINK_REFUSED_S, _MAX_LINKS_REFUSED = 1.0, 1_000
 
 
 def sample_name(path: str) -> str:
-    """Return the sample name whose path this is, "" where no sample can have it.
+    """Return the name of a new sample whose path this is, "" where none can have it.
 
     Raises UnicodeEncodeError for a path that is not UTF-8.
     """
     path.encode()
-    return join_name(path.split("/")) or ""
+    name = join_name(path.split("/")) or ""
+    return name if is_text(name) else ""
 
 
 def refuse_trash(path: str) -> None:
@@ -92,16 +93,22 @@ class TreeChanges:
             _MAX_LINKS_REFUSED, _LINK_REFUSED_S, timer=time.monotonic
         )
 
-    def name_at(self, path: str) -> str:
+    def name_at(self, path: str, was: str = "") -> str:
         """Return the sample name whose path this is, "" for a name that stays here.
 
-        BadName for one that counts although no sample can have it.
+        BadName for one that counts although no new sample can have it. `was` is the name before, of a sample:
+        one that a new sample may not have the server has taken, and it may be renamed to another such name.
         """
         name = sample_name(path)
         if self._writer.counts(path) and not self._names.rules.shows(path):
             raise NotPermitted(f"--include or --exclude hides this name on this mount: {path}")
         if not name and self._writer.counts(path):
-            raise BadName(f"no sample can be called so, for its path would be another one: {path}")
+            spelled = join_name(path.split("/"))
+            if not spelled:
+                raise BadName(f"no sample can be called so, for its path would be another one: {path}")
+            if is_text(was):
+                raise BadName(f"no new sample is called so, which a server may refuse: {spelled!a}")
+            return spelled
         return name
 
     # directories
@@ -267,12 +274,14 @@ class TreeChanges:
                 # a program that saves like this meant no second sample by its temporary file
                 self._writer.keep_here(file)
                 raise
-        changes: dict[str, Any] = {"name": self.name_at(new)}
+        changes: dict[str, Any]
         if isinstance(target, SampleEntry):
             changes = {"name": true_name(new, target), "sample_id": target.sample_id, "replaces": True}
         elif isinstance(target, LocalFile) and target.record.replaces:
             known = target.record
             changes = {"name": known.name, "sample_id": known.sample_id, "replaces": True}
+        else:
+            changes = {"name": self.name_at(new)}
         replaced = target if isinstance(target, LocalFile) else None
         if replaced is not None:
             self._writer.set_aside(replaced)
@@ -352,9 +361,10 @@ class TreeChanges:
             return
         if target is not None:
             raise NotPermitted(f"{new} exists, and the Lightly API cannot replace one sample by another")
-        name = self.name_at(new)
+        was = true_name(old, entry)
+        name = self.name_at(new, was)
         has_object = entry.published_size != 0
-        done = self._edits.rename(entry.sample_id, true_name(old, entry), name, has_object=has_object)
+        done = self._edits.rename(entry.sample_id, was, name, has_object=has_object)
         try:
             turn.result(done)
         except FileExists:
@@ -423,7 +433,8 @@ class TreeChanges:
                 )
         known = {entry.sample_id for _, _, entry in moves}
         plan = [Planned.of_directory(old, new)]
-        plan += [Planned(true_name(path, e), self.name_at(moved), e.sample_id) for path, moved, e in moves]
+        named = [(true_name(path, entry), moved, entry.sample_id) for path, moved, entry in moves]
+        plan += [Planned(was, self.name_at(moved, was), sample_id) for was, moved, sample_id in named]
         plan += [
             Planned.of_file(file.path, new + file.path[len(old) :], file.record)
             for file in self._local.below(old)
@@ -486,7 +497,8 @@ class TreeChanges:
                 raise FileExists(f"{planned.old} is elsewhere by now")
         elif file.uploaded:
             assert file.record.sample_id is not None
-            self._finish_sample(file.record.sample_id, file.record.name, self.name_at(planned.new))
+            was = file.record.name
+            self._finish_sample(file.record.sample_id, was, self.name_at(planned.new, was))
         elif self._names.find(planned.new, turn) is not None:
             raise FileExists(f"it exists by now: {planned.new}")
         else:

@@ -241,12 +241,13 @@ class Filesystem:
             self._views.need_writable(path)
         writing = self._need_writing(path)
         refuse_trash(path)
-        writing.changes.name_at(path)
         removed = self._names.removed.take(path)
         if removed is not None:
             handle = writing.writer.open_sample(path, removed, flags | os.O_TRUNC)
             return Opened(self._handles.add(handle), True, False, True)
         existing = self._names.find(path, self._patience.turn())
+        if existing is None:
+            writing.changes.name_at(path)
         created = writing.writer.create(path, mode & 0o7777, flags) if existing is None else None
         if created is not None:
             return Opened(self._handles.add(created), True, False, True)

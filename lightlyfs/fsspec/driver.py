@@ -282,7 +282,7 @@ class LightlyFileSystem(AskingFileSystem):
                 raise ReadOnly("opened with read_only, or for a tag")
             name = sample_name(inside)
             if not name:
-                raise BadName(f"no sample can be called so, for its path would be another one: {inside}")
+                raise BadName(f"no new sample can be called so: {inside}")
             sent = parts.uploads.put_once(Path(lpath), name)
             if sent:
                 parts.catalog.expect_changes()

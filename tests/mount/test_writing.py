@@ -261,6 +261,41 @@ def test_a_name_that_would_come_back_as_another_is_refused(
     assert own_server.samples() == []
 
 
+@pytest.mark.parametrize("name", ["a%00.jpg", "x%ED%A0%80.jpg", "d%00/a.jpg"])
+def test_nothing_new_gets_a_name_that_is_no_text(
+    tree: WritableTree, own_server: LocalServer, name: str
+) -> None:
+    tree.write("sane.jpg", b"sane")
+    tree.mkdir("d%00")
+    tree.mkdir("dir")
+    tree.write("dir/x.tmp", b"local")
+
+    with refused(errno.EINVAL):
+        tree.write(name, b"x")
+    for old in ("sane.jpg", "dir/x.tmp"):
+        with refused(errno.EINVAL):
+            tree.rename(old, name)
+
+    assert stored(own_server) == {"sane.jpg": b"sane"}
+    assert tree.read("dir/x.tmp") == b"local"
+
+
+def test_a_local_file_may_have_a_name_that_is_no_text(tree: WritableTree, own_server: LocalServer) -> None:
+    tree.write("a%00.tmp", b"local")
+    assert tree.read("a%00.tmp") == b"local"
+    assert own_server.samples() == []
+
+
+def test_a_directory_is_not_renamed_so_that_samples_get_names_that_are_no_text(
+    tree: WritableTree, own_server: LocalServer
+) -> None:
+    tree.mkdir("d")
+    tree.write("d/a.jpg", b"a")
+    with refused(errno.EINVAL):
+        tree.rename("d", "e%00")
+    assert stored(own_server) == {"d/a.jpg": b"a"}
+
+
 def test_a_set_time_is_kept_with_the_content(own_server: LocalServer, tree: WritableTree) -> None:
     tree.write("a.jpg", b"x")
     tree.set_mtime("a.jpg", 1_600_000_000)
@@ -315,6 +350,30 @@ def test_a_replaced_image_keeps_its_id_and_other_peoples_metadata(
     assert (meta["sizeInBytes"], meta["shape"], meta["custom"]) == (len(data), [32, 64, 3], {"mine": 1})
     assert overwriting.read("old.png") == data
     assert overwriting.stat("old.png").size == len(data)
+
+
+def test_samples_whose_names_are_no_text_are_read_replaced_and_renamed(
+    own_server: LocalServer, overwriting: WritableTree
+) -> None:
+    for name in ("d/nul\0.png", "d/\ud800.png"):
+        own_server.add_sample(name, name.encode("utf-8", "surrogatepass"))
+    overwriting.refresh()
+    soon(lambda: "d" in overwriting.names())
+    assert overwriting.read("d/nul%00.png") == b"d/nul\0.png"
+
+    overwriting.write("d/nul%00.png", b"written")
+    overwriting.write("d/x.tmp", b"renamed over")
+    overwriting.rename("d/x.tmp", "d/%ED%A0%80.png")
+    overwriting.rename("d", "e")
+    expected = {"e/nul\0.png": b"written", "e/\ud800.png": b"renamed over"}
+    assert {name: data for name, data in stored(own_server).items() if name != "old.png"} == expected
+
+    overwriting.rename("e/nul%00.png", "e/nul.png")
+    overwriting.rename("e/%ED%A0%80.png", "e/lone.png")
+    expected = {"e/nul.png": b"written", "e/lone.png": b"renamed over"}
+    assert {name: data for name, data in stored(own_server).items() if name != "old.png"} == expected
+    with refused(errno.EINVAL):
+        overwriting.rename("e/nul.png", "e/nul%00.png")
 
 
 def test_an_image_is_changed_in_place_and_appended_to(
