@@ -42,10 +42,13 @@ _PROBE_EVERY_S, _MAX_THROTTLED_S = 0.5, 60.0
 _OUTAGE_S = 3.0
 # A refusal that lasted for the whole time of doubt is believed at once for this long.
 _BELIEVED_S = 60.0
-# Refusals of one kind that make the next ones of it likely: they are doubted for a fraction of the time.
+# Refusals of one kind that make the next ones of it likely: they are doubted for a fraction of the time. One
+# is enough where an account is full, for that is no matter of what was sent, until a request of the kind
+# succeeds.
 _MANY = 3
 _MANY_S = 600.0
 _SHORT_DOUBT = 0.05
+_QUOTA = errors.QuotaExceeded.__name__
 _FIRST_DOUBT_S, _MAX_DOUBT_S = 0.1, 1.5
 
 # Refusals, and answers that make no sense: they usually stay, and sometimes pass.
@@ -119,6 +122,7 @@ class Retrier:
         # refusals of each kind
         self._believed: TTLCache[tuple[str, str], str] = TTLCache(10_000, _BELIEVED_S, timer=clock)
         self._confirmed: TTLCache[tuple[str, str, str], None] = TTLCache(1_000, _MANY_S, timer=clock)
+        self._full: TTLCache[str, None] = TTLCache(100, _MANY_S, timer=clock)
 
     def for_another_host(self) -> Retrier:
         """Return one with the same time, and nothing remembered."""
@@ -170,6 +174,7 @@ class Retrier:
         with self._lock:
             self._believed.clear()
             self._confirmed.clear()
+            self._full.clear()
 
     # what all calls know of the host
 
@@ -230,9 +235,10 @@ class Retrier:
     # what is known of refusals
 
     def _note_success(self, kind: str, what: str) -> None:
-        if not self._believed:
+        if not self._believed and not self._full:
             return
         with self._lock:
+            self._full.pop(kind, None)
             self._believed.pop((kind, what), None)
             self._believed.pop(_ANY, None)
 
@@ -242,6 +248,8 @@ class Retrier:
 
     def _is_common(self, kind: str, name: str) -> bool:
         with self._lock:
+            if name == _QUOTA and kind in self._full:
+                return True
             return sum(known[:2] == (kind, name) for known in self._confirmed) >= _MANY
 
     def _note_lasting(self, key: tuple[str, str]) -> None:
@@ -252,6 +260,8 @@ class Retrier:
         with self._lock:
             self._believed[key] = name
             self._confirmed[key[0], name, key[1]] = None
+            if name == _QUOTA:
+                self._full[key[0]] = None
 
     # waiting
 

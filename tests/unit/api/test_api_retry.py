@@ -295,6 +295,23 @@ class TestRefusals:
                 subject.call(lasting(time, 1e9, lambda: errors.NotFound("x")), kind="get", what=str(number))
         assert time.now_s - 100 < 60
 
+    def test_once_an_account_is_full_the_next_file_is_doubted_for_a_moment(self) -> None:
+        time = Time()
+        subject = retrier(time)
+
+        def refuse(what: str) -> float:
+            began = time.now_s
+            with pytest.raises(errors.QuotaExceeded):
+                subject.call(lasting(time, 1e9, lambda: errors.QuotaExceeded("x")), kind="put", what=what)
+            return time.now_s - began
+
+        assert refuse("a") >= 6
+        assert 0 < refuse("b") < 1
+        # one odd answer is still asked about again
+        assert subject.call(failing(errors.QuotaExceeded("x"), None), kind="put", what="c") == "ok"
+        # and there is room again, so that the next refusal is odd
+        assert refuse("d") >= 6
+
     def test_a_request_that_never_left_is_refused_at_once(self) -> None:
         time = Time()
         with pytest.raises(errors.BadRequest):
