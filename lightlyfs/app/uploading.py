@@ -167,11 +167,8 @@ class Uploads:
             target.start()
 
     def drain(self) -> None:
-        """Wait for the uploads under way while they make progress."""
-        left, _ = self.uploader.wait_idle(0)
-        # `umount` may have waited already
-        while left and self.uploader.stalled_s() < _DRAIN_STALLED_S:
-            left, _ = self.uploader.wait_idle(1.0)
+        """Wait for the uploads under way while they make progress; not for those that begin meanwhile."""
+        self.uploader.drain(_DRAIN_STALLED_S)
 
     def refresh(self) -> None:
         """Retry everything, and have changes by others to the uploaded samples looked up."""

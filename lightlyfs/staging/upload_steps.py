@@ -54,6 +54,8 @@ _TAIL = 1_000
 _BY_NAME = 100
 _CLOCKS_DIFFER_S = 86_400.0
 _URL_REFUSED = (400, 401, 403)
+# sending a smaller file again is quick, and no progress
+_LONG_BODY_BYTES = 4 << 20
 _NO_META = SampleMetaData()
 
 
@@ -407,7 +409,9 @@ class Steps:
         put = self._objects.put
         thumbnail = None if small is None else self._side.submit(put, urls, True, small)
         try:
-            etag = put(urls, False, _CountedBody(image.path, image.path.stat().st_size, moving))
+            etag = put(
+                urls, False, _CountedBody(image.path, image.path.stat().st_size, pieces=_Pieces(moving))
+            )
         except BaseException:
             if thumbnail is not None:
                 thumbnail.result()
@@ -532,25 +536,35 @@ class WriteUrls:
         return url
 
 
-class _CountedBody(BodyFile):
-    """A file to send that reports its progress."""
+@dataclass
+class _Pieces:
+    """How many pieces of a body were read in the attempt that got furthest."""
 
-    def __init__(self, path: Path, length: int, moving: Moving) -> None:
-        super().__init__(path, length)
-        object.__setattr__(self, "_moving", moving)
+    moving: Moving
+    most: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CountedBody(BodyFile):
+    """A file to send that reports its progress: each piece, but of a short one none that is sent again."""
+
+    pieces: _Pieces
 
     def open(self) -> BodyReader:
         """Return a reader that counts each piece."""
-        return _CountedReader(self, getattr(self, "_moving"))  # noqa: B009 - set past the frozen class
+        return _CountedReader(self)
 
 
 class _CountedReader(BodyReader):
-    def __init__(self, body: BodyFile, moving: Moving) -> None:
+    def __init__(self, body: _CountedBody) -> None:
         super().__init__(body)
-        self._moving = moving
+        self._pieces, self._count = body.pieces, 0
 
     def read(self, size: int = -1) -> bytes:
-        self._moving.moved += 1
+        self._count += 1
+        if self._count > self._pieces.most or len(self) > _LONG_BODY_BYTES:
+            self._pieces.most = max(self._pieces.most, self._count)
+            self._pieces.moving.moved += 1
         return super().read(size)
 
 

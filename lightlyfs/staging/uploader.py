@@ -57,6 +57,8 @@ _AWAY_AFTER_S = 10.0
 _LOOK_FOR_TOKEN_S = 0.5
 # while files wait for a thread, uploads are checked for progress this often
 _LOOK_FOR_ROOM_S = 0.5
+# at the end uploads are checked for progress this often
+_LOOK_FOR_MOVES_S = 1.0
 # an upload that cannot start because the mount ends is not retried in a loop
 _MIN_PAUSE_S = 0.1
 
@@ -81,11 +83,30 @@ class UploadOutcome(Protocol):
         """Take note of a failure."""
 
 
+class _Try:
+    """How far one try of an upload is; it counts where no earlier one was, or failures would be progress."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self._ticket = ticket
+        self._moved = 0
+
+    @property
+    def moved(self) -> int:
+        """Steps and pieces of this try."""
+        return self._moved
+
+    @moved.setter
+    def moved(self, moved: int) -> None:
+        self._moved = moved
+        self._ticket.moved = max(self._ticket.moved, moved)
+
+
 class _Job:
-    def __init__(self, file: LocalFile, generation: int, ticket: Ticket) -> None:
+    def __init__(self, file: LocalFile, generation: int, ticket: Ticket, number: int) -> None:
         self.file = file
         self.generation = generation
         self.ticket = ticket
+        self.number = number  # of the submission of this generation
         self.running = False
         self.failed = False
         self.tries = 0
@@ -95,7 +116,7 @@ class _Job:
         # everything was to be tried again while this was on its way, perhaps with the token of before
         self.again = False
         # a later generation of the same file, sealed while this one is on its way
-        self.following: tuple[int, Ticket] | None = None
+        self.following: tuple[int, Ticket, int] | None = None
 
 
 class Uploader:
@@ -131,6 +152,7 @@ class Uploader:
         self._offline = ""
         self._refused = False
         self._probe_at = 0.0
+        self._submitted = 0
         self._moved = 0  # of tickets that are done, and those that began
         self._seen_moved, self._seen_at = -1, 0.0
         self._retrier = threading.Thread(target=self._retry_loop, name="lightlyfs-retry", daemon=True)
@@ -162,16 +184,19 @@ class Uploader:
         ticket, generation = Ticket(), file.record.generation
         with self._state:
             self._moved += 1
+            self._submitted += 1
+            number = self._submitted
             job = self._jobs.get(file.record.key)
             if job is not None and job.running:
                 if job.following is not None:
                     # the generation between is never sent: its waiting callers wait for this one
                     ticket = job.following[1]
-                job.following = (generation, ticket)
+                job.following = (generation, ticket, number)
                 return ticket
             if job is None:
-                job = self._jobs[file.record.key] = _Job(file, generation, ticket)
-            job.file, job.generation, job.ticket, job.failed = file, generation, ticket, False
+                job = self._jobs[file.record.key] = _Job(file, generation, ticket, number)
+            job.file, job.generation, job.ticket, job.number = file, generation, ticket, number
+            job.failed = False
             if not self._offline and self._server.outage_s() >= _AWAY_AFTER_S:
                 self._offline_locked("the server does not answer")
             offline = self._offline
@@ -236,18 +261,33 @@ class Uploader:
                 self._seen_moved, self._seen_at = moved, self._clock()
             return self._running_locked(), moved
 
-    def stalled_s(self) -> float:
-        """Return how long nothing has moved, as any caller of `wait_idle` saw it."""
-        with self._state:
-            return self._clock() - self._seen_at
+    def drain(self, stalled_s: float) -> None:
+        """Wait until nothing is under way of what was submitted by now, or does not move for that long.
 
-    def _running_locked(self) -> int:
+        What is submitted meanwhile is not waited for: programs may go on writing without end. Callers of
+        `wait_idle` may have seen before that nothing moves.
+        """
+        self.wait_idle(0)
+        with self._state:
+            last, seen = self._submitted, (-1, 0)
+            while left := self._running_locked(last):
+                moved = sum(job.ticket.moved for job in self._jobs.values() if job.number <= last)
+                if seen not in ((-1, 0), (left, moved)):
+                    self._seen_at = self._clock()
+                seen = left, moved
+                if self._clock() - self._seen_at >= stalled_s:
+                    return
+                self._is_idle.wait(_LOOK_FOR_MOVES_S)
+
+    def _running_locked(self, last: int | None = None) -> int:
+        """Return how many files are under way, up to the submission `last`."""
         if self._offline or self._server.outage_s() >= _AWAY_AFTER_S:
             return 0
         due = self._clock() + _PROBE_S  # one that was submitted with a delay
         return sum(
             job.running or (not job.tries and not job.failed and job.retry_at <= due)
             for job in self._jobs.values()
+            if last is None or job.number <= last
         )
 
     def _notify_locked(self) -> None:
@@ -293,7 +333,7 @@ class Uploader:
             self._files.update(file, generation, durable=durable, **changes)
 
         try:
-            uploaded = self._steps.upload(self._files.owed(file, generation), job.ticket, note)
+            uploaded = self._steps.upload(self._files.owed(file, generation), _Try(job.ticket), note)
             self._outcome.uploaded(file, uploaded)
         except Exception as error:
             self._failed(job, error)
@@ -308,7 +348,8 @@ class Uploader:
             if job.following is None:
                 del self._jobs[file.record.key]
             else:
-                (job.generation, job.ticket), job.following, job.tries = job.following, None, 0
+                (job.generation, job.ticket, job.number), job.following = job.following, None
+                job.tries = 0
                 self._start_locked(job)
             self._online_locked()
             self._fill_locked()
@@ -346,7 +387,7 @@ class Uploader:
                 if not isinstance(error, Cancelled):
                     self._online_locked()
             if job.following is not None:
-                (job.generation, job.ticket), job.following = job.following, None
+                (job.generation, job.ticket, job.number), job.following = job.following, None
                 self._start_locked(job)
             elif state is State.LOCAL:
                 self._jobs.pop(job.file.record.key, None)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import signal
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import requests
-from trees import MountedTree, environment, need_fuse, start_mount
+from trees import MountedTree, environment, mounted, need_fuse, start_mount, wait_until
 
-from lightlyfs.testing import LocalServer
+from lightlyfs.testing import Latency, LocalServer, Status
 
 pytestmark = pytest.mark.fuse
 
@@ -84,3 +88,45 @@ def test_two_hundred_mounts_with_forgets_pending_end_well(filled: LocalServer, t
         for index, way in enumerate(WAYS.values())
     ]
     assert codes == [0] * 200
+
+
+@pytest.mark.parametrize("way", ["SIGTERM", "fusermount3, lazy"])
+def test_a_mount_whose_uploads_fail_at_once_ends_soon(
+    own_server: LocalServer, tmp_path: Path, way: str
+) -> None:
+    """An upload that is sent again and again, and refused each time, makes no progress."""
+    own_server.faults.add(Status(target="storage.put", status=500))
+    with mounted(own_server, tmp_path / "tree", "3", "--write-back") as tree:
+        tree.write("new.jpg", b"new")
+        wait_until(lambda: own_server.stats.count("storage.put") > 1, 20)
+
+        WAYS[way](tree)
+
+        tree.ended = True
+        assert tree.process.wait(30) == 0
+
+
+def test_a_mount_ends_although_programs_go_on_writing(own_server: LocalServer, tmp_path: Path) -> None:
+    own_server.faults.add(Latency(target="storage.put", delay_s=0.5))
+    with (
+        ThreadPoolExecutor(1) as pool,
+        mounted(own_server, tmp_path / "tree", "3", "--write-back") as tree,
+    ):
+        directory = os.open(tree.mountpoint, os.O_RDONLY)  # nothing is written beside the mount
+
+        def write_on() -> None:
+            flags = os.O_CREAT | os.O_WRONLY
+            with suppress(OSError):
+                for number in itertools.count():
+                    with open(os.open(f"{number:05d}.jpg", flags, dir_fd=directory), "wb") as file:
+                        file.write(b"new")
+
+        writing = pool.submit(write_on)
+        wait_until(lambda: own_server.stats.count("storage.put") > 1, 20)
+
+        by_signal(tree)
+
+        tree.ended = True
+        assert tree.process.wait(60) == 0
+        writing.result(10)
+        os.close(directory)

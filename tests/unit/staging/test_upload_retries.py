@@ -403,16 +403,80 @@ def test_a_waiter_hears_what_is_under_way_and_whether_it_moves(bench: Bench) -> 
     assert under_way == 2  # and what begins soon
     bench.now += 2
     assert bench.uploader.wait_idle(0) == (2, moved)
-    assert bench.uploader.stalled_s() == 2
     bench.outcomes = [FAULT]
     bench.work()
     assert bench.uploader.wait_idle(0)[0] == 1  # what failed once is not waited for
-    assert bench.uploader.stalled_s() == 0 or bench.uploader.wait_idle(0)[1] == moved
     bench.now += 5
     bench.step()
     bench.work()
     assert bench.uploader.wait_idle(0)[1] > moved
-    assert bench.uploader.stalled_s() == 0
+
+
+def drain(bench: Bench, each_second: Callable[[], object]) -> float:
+    """Wait for the end as a mount does, for ten seconds without progress; for how long that was."""
+
+    class Seconds:
+        def wait(self, seconds: float) -> None:
+            bench.now += seconds
+            each_second()
+
+        def wait_for(self, condition: Callable[[], bool], seconds: float) -> bool:
+            return condition()
+
+        def notify_all(self) -> None:
+            pass
+
+    began = bench.now
+    bench.uploader._is_idle = Seconds()  # type: ignore[assignment]
+    bench.uploader.drain(10.0)
+    return bench.now - began
+
+
+def test_the_end_waits_for_what_moves(bench: Bench) -> None:
+    names = [f"{number:02d}.jpg" for number in range(20)]
+    for name in names:
+        bench.submit(name)
+
+    assert drain(bench, lambda: bench.pool.jobs and bench.pool.jobs.pop(0)()) == 20
+    assert bench.ended == names
+
+
+def test_the_end_does_not_wait_for_an_upload_that_fails_again_and_again(bench: Bench) -> None:
+    """Each try gets as far as the ones before it, which is no progress."""
+    bench.submit()
+
+    def retry() -> None:
+        bench.outcomes = [FAULT]
+        bench.uploader.retry_all()
+        bench.work()
+        bench.uploader.retry_all()
+
+    assert drain(bench, retry) <= 12
+    assert len(bench.tried) > 1
+
+
+def test_the_end_does_not_wait_for_files_that_are_closed_meanwhile(bench: Bench) -> None:
+    bench.submit("first.jpg")
+    later = [f"{number}.jpg" for number in range(100)]
+
+    def write_on() -> None:
+        bench.submit(later.pop(0))
+        bench.pool.jobs.pop()()
+
+    assert drain(bench, write_on) <= 11
+    assert bench.ended
+
+
+def test_the_end_waits_for_the_last_generation_of_a_file_that_was_closed_by_then(bench: Bench) -> None:
+    file = bench.file("x.jpg")
+    bench.uploader.submit(file)
+    bench.files.update(file, 0, generation=1, state=State.OPEN)
+    bench.files.update(file, 1, state=State.PENDING)
+    bench.uploader.submit(file)
+    bench.files.owed = lambda file, generation: file.record  # type: ignore[method-assign]
+
+    assert drain(bench, lambda: bench.pool.jobs.pop(0)()) == 2
+    assert bench.ended == ["x.jpg", "x.jpg"]
 
 
 def test_a_pool_that_is_shut_down_leaves_it_to_the_journal(bench: Bench) -> None:
