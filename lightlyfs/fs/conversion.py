@@ -233,6 +233,11 @@ class Completion:
         self._leave_to_catalogue(file)
         self._local.touch()
 
+    def closed(self, file: LocalFile) -> None:
+        """Leave a sample that has a new image to the catalogue, which also knows what others put there."""
+        if file.uploaded and file.record.replaces:
+            self._leave_to_catalogue(file)
+
     def listed(self) -> None:
         """After a listing, drop files that it holds as samples, and move those whose names others use."""
         if not self._pruned:
@@ -346,7 +351,8 @@ class Completion:
             if file.uploaded_at >= self._known_since and (
                 listed is None or listed[1].size_hint in (None, record.size)
             ):
-                self._catalog.record_facts(record.sample_id, record.size, record.etag)
+                is_ours = not record.replaces and (listed is None or listed[1].etag in (None, record.etag))
+                self._catalog.record_facts(record.sample_id, record.size, record.etag, certain=is_ours)
             # the journal forgets it now, so the catalogue must not go back to an old version in a crash
             self._catalog.flush_facts()
             self._names.renamed.note_written(record.path, entry_of_uploaded(record))
@@ -457,7 +463,8 @@ class Adoption:
         sample_id = content.sample_id
         if content.size == record.size:
             self._fill_cache(content, record)
-        self._catalog.record_facts(sample_id, content.size, content.etag)
+        # others may have replaced the same image since, with a size and within a second that are the same
+        self._catalog.record_facts(sample_id, content.size, content.etag, certain=not record.replaces)
         try:
             self._times.put(sample_id, content.size, content.etag, record.mtime)
         except OSError as error:

@@ -338,6 +338,8 @@ class Filesystem:
             self._samples.release(opened)
         elif isinstance(opened, WriteHandle) and self._writing is not None:
             self._writing.writer.release(opened)
+            if opened.file is not None:
+                self._writing.completion.closed(opened.file)
 
     def abandon(self, handle: int) -> None:
         """Drop an open file that a program did not close; its writes are kept, and not uploaded."""

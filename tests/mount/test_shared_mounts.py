@@ -14,7 +14,7 @@ import pytest
 from trees import MountedTree, environment, need_fuse, reads_by_path, start_mount, wait_until
 
 from lightlyfs import mountpoints
-from lightlyfs.testing import LocalServer
+from lightlyfs.testing import Latency, LocalServer
 
 pytestmark = pytest.mark.fuse
 
@@ -118,3 +118,21 @@ def test_one_goes_on_where_the_other_is_killed(server: LocalServer, tmp_path: Pa
         trees[0].process.wait()
 
         assert contents(trees[1]) == truth(server)
+
+
+def test_the_image_that_storage_has_is_shown_by_both_where_both_replace_it_at_once(
+    server: LocalServer, tmp_path: Path
+) -> None:
+    """The one that is first in storage ends last, and knows its own version; the sizes do not tell."""
+    (sample,) = [one for one in server.samples() if one["fileName"] == "a/00.jpg"]
+    first, second = b"1" * 1_000, b"2" * 1_000
+    with two_mounts(server, tmp_path, "--allow-overwrite") as trees, ThreadPoolExecutor(1) as pool:
+        server.faults.add(Latency(target="update", delay_s=3, count=1))
+        writing = pool.submit(trees[0].write, "a/00.jpg", first)
+        wait_until(lambda: server.object_bytes(sample["id"]) == first, 10)
+        trees[1].write("a/00.jpg", second)
+        assert not writing.done()
+        writing.result()
+
+        for tree in trees:
+            wait_until(lambda tree=tree: tree.read("a/00.jpg") == second, HEARD_S)
