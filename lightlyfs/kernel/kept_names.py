@@ -67,6 +67,10 @@ def node_ids(root: str, directories: Iterable[str]) -> dict[str, int]:
     Raises OSError where the kernel cannot be asked.
     """
     wanted = list(directories)
+    if not wanted:
+        return {}
+    if not sys.executable:
+        raise OSError("there is no Python to ask the mount with")
     words = [sys.executable, "-I", "-S", __file__, root]
     environ = {name: value for name, value in os.environ.items() if not name.endswith("_TOKEN")}
     try:
@@ -81,8 +85,11 @@ def node_ids(root: str, directories: Iterable[str]) -> dict[str, int]:
         )
     except subprocess.SubprocessError as error:
         raise OSError(f"the mount does not tell the numbers of its directories: {error}") from error
-    numbers = map(int, done.stdout.split())
-    return {directory: number for directory, number in zip(wanted, numbers, strict=True) if number}
+    try:
+        numbers = zip(wanted, map(int, done.stdout.split()), strict=True)
+        return {directory: number for directory, number in numbers if number}
+    except ValueError as error:
+        raise OSError(f"the numbers of directories do not come as they should: {error}") from error
 
 
 class _FileHandle(ctypes.Structure):
