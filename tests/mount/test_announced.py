@@ -120,7 +120,8 @@ def test_an_order_goes_on_after_the_mount_was_stopped_or_hung_up(
             assert called.wait(20)
         finally:
             tree.process.send_signal(signal.SIGCONT)
-        for path in paths:
+        for number, path in enumerate(paths):
+            wait_until(lambda least=number: sent(server) > least)  # type: ignore[misc]
             assert len(path.read_bytes()) == SIZE
     status = json.loads(tree.run("status", str(tree.mountpoint), "--json").stdout)
     assert status["ahead"]["files_read"] > FILES // 2
