@@ -110,7 +110,7 @@ def test_an_order_goes_on_after_the_mount_was_stopped_or_hung_up(
 
     def dialled(*args: Any, **options: Any) -> Channel | None:
         called.set()
-        return dial(*args, **options)
+        return dial(*args, **{**options, "timeout_s": 20.0})  # it hangs up once
 
     with lightlyfs.ahead(paths):
         wait_until(lambda: sent(server) > 10)
@@ -124,7 +124,8 @@ def test_an_order_goes_on_after_the_mount_was_stopped_or_hung_up(
             wait_until(lambda least=number: sent(server) > least)  # type: ignore[misc]
             assert len(path.read_bytes()) == SIZE
     status = json.loads(tree.run("status", str(tree.mountpoint), "--json").stdout)
-    assert status["ahead"]["files_read"] > FILES // 2
+    # what was fetched when it hung up counts as given up
+    assert status["ahead"]["files"] > FILES // 2
 
 
 def test_what_an_iterator_gave_is_fetched_while_it_gives_no_more(
