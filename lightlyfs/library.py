@@ -121,7 +121,7 @@ class Mounted:
         return self._ask("status", 10.0)
 
     def refresh(self) -> dict[str, int]:
-        """Ask the API for everything now; return how many samples were added, changed and removed."""
+        """List the dataset again now, and return how many samples were added, changed and removed."""
         return self._ask("refresh", 600.0)
 
     def warm(

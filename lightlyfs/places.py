@@ -163,7 +163,7 @@ def remember_state_root(root: Path) -> None:
         with _alone_in(first):
             noted = _noted(known)
             if str(root) not in noted:
-                _write_whole(known, "".join(f"{line}\n" for line in [*_without_gone(noted), str(root)]))
+                replace_file(known, "".join(f"{line}\n" for line in [*_without_gone(noted), str(root)]))
     except OSError as error:
         log.warning("%s cannot be written, so that `uploads` needs --cache-dir: %s", known, error)
 
@@ -188,15 +188,19 @@ def _alone_in(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Replace a small file, over a crash by the old or the new one."""
-    new = path.with_name(f"{path.name}.new")
-    new.unlink(missing_ok=True)
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(os.fsencode(text))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+def replace_file(path: Path, text: str) -> None:
+    """Replace a small file of mode 0600: readers and a crash see the old text or the new; raises OSError."""
+    # under a name of its own, because other processes may replace it now
+    descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(os.fsencode(text))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
 
 
 def _noted(known: Path) -> list[str]:

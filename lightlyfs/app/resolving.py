@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -200,17 +198,6 @@ class _Names:
             return
         self._known[f"{self._fingerprint}/{wanted}"] = dataset_id
         try:
-            self._write()
+            places.replace_file(self._path, json.dumps(self._known))
         except OSError as error:
             log.warning("the name of the dataset cannot be remembered: %s", error)
-
-    def _write(self) -> None:
-        # under a name of its own, for other processes may remember theirs now; made with mode 0600
-        descriptor, temporary = tempfile.mkstemp(prefix=f"{self._path.name}.", dir=self._path.parent)
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                json.dump(self._known, file)
-            os.replace(temporary, self._path)
-        except OSError:
-            os.unlink(temporary)
-            raise

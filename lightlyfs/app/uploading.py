@@ -45,7 +45,7 @@ from lightlyfs.staging.local_files import LocalFile, LocalFiles
 from lightlyfs.staging.record import Planned, Record, State
 from lightlyfs.staging.spool import Spool
 from lightlyfs.staging.upload_steps import Steps, StoredObjects, UploadConfig, UploadedSamples
-from lightlyfs.staging.uploader import MAX_WORKERS, Uploader, may_pass
+from lightlyfs.staging.uploader import MAX_WORKERS, Uploader, is_worth_retrying
 
 if TYPE_CHECKING:
     from lightlyfs.app.dataset import Dataset
@@ -282,14 +282,15 @@ class Uploads:
             try:
                 self._changes.finish_rename(planned, self._dataset.patience.turn())
             except Exception as error:
-                if may_pass(error) or isinstance(error, _WAITS) or self._dataset.closing.is_set():
+                waits = is_worth_retrying(error) or isinstance(error, _WAITS)
+                if waits or self._dataset.closing.is_set():
                     for one in renames[at:]:
                         self._resume_planned(one)
                     return [*renames[at + 1 :], planned], refused, f"{planned.old}: {error}"
                 if not planned.is_directory:  # which stays for the sake of files that do
                     refused.append(f"{planned.old} is not {planned.new}: {error}")
             self._resume_planned(planned)
-            self._changes.forget_renames([planned])
+            self._changes.forget_renames([planned.key])
         return [], refused, ""
 
     def _in_turn(self, renames: list[Planned]) -> list[Planned]:
@@ -450,7 +451,7 @@ def _take_over(source: Path, place: places.SpoolPlace) -> None:
         mine.put_renamed(*renamed)
         ours.sync()
         journal.put(forget=keys)
-        journal.remove_renames(renames)
+        journal.remove_renames(one.key for one in renames)
         journal.remove_renamed(renamed)
     finally:
         journal.close()

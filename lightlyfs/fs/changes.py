@@ -445,19 +445,19 @@ class TreeChanges:
             self._rename_below(old, new, moves, turn)
         finally:
             # where it failed the program knows, and no later mount may go on with it
-            self.forget_renames(plan)
+            self.forget_renames([one.key for one in plan])
 
     def _rename_below(
         self, old: str, new: str, moves: list[tuple[str, str, SampleEntry]], turn: Turn
     ) -> None:
         for path, moved, entry in moves:
             self._rename_sample(entry, path, moved, None, turn)
-            self.forget_renames([Planned(path, moved, entry.sample_id)])
+            self.forget_renames([entry.sample_id])
             turn.restart()
         for file in self._local.below(old):
             planned = Planned.of_file(file.path, new + file.path[len(old) :], file.record)
             self._move_below(file, planned.new, turn)
-            self.forget_renames([planned])
+            self.forget_renames([planned.key])
             turn.restart()
         self._local.move_directories(old, new)
         self._names.renamed.note_directory(old, new)
@@ -470,10 +470,10 @@ class TreeChanges:
         else:
             self._rename_local(file, new, None, turn)
 
-    def forget_renames(self, renames: Iterable[Planned]) -> None:
-        """Have the journal forget renames that are done, or given up."""
+    def forget_renames(self, keys: Iterable[str]) -> None:
+        """Have the journal forget planned renames that are done, or given up."""
         try:
-            self._local.journal.remove_renames(renames)
+            self._local.journal.remove_renames(keys)
         except OSError as error:
             log.warning("a rename that has ended is looked at again by the next mount: %s", error)
 

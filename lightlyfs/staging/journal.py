@@ -256,9 +256,9 @@ class Journal:
         insert = "INSERT OR REPLACE INTO rename (old, new, sample_id) VALUES (?, ?, ?)"
         self._write(True, lambda db: db.executemany(insert, rows))
 
-    def remove_renames(self, renames: Iterable[Planned]) -> None:
-        """Forget renames that are done, or undone."""
-        rows = [(one.key,) for one in renames]
+    def remove_renames(self, keys: Iterable[str]) -> None:
+        """Forget planned renames that are done, or undone."""
+        rows = [(key,) for key in keys]
         self._write(False, lambda db: db.executemany("DELETE FROM rename WHERE sample_id = ?", rows))
 
     # renames that no listing showed yet

@@ -359,7 +359,7 @@ class Uploader:
     def _failed(self, job: _Job, error: Exception) -> None:
         if not isinstance(error, LightlyFsError | OSError):
             log.error("the upload of %s failed", job.file.path, exc_info=error)
-        again = may_pass(error)
+        again = is_worth_retrying(error)
         # a name that is taken is not owed: the file stays local until a person says otherwise
         state = State.LOCAL if isinstance(error, FileExists) else State.PENDING if again else State.FAILED
         text = "" if isinstance(error, Cancelled) else _reason(error)
@@ -454,7 +454,7 @@ class Uploader:
         return any(job.running for job in self._jobs.values())
 
 
-def may_pass(error: Exception) -> bool:
+def is_worth_retrying(error: Exception) -> bool:
     """Return whether trying again may help; the disk may have room again, the token be renewed."""
     if isinstance(error, FileExists):
         return False

@@ -237,6 +237,14 @@ def plan(tree: InProcessTree, old: str, new: str) -> Journal:
     return journal
 
 
+def cut_off(server: LocalServer, tmp_path: Path) -> None:
+    """What a mount leaves that was killed before the first rename of a directory with samples."""
+    for name, data in FILES.items():
+        server.add_sample(name, data)
+    with in_process(server, tmp_path / "tree") as tree:
+        plan(tree, "a", "b")
+
+
 def is_finished(tree: InProcessTree) -> bool:
     assert tree.parts.uploads is not None
     return tree.parts.uploads.journal.renames() == []
@@ -313,10 +321,7 @@ def test_local_files_and_what_is_owed_go_along_when_a_rename_is_finished(
 def test_a_finished_rename_is_shown_before_any_listing_shows_it(
     own_server: LocalServer, tmp_path: Path
 ) -> None:
-    for name, data in FILES.items():
-        own_server.add_sample(name, data)
-    with in_process(own_server, tmp_path / "tree") as tree:
-        plan(tree, "a", "b")
+    cut_off(own_server, tmp_path)
     own_server.faults.add(Status(status=503, target="partial"))
 
     with in_process(own_server, tmp_path / "tree", sole_writer="on") as tree:
@@ -331,10 +336,7 @@ def test_a_finished_rename_is_shown_before_any_listing_shows_it(
 def test_a_rename_waits_in_the_next_mount_for_a_server_that_is_away(
     own_server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, data in FILES.items():
-        own_server.add_sample(name, data)
-    with in_process(own_server, tmp_path / "tree") as tree:
-        plan(tree, "a", "b")
+    cut_off(own_server, tmp_path)
     finish, fails = SampleEdits.finish_rename, iter([True, True, False])
 
     def away_at_first(*args: Any, **options: Any) -> None:
@@ -353,10 +355,7 @@ def test_a_rename_waits_in_the_next_mount_for_a_server_that_is_away(
 def test_a_mount_that_sends_nothing_leaves_a_rename_to_the_next(
     own_server: LocalServer, tmp_path: Path
 ) -> None:
-    for name, data in FILES.items():
-        own_server.add_sample(name, data)
-    with in_process(own_server, tmp_path / "tree") as tree:
-        plan(tree, "a", "b")
+    cut_off(own_server, tmp_path)
 
     with in_process(own_server, tmp_path / "tree", upload="none") as tree:
         assert shown(tree) == FILES

@@ -96,7 +96,7 @@ def test_all_of_it_can_be_replaced_and_forgotten(tmp_path: Path) -> None:
     assert journal.times()[SAMPLE] == SetTime(8, "w", 9)
     journal.remove_times([SAMPLE, "0" * 24])
     assert journal.times() == {"f" * 24: SetTime(1, "x", 2)}
-    journal.remove_renames([Planned("old", "new", SAMPLE)])
+    journal.remove_renames([SAMPLE])
     assert journal.renames() == [("old2", "new2", "e" * 24)]
 
 
