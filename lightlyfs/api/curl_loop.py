@@ -52,11 +52,19 @@ log = logging.getLogger(__name__)
 class CurlLoop:
     """GETs of whole bodies, at most `config.connections` at once; `close` once.
 
-    An eighth of them is kept for urgent ones.
+    An eighth of them is kept for urgent ones. Connections are kept for further GETs: for ever, or until
+    nothing was under way for `keep_s`.
     """
 
-    def __init__(self, config: TransportConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        config: TransportConfig,
+        *,
+        keep_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._config = config
+        self._keep_s = keep_s
         self._clock = clock
         self._ca_bundle = config.ca_bundle or certifi.where()
         self._wake = -1  # a descriptor, while the thread runs
@@ -79,6 +87,7 @@ class CurlLoop:
         self._answers: dict[pycurl.CurlMulti, int] = {}  # over connections that were used before
         self._epoll: select.epoll
         self._due_at: float | None = None
+        self._close_at: float | None = None  # while only kept connections are left, which are to be closed
         self._looked_at = 0.0
         self._generation = 0
         self._took_s: dict[str, deque[float]] = {}
@@ -147,6 +156,7 @@ class CurlLoop:
                     events = self._wait()
                     self._read(events)
                     self._look()
+                    self._close_kept()
                 except Exception:
                     # every waiting request gets an error, and the loop starts again
                     log.exception("the network loop failed")
@@ -172,8 +182,8 @@ class CurlLoop:
         multi = self._multi = pycurl.CurlMulti()
         multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
         multi.setopt(pycurl.M_TIMERFUNCTION, partial(self._on_timer, multi))
-        kept = self._config.idle
-        multi.setopt(pycurl.M_MAXCONNECTS, self._config.connections if kept is None else kept)
+        # libcurl counts those in use, too: with a lower limit it would close each one after its answer
+        multi.setopt(pycurl.M_MAXCONNECTS, self._config.connections)
         multi.setopt(pycurl.M_PIPELINING, 0)
 
     def _send_waiting(self) -> None:
@@ -224,6 +234,7 @@ class CurlLoop:
 
     def _add(self, exchange: Exchange) -> None:
         self._sent += 1
+        self._close_at = None
         self._under_way[exchange.curl] = exchange
         exchange.multi, exchange.generation = self._multi, self._generation
         exchange.answers_before = self._answers.get(self._multi, 0)
@@ -231,9 +242,10 @@ class CurlLoop:
 
     def _wait(self) -> list[tuple[int, int]]:
         timeout_s = -1.0 if not self._under_way else _LOOK_EVERY_S
-        if self._due_at is not None:
-            left_s = max(0.0, self._due_at - self._clock())
-            timeout_s = left_s if timeout_s < 0 else min(timeout_s, left_s)
+        for at in (self._due_at, self._close_at):
+            if at is not None:
+                left_s = max(0.0, at - self._clock())
+                timeout_s = left_s if timeout_s < 0 else min(timeout_s, left_s)
         self._sleeps = True
         if self._closed or self._may_send():
             timeout_s = 0.0
@@ -387,6 +399,19 @@ class CurlLoop:
         self._sent_twice += 1
         with FORK_GATE:
             self._add(twin)
+
+    def _close_kept(self) -> None:
+        """Close the connections that nothing was requested over for a while, where they are not to stay."""
+        if self._under_way or self._keep_s is None or not self._idle:
+            return
+        now = self._clock()
+        if self._close_at is None:
+            self._close_at = now + self._keep_s
+        elif now >= self._close_at:
+            self._close_at = None
+            self._retire()
+            self._look_at_retired()
+            self._close_idle()
 
     def _retire(self) -> None:
         """Use no connection of now for further requests; what is under way goes on while it is not silent."""

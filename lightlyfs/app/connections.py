@@ -34,6 +34,9 @@ METADATA_THREADS = 16
 CONTENT_THREADS = 32
 # idle connections to the API that are kept in a host program; to storage it is one a download
 _IDLE_OF_GUEST = 16
+# how long those of the network loop are kept there: longer than a training's pause between two epochs, shorter
+# than most servers keep them
+_KEEP_S = 15.0
 
 
 class Connections(NamedTuple):
@@ -76,8 +79,8 @@ def connect(
 ) -> Connections:
     """Make the client and its transports; no request is sent yet.
 
-    With `keep_few` idle connections are closed rather than kept for the next burst of requests. `token` gives
-    the token to send, in place of that of `secrets`.
+    With `keep_few` idle connections are closed, soon or at once, rather than kept for the next burst of
+    requests. `token` gives the token to send, in place of that of `secrets`.
     """
     config = TransportConfig(
         connections=min(settings.jobs, CONTENT_THREADS) + METADATA_THREADS,
@@ -174,7 +177,7 @@ def _loop(config: TransportConfig, jobs: int, *, keep_few: bool) -> CurlLoop | N
     # the descriptors are the program's
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = jobs if soft == resource.RLIM_INFINITY else max(1, min(jobs, soft // 8))
-    return CurlLoop(replace(config, connections=most, idle=CONTENT_THREADS))
+    return CurlLoop(replace(config, connections=most), keep_s=_KEEP_S)
 
 
 def _credentials(secrets: Secrets, token: str | TokenSource | None) -> Credentials:

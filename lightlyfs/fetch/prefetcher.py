@@ -3,7 +3,7 @@
 `readahead.in_order` and `readahead.epochs` decide which files and how many. This module looks them up and
 starts the fetches, which the network loop carries; one that ends starts the next one, so that no thread waits
 for any. It lowers its limit when the server fails, so that waiting readers always come first. What a program
-announces is fetched in its order, by a thread of its own, as the order may come slowly.
+announces is fetched first, in its order; as it may come slowly, a thread of its own looks up the next files.
 """
 
 from __future__ import annotations
@@ -188,6 +188,9 @@ class Prefetcher(Generic[T]):
 
 # how often a waiting announcement checks again: a pause that the server asked for may be over
 _LOOK_S = 0.25
+# files of an order that are looked up before they may be fetched. Further ones are once half of them are under
+# way, so that the thread wakes up once in so many files
+_LOOKED_UP_AHEAD = 64
 
 # called with whether the fetch succeeded (None: another process does it), and after how many seconds to try
 # again if it failed
@@ -247,6 +250,11 @@ class Announcement:
         self.fetched = 0
         self.missed_bytes = 0  # of files that were read, and not fetched ahead, since one of it was read
 
+    @property
+    def wants_more(self) -> bool:
+        """Whether one more of its files should be fetched."""
+        return bool(self.epoch.coming) and self.epoch.unread_bytes < self.limit_bytes
+
     def close(self) -> None:
         """Stop fetching; idempotent."""
         self._fetcher.close(self)
@@ -288,8 +296,7 @@ class EpochFetcher(Generic[T]):
         self._table: EpochTable[T] = EpochTable()
         self._pace = Pace(max_under_way)
         self._files_fetched = self._bytes_fetched = self._files_read = self._urls_fetched = 0
-        self._announced: set[Announcement] = set()  # what is not fetched to its end
-        self._waiting = 0  # announcements
+        self._announced: dict[Announcement, None] = {}  # what is not fetched to its end, in turn
         self._under_way = 0
         self._is_closed = False
         self._is_going = False  # a thread is in `_go_on`, or about to be
@@ -318,9 +325,7 @@ class EpochFetcher(Generic[T]):
         now = self._clock()
         with self._lock:
             fetched_for, _ = self._table.unread.get(path, (None, 0))
-            if fetched_for is not None:
-                self._files_read += 1
-                self._wake_locked()
+            self._files_read += fetched_for is not None
             if self._announced:
                 self._note_announced_locked(fetched_for, size)
             begun = self._table.opened(path, size, now, in_order=in_order, guess=self._guesses)
@@ -334,7 +339,7 @@ class EpochFetcher(Generic[T]):
         """Fetch files in this order, at most `limit_bytes` ahead of the reader, until it is closed."""
         announcement = Announcement(self, limit_bytes)
         with self._lock:
-            self._announced.add(announcement)
+            self._announced[announcement] = None
         thread = threading.Thread(
             target=self._follow, args=(files, announcement), name="lightlyfs-announced", daemon=True
         )
@@ -342,26 +347,47 @@ class EpochFetcher(Generic[T]):
         return announcement
 
     def _follow(self, files: Iterable[tuple[str, T, int]], announcement: Announcement) -> None:
-        epoch = announcement.epoch
+        """Look up an order some files ahead of the fetches, until all of it is under way."""
+        coming = announcement.epoch.coming
         try:
-            for path, file, size in files:
-                if not self._await_turn(announcement):
-                    break
+            for file in files:
                 with self._lock:
-                    self._under_way += 1
-                    self._table.started(epoch, path, size)
-                if not self._content(file, self._ended_content(path, size, announcement)):
-                    with self._lock:
-                        self._under_way -= 1
-                        self._table.dropped(path)
+                    coming.append(file)
+                few = _LOOKED_UP_AHEAD // 2 if len(coming) >= _LOOKED_UP_AHEAD else _LOOKED_UP_AHEAD
+                if not self._wait_for_few(announcement, few):
+                    break
         except Cancelled:
             pass  # the mount ends
         except Exception:
             # the program reads what it needs itself
             log.exception("what was announced cannot be fetched")
         finally:
+            self._wait_for_few(announcement, 0)
             with self._lock:
-                self._announced.discard(announcement)
+                self._announced.pop(announcement, None)
+
+    def _wait_for_few(self, announcement: Announcement, few: int) -> bool:
+        """Have an order fetched until so few of its files are not under way; False once it is closed."""
+        while True:
+            self._go_on_unless_going()
+            with self._changed:
+                if announcement.is_closed or self._is_closed:
+                    return False
+                if len(announcement.epoch.coming) <= few:
+                    return True
+                self._changed.wait(_LOOK_S)
+
+    def _take_announced_locked(self) -> tuple[Announcement, tuple[str, T, int]] | None:
+        """Return the next file that was announced, of each program in turn."""
+        for announcement in self._announced:
+            if announcement.wants_more:
+                self._announced[announcement] = self._announced.pop(announcement)
+                coming = announcement.epoch.coming
+                found = coming.popleft()
+                if len(coming) in (0, _LOOKED_UP_AHEAD // 2):
+                    self._changed.notify_all()
+                return announcement, found
+        return None
 
     def _note_announced_locked(self, fetched_for: Epoch[T] | None, size: int) -> None:
         """Give up what a program passed over: it would keep an order from being fetched any further."""
@@ -374,25 +400,6 @@ class EpochFetcher(Generic[T]):
                 if waits and announcement.missed_bytes >= announcement.limit_bytes:
                     announcement.missed_bytes = 0
                     self._table.forget(announcement.epoch)
-                    self._wake_locked()
-
-    def _await_turn(self, announcement: Announcement) -> bool:
-        """Wait until one more file may be fetched; False once the announcement is closed."""
-        epoch = announcement.epoch
-        with self._changed:
-            while not (announcement.is_closed or self._is_closed):
-                if epoch.unread_bytes < announcement.limit_bytes and self._pace.allows(
-                    self._under_way, self._clock()
-                ):
-                    return True
-                self._waiting += 1
-                self._changed.wait(_LOOK_S)
-                self._waiting -= 1
-        return False
-
-    def _wake_locked(self) -> None:
-        if self._waiting:
-            self._changed.notify_all()
 
     def shut_down(self) -> None:
         """End every announcement, as the mount ends."""
@@ -404,6 +411,7 @@ class EpochFetcher(Generic[T]):
         """Stop fetching what was announced."""
         with self._changed:
             announcement.is_closed = True
+            announcement.epoch.coming.clear()
             self._table.forget(announcement.epoch)
             self._changed.notify_all()
 
@@ -415,11 +423,11 @@ class EpochFetcher(Generic[T]):
                 self._is_going = False
 
     def _may_go_locked(self, now: float) -> bool:
-        return (
-            not self._is_going
-            and self._pace.allows(self._under_way, now)
-            and self._table.wanting(now) is not None
-        )
+        return not self._is_going and self._pace.allows(self._under_way, now) and self._is_wanting_locked(now)
+
+    def _is_wanting_locked(self, now: float) -> bool:
+        announced = any(announcement.wants_more for announcement in self._announced)
+        return announced or self._table.wanting(now) is not None
 
     def _begin(self, epoch: Epoch[T]) -> None:
         """Find out what is below the directory of an epoch, and go on."""
@@ -433,6 +441,10 @@ class EpochFetcher(Generic[T]):
         with self._lock:
             epoch.below, epoch.fits = below, below.bytes <= room
             epoch.files = files
+        self._go_on_unless_going()
+
+    def _go_on_unless_going(self) -> None:
+        with self._lock:
             if self._is_going:
                 self._goes_again = True
                 return
@@ -458,10 +470,22 @@ class EpochFetcher(Generic[T]):
         """Start the next fetch; False where there is none to start now."""
         with self._lock:
             now = self._clock()
-            wanting = self._table.wanting(now) if self._pace.allows(self._under_way, now) else None
-            if wanting is None:
+            if not self._pace.allows(self._under_way, now):
                 return False
-            epoch, contents = wanting
+            announced = self._take_announced_locked()
+            wanting = None if announced is not None else self._table.wanting(now)
+        if announced is not None:
+            announcement, file = announced
+            self._start_content(announcement.epoch, file, announcement)
+        elif wanting is None:
+            return False
+        else:
+            self._start_guessed(*wanting)
+        return True
+
+    def _start_guessed(self, epoch: Epoch[T], contents: bool) -> None:
+        """Start to fetch the next file of an epoch, or its URL alone."""
+        with self._lock:
             files = epoch.files
             found = epoch.coming.popleft() if contents and epoch.coming else None
         if found is None:
@@ -469,21 +493,29 @@ class EpochFetcher(Generic[T]):
             if found is None:
                 with self._lock:
                     epoch.files = None
-                return True
+                return
+        if contents:
+            self._start_content(epoch, found, None)
+            return
+        with self._lock:
+            self._under_way += 1
+            if epoch.fits:
+                epoch.coming.append(found)
+        if not self._url(found[1], self._ended_url(epoch)):
+            with self._lock:
+                self._under_way -= 1
+
+    def _start_content(
+        self, epoch: Epoch[T], found: tuple[str, T, int], announcement: Announcement | None
+    ) -> None:
         path, file, size = found
         with self._lock:
             self._under_way += 1
-            if contents:
-                self._table.started(epoch, path, size)
-            elif epoch.fits:
-                epoch.coming.append(found)
-        ended = self._ended_content(path, size, None) if contents else self._ended_url(epoch)
-        if not (self._content if contents else self._url)(file, ended):
+            self._table.started(epoch, path, size)
+        if not self._content(file, self._ended_content(path, size, announcement)):
             with self._lock:
                 self._under_way -= 1
-                if contents:
-                    self._table.dropped(path)
-        return True
+                self._table.dropped(path)
 
     def _ended_content(self, path: str, size: int, announcement: Announcement | None) -> Ended:
         def ended(came: bool | None, retry_after_s: float | None) -> None:
@@ -515,9 +547,4 @@ class EpochFetcher(Generic[T]):
                 self._pace.succeeded(self._clock())
             elif came is False:
                 self._pace.failed(self._clock(), retry_after_s)
-            self._wake_locked()
-            if self._is_going:
-                self._goes_again = True
-                return
-            self._is_going = True
-        self._go_on()
+        self._go_on_unless_going()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from authority import Authority
 from raw_server import Connection, RawServer, Received, answering, saying
+from trees import wait_until
 
 from lightlyfs import errors
 from lightlyfs.api.addresses import AddressGuard
@@ -27,8 +28,8 @@ echo = answering(lambda connection, received: connection.say("200 OK", received.
 def make_loop() -> Iterator[Callable[..., CurlLoop]]:
     made: list[CurlLoop] = []
 
-    def make(**config: Any) -> CurlLoop:
-        made.append(CurlLoop(TransportConfig(**config)))
+    def make(keep_s: float | None = None, **config: Any) -> CurlLoop:
+        made.append(CurlLoop(TransportConfig(**config), keep_s=keep_s))
         return made[-1]
 
     yield make
@@ -75,6 +76,32 @@ def test_many_gets_are_answered_over_few_connections(
         assert (outcome.status, outcome.body) == (200, name.encode())
     assert server.connections <= 8
     assert loop.under_way == 0
+
+
+@pytest.mark.parametrize("keep_s", [None, 0.2])
+def test_connections_are_kept_while_anything_is_under_way(
+    serve: Serve, make_loop: Callable[..., CurlLoop], keep_s: float | None
+) -> None:
+    """With a limit of few kept connections each answer closed one, while many were under way."""
+    ended: list[None] = []
+
+    def answer_all(connection: Connection) -> None:
+        while (received := connection.read()) is not None:
+            connection.say("200 OK", received.target.encode())
+        ended.append(None)
+
+    server, loop, answers = serve(answer_all), make_loop(connections=64, keep_s=keep_s), Answers()
+    for number in range(1_000):
+        loop.get(Request("GET", server.url + f"/{number}"), answers.taker(""), urgent=False)
+    assert all(isinstance(outcome, Response) for _, outcome in answers.wait(1_000))
+    assert server.connections <= 64
+    if keep_s is None:
+        assert not ended
+        return
+    wait_until(lambda: len(ended) == server.connections, 10)
+    before = server.connections
+    assert isinstance(get(loop, server.url + "/later"), Response)
+    assert server.connections == before + 1
 
 
 def test_an_urgent_one_goes_before_those_that_wait(serve: Serve, make_loop: Callable[..., CurlLoop]) -> None:
