@@ -1,4 +1,4 @@
-"""The memory limit of a mount: how much, which share a part may take, whether names may take more.
+"""The memory of a process: the limit of a mount, which share a part may take, and what malloc keeps.
 
 A directory listed with the attributes of its files makes the kernel keep each name, and libfuse with it: some
 300 bytes a file. Once the process takes a sixth of the target, listings come without attributes, so that only
@@ -8,6 +8,7 @@ take a sixth. Buffers are sized by the target from the start.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -63,6 +64,25 @@ class MemoryTarget:
             self._looked_at = now
             self._has_room = self._taken() < self._names_bytes
         return self._has_room
+
+
+# mallopt(3): how much may be free at the end of the heap, and from which size on a block is mapped by itself
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_FREE_BYTES, _MAPPED_BYTES = 32 << 20, 16 << 20
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep up to 32 MiB of what is freed; for a process that does nothing but read images.
+
+    Otherwise glibc returns each decoded image to the kernel, which clears the pages of the next one: a fifth
+    of the CPU time of decoding.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_FREE_BYTES)
+    except (OSError, AttributeError):
+        pass  # another C library
 
 
 def resident_bytes() -> int:

@@ -34,8 +34,8 @@ METADATA_THREADS = 16
 CONTENT_THREADS = 32
 # idle connections to the API that are kept in a host program; to storage it is one a download
 _IDLE_OF_GUEST = 16
-# how long those of the network loop are kept there: longer than a training's pause between two epochs, shorter
-# than most servers keep them
+# how long those of the network loop are kept there: longer than the pause between two epochs, shorter than
+# most servers keep them
 _KEEP_S = 15.0
 
 

@@ -30,7 +30,15 @@ from pathlib import Path
 
 from lightlyfs import database
 from lightlyfs.blocks import BLOCK_BYTES, ContentId, Span, block_count, block_length, block_of, span_of
-from lightlyfs.cache.block_files import BlockFiles, CacheConfig, CachedFile, CacheStats, Room
+from lightlyfs.cache.block_files import (
+    BlockFiles,
+    CacheConfig,
+    CachedFile,
+    CacheStats,
+    ClosedFiles,
+    Overflow,
+    Room,
+)
 from lightlyfs.cache.block_index import BlockIndex
 from lightlyfs.locks import OPENING, OPENING_PATIENCE_S, SharedLocks, Stripe
 
@@ -41,6 +49,8 @@ _CONTENT_LOCKS = 64
 _RENEW_EVERY_S = 0.25
 # tries to read a file that others keep changing; after that its bytes come from the network
 _MAX_LOOKS = 4
+# closed files whose verified blocks are remembered, in some 400 bytes each
+_CLOSED_FILES = 8_192
 
 
 class BlockCache:
@@ -92,6 +102,7 @@ class BlockCache:
                 self._index.remove(key)
         # guarded by _lock
         self._open: OrderedDict[str, CachedFile] = OrderedDict()
+        self._closed_files = ClosedFiles(_CLOSED_FILES)
 
     def close(self) -> None:
         """Write the index down and close every file."""
@@ -121,6 +132,8 @@ class BlockCache:
         """Whether all blocks of a content are recorded as present; opens no file."""
         key, count = content.key(), block_count(content.size)
         file = self._open.get(key)
+        if file is None and self._closed_files.count(key) >= count and not self._locks.has_company():
+            return True
         try:
             blocks = self._index.blocks(key) if file is None else file.checksums
         except sqlite3.Error as error:
@@ -242,6 +255,8 @@ class BlockCache:
         key = content.key()
         with self._lock:
             file = self._open.pop(key, None)
+            if file is not None:
+                self._closed_files.put(key, file)
         if file is not None:
             self._index.note_use([key])
 
@@ -268,7 +283,10 @@ class BlockCache:
         """See the blocks of a content that other processes wrote since its file was opened."""
         key = content.key()
         file = self._open.get(key)
-        if file is None or not self._locks.has_company():
+        if not self._locks.has_company():
+            return
+        if file is None:
+            self._closed_files.forget(key)
             return
         try:
             with self._lock_of(key):
@@ -341,26 +359,35 @@ class BlockCache:
         if create:
             self._renew_now_and_then()
         with self._lock_of(key):
-            checksums = self._index.blocks(key)
-            if not checksums and not create:
-                return None
             try:
-                file = self._files.open(key, checksums, create=create)
+                file = self._open_file(key, create=create)
             except OSError as error:
                 if error.errno != errno.EMFILE:
                     raise
-                self._close_some()
-                file = self._files.open(key, checksums, create=create)
+                self._close_all_but(len(self._open) // 2)  # other parts need descriptors, too
+                file = self._open_file(key, create=create)
+            return None if file is None else self._keep_open(key, file)
+
+    def _open_file(self, key: str, *, create: bool) -> CachedFile | None:
+        """Open the file of a content that has blocks here, under its lock."""
+        file = self._closed_files.open_again(key, self._files)
+        if file is None:
+            checksums = self._index.blocks(key)
+            if not checksums and not create:
+                return None
+            file = self._files.open(key, checksums, create=create)
             if file is None:
                 self._remove_locked(key)
-                return None
-            return self._keep_open(key, file)
+        return file
 
-    def _close_some(self) -> None:
-        """Let go of the files that were used longest ago: other parts need descriptors, too."""
+    def _close_all_but(self, most: int) -> None:
+        """Let go of the files that were used longest ago."""
         with self._lock:
-            used = [self._open.popitem(last=False)[0] for _ in range((len(self._open) + 1) // 2)]
-        self._index.note_use(used)
+            let_go = [self._open.popitem(last=False) for _ in range(len(self._open) - most)]
+            for key, file in let_go:
+                self._closed_files.put(key, file)
+        if let_go:
+            self._index.note_use([key for key, _ in let_go])
 
     def _renew_now_and_then(self) -> None:
         if time.monotonic() >= self._renew_at:
@@ -383,6 +410,7 @@ class BlockCache:
                 for file in self._open.values():
                     file.dropped = True
                 self._open.clear()
+            self._closed_files.forget(None)
             self._files.make()
             self._index.begin_again()
 
@@ -391,15 +419,11 @@ class BlockCache:
         return self._content_locks[int(key[20:24], 16) % _CONTENT_LOCKS]
 
     def _keep_open(self, key: str, file: CachedFile) -> CachedFile:
-        let_go = []
         with self._lock:
             # if two threads opened it, the file of the first one holds the state
             kept = self._open.setdefault(key, file)
             self._open.move_to_end(key)
-            while len(self._open) > self._config.max_open_files:
-                let_go.append(self._open.popitem(last=False)[0])
-        if let_go:
-            self._index.note_use(let_go)
+        self._close_all_but(self._config.max_open_files)
         return kept
 
     # blocks
@@ -533,6 +557,7 @@ class BlockCache:
             file = self._open.pop(key, None)
             if file is not None:
                 file.dropped = True
+            self._closed_files.forget(key)
         try:
             # the file goes also where the index cannot be written, as on a full disk
             try:
@@ -551,49 +576,3 @@ class BlockCache:
         level = logging.DEBUG if self._closed else logging.WARNING
         # neither SQLite nor a call on a descriptor says where
         log.log(level, "the cache in %s failed and is bypassed: %s", self._files.directory.parent, error)
-
-
-# some streams with their read-ahead
-MEMORY_BYTES = 32 << 20
-
-
-class Overflow:
-    """Blocks by content and number, the oldest dropped first; any thread may call."""
-
-    def __init__(self, limit_bytes: int = MEMORY_BYTES) -> None:
-        self._limit_bytes = limit_bytes
-        self._lock = threading.Lock()
-        # guarded by _lock
-        self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
-        self._bytes = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._blocks)
-
-    def __contains__(self, place: tuple[str, int]) -> bool:
-        return place in self._blocks
-
-    def get(self, key: str, block: int) -> bytes | None:
-        """Return the block, or None."""
-        return self._blocks.get((key, block))
-
-    def read(self, key: str, offset: int, length: int) -> bytes | None:
-        """Return bytes of a content that lie in one block, or None."""
-        block, start = divmod(offset, BLOCK_BYTES)
-        data = self._blocks.get((key, block))
-        if data is None or start + length > len(data):
-            return None
-        return data if length == len(data) else data[start : start + length]
-
-    def put(self, key: str, block: int, data: bytes) -> None:
-        """Keep a block, at the cost of older ones."""
-        with self._lock:
-            self._bytes += len(data) - len(self._blocks.pop((key, block), b""))
-            self._blocks[key, block] = data
-            while self._bytes > self._limit_bytes:
-                self._bytes -= len(self._blocks.popitem(last=False)[1])
-
-    def discard(self, key: str, block: int) -> None:
-        """Forget a block, if it is here."""
-        with self._lock:
-            self._bytes -= len(self._blocks.pop((key, block), b""))

@@ -1,4 +1,4 @@
-"""The files of the block cache on disk: where they are, how they are opened, and how much room they may take.
+"""What the block cache holds: its files on disk, the room that they may take, and a few blocks in memory.
 
 Nothing here follows a symbolic link: a planted link would make lightlyfs read or write its target.
 
@@ -12,11 +12,13 @@ import os
 import shutil
 import stat
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from lightlyfs.blocks import BLOCK_BYTES
 from lightlyfs.cache.block_index import BlockIndex
 from lightlyfs.locks import SharedLocks
 
@@ -28,13 +30,14 @@ _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 class CachedFile:
     """An open cache file; closed when the last reader lets go of it."""
 
-    def __init__(self, fd: int, checksums: dict[int, int], *, changed_at: int) -> None:
+    def __init__(self, fd: int, checksums: dict[int, int], *, found: os.stat_result) -> None:
         self.fd = fd
+        self._number = found.st_ino
         # written under the cache's lock; a look at one block needs none
         self.checksums = checksums
         self.proven: set[int] = set()
         # when the file was last changed, as far as what is proven goes
-        self._proven_at = changed_at
+        self._proven_at = found.st_ctime_ns
         self.dropped = False  # deleted from the cache: what is written to it now is lost
 
     def __del__(self) -> None:
@@ -54,6 +57,11 @@ class CachedFile:
             view, offset = view[written:], offset + written
         if as_proven:
             self._proven_at = os.fstat(self.fd).st_ctime_ns
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """A value that no changed file, and no other file, has; of when its blocks were verified."""
+        return self._number, self._proven_at
 
     def was_changed(self) -> bool:
         """Whether another process changed the file since the last call; if so, no block counts as verified.
@@ -105,7 +113,7 @@ class BlockFiles:
                 return None
             fd = os.open(path, flags, 0o600)
         found = os.fstat(fd)
-        file = CachedFile(fd, checksums, changed_at=found.st_ctime_ns)
+        file = CachedFile(fd, checksums, found=found)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(f"not a regular file: {key}")
         return file
@@ -154,6 +162,98 @@ class BlockFiles:
         # a string, for this is asked for each file that is read; the last digits of an id count up, so they
         # spread contents over 256 directories
         return f"{self._prefix}{key[22:24]}/{key}"
+
+
+class ClosedFiles:
+    """Remembers which blocks of closed files were verified: they count while the file is not changed.
+
+    So opening one again takes neither a query nor a checksum. Any thread may call.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        # guarded by _lock: by key, the state of a file and the checksums of its blocks, the latest last
+        self._known: dict[str, tuple[tuple[int, int], tuple[tuple[int, int], ...]]] = {}
+
+    def put(self, key: str, file: CachedFile) -> None:
+        """Remember a file that is about to be closed, where all that it has is verified."""
+        checksums = tuple(file.checksums.items())
+        with self._lock:
+            self._known.pop(key, None)
+            if file.dropped or not checksums or not file.proven.issuperset(file.checksums):
+                return
+            self._known[key] = file.state, checksums
+            if len(self._known) > self._most:
+                del self._known[next(iter(self._known))]
+
+    def open_again(self, key: str, files: BlockFiles) -> CachedFile | None:
+        """Open a file that is remembered, and not changed since; None for others. Raises OSError."""
+        with self._lock:
+            state, checksums = self._known.pop(key, (None, ()))
+        file = None if state is None else files.open(key, dict(checksums), create=False)
+        if file is None or file.state != state:
+            return None
+        file.proven.update(file.checksums)
+        return file
+
+    def count(self, key: str) -> int:
+        """How many blocks a remembered file had."""
+        return len(self._known.get(key, (None, ()))[1])
+
+    def forget(self, key: str | None) -> None:
+        """Remember a file (None: all of them) no longer."""
+        with self._lock:
+            if key is None:
+                self._known.clear()
+            else:
+                self._known.pop(key, None)
+
+
+# some streams with their read-ahead
+MEMORY_BYTES = 32 << 20
+
+
+class Overflow:
+    """Blocks by content and number, the oldest dropped first; any thread may call."""
+
+    def __init__(self, limit_bytes: int = MEMORY_BYTES) -> None:
+        self._limit_bytes = limit_bytes
+        self._lock = threading.Lock()
+        # guarded by _lock
+        self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._bytes = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._blocks)
+
+    def __contains__(self, place: tuple[str, int]) -> bool:
+        return place in self._blocks
+
+    def get(self, key: str, block: int) -> bytes | None:
+        """Return the block, or None."""
+        return self._blocks.get((key, block))
+
+    def read(self, key: str, offset: int, length: int) -> bytes | None:
+        """Return bytes of a content that lie in one block, or None."""
+        block, start = divmod(offset, BLOCK_BYTES)
+        data = self._blocks.get((key, block))
+        if data is None or start + length > len(data):
+            return None
+        return data if length == len(data) else data[start : start + length]
+
+    def put(self, key: str, block: int, data: bytes) -> None:
+        """Keep a block, at the cost of older ones."""
+        with self._lock:
+            self._bytes += len(data) - len(self._blocks.pop((key, block), b""))
+            self._blocks[key, block] = data
+            while self._bytes > self._limit_bytes:
+                self._bytes -= len(self._blocks.popitem(last=False)[1])
+
+    def discard(self, key: str, block: int) -> None:
+        """Forget a block, if it is here."""
+        with self._lock:
+            self._bytes -= len(self._blocks.pop((key, block), b""))
 
 
 def free_bytes(directory: Path) -> int:

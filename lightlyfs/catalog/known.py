@@ -268,14 +268,9 @@ class RecentLookups:
     def lookup(self, path: str) -> Entry | None:
         """Return the entry of a path, or None where there is none; may raise sqlite3.Error."""
         version, writes = self.version, self.writes  # before the query, so that changes meanwhile are noticed
-        kept = self._paths.get(path)
-        if kept is not None and kept[0] == version:
-            found = kept[1]
-            if not isinstance(found, int):
-                return found
-            row = self._samples.get(found)
-            if row is not None and row[0] == version:
-                return row[1]
+        is_kept, kept = self._kept(path, version)
+        if is_kept:
+            return kept
         directory, _, name = path.rpartition("/")
         with self._lock:
             expected, count = self._ahead.get(directory, ("", 1))
@@ -291,6 +286,31 @@ class RecentLookups:
         else:
             self._paths[path] = version, entry
         return entry
+
+    def samples_at(self, paths: Sequence[str]) -> list[tuple[str, SampleEntry]]:
+        """Return the samples at some paths, in their order; may raise sqlite3.Error."""
+        version, writes = self.version, self.writes
+        found: dict[str, Entry | None] = {}
+        for path in paths:
+            is_kept, kept = self._kept(path, version)
+            if is_kept:
+                found[path] = kept
+        others = self._store.samples_at([path for path in paths if path not in found])
+        self._keep(others, version, writes)
+        found.update(others)
+        entries = ((path, found.get(path)) for path in paths)
+        return [(path, entry) for path, entry in entries if isinstance(entry, SampleEntry)]
+
+    def _kept(self, path: str, version: int) -> tuple[bool, Entry | None]:
+        """Return whether it is in memory what is at a path, and what is."""
+        kept = self._paths.get(path)
+        if kept is None or kept[0] != version:
+            return False, None
+        found = kept[1]
+        if not isinstance(found, int):
+            return True, found
+        row = self._samples.get(found)
+        return (True, row[1]) if row is not None and row[0] == version else (False, None)
 
     def sample(self, ino: int, *, reread: bool = False) -> SampleEntry | None:
         """Return the sample with this inode number, or None; may raise sqlite3.Error.

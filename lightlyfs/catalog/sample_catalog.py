@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as futures_wait
 from typing import Protocol, TypeVar
@@ -233,6 +233,10 @@ class Catalog:
     def known(self, path: str) -> Entry | None:
         """Return the stored entry of a path, None before the first listing; never asks the API."""
         return self._recent.lookup(path) if self.refresher.complete else None
+
+    def known_samples(self, paths: Sequence[str]) -> list[tuple[str, SampleEntry]]:
+        """Return the stored samples at some paths, in their order, with their paths; never asks the API."""
+        return self._recent.samples_at(paths) if self.refresher.complete else []
 
     def list_directory(self, path: str, wait: Wait) -> tuple[list[DirectoryEntry], list[SampleEntry]]:
         """Return the directories and samples in a directory, each in byte order; never a part of them."""

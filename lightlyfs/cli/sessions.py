@@ -133,14 +133,14 @@ def _fetch_ahead(parts: Dataset, channel: Channel) -> None:
     waiting: Queue[list[str]] = Queue(maxsize=1)
     ended = threading.Event()
 
-    def names() -> Iterator[str]:
+    def batches() -> Iterator[list[str]]:
         while not ended.is_set():
             try:
-                yield from waiting.get(timeout=_TELL_EVERY_S)
+                yield [parts.part.inside(path) for path in waiting.get(timeout=_TELL_EVERY_S)]
             except Empty:
                 continue
 
-    with parts.ahead(map(parts.part.inside, names())):
+    with parts.ahead_by_batches(batches()):
         try:
             while (message := channel.receive()) is not None:
                 while not _put(waiting, [str(name) for name in message["names"]]):

@@ -188,7 +188,7 @@ class Prefetcher(Generic[T]):
 
 # how often a waiting announcement checks again: a pause that the server asked for may be over
 _LOOK_S = 0.25
-# files of an order that are looked up before they may be fetched. Further ones are once half of them are under
+# files of an order that are looked up before they may be fetched; further ones once half of them are under
 # way, so that the thread wakes up once in so many files
 _LOOKED_UP_AHEAD = 64
 

@@ -429,8 +429,9 @@ class Reader:
 
     def fetch_whole(self, content: ContentId) -> Future[bytes] | None:
         """Fetch all of a small content ahead; a future that ends with it, None where it is here already."""
-        count = block_count(content.size)
-        futures = self.fetch(content, Span(0, count - 1), ahead=True) if count and content.has_object else []
+        if not content.has_object or self.cache.has_whole(content):
+            return None
+        futures = self.fetch(content, Span(0, block_count(content.size) - 1), ahead=True)
         return futures[-1] if futures else None
 
     def holds(self, content: ContentId) -> bool:

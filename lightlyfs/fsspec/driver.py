@@ -215,16 +215,24 @@ class LightlyFileSystem(AskingFileSystem):
 
     def ahead(self, paths: Iterable[str]) -> app.Announcement:
         """Fetch files of one dataset in this order before they are read; see `lightlyfs.ahead`."""
-        left = iter(paths)
-        named = next(left, None)
+        at_once = [paths] if isinstance(paths, list) else ([path] for path in paths)
+        return self.ahead_by_batches(at_once)
+
+    def ahead_by_batches(self, batches: Iterable[Sequence[str]]) -> app.Announcement:
+        """Fetch files as `ahead` does; the paths of a batch are looked up together, which costs less."""
+        left = iter(batches)
+        named = next((paths for paths in left if paths), None)
         if named is None:
             raise ValueError("no path is named")
-        first = self._strip_protocol(named)
+        first = self._strip_protocol(named[0])
         parts, inside = self._at(first)
         dataset = first.removesuffix(inside)
-        names = map(self._strip_protocol, left)
-        within = (name.removeprefix(dataset) for name in names if name.startswith(dataset))
-        return parts.ahead(chain([inside], within))
+
+        def within(paths: Sequence[str]) -> list[str]:
+            names = map(self._strip_protocol, paths)
+            return [name.removeprefix(dataset) for name in names if name.startswith(dataset)]
+
+        return parts.ahead_by_batches(map(within, chain([named], left)))
 
     def get_file(
         self,

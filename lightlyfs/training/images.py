@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import multiprocessing
 import os
 import zlib
 from array import array
@@ -15,11 +16,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, count, islice, repeat
 from pathlib import PurePath
 from typing import Any, Literal
 
 from lightlyfs.errors import LightlyFsError, NoSuchFile, UnreadableSample
+from lightlyfs.memory import keep_freed_memory
 from lightlyfs.name_rules import IMAGE_EXTENSIONS
 from lightlyfs.training.order import Batch
 from lightlyfs.training.reading import ADDRESS, Announcer, Source, opener_of, read_patiently
@@ -135,7 +137,9 @@ class LightlyImages:
             here.ahead.add(self._names(numbers.announced))
         else:
             here.ahead.add(self._names(numbers))
-        items = [self._item(number, here) for number in numbers]
+        with here.source.while_reading():
+            read = [self._read(number, here.source) for number in numbers]
+        items = [self._item(number, here, data) for number, data in zip(numbers, read, strict=True)]
         return [item for item in items if item is not _LEFT_OUT]
 
     def label(self, number: int) -> Any:
@@ -151,16 +155,30 @@ class LightlyImages:
 
     def _in_this_process(self) -> _Here:
         if self._here is None or self._here.process != os.getpid():
+            if multiprocessing.parent_process() is not None:
+                keep_freed_memory()
             self._here = _Here(self._open())
         return self._here
 
     def _names(self, numbers: Iterable[int]) -> list[str]:
         return [self.name(path) for number in numbers for path in self.paths[number]]
 
-    def _item(self, number: int, here: _Here) -> Any:
-        paths = self.paths[number]
+    def _read(self, number: int, source: Source) -> list[bytes | UnreadableSample]:
+        """Return the bytes of the files of an item, or why they cannot be read."""
+        return [self._bytes(path, source) for path in self.paths[number]]
+
+    def _bytes(self, path: str, source: Source) -> bytes | UnreadableSample:
+        name = self.name(path)
         try:
-            images = tuple(self._image(path, here.source, place) for place, path in enumerate(paths))
+            return read_patiently(partial(source.read, name))
+        except (OSError, LightlyFsError) as error:
+            return _unreadable("cannot be read", name, source, error)
+
+    def _item(self, number: int, here: _Here, read: list[bytes | UnreadableSample] | None = None) -> Any:
+        paths = self.paths[number]
+        read = self._read(number, here.source) if read is None else read
+        try:
+            images = tuple(map(self._image, paths, read, count(), repeat(here.source)))
         except UnreadableSample as error:
             if self._on_error == "raise":
                 raise
@@ -178,18 +196,15 @@ class LightlyImages:
                 raise
         return image if self._labels is None else (image, self._label(number, paths[0]))
 
-    def _image(self, path: str, source: Source, place: int) -> Any:
-        name = self.name(path)
-        try:
-            data = read_patiently(partial(source.read, name))
-        except (OSError, LightlyFsError) as error:
-            raise _unreadable("cannot be read", name, source, error) from error
+    def _image(self, path: str, data: bytes | UnreadableSample, place: int, source: Source) -> Any:
+        if isinstance(data, UnreadableSample):
+            raise data
         if self._decode is False:
             return data
         try:
             return self._decode(data) if callable(self._decode) else _decoded(data, in_rgb=not place)
         except Exception as error:
-            raise _unreadable("cannot be decoded", name, source, error) from error
+            raise _unreadable("cannot be decoded", self.name(path), source, error) from error
 
     def _label(self, number: int, path: str) -> Any:
         if self._labels == "folder":
@@ -285,7 +300,9 @@ def _unreadable(what: str, name: str, source: Source, error: Exception) -> Unrea
     described, sample_id = _described(name, source)
     # of an OSError without the path, which the text begins with
     why = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return UnreadableSample(f"{described} {what}: {why}", name, sample_id)
+    unreadable = UnreadableSample(f"{described} {what}: {why}", name, sample_id)
+    unreadable.__cause__ = error
+    return unreadable
 
 
 # items that are unpacked at once: some ten microseconds, where an image takes a millisecond
@@ -321,12 +338,13 @@ class PackedPaths:
         if not 0 <= number < self._count:
             raise IndexError(f"item {number} of {self._count}")
         piece, place = divmod(number, _ITEMS_AT_ONCE)
-        return self._unpack(self._pieces[piece])[place]
+        return self._unpack(self._pieces[piece], place)[0]
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
         return chain.from_iterable(map(self._unpack, self._pieces))
 
     @staticmethod
-    def _unpack(piece: bytes) -> list[tuple[str, ...]]:
-        text = zlib.decompress(piece).decode(errors="surrogateescape")
-        return [tuple(item.split(_BETWEEN_PATHS)) for item in text.split(_BETWEEN_ITEMS)]
+    def _unpack(piece: bytes, place: int | None = None) -> list[tuple[str, ...]]:
+        """The items of a piece, or the one at a place."""
+        items = zlib.decompress(piece).decode(errors="surrogateescape").split(_BETWEEN_ITEMS)
+        return [tuple(item.split(_BETWEEN_PATHS)) for item in (items if place is None else [items[place]])]

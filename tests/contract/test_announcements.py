@@ -142,6 +142,35 @@ def test_so_many_are_under_way_at_once(bench: Bench) -> None:
         assert bench.fetcher.stats().under_way == limit
 
 
+def test_several_programs_get_theirs_in_turn(bench: Bench) -> None:
+    bench.holds = True
+    both = FILES[:10], FILES[10:]
+    limit = bench.fetcher.stats().limit
+    made = [bench.fetcher.announce(announced(files), limit_bytes=1 << 30) for files in both]
+    wait_until(lambda: len(bench.fetched) == limit, WITHIN_S)
+    wait_until(lambda: all(one.epoch.coming for one in made), WITHIN_S)
+    del bench.fetched[:]
+    for _ in range(4):
+        bench.held.pop(0)(True, None)
+    wait_until(lambda: len(bench.fetched) == 4, WITHIN_S)
+    assert sum(file in both[0] for file in bench.fetched) == 2
+    for one in made:
+        one.close()
+
+
+def test_an_order_goes_on_after_a_failure_although_nothing_is_under_way(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(bench.fetcher, "_clock", lambda: now[0])
+    bench.fails = True
+    with bench.fetcher.announce(announced(), limit_bytes=1 << 30):
+        bench.wait_for(1)
+        bench.fails = False
+        now[0] += 60.0
+        bench.wait_for(20)
+
+
 def test_a_closed_announcement_fetches_no_more_and_forgets_what_is_unread(bench: Bench) -> None:
     announcement = bench.fetcher.announce(announced(), limit_bytes=3 * SIZE)
     bench.wait_for(3)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from lightlyfs.cores import Moment, OneCore, fast_cores
+from lightlyfs.cores import Moment, OneCore, fast_cores, with_our_threads
 
 START = Moment(100.0, {0: 50.0, 1: 70.0, 2: 10.0, 3: 0.0}, 5.0)
 
@@ -55,3 +57,26 @@ def test_slow_cores_are_left_out(tmp_path: Path, name: str) -> None:
 
 def test_cores_of_which_nothing_is_told_count_as_fast(tmp_path: Path) -> None:
     assert fast_cores({1, 0, 3}, tmp_path) == [0, 1, 3]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="this machine gives us one core")
+def test_a_program_shares_a_core_with_our_threads_for_a_while() -> None:
+    end = threading.Event()
+    ours, other = (threading.Thread(target=end.wait, name=name) for name in ("lightlyfs-any", "any"))
+    allowed = os.sched_getaffinity(0)
+    ours.start()
+    other.start()
+    try:
+        assert ours.native_id is not None
+        assert other.native_id is not None
+        with pytest.raises(ZeroDivisionError), with_our_threads():
+            mine = os.sched_getaffinity(0)
+            assert len(mine) == 1
+            assert os.sched_getaffinity(ours.native_id) == mine
+            assert os.sched_getaffinity(other.native_id) == allowed
+            raise ZeroDivisionError
+        assert os.sched_getaffinity(0) == os.sched_getaffinity(ours.native_id) == allowed
+    finally:
+        end.set()
+        ours.join()
+        other.join()

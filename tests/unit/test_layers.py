@@ -56,7 +56,7 @@ ALLOWED = {
     "fsspec": {"app", "fs", "blocks", "places", "profiles", "settings", "errors"},
     "examples": {"fsspec", "torch", "name_rules", "errors"},
     "__main__": {"cli"},
-    "training": {"fsspec", "library", "name_rules", "errors"},
+    "training": {"fsspec", "library", "name_rules", "cores", "memory", "errors"},
     "torch": {"training"},
     "__init__": {"library", "training", "api", "errors"},
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +73,24 @@ def test_a_target_that_is_too_small_to_work_with_is_refused() -> None:
     assert resolve({}, {}).memory_target_bytes is None
     with pytest.raises(SettingsError, match=r"--memory-target.*at least 128M"):
         resolve({"memory_target": "64M"}, {})
+
+
+_DECODES = """
+import resource, sys
+from lightlyfs.memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+for round in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        image = [bytearray(1 << 20) for _ in range(8)]  # as Pillow allocates
+        del image
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif("glibc" not in os.confstr("CS_GNU_LIBC_VERSION").lower(), reason="malloc is not glibc's")
+@pytest.mark.parametrize(("how", "least", "most"), [("kept", 0, 500), ("as it is", 10_000, 1 << 30)])
+def test_memory_that_was_freed_is_kept_for_the_next_image(how: str, least: int, most: int) -> None:
+    faults = subprocess.run([sys.executable, "-c", _DECODES, how], capture_output=True, check=True, text=True)
+    assert least <= int(faults.stdout) <= most

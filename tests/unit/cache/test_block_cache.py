@@ -15,8 +15,8 @@ import pytest
 from contentkit import MIB, NOISE, recorded_bytes, sample_id
 
 from lightlyfs.blocks import BLOCK_BYTES, ContentId, Span, block_count, block_of
-from lightlyfs.cache.block_cache import BlockCache, Overflow
-from lightlyfs.cache.block_files import CacheConfig, CachedFile
+from lightlyfs.cache.block_cache import BlockCache
+from lightlyfs.cache.block_files import CacheConfig, CachedFile, Overflow
 
 SMALL = ContentId(sample_id(1), "ev1", 100_000)
 LARGE = ContentId(sample_id(2), "ev1", 3 * MIB + 5)
@@ -796,3 +796,68 @@ def test_a_failure_names_the_cache_it_is_of(tmp_path: Path, caplog: pytest.LogCa
     cache._index.close()
     fill(cache, SMALL)
     assert f"the cache in {tmp_path} failed and is bypassed: " in caplog.text
+
+
+def closed_after(tmp_path: Path, *contents: ContentId) -> BlockCache:
+    """A cache that keeps one file open, and has verified all of these."""
+    cache = make(tmp_path, max_open_files=1)
+    for content in contents:
+        cache.write_whole(content, NOISE[: content.size])
+    return cache
+
+
+def test_a_closed_file_is_read_again_without_a_query_or_a_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = closed_after(tmp_path, SMALL, numbered(2), numbered(3))
+
+    def refuse(*_: object) -> Any:
+        raise AssertionError("not to be asked")
+
+    monkeypatch.setattr(cache._index, "blocks", refuse)
+    monkeypatch.setattr(zlib, "crc32", refuse)
+    for _ in range(2):
+        assert cache.has_whole(SMALL)
+        assert cache.read(SMALL, 0, SMALL.size) == NOISE[: SMALL.size]
+        assert cache.read(numbered(2), 0, 10) == NOISE[:10]
+    assert cache.stats().misses == 0
+
+
+@pytest.mark.parametrize("how", ["written to", "replaced", "deleted"])
+def test_a_closed_file_that_another_changed_is_verified_again(tmp_path: Path, how: str) -> None:
+    cache = closed_after(tmp_path, SMALL, numbered(2))
+    path = file_of(tmp_path, SMALL)
+    if how == "written to":
+        with path.open("r+b") as file:
+            file.write(b"wrong")
+    else:
+        path.unlink()
+        if how == "replaced":
+            path.write_bytes(b"wrong" + NOISE[5 : SMALL.size])
+    assert cache.read(SMALL, 0, SMALL.size) is None
+    cache.write_whole(SMALL, NOISE[: SMALL.size])
+    assert cache.read(SMALL, 0, SMALL.size) == NOISE[: SMALL.size]
+
+
+def test_a_closed_file_of_which_a_part_is_here_or_that_was_dropped_is_not_taken_for_whole(
+    tmp_path: Path,
+) -> None:
+    cache = closed_after(tmp_path, SMALL)
+    cache.write(LARGE, 1, NOISE[MIB : 2 * MIB])
+    cache.write_whole(numbered(3), NOISE[:100_000])
+    assert not cache.has_whole(LARGE)
+    assert cache.read(LARGE, 0, 10) is None
+    assert cache.read(LARGE, MIB, 10) == NOISE[MIB : MIB + 10]
+    assert cache.has_whole(SMALL)
+    cache.drop(SMALL)
+    assert not cache.has_whole(SMALL)
+    assert cache.read(SMALL, 0, 10) is None
+
+
+def test_few_closed_files_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightlyfs.cache.block_cache._CLOSED_FILES", 2)
+    cache = closed_after(tmp_path, *map(numbered, range(1, 6)))
+    remembered = [number for number in range(1, 6) if cache._closed_files.count(numbered(number).key())]
+    assert remembered == [3, 4]
+    for number in range(1, 6):
+        assert cache.read(numbered(number), 0, 100_000) == NOISE[:100_000]

@@ -37,6 +37,17 @@ class Store:
         self.during()
         return found
 
+    def samples_at(self, paths: list[str]) -> list[tuple[str, SampleEntry]]:
+        self.asked += [(path, 0) for path in paths]
+        numbers = {path: path.rpartition("/")[2] for path in paths}
+        found = [
+            (path, self._entry(int(number)))
+            for path, number in numbers.items()
+            if number.isdigit() and int(number) < self.count
+        ]
+        self.during()
+        return found[::-1]
+
     def sample(self, ino: int) -> SampleEntry | None:
         self.asked.append(("ino", ino))
         return self._entry(ino) if ino < self.count else None
@@ -156,3 +167,32 @@ def test_the_memory_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) ->
         assert len(recent._samples) <= 11
     assert recent.lookup("d/0498") == entry(498)
     assert store.asked[-1] == ("d/0498", 1)
+
+
+def test_many_paths_are_asked_for_at_once_where_they_are_not_remembered(store: Store) -> None:
+    recent = lookups(store)
+    known = recent.lookup("d/0007")
+    for path in ("d", "d/none"):
+        recent.lookup(path)
+    store.asked.clear()
+    wanted = ["d/0009", "d", "d/0007", "d/none", "d/0900", "d/0003"]
+    found = recent.samples_at(wanted)
+    assert found == [("d/0009", entry(9)), ("d/0007", known), ("d/0003", entry(3))]
+    assert [path for path, _ in store.asked] == ["d/0009", "d/0900", "d/0003"]
+    store.asked.clear()
+    assert recent.samples_at(["d/0009", "d/0003"]) == [found[0], found[2]]
+    assert recent.lookup("d/0003") == entry(3)
+    assert store.asked == []
+    recent.outdate()
+    recent.samples_at(["d/0009"])
+    assert store.asked == [("d/0009", 0)]
+
+
+def test_rows_that_lack_facts_written_meanwhile_are_not_remembered(store: Store) -> None:
+    recent = lookups(store)
+    store.during = lambda: recent.written({9: Facts(5, "e", certain=True)})
+    recent.samples_at(["d/0009"])
+    store.asked.clear()
+    store.during = lambda: None
+    recent.samples_at(["d/0009"])
+    assert store.asked == [("d/0009", 0)]

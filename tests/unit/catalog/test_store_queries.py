@@ -197,3 +197,11 @@ def test_few_connections_are_kept_and_none_after_the_end(store: CatalogStore) ->
     assert store._idle == []
     with pytest.raises(sqlite3.ProgrammingError):
         db.execute("SELECT 1")
+
+
+def test_samples_at_many_paths_are_found_at_once_and_nothing_else(store: CatalogStore) -> None:
+    absent = ["", "a", "a/b", "nothing.jpg", "a/nothing/x.jpg", "a/\udcff.jpg", "\udcff/x.jpg"]
+    wanted = [*reversed(NAMES), *absent, NAMES[0]]
+    found = store.samples_at(wanted)
+    assert sorted(found) == sorted((name, store.lookup(name)) for name in [*NAMES, NAMES[0]])
+    assert store.samples_at(absent) == store.samples_at([]) == []
