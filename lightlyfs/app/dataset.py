@@ -209,8 +209,9 @@ class Dataset:
         for paths in batches:
             for start in range(0, len(paths), _ANNOUNCED_AT_ONCE):
                 for path, entry in self.catalog.known_samples(paths[start : start + _ANNOUNCED_AT_ONCE]):
-                    size = entry.published_size
-                    yield path, entry, BLOCK_BYTES if size is None else size
+                    if not self.samples.is_cached(entry):
+                        size = entry.published_size
+                        yield path, entry, BLOCK_BYTES if size is None else size
 
     def epoch_stats(self) -> dict[str, int]:
         """What was fetched ahead for readers without order, and how much of it was read."""

@@ -293,6 +293,11 @@ class Samples:
         except ContentChanged:
             return None
 
+    def is_cached(self, entry: SampleEntry) -> bool:
+        """Whether all of a sample is in the cache, and needs no confirmation."""
+        entry = self._catalog.with_facts(entry)
+        return entry.verified and entry.etag != NO_OBJECT and self._reader.cache.has_whole(content_of(entry))
+
     def fetch_ahead(self, entry: SampleEntry, ended: Ended) -> bool:
         """Begin to fetch a small file for a reader without order; False where there is nothing to fetch."""
         future = self._prefetch(entry)

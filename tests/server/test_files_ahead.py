@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from trees import InProcessTree, in_process
+from trees import InProcessTree, in_process, wait_until
 
 from lightlyfs.blocks import ContentId
 from lightlyfs.catalog.entries import SampleEntry
@@ -152,6 +152,24 @@ def test_what_is_announced_is_fetched_once_whoever_reads_it(server: LocalServer,
             read_all(tree, paths, readers=4)
             assert announced.fetched > 0
         assert FILES <= sent(server) <= FILES + SENT_TWICE
+
+
+def test_what_is_announced_and_cached_is_passed_over_where_it_is_looked_up(
+    server: LocalServer, tmp_path: Path
+) -> None:
+    with in_process(server, tmp_path, read_ahead="off") as tree:
+        paths = paths_in(tree)
+        for path in paths[:20]:
+            read(tree, path)
+        entries = [tree.parts.catalog.known(path) for path in paths[:40]]
+        wait_until(lambda: all(tree.parts.samples.is_cached(entry) for entry in entries[:20]), 10)
+        assert not any(tree.parts.samples.is_cached(entry) for entry in entries[20:])
+        tree.parts.cache.drop(content_at(tree, paths[3]))
+        before = sent(server)
+        with tree.parts.ahead_by_batches([paths[:20], [], ["no such file", *paths[:10]]]):
+            assert settled(lambda: sent(server)) == before + 1
+        tree.parts.catalog.refresh()
+        assert not any(tree.parts.samples.is_cached(tree.parts.catalog.known(path)) for path in paths[:20])
 
 
 def test_what_is_announced_comes_in_its_order_up_to_a_limit(server: LocalServer, tmp_path: Path) -> None:
