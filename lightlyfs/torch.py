@@ -19,6 +19,7 @@ from typing import Any
 import torch.distributed
 from torch.utils.data import DataLoader, default_collate
 
+from lightlyfs.memory import keep_freed_memory
 from lightlyfs.training.images import LightlyImages
 from lightlyfs.training.order import Batch, EpochOrder, RankShare, with_announcements
 from lightlyfs.training.reading import batches_ahead
@@ -46,7 +47,8 @@ def loader(
     ranks have as many batches. `state_dict` and `load_state_dict` resume in the middle of an epoch, with the
     same order, also with other numbers of workers and ranks and another batch size.
 
-    `options` are those of DataLoader; `num_workers` is one a core, at most 8, which stay for all epochs.
+    `options` are those of DataLoader; `num_workers` is one a core, at most 8, which stay for all epochs. The
+    process that decodes, a worker or with `num_workers=0` this one, keeps up to 32 MiB of freed memory.
     `images` may be a dataset around ours: its batches are fetched ahead where it hands the list of numbers
     that its `__getitems__` gets on as it came.
     """
@@ -56,6 +58,8 @@ def loader(
             share = torch.distributed.get_rank(), torch.distributed.get_world_size()
     options.setdefault("num_workers", min(_MOST_WORKERS, len(os.sched_getaffinity(0))))
     options.setdefault("persistent_workers", options["num_workers"] > 0)
+    if not options["num_workers"]:
+        keep_freed_memory()  # as workers do
     order = EpochOrder(
         len(images), batch_size, shuffle=shuffle, seed=seed, share=RankShare(*share), drop_last=drop_last
     )

@@ -57,7 +57,7 @@ ALLOWED = {
     "examples": {"fsspec", "torch", "name_rules", "errors"},
     "__main__": {"cli"},
     "training": {"fsspec", "library", "name_rules", "cores", "memory", "errors"},
-    "torch": {"training"},
+    "torch": {"training", "memory"},
     "__init__": {"library", "training", "api", "errors"},
 }
 ONLY_IMPORTER = {
