@@ -1,5 +1,6 @@
 """Servers for the tests of this folder, each on a port of its own."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,15 @@ import pytest
 from serverkit import Api, fill
 
 from lightlyfs.testing import LocalServer, ServerOptions
+
+
+@pytest.fixture(autouse=True)
+def _own_fork_server() -> Iterator[None]:
+    """End the process that `multiprocessing` forks from, which keeps the environment of the first test."""
+    yield
+    started = sys.modules.get("multiprocessing.forkserver")
+    if started is not None:
+        started._forkserver._stop()  # what it has for tests
 
 
 @pytest.fixture
