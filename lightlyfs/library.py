@@ -373,7 +373,7 @@ _ANNOUNCED_WAIT_S = 10.0
 # a mount hangs up on who says nothing for a minute
 SIGN_OF_LIFE_S = 20.0
 # paths in one message: few, so that a long order is asked for little by little
-_PATHS_AT_ONCE = 64
+_PATHS_AT_ONCE = 32
 # a mount that is restarted is back in seconds; a program reads without it for a quarter of an hour at most
 _AWAY_S = 900.0
 _CALL_AGAIN_S = 1.0

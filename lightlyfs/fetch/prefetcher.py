@@ -301,6 +301,7 @@ class EpochFetcher(Generic[T]):
         self._is_closed = False
         self._is_going = False  # a thread is in `_go_on`, or about to be
         self._goes_again = False
+        self._goes_later = False  # a thread waits for the end of a pause
 
     def stats(self) -> EpochStats:
         """Return what was fetched ahead since the mount began, and how many requests run now."""
@@ -547,4 +548,18 @@ class EpochFetcher(Generic[T]):
                 self._pace.succeeded(self._clock())
             elif came is False:
                 self._pace.failed(self._clock(), retry_after_s)
+                if self._announced and not self._goes_later:
+                    self._goes_later = True
+                    threading.Thread(target=self._go_on_later, name="lightlyfs-later", daemon=True).start()
         self._go_on_unless_going()
+
+    def _go_on_later(self) -> None:
+        """Go on after a pause: nothing that ends would, and who announced may wait before it reads."""
+        while True:
+            self._go_on_unless_going()
+            with self._changed:
+                self._changed.wait(_LOOK_S)
+                waits = any(announcement.wants_more for announcement in self._announced)
+                if self._is_closed or self._under_way or not waits:
+                    self._goes_later = False
+                    return

@@ -171,6 +171,26 @@ def test_an_order_goes_on_after_a_failure_although_nothing_is_under_way(
         bench.wait_for(20)
 
 
+def test_what_was_announced_so_far_goes_on_after_a_failure_while_no_more_is(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, more = [100.0], threading.Event()
+    monkeypatch.setattr(bench.fetcher, "_clock", lambda: now[0])
+
+    def order() -> Iterator[tuple[str, str, int]]:
+        yield from announced(FILES[:6])
+        more.wait(4 * WITHIN_S)
+
+    bench.fails = True
+    with bench.fetcher.announce(order(), limit_bytes=1 << 30) as announcement:
+        wait_until(lambda: len(announcement.epoch.coming) == 5, WITHIN_S)
+        bench.fails = False
+        now[0] += 60.0
+        bench.wait_for(6)
+        more.set()
+    wait_until(lambda: not [one for one in threading.enumerate() if one.name == "lightlyfs-later"], WITHIN_S)
+
+
 def test_a_closed_announcement_fetches_no_more_and_forgets_what_is_unread(bench: Bench) -> None:
     announcement = bench.fetcher.announce(announced(), limit_bytes=3 * SIZE)
     bench.wait_for(3)
