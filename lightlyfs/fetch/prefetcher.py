@@ -253,7 +253,8 @@ class Announcement:
     @property
     def wants_more(self) -> bool:
         """Whether one more of its files should be fetched."""
-        return bool(self.epoch.coming) and self.epoch.unread_bytes < self.limit_bytes
+        has_more = bool(self.epoch.coming) and not self.is_closed
+        return has_more and self.epoch.unread_bytes < self.limit_bytes
 
     def close(self) -> None:
         """Stop fetching; idempotent."""
@@ -380,7 +381,7 @@ class EpochFetcher(Generic[T]):
 
     def _take_announced_locked(self) -> tuple[Announcement, tuple[str, T, int]] | None:
         """Return the next file that was announced, of each program in turn."""
-        for announcement in self._announced:
+        for announcement in () if self._is_closed else self._announced:
             if announcement.wants_more:
                 self._announced[announcement] = self._announced.pop(announcement)
                 coming = announcement.epoch.coming

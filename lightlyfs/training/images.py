@@ -33,6 +33,8 @@ OnError = Literal["raise", "skip"] | Callable[[UnreadableSample], Any]
 _LEFT_OUT: Any = object()
 # a batch as trainings have them
 _ITERATED_AT_ONCE = 64
+# items that are read before the first of them is decoded: their bytes take memory until then
+_READ_AT_ONCE = 8
 
 
 class LightlyImages:
@@ -137,9 +139,12 @@ class LightlyImages:
             here.ahead.add(self._names(numbers.announced))
         else:
             here.ahead.add(self._names(numbers))
-        with here.source.while_reading():
-            read = [self._read(number, here.source) for number in numbers]
-        items = [self._item(number, here, data) for number, data in zip(numbers, read, strict=True)]
+        items: list[Any] = []
+        for start in range(0, len(numbers), _READ_AT_ONCE):
+            some = numbers[start : start + _READ_AT_ONCE]
+            with here.source.while_reading():
+                read = [self._read(number, here.source) for number in some]
+            items += map(self._item, some, repeat(here), read)
         return [item for item in items if item is not _LEFT_OUT]
 
     def label(self, number: int) -> Any:

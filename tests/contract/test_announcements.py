@@ -10,7 +10,7 @@ from contentkit import Inline
 from trees import wait_until
 
 from lightlyfs.errors import Cancelled
-from lightlyfs.fetch.prefetcher import Ended, EpochFetcher
+from lightlyfs.fetch.prefetcher import Announcement, Ended, EpochFetcher
 
 SIZE = 100
 FILES = [f"d/{number:02}.jpg" for number in range(20)]
@@ -200,6 +200,22 @@ def test_a_closed_announcement_fetches_no_more_and_forgets_what_is_unread(bench:
     wait_until(lambda: ended(bench), WITHIN_S)
     bench.read(*FILES[:3])
     assert len(bench.fetched) == 3
+    assert FILES[1] not in bench.fetcher.unread
+
+
+@pytest.mark.parametrize("what", ["the announcement", "the mount"])
+def test_what_is_looked_up_at_the_end_is_not_fetched(bench: Bench, what: str) -> None:
+    made: list[Announcement] = []
+
+    def order() -> Iterator[tuple[str, str, int]]:
+        yield from announced(FILES[:1])
+        wait_until(lambda: bool(made), WITHIN_S)
+        (bench.fetcher.shut_down if what == "the mount" else made[0].close)()
+        yield from announced(FILES[1:])
+
+    made.append(bench.fetcher.announce(order(), limit_bytes=1 << 30))
+    wait_until(lambda: ended(bench), WITHIN_S)
+    assert bench.fetched == FILES[:1]
     assert FILES[1] not in bench.fetcher.unread
 
 

@@ -85,6 +85,27 @@ def test_items_are_pictures_with_the_numbers_of_their_folders() -> None:
     assert [label for _, label in found.__getitems__([0, 59, -1])] == [0, 2, 2]
 
 
+def test_of_a_large_batch_the_bytes_of_few_images_are_held_at_once() -> None:
+    held, most = [0], [0]
+
+    def decode(_: bytes) -> int:
+        held[0] -= 1
+        return held[0]
+
+    found = images(decode=decode, labels=None)
+    source = found._in_this_process().source
+    read = source.read
+
+    def counted(name: str) -> bytes:
+        held[0] += 1
+        most[0] = max(most[0], held[0])
+        return read(name)
+
+    source.read = counted  # type: ignore[method-assign]
+    assert len(found.__getitems__(range(40))) == 40
+    assert (held, most) == ([0], [8])
+
+
 @pytest.mark.parametrize("root", ["animals/train", "lightly://animals/train/", "ID/train"])
 def test_a_dataset_has_several_names(server: LocalServer, folder: Path, root: str) -> None:
     found = LightlyImages(root.replace("ID", server.dataset_id), decode=False, labels=None)
