@@ -1,10 +1,10 @@
-"""Keeps threads that pass Python's lock on to each other on one core: a mount's always, a program's at times.
+"""Keeps threads that share the interpreter lock on one core: a mount's always, a program's while it reads.
 
 Python runs one thread at a time, and the threads of a mount pass its lock on over twenty times a file. With
 several cores, a thread that releases the lock for a short system call finds it taken when it returns, by a
 thread that woke up on another core, and both cores spend their time on waking each other. On one core no
 other thread runs during a short call: reading a cached file takes half as much CPU, a cold file two thirds.
-A mount stays on one core, and moves where other processes need it; a program's threads are let go again.
+A mount stays on its core until other processes need it; a program's threads are released after each read.
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ _OURS = "lightlyfs-"
 def with_our_threads() -> Iterator[None]:
     """Keep the calling thread, and the threads of this package, on the core that it is on, in the block.
 
-    For a thread that waits there for what the others bring. Afterwards all may use the cores that it might.
+    For a thread that waits in it for what the others fetch. Afterwards they may all run on every core that
+    the calling thread was allowed to use.
     """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     if len(allowed) < 2:

@@ -52,8 +52,8 @@ log = logging.getLogger(__name__)
 class CurlLoop:
     """GETs of whole bodies, at most `config.connections` at once; `close` once.
 
-    An eighth of them is kept for urgent ones. Connections are kept for further GETs: for ever, or until
-    nothing was under way for `keep_s`.
+    An eighth of them is reserved for urgent ones. Connections stay open for further GETs; with `keep_s`, they
+    are closed once no GET was under way for that many seconds.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class CurlLoop:
         self._answers: dict[pycurl.CurlMulti, int] = {}  # over connections that were used before
         self._epoll: select.epoll
         self._due_at: float | None = None
-        self._close_at: float | None = None  # while only kept connections are left, which are to be closed
+        self._close_at: float | None = None  # when to close idle connections; None while a GET is under way
         self._looked_at = 0.0
         self._generation = 0
         self._took_s: dict[str, deque[float]] = {}
@@ -401,7 +401,7 @@ class CurlLoop:
             self._add(twin)
 
     def _close_kept(self) -> None:
-        """Close the connections that nothing was requested over for a while, where they are not to stay."""
+        """Close all connections once no GET was under way for `keep_s`."""
         if self._under_way or self._keep_s is None or not self._idle:
             return
         now = self._clock()

@@ -34,8 +34,8 @@ METADATA_THREADS = 16
 CONTENT_THREADS = 32
 # idle connections to the API that are kept in a host program; to storage it is one a download
 _IDLE_OF_GUEST = 16
-# how long those of the network loop are kept there: longer than the pause between two epochs, shorter than
-# most servers keep them
+# how long the network loop keeps idle connections there: longer than the pause between two epochs, shorter
+# than most servers do
 _KEEP_S = 15.0
 
 
@@ -79,8 +79,8 @@ def connect(
 ) -> Connections:
     """Make the client and its transports; no request is sent yet.
 
-    With `keep_few` idle connections are closed, soon or at once, rather than kept for the next burst of
-    requests. `token` gives the token to send, in place of that of `secrets`.
+    With `keep_few`, few idle connections are kept for the next burst of requests, and those of the network
+    loop for some seconds. `token` gives the token to send, in place of that of `secrets`.
     """
     config = TransportConfig(
         connections=min(settings.jobs, CONTENT_THREADS) + METADATA_THREADS,

@@ -190,16 +190,13 @@ class Dataset:
             "limit": ahead.limit,
         }
 
-    def ahead(self, paths: Iterable[str]) -> Announcement:
+    def ahead(self, batches: Iterable[Sequence[str]]) -> Announcement:
         """Fetch files, named by their paths, in this order ahead of a program that is about to read them.
 
-        Returns at once. The order may be of any length: it is asked for as it is needed, in another thread.
-        At most `read_ahead_limit` bytes are fetched and not read. Paths that name no sample are passed over.
+        Returns at once. The order may be of any length: it is asked for as it is needed, in another thread,
+        and the paths of a batch are looked up together. At most `read_ahead_limit` bytes are fetched and not
+        read. Paths that name no sample are passed over.
         """
-        return self.ahead_by_batches([path] for path in paths)
-
-    def ahead_by_batches(self, batches: Iterable[Sequence[str]]) -> Announcement:
-        """Fetch files as `ahead` does; the paths of a batch are looked up together, which costs less."""
         limit = self.settings.read_ahead_limit_bytes
         most = self.cache.room.ahead_bytes
         return self._epochs.announce(self._samples_at(batches), most if limit is None else min(limit, most))

@@ -302,7 +302,7 @@ class RecentLookups:
         return [(path, entry) for path, entry in entries if isinstance(entry, SampleEntry)]
 
     def _kept(self, path: str, version: int) -> tuple[bool, Entry | None]:
-        """Return whether it is in memory what is at a path, and what is."""
+        """Return whether memory holds what is at a path, and the entry that it holds."""
         kept = self._paths.get(path)
         if kept is None or kept[0] != version:
             return False, None

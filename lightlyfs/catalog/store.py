@@ -121,7 +121,7 @@ class CatalogStore:
         return self._lookup_directory(path), []
 
     def samples_at(self, paths: Sequence[str]) -> list[tuple[str, SampleEntry]]:
-        """Return the samples at some paths, by one query, in any order; what else is there is left out."""
+        """Return the samples at these paths, in any order, by one query; directories are left out."""
         wanted = []
         for number, path in enumerate(paths):
             directory, _, name = path.rpartition("/")

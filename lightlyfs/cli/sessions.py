@@ -140,7 +140,7 @@ def _fetch_ahead(parts: Dataset, channel: Channel) -> None:
             except Empty:
                 continue
 
-    with parts.ahead_by_batches(batches()):
+    with parts.ahead(batches()):
         try:
             while (message := channel.receive()) is not None:
                 while not _put(waiting, [str(name) for name in message["names"]]):

@@ -555,7 +555,7 @@ class EpochFetcher(Generic[T]):
         self._go_on_unless_going()
 
     def _go_on_later(self) -> None:
-        """Go on after a pause: nothing that ends would, and who announced may wait before it reads."""
+        """Go on after a pause, where no request is left whose end would do so."""
         while True:
             self._go_on_unless_going()
             with self._changed:

@@ -232,7 +232,7 @@ class LightlyFileSystem(AskingFileSystem):
             names = map(self._strip_protocol, paths)
             return [name.removeprefix(dataset) for name in names if name.startswith(dataset)]
 
-        return parts.ahead_by_batches(map(within, chain([named], left)))
+        return parts.ahead(map(within, chain([named], left)))
 
     def get_file(
         self,

@@ -142,9 +142,10 @@ class LightlyImages:
         items: list[Any] = []
         for start in range(0, len(numbers), _READ_AT_ONCE):
             some = numbers[start : start + _READ_AT_ONCE]
+            paths = [self.paths[number] for number in some]
             with here.source.while_reading():
-                read = [self._read(number, here.source) for number in some]
-            items += map(self._item, some, repeat(here), read)
+                read = [self._read(of_item, here.source) for of_item in paths]
+            items += map(self._made, some, paths, read, repeat(here.source))
         return [item for item in items if item is not _LEFT_OUT]
 
     def label(self, number: int) -> Any:
@@ -161,16 +162,20 @@ class LightlyImages:
     def _in_this_process(self) -> _Here:
         if self._here is None or self._here.process != os.getpid():
             if multiprocessing.parent_process() is not None:
-                keep_freed_memory()
+                keep_freed_memory()  # a worker, which does little else than decode
             self._here = _Here(self._open())
         return self._here
 
     def _names(self, numbers: Iterable[int]) -> list[str]:
         return [self.name(path) for number in numbers for path in self.paths[number]]
 
-    def _read(self, number: int, source: Source) -> list[bytes | UnreadableSample]:
+    def _item(self, number: int, here: _Here) -> Any:
+        paths = self.paths[number]
+        return self._made(number, paths, self._read(paths, here.source), here.source)
+
+    def _read(self, paths: tuple[str, ...], source: Source) -> list[bytes | UnreadableSample]:
         """Return the bytes of the files of an item, or why they cannot be read."""
-        return [self._bytes(path, source) for path in self.paths[number]]
+        return [self._bytes(path, source) for path in paths]
 
     def _bytes(self, path: str, source: Source) -> bytes | UnreadableSample:
         name = self.name(path)
@@ -179,11 +184,12 @@ class LightlyImages:
         except (OSError, LightlyFsError) as error:
             return _unreadable("cannot be read", name, source, error)
 
-    def _item(self, number: int, here: _Here, read: list[bytes | UnreadableSample] | None = None) -> Any:
-        paths = self.paths[number]
-        read = self._read(number, here.source) if read is None else read
+    def _made(
+        self, number: int, paths: tuple[str, ...], read: list[bytes | UnreadableSample], source: Source
+    ) -> Any:
+        """Return an item, made of the bytes of its files."""
         try:
-            images = tuple(map(self._image, paths, read, count(), repeat(here.source)))
+            images = tuple(map(self._image, paths, read, count(), repeat(source)))
         except UnreadableSample as error:
             if self._on_error == "raise":
                 raise
@@ -197,7 +203,7 @@ class LightlyImages:
             try:
                 image = self._transform(image)
             except Exception as error:
-                error.add_note(f"the image was {_described(self.name(paths[0]), here.source)[0]}")
+                error.add_note(f"the image was {_described(self.name(paths[0]), source)[0]}")
                 raise
         return image if self._labels is None else (image, self._label(number, paths[0]))
 

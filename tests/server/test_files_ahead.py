@@ -148,7 +148,7 @@ def test_what_is_announced_is_fetched_once_whoever_reads_it(server: LocalServer,
     with in_process(server, tmp_path, read_ahead="off") as tree:
         paths = paths_in(tree)
         random.Random(3).shuffle(paths)
-        with tree.parts.ahead(iter(paths)) as announced:
+        with tree.parts.ahead([path] for path in paths) as announced:
             read_all(tree, paths, readers=4)
             assert announced.fetched > 0
         assert FILES <= sent(server) <= FILES + SENT_TWICE
@@ -166,7 +166,7 @@ def test_what_is_announced_and_cached_is_passed_over_where_it_is_looked_up(
         assert not any(tree.parts.samples.is_cached(entry) for entry in entries[20:])
         tree.parts.cache.drop(content_at(tree, paths[3]))
         before = sent(server)
-        with tree.parts.ahead_by_batches([paths[:20], [], ["no such file", *paths[:10]]]):
+        with tree.parts.ahead([paths[:20], [], ["no such file", *paths[:10]]]):
             assert settled(lambda: sent(server)) == before + 1
         tree.parts.catalog.refresh()
         assert not any(tree.parts.samples.is_cached(tree.parts.catalog.known(path)) for path in paths[:20])
@@ -182,7 +182,7 @@ def test_what_is_announced_comes_in_its_order_up_to_a_limit(server: LocalServer,
         def is_here(path: str) -> bool:
             return tree.parts.cache.has_whole(content_at(tree, path))
 
-        with tree.parts.ahead(paths):
+        with tree.parts.ahead([paths]):
             assert settled(lambda: sent(server)) == at_once
             assert all(map(is_here, paths[:at_once]))
             for path in paths[:10]:
