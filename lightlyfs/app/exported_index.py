@@ -30,7 +30,7 @@ from lightlyfs.catalog.remote import MAX_BYTES, MAX_SECONDS, MIN_SECONDS, Datase
 from lightlyfs.catalog.tables import INDEX_OF, SCHEMA, SCHEMA_VERSION
 from lightlyfs.errors import StartError
 from lightlyfs.forks import FORK_GATE
-from lightlyfs.inodes import ROOT_INO, directory_ino, sample_ino
+from lightlyfs.tree import ROOT_INO, directory_ino, sample_ino
 
 _COPY_BYTES = 8 << 20
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from lightlyfs.catalog.names import split_path
-from lightlyfs.inodes import sample_ino
+from lightlyfs.tree import sample_ino
 
 
 class Row(NamedTuple):

@@ -16,7 +16,7 @@ from lightlyfs.catalog.entries import Changes, Row
 from lightlyfs.catalog.names import resolve_clashes
 from lightlyfs.catalog.tables import CHANGES, count, counted
 from lightlyfs.forks import FORK_GATE
-from lightlyfs.inodes import ROOT_INO, directory_ino, directory_inos, sample_ino
+from lightlyfs.tree import ROOT_INO, directory_ino, directory_inos, sample_ino
 
 # more changed paths than this are reported as "everything": telling the kernel one by one costs more
 MAX_REPORTED_PATHS = 10_000

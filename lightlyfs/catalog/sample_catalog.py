@@ -39,7 +39,7 @@ from lightlyfs.catalog.refresher import Refresher
 from lightlyfs.catalog.remote import DatasetState, Remote, stored_dataset
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.errors import Cancelled, LightlyFsError, NotFound, RequestError, Unreachable
-from lightlyfs.inodes import directory_ino, sample_ino
+from lightlyfs.tree import directory_ino, sample_ino
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

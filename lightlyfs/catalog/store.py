@@ -29,7 +29,7 @@ from lightlyfs.catalog.known import MOMENT_S, Publisher, record, record_values
 from lightlyfs.catalog.listing_writer import ListingWriter, directory_path
 from lightlyfs.catalog.tables import CHANGES, RESIZED, SCHEMA, count, counted, create_schema
 from lightlyfs.forks import FORK_GATE
-from lightlyfs.inodes import ROOT_INO, directory_ino, sample_ino
+from lightlyfs.tree import ROOT_INO, directory_ino, sample_ino
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from lightlyfs import database
 from lightlyfs.catalog.entries import Totals
-from lightlyfs.inodes import ROOT_INO
+from lightlyfs.tree import ROOT_INO
 
 # 1 kept no totals
 SCHEMA_VERSION = 2

@@ -19,11 +19,10 @@ from typing import Any, BinaryIO
 import click
 
 from lightlyfs.api.redaction import visible
-from lightlyfs.app.kept import clear_unused, kept_datasets
+from lightlyfs.app.sharing import clear_unused, kept_datasets
 from lightlyfs.cli.commands import need_answer
 from lightlyfs.cli.options import CommandGroup, cache_dir_of, complete_mount, given_path
-from lightlyfs.cli.output import size_text
-from lightlyfs.cli.progress import byte_progress_bar
+from lightlyfs.cli.output import progress_bar, size_text
 from lightlyfs.control import session
 from lightlyfs.errors import StartError, counted
 from lightlyfs.mountpoints import without_links
@@ -271,7 +270,7 @@ class _Run:
         try:
             plan = next(messages)["plan"]
             self._tell_plan(plan)
-            with byte_progress_bar() as bar:
+            with progress_bar(of_bytes=True) as bar:
                 task = bar.add_task("warming", total=plan["bytes"] or None)
                 while "done" not in (message := next(messages)):
                     self._list_failures(message.get("failed", ()))

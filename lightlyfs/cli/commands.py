@@ -14,7 +14,7 @@ import click
 from lightlyfs import mountpoints
 from lightlyfs.api.redaction import visible
 from lightlyfs.cli.options import complete_mount, given_path
-from lightlyfs.cli.output import size_text
+from lightlyfs.cli.output import progress_bar, size_text
 from lightlyfs.control import NoAnswer, ask, process_state, request
 from lightlyfs.errors import StartError, counted
 from lightlyfs.mountpoints import MountEntry, mount_at, other_places, our_mounts
@@ -164,8 +164,6 @@ def refresh(mountpoint: Path) -> None:
 
 def _drain(mountpoint: Path, expected: int) -> None:
     """Wait for the uploads under way, as long as they move."""
-    from lightlyfs.cli.progress import progress_bar  # most ends of a mount have nothing to show
-
     with progress_bar() as shown:
         task = shown.add_task("uploading", total=expected)
         left, moved, since = expected, -1, time.monotonic()

@@ -39,7 +39,7 @@ _COMMANDS = {
     "index": "without_mount:index",
     "serve": "serve:serve",
     "demo": "demo:demo",
-    "deploy": "deploy:deploy",
+    "deploy": "help:deploy",
     "doctor": "doctor:doctor",
     "completion": "help:completion",
     "help": "help:help_topic",

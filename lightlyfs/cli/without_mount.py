@@ -35,8 +35,7 @@ from lightlyfs.cli.options import (
     split_fstab_options,
     split_source,
 )
-from lightlyfs.cli.output import size_text, tell
-from lightlyfs.cli.progress import byte_progress_bar
+from lightlyfs.cli.output import progress_bar, size_text, tell
 from lightlyfs.errors import LightlyFsError, NoSuchDataset, NoSuchFile, StartError, counted
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr
 from lightlyfs.fs.filesystem import Filesystem
@@ -419,7 +418,7 @@ def _copy_all(
         except (LightlyFsError, OSError) as error:
             return reason_of(error)
 
-    with byte_progress_bar() as bar, _pool(threads) as pool:
+    with progress_bar(of_bytes=True) as bar, _pool(threads) as pool:
         task = bar.add_task("copying", total=total or None)
         for job, result in zip(jobs, pool.map(tried, jobs), strict=True):
             if isinstance(result, str):

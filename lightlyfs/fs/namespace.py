@@ -21,11 +21,10 @@ from lightlyfs.desktop.programs import is_probe
 from lightlyfs.errors import NoSuchFile, NotADirectory
 from lightlyfs.fs.attributes import Attr, Exact, SetTimes, attr_of_directory, attr_of_local, attr_of_sample
 from lightlyfs.fs.patience import Turn
-from lightlyfs.inodes import directory_ino, sample_ino
 from lightlyfs.name_rules import REPLACED_FOLDER, ShownRules
-from lightlyfs.path_table import PathTable
 from lightlyfs.staging.local_files import LocalFile, LocalFiles
 from lightlyfs.staging.record import Record
+from lightlyfs.tree import PathTable, directory_ino, sample_ino
 
 log = logging.getLogger(__name__)
 

@@ -32,9 +32,9 @@ from lightlyfs.fetch.transfers import PROBE_BYTES, NotBrought
 from lightlyfs.fs.attributes import Attr
 from lightlyfs.fs.handles import ReadHandle
 from lightlyfs.fs.patience import Turn
-from lightlyfs.inodes import sample_ino
 from lightlyfs.name_rules import ShownRules
 from lightlyfs.readahead.within_file import HeadReaders
+from lightlyfs.tree import sample_ino
 
 # sizes of neighbours that are found along with one that was asked for
 _SIZES_AHEAD = 64

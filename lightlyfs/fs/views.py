@@ -42,9 +42,9 @@ from lightlyfs.errors import (
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr
 from lightlyfs.fs.namespace import FOLDER, Listing, Namespace, Node, Part
 from lightlyfs.fs.patience import Turn
-from lightlyfs.inodes import view_ino
 from lightlyfs.staging.local_files import LocalFile
 from lightlyfs.staging.record import Record, State
+from lightlyfs.tree import view_ino
 
 _PREFETCH = "prefetch"
 _ID = re.compile(r"[a-f0-9]{24}")

@@ -24,12 +24,11 @@ from typing import Any, NamedTuple
 from cachetools import LRUCache
 
 from lightlyfs.errors import FileExists, NoSuchFile
-from lightlyfs.inodes import local_ino
 from lightlyfs.name_rules import numbered
-from lightlyfs.path_table import PathTable
 from lightlyfs.staging.journal import Journal
 from lightlyfs.staging.record import IDENTITY, LocalDirectory, Record, State
 from lightlyfs.staging.spool import GONE, Spool, StagedFile, recovered
+from lightlyfs.tree import PathTable, local_ino
 
 log = logging.getLogger(__name__)
 

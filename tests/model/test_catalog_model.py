@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lightlyfs.catalog.entries import Changes, DirectoryEntry, SampleEntry, true_name
-from lightlyfs.inodes import directory_ino, sample_ino
+from lightlyfs.tree import directory_ino, sample_ino
 
 # few and clashing; the ids of 16 and more share their last 8 digits with those below
 IDS = [sample_id(n) for n in range(8)] + [sample_id((1 << 40) + n) for n in range(4)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightlyfs.path_table import PathTable
+from lightlyfs.tree import PathTable
 
 PARTS = st.sampled_from(["a", "b", "c"])
 PATHS = st.lists(PARTS, min_size=1, max_size=4).map("/".join)

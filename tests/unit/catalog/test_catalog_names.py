@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lightlyfs.catalog.entries import Changes, DirectoryEntry, Facts, SampleEntry, make_row
 from lightlyfs.catalog.names import split_name, split_path
 from lightlyfs.catalog.store import CatalogStore
-from lightlyfs.inodes import ROOT_INO, directory_ino, directory_inos
+from lightlyfs.tree import ROOT_INO, directory_ino, directory_inos
 
 HOSTILE = st.lists(
     st.one_of(

@@ -14,7 +14,7 @@ from lightlyfs.catalog.entries import DirectoryEntry, Facts, SampleEntry, make_r
 from lightlyfs.catalog.known import RecentLookups
 from lightlyfs.catalog.sample_catalog import Census
 from lightlyfs.catalog.store import CatalogStore
-from lightlyfs.inodes import sample_ino
+from lightlyfs.tree import sample_ino
 
 NAMES = [f"{directory}/{number:02}.jpg" for directory in ("a", "b/c", "b") for number in range(20)]
 

@@ -11,7 +11,7 @@ from contentkit import sample_id
 
 from lightlyfs.catalog.entries import Changes, DirectoryEntry, Row, SampleEntry, make_row
 from lightlyfs.catalog.store import CatalogStore
-from lightlyfs.inodes import sample_ino
+from lightlyfs.tree import sample_ino
 
 
 def row(number: int, name: str, mtime: int = 100, hint: int | None = 5) -> Row:

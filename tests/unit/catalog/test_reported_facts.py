@@ -12,7 +12,7 @@ from contentkit import sample_id
 from lightlyfs.catalog.entries import Facts, SampleEntry, make_row
 from lightlyfs.catalog.known import Publisher, Reported, record_values
 from lightlyfs.catalog.store import CatalogStore
-from lightlyfs.inodes import sample_ino
+from lightlyfs.tree import sample_ino
 
 ENTRY = SampleEntry("x.jpg", 7, b"i" * 12, None, 5, 100, None, None, False, False)
 FACTS = Facts(9, "e1")

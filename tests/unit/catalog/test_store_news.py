@@ -11,7 +11,7 @@ from contentkit import sample_id
 
 from lightlyfs.catalog.entries import Facts, News, make_row
 from lightlyfs.catalog.store import CatalogStore
-from lightlyfs.inodes import sample_ino
+from lightlyfs.tree import sample_ino
 
 
 def ino(number: int) -> int:

@@ -12,7 +12,7 @@ from contentkit import sample_id
 
 from lightlyfs.catalog.entries import DirectoryEntry, Facts, Row, SampleEntry, make_row
 from lightlyfs.catalog.store import CatalogStore
-from lightlyfs.inodes import ROOT_INO, directory_ino, sample_ino
+from lightlyfs.tree import ROOT_INO, directory_ino, sample_ino
 
 NAMES = [
     f"{directory}{name}" for directory in ("", "a/", "a/b/", "c/") for name in ("x.jpg", "y.jpg", "é.jpg")
