@@ -1,7 +1,7 @@
 """The control channel of a running mount: lines of JSON over a Unix socket, and descriptors with them.
 
 A command is one line each way. A session lasts for as long as both sides want: `warm` reports its progress,
-and `open_cached` asks for one file after another. The server side runs in the mount; `asked` and the other
+and `open_cached` asks for one file after another. The server side runs in the mount; `ask` and the other
 functions are for commands and programs, which print as much of an answer as they want.
 """
 
@@ -27,9 +27,9 @@ from lightlyfs.places import socket_of
 
 log = logging.getLogger(__name__)
 
-# a hundred of the longest paths, spelled in the longest way
 # of `sockaddr_un`, without its final zero
 _MAX_ADDRESS_BYTES = 107
+# a hundred of the longest paths, spelled in the longest way
 _MAX_LINE = 4 << 20
 _CHUNK_BYTES = 64 << 10
 # one comes with a message

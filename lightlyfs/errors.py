@@ -46,7 +46,7 @@
         +-- DirectoryTooLarge    the directory has too many samples to be renamed
         +-- AttributeTooLarge    the value of an extended attribute is too large
         +-- BadName              no sample can have this name
-        +-- WriteFailed          an earlier write of the file failed, so it is not uploaded
+        +-- NameTooLong          a part of the path has over 255 bytes
         +-- TooManyWaiting       too many calls wait for uploads already
         +-- Interrupted          the caller was interrupted by a signal
         +-- DeadlineExceeded     the answer did not come within the limit of one call
@@ -296,7 +296,7 @@ class DeadlineExceeded(FileError):
 # what each error is to the kernel
 
 # a class stands for its subclasses too, unless they have a row of their own
-_TABLE: dict[type[BaseException], tuple[int, int]] = {
+TABLE: dict[type[BaseException], tuple[int, int]] = {
     SettingsError: (errno.EINVAL, logging.ERROR),
     StartError: (errno.EIO, logging.ERROR),
     NoSuchDataset: (errno.ENOENT, logging.ERROR),
@@ -357,7 +357,7 @@ _PASSING_OF_MOUNTS = (errno.EIO, errno.ENOTCONN, errno.ESTALE)
 def errno_of(error: BaseException) -> tuple[int, int]:
     """Return the errno and log level of an error; an unforeseen one is EIO, and an error in the log."""
     for kind in type(error).__mro__:
-        row = _TABLE.get(kind)
+        row = TABLE.get(kind)
         if row is not None:
             return row
     if isinstance(error, OSError) and error.errno:
@@ -374,11 +374,6 @@ def may_pass(error: BaseException) -> bool:
     if isinstance(error, kinds | ConnectionError | TimeoutError):
         return True
     return isinstance(error, OSError) and error.errno in _PASSING_OF_MOUNTS
-
-
-def has_row(kind: type[BaseException]) -> bool:
-    """Return whether a class has a row of its own."""
-    return kind in _TABLE
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

@@ -24,8 +24,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-# `struct flock` of 64-bit Linux: type, whence, start, length, process (0 for these locks)
-_FLOCK = struct.Struct("hhqqi4x")
+# `struct flock` of 64-bit Linux: type, whence, start, length (0: all), process (0 for these locks)
+FLOCK = struct.Struct("hhqqi4x")
 
 _FILE = "lock"
 # what the bytes of the file stand for
@@ -257,7 +257,7 @@ class SharedLocks:
             return True
 
     def _set(self, kind: int, start: int, length: int) -> bool:
-        return self._request(_FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+        return self._request(FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
 
     def _request(self, lock: bytes) -> bool:
         if self._fd >= 0:
@@ -280,8 +280,8 @@ class Stripe:
         self._lock = threading.Lock()
         start = _offset_of(name)
         self._start = start
-        self._take = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
-        self._free = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, start, 1, 0)
+        self._take = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
+        self._free = FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, start, 1, 0)
         # guarded by _lock
         self._pass_by_until = float("-inf")
         self._is_alone = False

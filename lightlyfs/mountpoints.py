@@ -168,11 +168,6 @@ class Health(Enum):
     HANGS = "it does not answer"
 
 
-def resolve_mountpoint(path: Path) -> Path:
-    """Return the absolute path without links, never touching what may be a dead mount at its end."""
-    return without_links(path)
-
-
 def probe(mountpoint: Path) -> Health:
     """Ask a mount for its size, in another thread, which is left behind where there is no answer."""
     found: list[Health] = []

@@ -14,7 +14,6 @@ import logging
 import os
 import shutil
 import stat
-import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,7 +25,7 @@ from urllib.parse import urlsplit
 import platformdirs
 
 from lightlyfs.errors import SettingsError
-from lightlyfs.locks import SharedLocks, open_lock
+from lightlyfs.locks import FLOCK, SharedLocks, open_lock
 from lightlyfs.mountpoints import MountEntry, our_mounts, remote_kind
 
 log = logging.getLogger(__name__)
@@ -46,8 +45,6 @@ _OF_MACHINE = "machine-"
 _MEMORY = Path("/dev/shm")
 # where the unit of `lightlyfs deploy system-unit` has them
 _SERVICES = Path("/run/lightlyfs") / APP
-# `struct flock` of 64-bit Linux: type, whence, start, length (0: all), process (0 for these locks)
-_FLOCK = struct.Struct("hhqqi4x")
 # a private cache needs this much of the disk to be useful
 _LEAST_BYTES = 64 << 20
 # errors that pass, or that are the disk's fault: reads continue without it
@@ -226,7 +223,7 @@ def state_roots() -> list[Path]:
 def runtime_root() -> Path:
     """Return the directory for sockets; made if missing."""
     base = _session_directory()
-    return _own_directory(_shared_temporary() if base is None else base / APP)
+    return _own_directory(_temporaries()[0] if base is None else base / APP)
 
 
 def _session_directory() -> Path | None:
@@ -235,10 +232,6 @@ def _session_directory() -> Path | None:
     if base and os.access(base, os.W_OK) and len(os.fsencode(base)) < _MAX_RUNTIME_BYTES:
         return Path(base)
     return None
-
-
-def _shared_temporary() -> Path:
-    return _temporaries()[0]
 
 
 def _temporaries() -> list[Path]:
@@ -260,7 +253,7 @@ def runtime_roots() -> list[Path]:
     One that was made at boot, or by a service, knew of no session.
     """
     session = runtime_root()
-    others = (_shared_temporary(), _SERVICES)
+    others = (_temporaries()[0], _SERVICES)
     return [session, *(path for path in others if path != session and _is_own(path))]
 
 
@@ -527,10 +520,10 @@ def is_free(spool: Path) -> bool:
     except (FileNotFoundError, IsADirectoryError):
         return True
     try:
-        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
     finally:
         os.close(descriptor)
-    return bool(_FLOCK.unpack(answer)[0] == fcntl.F_UNLCK)
+    return bool(FLOCK.unpack(answer)[0] == fcntl.F_UNLCK)
 
 
 def _try_lock(directory: Path) -> int | None:
@@ -541,7 +534,7 @@ def _try_lock(directory: Path) -> int | None:
     descriptor = open_lock(directory / "lock")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
     except BlockingIOError:
         os.close(descriptor)
         return None

@@ -80,23 +80,23 @@ class PathTable(Generic[T]):
         is_new = path not in self.by_path
         directory, _, name = path.rpartition("/")
         self.by_path[path] = self._within.setdefault(directory, {})[name] = value
-        for above in _above(path):
-            if above not in self._count:
-                parent, _, name = above.rpartition("/")
+        for directory in above(path):
+            if directory not in self._count:
+                parent, _, name = directory.rpartition("/")
                 self._children.setdefault(parent, set()).add(name)
-            self._count[above] = self._count.get(above, 0) + is_new
-            self._newest[above] = max(self._newest.get(above, 0), time)
+            self._count[directory] = self._count.get(directory, 0) + is_new
+            self._newest[directory] = max(self._newest.get(directory, 0), time)
 
     def remove(self, path: str) -> bool:
         """Remove what is at a path; return whether something was."""
         if self.by_path.pop(path, None) is None:
             return False
         _remove_from(self._within, *path.rpartition("/")[::2])
-        for above in _above(path):
-            self._count[above] -= 1
-            if not self._count[above]:
-                del self._count[above], self._newest[above]
-                parent, _, name = above.rpartition("/")
+        for directory in above(path):
+            self._count[directory] -= 1
+            if not self._count[directory]:
+                del self._count[directory], self._newest[directory]
+                parent, _, name = directory.rpartition("/")
                 self._children[parent].discard(name)
                 if not self._children[parent]:
                     del self._children[parent]
@@ -125,8 +125,8 @@ def _remove_from(table: dict[str, dict[str, T]], directory: str, name: str) -> N
         del table[directory]
 
 
-def _above(path: str) -> Iterator[str]:
-    """Yield the directories above a path, without the root."""
+def above(path: str) -> Iterator[str]:
+    """Yield the directories above a path, the nearest first, without the root."""
     while "/" in path:
         path = path.rpartition("/")[0]
         yield path

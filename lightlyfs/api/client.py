@@ -38,14 +38,13 @@ from lightlyfs.api.models import (
 )
 from lightlyfs.api.retry import Retrier, RetryPolicy
 
-__all__ = ["DEFAULT_SERVER", "Credentials", "Kind", "LightlyClient", "MappingField", "Mode"]
+__all__ = ["Credentials", "Kind", "LightlyClient", "MappingField", "Mode"]
 
 Kind = Literal["full", "thumbnail"]
 Mode = Literal["ids", "fileNames", "full"]
 MappingField = Literal["_id", "fileName"]
 T = TypeVar("T")
 
-DEFAULT_SERVER = "https://api.lightly.ai"
 # What the official client asks for; a page of records stays far below the API's 32 MB.
 _DATASETS_PER_PAGE = 5000
 

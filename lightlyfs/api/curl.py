@@ -350,8 +350,8 @@ class _Exchange:
             if self._refusal is not None and not self.sink.started:
                 raise self._refusal from exc
             raise self._translated(exc, curl) from exc
-        if not self.sink.started and not self._start():
-            return
+        if not self.sink.started:
+            self._start()
 
     def close(self) -> None:
         self.sink.close()

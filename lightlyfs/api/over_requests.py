@@ -11,18 +11,13 @@ cannot interrupt a wait. `WatchedSocket` ends the time-out below that file.
 from __future__ import annotations
 
 import io
+import logging
 import socket
 import ssl
-from typing import TYPE_CHECKING, Any
-
-from lightlyfs.api.watch import SLICE_S, Watch
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
-import logging
 import threading
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import certifi
 import requests
@@ -48,13 +43,14 @@ from lightlyfs.api.contract import (
 )
 from lightlyfs.api.network import guard
 from lightlyfs.api.redaction import Redacting, redact
-from lightlyfs.api.watch import Silent, Slots
+from lightlyfs.api.watch import SLICE_S, Silent, Slots, Watch
 from lightlyfs.forks import FORK_GATE
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 # How much of an upload goes into one send: progress is noted between two of them.
 _SEND_BYTES = 256 * 1024
-
-
 _CHUNK_BYTES = 64 * 1024
 # Pools kept, one per host: the API, a few buckets, proxies.
 _HOSTS = 16
@@ -245,25 +241,22 @@ class _TlsConnection(_Aging, HTTPSConnection):
         _request_on(self, HTTPSConnection, method, args, kwargs)
 
 
-class _Pool(HTTPConnectionPool):
+class _Renewing:
+    """A pool that closes connections that are old, which then connect again by themselves."""
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        conn = super()._get_conn(timeout)  # type: ignore[misc]
+        if conn.sock is not None and conn.is_old:
+            conn.close()
+        return conn
+
+
+class _Pool(_Renewing, HTTPConnectionPool):
     ConnectionCls = _Connection
 
-    def _get_conn(self, timeout: float | None = None) -> Any:
-        return _renewed(super()._get_conn(timeout))
 
-
-class _TlsPool(HTTPSConnectionPool):
+class _TlsPool(_Renewing, HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
-
-    def _get_conn(self, timeout: float | None = None) -> Any:
-        return _renewed(super()._get_conn(timeout))
-
-
-def _renewed(conn: Any) -> Any:
-    """Return the connection, closed where it is old; it then connects again by itself."""
-    if conn.sock is not None and conn.is_old:
-        conn.close()
-    return conn
 
 
 _POOLS = {"http": _Pool, "https": _TlsPool}

@@ -296,7 +296,7 @@ class _Tries:
         self._failures = 0
         self._refusals = 0
         self._doubted_since: float | None = None
-        self.last_try_at = self._started + _last_try_after(policy.budget_s)
+        self.last_try_at = self._started + policy.budget_s - min(_LAST_TRY_S, policy.budget_s / 10)
 
     @property
     def is_patient(self) -> bool:
@@ -347,10 +347,6 @@ class _Tries:
 _ANY = ("", "")
 # in the place of a class: a failure that may pass did not within the bound of a call
 _STAYS = "stays"
-
-
-def _last_try_after(budget_s: float) -> float:
-    return budget_s - min(_LAST_TRY_S, budget_s / 10)
 
 
 _TEXT_CHARS = 300  # one readable line of a log

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -66,7 +66,7 @@ class DesktopNeeds:
 class Desktop:
     """The thumbnails of one mount; `close` once."""
 
-    def __init__(self, needs: DesktopNeeds, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, needs: DesktopNeeds) -> None:
         self._needs = needs
         self._store = PictureStore(
             needs.place.path / "thumbnails.db",
@@ -82,7 +82,6 @@ class Desktop:
             original=self._cached_original,
             store=self._store,
         )
-        self._environ = environ
 
     def make_prefill(self, times: SetTimes) -> ThumbnailPrefill | None:
         """Return the part that fills the desktop's thumbnail cache; None if it should not be filled."""
@@ -93,7 +92,7 @@ class Desktop:
             home = Path.home()
         except RuntimeError:
             return None  # a user without a home has no desktop
-        cache = thumbnail_cache(self._environ.get("XDG_CACHE_HOME"), home)
+        cache = thumbnail_cache(os.environ.get("XDG_CACHE_HOME"), home)
         if cache is None:
             return None
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightlyfs.api.addresses import AddressGuard, Proxies, trust_of
-from lightlyfs.api.calls import Credentials, TokenSource
+from lightlyfs.api.calls import Credentials
 from lightlyfs.api.client import LightlyClient
 from lightlyfs.api.contract import BodyMemory, Request, Response, Transport, TransportConfig
 from lightlyfs.api.network import Network
@@ -106,7 +106,11 @@ def connect(
         token_file = TokenFile(settings.token_file, secrets.token)
     client = LightlyClient(
         settings.server,
-        _credentials(secrets, token_file or (secrets.token if token is None else asked(token))),
+        Credentials(
+            token=token_file or (secrets.token if token is None else asked(token)),
+            bearer=secrets.bearer,
+            public_token=secrets.public_token,
+        ),
         changes,
         hot_transport=to_api,
         retrier=Retrier(cancelled=cancelled),
@@ -178,11 +182,6 @@ def _loop(config: TransportConfig, jobs: int, *, keep_few: bool) -> CurlLoop | N
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = jobs if soft == resource.RLIM_INFINITY else max(1, min(jobs, soft // 8))
     return CurlLoop(replace(config, connections=most), keep_s=_KEEP_S)
-
-
-def _credentials(secrets: Secrets, token: str | TokenSource | None) -> Credentials:
-    """Return the credentials of all requests."""
-    return Credentials(token=token, bearer=secrets.bearer, public_token=secrets.public_token)
 
 
 # one odd answer is not the truth, but a wrong token has to be reported at once

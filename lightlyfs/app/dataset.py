@@ -490,7 +490,7 @@ class Dataset:
         namespace = (
             self.uploads.namespace
             if self.uploads
-            else Namespace(self.catalog, None, times, rules=self.settings.shown)
+            else Namespace(self.catalog, None, times, self.settings.shown)
         )
         self._namespace = namespace
         if not isinstance(kernel, NoKernel):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import reduce
+from operator import getitem
 from typing import TYPE_CHECKING, Any
 
 from lightlyfs import places
@@ -77,7 +79,8 @@ def metrics_of(parts: Dataset) -> Iterator[Metric]:
 
     status = status_of(parts)
     for name, place, help_ in _NUMBERS:
-        yield number(name, help_, float(_at(status, place)))
+        value: Any = reduce(getitem, place, status)
+        yield number(name, help_, float(value))
     if status["uploads"] is not None:
         for name, key, help_ in _UPLOADS:
             yield number(name, help_, float(status["uploads"].get(key, 0)))
@@ -97,13 +100,6 @@ def metrics_of(parts: Dataset) -> Iterator[Metric]:
     for operation, took in sorted(parts.connections.requests.latencies().items()):
         latencies.add_metric((operation,), list(zip(bounds, took.buckets, strict=True)), took.sum_s)
     yield latencies
-
-
-def _at(status: dict[str, Any], place: tuple[str, ...]) -> Any:
-    value: Any = status
-    for key in place:
-        value = value[key]
-    return value
 
 
 def status_of(parts: Dataset) -> dict[str, Any]:

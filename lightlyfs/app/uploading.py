@@ -78,9 +78,7 @@ class Uploads:
         self._staged = Staged(place, settings.upload.counts, dataset.metadata_pool)
         self.spool, self.journal, self.local = self._staged.spool, self._staged.journal, self._staged.local
         self.times = SetTimes(self.journal)
-        self.namespace = Namespace(
-            dataset.catalog, self.local, self.times, kernel.forget, dataset.settings.shown
-        )
+        self.namespace = Namespace(dataset.catalog, self.local, self.times, settings.shown, kernel.forget)
         # thumbnail, image and the search for a rival are sent at the same time
         self._side = ThreadPoolExecutor(2 * MAX_WORKERS, "lightlyfs-upload-side")
         adoption = Adoption(dataset.catalog, dataset.reader, dataset.cache, self.spool, self.times)

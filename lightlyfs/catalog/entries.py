@@ -19,13 +19,24 @@ class Row(NamedTuple):
     mtime: int
     created: int
 
+    @property
+    def path(self) -> str:
+        """The path that it wants."""
+        return f"{self.directory}/{self.wanted}" if self.directory else self.wanted
+
 
 def make_row(sample_id: str, file_name: str, hint: int | None, mtime: int, created: int) -> Row:
     """Split a sample's name into its path; `hint` is in bytes, the times in whole seconds."""
     directory, wanted = split_path(file_name)
     spelled = f"{directory}/{wanted}" if directory else wanted
-    raw = None if spelled == file_name else file_name.encode("utf-8", "surrogatepass")
-    return Row(bytes.fromhex(sample_id), directory, wanted, raw, hint, mtime, created)
+    return Row(
+        bytes.fromhex(sample_id), directory, wanted, name_beside(spelled, file_name), hint, mtime, created
+    )
+
+
+def name_beside(path: str, name: str) -> bytes | None:
+    """Return what is kept of a sample's name beside its path: None where the path spells it."""
+    return None if name == path else name.encode("utf-8", "surrogatepass")
 
 
 class SampleEntry(NamedTuple):
@@ -56,6 +67,10 @@ class SampleEntry(NamedTuple):
     def sample_id(self) -> str:
         """The id as the API spells it, 24 hex digits."""
         return self.id.hex()
+
+    def at(self, path: str, name: str) -> SampleEntry:
+        """Return the sample at another path, where it has this name."""
+        return self._replace(name=path.rpartition("/")[2], file_name_raw=name_beside(path, name))
 
 
 class DirectoryEntry(NamedTuple):

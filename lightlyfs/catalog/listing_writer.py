@@ -16,7 +16,7 @@ from lightlyfs.catalog.entries import Changes, Row
 from lightlyfs.catalog.names import resolve_clashes
 from lightlyfs.catalog.tables import CHANGES, count, counted
 from lightlyfs.forks import FORK_GATE
-from lightlyfs.tree import ROOT_INO, directory_ino, directory_inos, sample_ino
+from lightlyfs.tree import ROOT_INO, above, directory_ino, directory_inos, sample_ino
 
 # more changed paths than this are reported as "everything": telling the kernel one by one costs more
 MAX_REPORTED_PATHS = 10_000
@@ -282,15 +282,10 @@ class ListingWriter:
         for ino, name in self._db.execute(query):
             if ino != last:
                 last, directory = ino, "/".join(directory_path(self._db, table, ino))
-                paths += _with_parents(directory)
+                if directory:
+                    paths += [directory, *above(directory)]
             paths.append(f"{directory}/{name}" if directory else name)
         return paths
-
-
-def _with_parents(directory: str) -> Iterator[str]:
-    while directory:
-        yield directory
-        directory = directory.rpartition("/")[0]
 
 
 # name clashes: every sample gets a component that is unique in its directory

@@ -284,8 +284,9 @@ class ApiRemote:
         modified_s = plausible_seconds(modified) or created_s or self._fallback_time_s
         row = make_row(sample.id, name, plausible_size(size), modified_s, created_s)
         if row.file_name_raw is not None:
-            shown = f"{row.directory}/{row.wanted}" if row.directory else row.wanted
-            self.problems.note(name[:_NAMED], f"no path can be spelled so; it is shown as {shown[:_NAMED]}")
+            self.problems.note(
+                name[:_NAMED], f"no path can be spelled so; it is shown as {row.path[:_NAMED]}"
+            )
         return row
 
     def _row_of_sample(self, sample: Sample) -> Row:

@@ -479,7 +479,4 @@ def _is_same(
         return False
     if row.file_name_raw is not None:
         return file_name_raw == row.file_name_raw
-    if file_name_raw is None:
-        return name == row.wanted
-    spelled = f"{row.directory}/{row.wanted}" if row.directory else row.wanted
-    return file_name_raw == spelled.encode()
+    return name == row.wanted if file_name_raw is None else file_name_raw == row.path.encode()

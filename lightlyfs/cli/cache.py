@@ -10,9 +10,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -190,11 +191,7 @@ def fetch(names: Iterable[str], jobs: int | None, tag: str | None, *, pin: bool 
 
     StartError where some are not there.
     """
-    found = [within_mount(name) for name in names]
-    failed = sum(
-        _Run(mountpoint).warm([name for _, name in names], jobs, tag, pin=pin)
-        for mountpoint, names in groupby(found, key=lambda within: within[0])
-    )
+    failed = sum(_Run(mountpoint).warm(within, jobs, tag, pin=pin) for mountpoint, within in by_mount(names))
     if failed:
         raise StartError(f"{counted(failed, 'file is', 'files are')} not in the cache")
 
@@ -202,9 +199,7 @@ def fetch(names: Iterable[str], jobs: int | None, tag: str | None, *, pin: bool 
 def of_cache(do: str, names: Iterable[str], tag: str | None) -> list[dict[str, Any]]:
     """Run a cache command in the mounts of these paths; return the counts of each mount."""
     rows = []
-    found = [within_mount(name) for name in names]
-    for mountpoint, pairs in groupby(found, key=lambda pair: pair[0]):
-        within = [name for _, name in pairs]
+    for mountpoint, within in by_mount(names):
         need_answer(mountpoint)
         answers = session(mountpoint, {"command": "cache", "do": do, "tag": tag}, within)
         row = next(answer for answer in answers if "files" in answer)
@@ -232,7 +227,17 @@ def _spelled_here(name: str) -> str:
     return name if "\\" not in name or os.path.lexists(name) else name.replace("\\", "/")
 
 
-def within_mount(name: str) -> tuple[Path, str]:
+def by_mount(names: Iterable[str], *, ordered: bool = True) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each mountpoint with the paths within it, once all were looked up; StartError for one in none.
+
+    A mountpoint comes again where the order of the paths says so, unless they need not be `ordered`.
+    """
+    found = [_within_mount(name) for name in names]
+    for mountpoint, pairs in groupby(found if ordered else sorted(found), key=itemgetter(0)):
+        yield mountpoint, [name for _, name in pairs]
+
+
+def _within_mount(name: str) -> tuple[Path, str]:
     """The mount that a path is in, and its path within it; texts, for a list may have a million."""
     directory, base = os.path.split(os.path.abspath(name))
     path = os.path.join(_real(directory), base)

@@ -41,7 +41,7 @@ _mountpoint = click.argument("mountpoint", type=given_path, shell_complete=compl
 
 def mount_of(path: Path) -> Path:
     """The mountpoint of the mount that a path is in, or the path itself where it is in none."""
-    path = mountpoints.resolve_mountpoint(path)
+    path = mountpoints.without_links(path)
     return mount_above(path) or path
 
 
@@ -64,7 +64,7 @@ def umount(directories: tuple[Path, ...], everything: bool, lazy: bool) -> None:
     errors = []
     for directory in directories:
         try:
-            _umount(mountpoints.resolve_mountpoint(directory), lazy)
+            _umount(mountpoints.without_links(directory), lazy)
         except StartError as error:
             errors.append(str(error))
     for told in errors[:-1]:

@@ -60,7 +60,7 @@ def mount(dataset: str, mountpoint: Path, foreground: bool, fstab: tuple[str, ..
     read_secrets(os.environ, settings.token_file, settings.read_mode)
     if exposed := exposure_of(settings.token_file):
         tell(exposed)
-    mountpoint = mountpoints.resolve_mountpoint(mountpoint)
+    mountpoint = mountpoints.without_links(mountpoint)
     # errors that need no network are reported first
     binding.check_device()
     binding.find_library(settings.fuse)  # type: ignore[arg-type]

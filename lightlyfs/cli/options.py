@@ -20,7 +20,7 @@ from lightlyfs import profiles
 from lightlyfs.api.redaction import visible
 from lightlyfs.errors import SettingsError
 from lightlyfs.mountpoints import our_mounts
-from lightlyfs.settings import BY_NAME, SETTINGS, Setting, resolve
+from lightlyfs.settings import BY_NAME, SETTINGS, Setting, read_secrets, resolve
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -126,7 +126,7 @@ def _add_options(command: F, rows: list[Setting]) -> F:
             option = click.option(
                 row.flag,
                 row.name,
-                metavar=_metavar(row.name),
+                metavar=_metavar(row),
                 default=None,
                 help=text,
                 shell_complete=_completer(row),
@@ -227,12 +227,11 @@ def _completer(row: Setting) -> Callable[..., list[CompletionItem]] | None:
     return offer
 
 
-def _metavar(name: str) -> str:
-    row = BY_NAME[name]
+def _metavar(row: Setting) -> str:
     if row.choices:
         return "|".join(row.choices)
     words = {"metadata_ttl": "SECONDS", "cache_min_free": "SIZE", "jobs": "N", "page_size": "N"}
-    return words.get(name, name.rpartition("_")[2].upper())
+    return words.get(row.name, row.name.rpartition("_")[2].upper())
 
 
 @click.group(cls=CommandGroup)
@@ -284,11 +283,9 @@ def complete_dataset(
 ) -> list[CompletionItem]:
     """The names that were used on this machine with the token that is set."""
     from lightlyfs.app.resolving import known_names
-    from lightlyfs.profiles import beneath
-    from lightlyfs.settings import read_secrets, resolve
 
     try:
-        settings = resolve(beneath({}, None, os.environ), os.environ)
+        settings = resolve(profiles.beneath({}, None, os.environ), os.environ)
         known = known_names(settings, read_secrets(os.environ, settings.token_file))
     except Exception:
         return []  # a shell that completes shows no errors

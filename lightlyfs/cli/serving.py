@@ -166,7 +166,8 @@ def _serve(
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD)
         try:
-            _wait_for_listing(parts, found, no_wait=settings.no_wait)
+            if not settings.no_wait:
+                _wait_for_listing(parts, found)
             parts.need_folder(found.name)
             if settings.metrics_port is not None:
                 app.serve_metrics(parts, settings.metrics_port)
@@ -331,14 +332,12 @@ _LINE_EVERY_S = 5.0
 _CHECK_S = 2.0
 
 
-def _wait_for_listing(parts: app.Dataset, found: FoundDataset, *, no_wait: bool) -> None:
+def _wait_for_listing(parts: app.Dataset, found: FoundDataset) -> None:
     """Wait until the samples are listed, showing the progress; StartError if that fails.
 
     Names of an earlier listing will do where they cannot be checked, or not soon.
     """
     refresher = parts.catalog.refresher
-    if no_wait:
-        return
     if refresher.complete:
         refresher.touch()
         end = time.monotonic() + _CHECK_S
@@ -391,11 +390,11 @@ def _stop_if_asked() -> None:
         raise StartError("interrupted while the samples were being listed")
 
 
-def notify_systemd(state: str, environ: Mapping[str, str] = os.environ) -> bool:
-    """Send a state such as `READY=1` to systemd; return False if it asked for none or did not get it."""
-    address = environ.get("NOTIFY_SOCKET", "")
+def notify_systemd(state: str) -> None:
+    """Send a state such as `READY=1` to systemd, if it asked for that."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
-        return False
+        return
     # "@" stands for the NUL of an abstract address
     target = "\0" + address[1:] if address.startswith("@") else address
     try:
@@ -403,14 +402,12 @@ def notify_systemd(state: str, environ: Mapping[str, str] = os.environ) -> bool:
             channel.sendto(state.encode(), target)
     except OSError as error:
         log.warning("systemd was not told %s: %s", state.partition("=")[0], error)
-        return False
-    return True
 
 
-def start_watchdog(is_alive: Callable[[], bool], environ: Mapping[str, str] = os.environ) -> None:
+def start_watchdog(is_alive: Callable[[], bool]) -> None:
     """Tell systemd twice in each interval of its watchdog that the mount answers, as long as it does."""
-    wanted = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-    interval_us = environ.get("WATCHDOG_USEC", "")
+    wanted = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    interval_us = os.environ.get("WATCHDOG_USEC", "")
     if not wanted or not interval_us.isdigit() or int(interval_us) == 0:
         return
 
@@ -418,7 +415,7 @@ def start_watchdog(is_alive: Callable[[], bool], environ: Mapping[str, str] = os
         pause = threading.Event()
         while not pause.wait(int(interval_us) / 2e6):
             if is_alive():
-                notify_systemd("WATCHDOG=1", environ)
+                notify_systemd("WATCHDOG=1")
 
     threading.Thread(target=run, name="lightlyfs-watchdog", daemon=True).start()
 

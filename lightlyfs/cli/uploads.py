@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 import time
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import click
 
 from lightlyfs.api.redaction import visible
 from lightlyfs.app import OwedFile, discard_owed, owed_files
-from lightlyfs.cli.cache import within_mount
+from lightlyfs.cli.cache import by_mount
 from lightlyfs.cli.options import CommandGroup, cache_dir_of, given_path
 from lightlyfs.cli.output import size_text
 from lightlyfs.control import ask, session
@@ -77,10 +76,8 @@ def retry(cache_dir: Path | None, profile: str | None) -> None:
 @click.argument("paths", nargs=-1, required=True, type=given_path)
 def send(paths: tuple[Path, ...]) -> None:
     """Upload PATHS, local files of a mount, whatever their names are; they become samples for good."""
-    found = [within_mount(str(path)) for path in paths]
     sent, failed = 0, 0
-    for mountpoint, group in groupby(sorted(found), key=lambda pair: pair[0]):
-        names = [name for _, name in group]
+    for mountpoint, names in by_mount(map(str, paths), ordered=False):
         for name, reason in _send(mountpoint, names).items():
             failed += 1
             click.echo(visible(f"{mountpoint / name}: {reason}"), err=True)

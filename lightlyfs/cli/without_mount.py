@@ -121,11 +121,7 @@ def export(dataset: str, file: Path, fstab_options: tuple[str, ...], **flags: st
     Mounts and fsspec take it with `--index FILE`, and list nothing then. The samples are listed first where
     no mount did that yet.
     """
-    fstab, _ = split_fstab_options(fstab_options)
-    settings = resolve(merge(flags, fstab), os.environ)
-    secrets = read_secrets(os.environ, settings.token_file, settings.read_mode)
-    if exposed := exposure_of(settings.token_file):
-        tell(exposed)
+    settings, secrets = settings_of(flags, fstab_options)
     connections = app.connect(settings, secrets, os.environ)
     dataset, _ = split_source(dataset)
     found = find_dataset(connections.client, settings, secrets, dataset, tell)
@@ -148,8 +144,7 @@ def import_(file: Path, fstab_options: tuple[str, ...], **flags: str | None) -> 
 
     Asks no network. Give `--cache-dir`, `--server` and `--tag` as to `mount`.
     """
-    fstab, _ = split_fstab_options(fstab_options)
-    settings = resolve(merge(flags, fstab), os.environ)
+    settings = resolve(merge(flags, split_fstab_options(fstab_options)[0]), os.environ)
     root = places.server_cache(settings.cache_dir, settings.server)
     started = time.monotonic()
     header, taken = app.import_for_later(file.absolute(), root, settings.tag)

@@ -28,7 +28,7 @@ class Thumbnails:
 
     `resolve(sample_id)` asks the API for the read URL of type thumbnail. `to_png(picture, side)` decodes one
     in a process of few rights; it raises MalformedAnswer. `original(sample_id)` gives the bytes of an image
-    that is cached already, or None. `store` is None where nothing is to be kept.
+    that is cached already, or None.
     """
 
     def __init__(
@@ -38,8 +38,8 @@ class Thumbnails:
         executor: Executor,
         *,
         to_png: Callable[[bytes, int], bytes],
-        original: Callable[[str], bytes | None] = lambda _: None,
-        store: PictureStore | None = None,
+        original: Callable[[str], bytes | None],
+        store: PictureStore,
     ) -> None:
         self._resolve = resolve
         self._transport = transport
@@ -63,7 +63,7 @@ class Thumbnails:
     def get(self, sample_id: str, version: str) -> bytes:
         """Return the thumbnail as `png` does, in the calling thread."""
         key = f"{sample_id}.{version}"
-        kept = self._store.get(key) if self._store is not None else None
+        kept = self._store.get(key)
         if kept is not None:
             return kept
         try:
@@ -76,8 +76,7 @@ class Thumbnails:
             if original is None:
                 raise
             png = self._to_png(original, _SIDE_PIXELS)
-        if self._store is not None:
-            self._store.put(key, png)
+        self._store.put(key, png)
         return png
 
     def _fetch(self, sample_id: str) -> bytes:

@@ -385,8 +385,7 @@ class TreeChanges:
         self._local.discard(target)
 
     def _show_renamed(self, entry: SampleEntry, old: str, new: str, name: str) -> None:
-        raw = None if name == new else name.encode("utf-8", "surrogatepass")
-        renamed = entry._replace(name=new.rpartition("/")[2], file_name_raw=raw)
+        renamed = entry.at(new, name)
         # also where a local file shows it: a listing under way may still bring the old name
         self._completion.note_renamed(old, new, renamed)
         self._writer.takeover.follow(renamed, new)

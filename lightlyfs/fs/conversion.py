@@ -32,6 +32,7 @@ from lightlyfs.name_rules import numbered
 from lightlyfs.staging.local_files import LocalFile, LocalFiles
 from lightlyfs.staging.record import Record, Renamed, State
 from lightlyfs.staging.spool import Spool, StagedFile
+from lightlyfs.tree import above
 
 log = logging.getLogger(__name__)
 
@@ -292,15 +293,13 @@ class Completion:
         self._forget_renames()
 
     def _show_renamed(self, noted: list[Renamed]) -> None:
-        directories = set()
+        directories: set[str] = set()
         for one in noted:
             listed, age_s = self._catalog.by_id(one.sample_id), time.time() - one.renamed_s
             if listed is not None and listed[0] == one.old != one.new and age_s <= LISTING_LAGS_S:
-                name = join_name(one.new.split("/")) or one.new
-                raw = None if name == one.new else name.encode("utf-8", "surrogatepass")
-                entry = listed[1]._replace(name=one.new.rpartition("/")[2], file_name_raw=raw)
+                entry = listed[1].at(one.new, join_name(one.new.split("/")) or one.new)
                 self._names.renamed.note(one.old, one.new, entry, max(0.0, age_s))
-                directories.update(_above(one.old))
+                directories.update(above(one.old))
         for directory in sorted(directories, reverse=True):
             if self._names.renamed.leaves_nothing(directory, self._catalog):
                 self._names.renamed.note_removed(directory)
@@ -376,8 +375,7 @@ class Completion:
 
     def _move_directories(self, directories: set[str]) -> None:
         """Move local directories aside whose names are those of samples now."""
-        above = directories.union(*map(_above, directories)) - {""}
-        for directory in sorted(above):
+        for directory in sorted(directories.union(*map(above, directories)) - {""}):
             if not isinstance(self._names.listed_at(directory), SampleEntry):
                 continue
             free = self._free_beside(directory)
@@ -431,12 +429,6 @@ class Completion:
             self._local.set_aside_locked(file)
             if self._catalog.by_id(record.sample_id or "") is None:
                 self._local.show_uploaded(record)
-
-
-def _above(path: str) -> set[str]:
-    """Return the directories above a path, but for the root."""
-    parts = path.split("/")
-    return {"/".join(parts[:count]) for count in range(1, len(parts))}
 
 
 # larger files, if they are read, are fetched from the server like any other

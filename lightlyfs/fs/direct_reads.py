@@ -18,13 +18,13 @@ from typing import NamedTuple
 from lightlyfs.blocks import NO_OBJECT, ContentId, Span, block_count
 from lightlyfs.cache.block_cache import BlockCache
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry
-from lightlyfs.errors import ContentChanged, IsADirectory, NoContent, RequestError, SizeUnknown
+from lightlyfs.errors import ContentChanged, IsADirectory, RequestError, SizeUnknown
 from lightlyfs.fetch.reader import Reader
 from lightlyfs.fetch.transfers import NotBrought
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr, attr_of_sample
 from lightlyfs.fs.namespace import Namespace
 from lightlyfs.fs.patience import Patience, Turn
-from lightlyfs.fs.samples import Samples, content_of
+from lightlyfs.fs.samples import Samples, content_of, need_object
 
 # versions that are held for paths that were read; of others the catalogue's version counts
 _MAX_PINS = 100_000
@@ -82,8 +82,7 @@ class PathReads:
             content = self._samples.identify(entry, turn)
         except RequestError as error:
             raise SizeUnknown(f"the size of {path} cannot be found: {error}") from error
-        if not content.has_object:
-            raise NoContent(f"the sample has no image on the server: {path}")
+        need_object(content, path)
         self._show(path, content)
         return Attr(entry.ino, False, content.size, entry.mtime)
 
@@ -204,8 +203,7 @@ class CachedFiles:
 
     def _open_sample(self, path: str, entry: SampleEntry, turn: Turn) -> int | None:
         content = self._samples.identify(entry, turn)
-        if not content.has_object:
-            raise NoContent(f"the sample has no image on the server: {path}")
+        need_object(content, path)
         prefetcher = self._samples.prefetcher
         told = prefetcher.expects(path)
         if told:

@@ -78,12 +78,12 @@ class Filesystem:
         patience: Patience,
         *,
         forget: Callable[[tuple[str, ...] | None], bool],
-        writing: WriteParts | None = None,
-        by_path: PathReads | None = None,
-        views: Views | None = None,
-        prefill: ThumbnailPrefill | None = None,
-        caller_name: Callable[[], str] = lambda: "",
-        caller_process: Callable[[], int] = lambda: 0,
+        writing: WriteParts | None,
+        by_path: PathReads | None,
+        views: Views,
+        prefill: ThumbnailPrefill | None,
+        caller_name: Callable[[], str],
+        caller_process: Callable[[], int],
     ) -> None:
         self._names = namespace
         self._samples = samples
@@ -128,7 +128,7 @@ class Filesystem:
         """Return the attributes of a path; NoSuchFile, or SizeUnknown where the size cannot be found now."""
         turn = self._patience.turn()
         _need_short_names(path)
-        if self._views is not None and is_view(path):
+        if is_view(path):
             return self._views.attr(path, turn)
         node = self._names.lookup(path, turn)
         if isinstance(node, DirectoryEntry):
@@ -174,13 +174,13 @@ class Filesystem:
 
     def list_directory(self, path: str) -> Listing:
         """Everything in a directory, in byte order; waits for the first listing to be complete."""
-        if self._views is not None and is_view(path):
+        if is_view(path):
             return self._views.list_directory(path, self._patience.turn())
         return self._names.list_directory(path, self._patience.turn())
 
     def read_link(self, path: str) -> str:
         """Return where a link points, relative to where it is; only the unlisted folder has links."""
-        if self._views is None or not is_view(path):
+        if not is_view(path):
             raise InvalidArgument(f"not a link: {path}")
         return self._views.read_link(path, self._patience.turn())
 
@@ -206,8 +206,8 @@ class Filesystem:
         if self._by_path is not None and self._by_path.begin():
             raise OpenNotNeeded("files are read by their path")
         turn = self._patience.turn()
-        if self._views is not None and is_view(path):
-            return self._open_view(self._views, path, flags, turn)
+        if is_view(path):
+            return self._open_view(path, flags, turn)
         node = self._names.lookup(path, turn)
         if isinstance(node, DirectoryEntry):
             raise IsADirectory(f"a directory: {path}")
@@ -225,19 +225,19 @@ class Filesystem:
         opened = self._samples.open(path, node, turn)
         return Opened(self._handles.add(opened.handle), opened.keep_cache, opened.direct_io, False)
 
-    def _open_view(self, views: Views, path: str, flags: int, turn: Turn) -> Opened:
+    def _open_view(self, path: str, flags: int, turn: Turn) -> Opened:
         writable = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
         if writable:
             self._need_writing(path)
-            views.need_writable(path)
-        handle = ViewHandle(path, views.content(path, turn), bytearray(), writable)
+            self._views.need_writable(path)
+        handle = ViewHandle(path, self._views.content(path, turn), bytearray(), writable)
         # generated for each open, so the kernel keeps none of it
         return Opened(self._handles.add(handle), False, True, writable)
 
     def create(self, path: str, flags: int, mode: int = 0o644) -> Opened:
         """Make a new file and open it for writing."""
         _need_short_names(path)
-        if self._views is not None and is_view(path):
+        if is_view(path):
             self._views.need_writable(path)
         writing = self._need_writing(path)
         refuse_trash(path)
@@ -273,13 +273,13 @@ class Filesystem:
         if offset < 0 or size < 0:
             raise InvalidArgument("negative offset or size")
         turn = self._patience.turn()
-        if self._views is not None and is_view(path):
+        if is_view(path):
             return self._views.content(path, turn)[offset : offset + size]
         return self._by_path.read(path, offset, size, turn)
 
     def read_whole(self, path: str) -> bytes | None:
         """Return all bytes of a sample that is in the cache, without an open; None where that has to be."""
-        if self._views is not None and is_view(path):
+        if is_view(path):
             return None
         turn = self._patience.turn()
         node = self._names.lookup(path, turn)
@@ -307,7 +307,7 @@ class Filesystem:
             return
         assert path is not None
         writer = self._need_writing(path).writer
-        if self._views is not None and is_view(path):
+        if is_view(path):
             self._views.need_writable(path)
             return
         node = self._names.lookup(path, self._patience.turn())
@@ -319,7 +319,7 @@ class Filesystem:
         """Finish the writes of a closed descriptor; raises an error if they are not on the server."""
         opened = self._handles.get(handle)
         if isinstance(opened, ViewHandle):
-            if opened.written and self._views is not None:
+            if opened.written:
                 written, opened.written = bytes(opened.written), bytearray()
                 self._views.fetch(written)
         elif not isinstance(opened, ReadHandle) and self._writing is not None:
@@ -478,7 +478,7 @@ class Filesystem:
     def _refuse_views(self, *paths: str) -> None:
         """Raise NotPermitted for paths of the unlisted folder."""
         for path in paths:
-            if self._views is not None and is_view(path):
+            if is_view(path):
                 raise NotPermitted(f"lightlyfs shows this itself: {path}")
 
     def _need_writing(self, path: str) -> WriteParts:

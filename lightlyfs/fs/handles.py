@@ -94,6 +94,11 @@ class WriteHandle:
     replaced: bool = field(default=False, init=False)
     watch: ProcessWatch | None = field(default=None, init=False)
 
+    def need_writable(self) -> None:
+        """BadHandle where it was opened for reading only."""
+        if not self.writable:
+            raise BadHandle("the file is open for reading only")
+
 
 @dataclass
 class ViewHandle:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from cachetools import LRUCache
 
-from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry
+from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry, name_beside
 from lightlyfs.catalog.sample_catalog import Catalog
 from lightlyfs.desktop.programs import is_probe
 from lightlyfs.errors import NoSuchFile, NotADirectory
@@ -277,7 +277,6 @@ class Removed:
 
 
 Node = SampleEntry | DirectoryEntry | LocalFile
-SHOW_ALL = ShownRules()
 # the samples of a directory, whose path ends in a slash unless it is the root, as they are to be listed
 ShowSamples = Callable[[str, Sequence[SampleEntry]], Iterable[tuple[str, Attr]]]
 
@@ -302,8 +301,8 @@ class Namespace:
         catalog: Catalog,
         local: LocalFiles | None,
         times: SetTimes,
+        rules: ShownRules,
         forget: Callable[[tuple[str, ...]], object] = lambda _: None,
-        rules: ShownRules = SHOW_ALL,
     ) -> None:
         self.catalog = catalog
         self.rules = rules
@@ -503,9 +502,8 @@ def entry_of_uploaded(record: Record) -> SampleEntry:
     """Return the directory entry of a file that the server has, before a listing holds it."""
     assert record.sample_id is not None
     sample_id = bytes.fromhex(record.sample_id)
-    raw = None if record.name == record.path else record.name.encode("utf-8", "surrogatepass")
-    name, size, etag = record.path.rpartition("/")[2], record.size, record.etag
-    ino = sample_ino(sample_id)
+    raw, name = name_beside(record.path, record.name), record.path.rpartition("/")[2]
+    ino, size, etag = sample_ino(sample_id), record.size, record.etag
     return SampleEntry(name, ino, sample_id, raw, size, record.mtime, size, etag, verified=True, stands=True)
 
 

@@ -74,7 +74,7 @@ class Samples:
         forget: Callable[[tuple[str, ...] | None], bool],
         max_prefetches: int,
         epochs: EpochFetcher[SampleEntry],
-        follows_order: bool = True,
+        follows_order: bool,
         crawls: CrawlBudget,
         rules: ShownRules,
     ) -> None:
@@ -134,7 +134,7 @@ class Samples:
         """Bytes of an open sample, short only at its end; ContentChanged once storage has another version."""
         if handle.content is None:
             handle.content = self._identify(handle.entry, turn)
-            _need_object(handle.content, handle.path)
+            need_object(handle.content, handle.path)
         # where the kernel asks for all of a file, it has no page of it
         asks_for_all = not offset and size >= handle.content.size
         try:
@@ -476,7 +476,7 @@ class Samples:
     ) -> OpenedSample:
         if not content.has_object and entry.size_hint:
             self._problems.note_unreadable(content.sample_id, path, "storage has no image of it")
-        _need_object(content, path)
+        need_object(content, path)
         key = hash(content)  # the strings of a hundred thousand take 30 MB
         handle = ReadHandle(path, entry, content, followed=followed, used_at=time.monotonic())
         untold = self._is_untold(path, entry)
@@ -552,6 +552,7 @@ def content_of(entry: SampleEntry) -> ContentId:
     return ContentId(entry.sample_id, entry.etag, entry.size)
 
 
-def _need_object(content: ContentId, path: str) -> None:
+def need_object(content: ContentId, path: str) -> None:
+    """NoContent where storage has no image of a sample."""
     if not content.has_object:
         raise NoContent(f"the sample has no image on the server: {path}")

@@ -333,10 +333,9 @@ class ExtendedAttributes:
 
     def names(self, node: Node, turn: Turn) -> list[str]:
         """Return the attributes a file has and lists."""
-        if isinstance(node, DirectoryEntry):
+        if not isinstance(node, SampleEntry):
+            # that of a local file is readable all the same; tools that copy attributes would take it along
             return []
-        if isinstance(node, LocalFile):
-            return []  # readable all the same; tools that copy attributes would take it along
         sample = turn.result(self._details(node.sample_id))
         always = ["sample_id", "file_name", "upload"]
         return [PREFIX + name for name in always + [key for key, value in _facts_of(sample).items() if value]]

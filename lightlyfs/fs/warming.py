@@ -28,6 +28,7 @@ from lightlyfs.fetch.transfers import NotBrought
 from lightlyfs.fs.namespace import Namespace
 from lightlyfs.fs.patience import Patience
 from lightlyfs.fs.samples import known_content
+from lightlyfs.tree import above
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +184,7 @@ class Warming:
         self._parts.namespace.catalog.wait_until_listed(self._parts.patience.turn())
         whole: set[str] = set()
         for name in self._names:
-            if not whole.isdisjoint(_above(name)):
+            if not whole.isdisjoint((*above(name), "")):
                 continue
             try:
                 node = self._parts.namespace.lookup(name, self._parts.patience.turn())
@@ -192,12 +193,9 @@ class Warming:
                 continue
             if isinstance(node, DirectoryEntry):
                 whole.add(name)
-                yield from self._within(name)
+                yield from self._parts.namespace.samples_below(name, _PAGE)
             elif isinstance(node, SampleEntry):
                 yield name, node
-
-    def _within(self, directory: str) -> Iterator[Found]:
-        yield from self._parts.namespace.samples_below(directory, _PAGE)
 
     def _cached(self, entry: SampleEntry) -> ContentId | None:
         """The content of a sample that is in the cache whole, and still the one storage has."""
@@ -379,10 +377,3 @@ class _File:
         self.content: ContentId | None = None
         self.pieces_left = 0
         self.failed = False
-
-
-def _above(path: str) -> Iterator[str]:
-    """The directories in which a path lies, the nearest first."""
-    while path:
-        path = path.rpartition("/")[0]
-        yield path

@@ -18,7 +18,7 @@ from collections.abc import Container
 from typing import Any
 
 from lightlyfs.catalog.entries import SampleEntry, true_name
-from lightlyfs.errors import BadHandle, LightlyFsError, NoSuchFile, NotPermitted
+from lightlyfs.errors import LightlyFsError, NoSuchFile, NotPermitted
 from lightlyfs.fs.conversion import Takeover
 from lightlyfs.fs.handles import Callers, WriteHandle
 from lightlyfs.fs.namespace import Namespace, Node, entry_of_uploaded
@@ -131,7 +131,7 @@ class Writer:
 
     def need_overwrite(self, path: str) -> None:
         """NotPermitted unless the mount may replace the image of a sample."""
-        if not (self.policy.allow_overwrite or self.policy.rules.sends_nothing):
+        if not (self.policy.allow_overwrite or self.overlays):
             raise NotPermitted(
                 f"{path} is on the server already; mount with --allow-overwrite to replace images"
             )
@@ -191,7 +191,8 @@ class Writer:
 
     def write(self, handle: WriteHandle, offset: int, data: bytes) -> int:
         """Write bytes at any place; OSError as the disk gives it, and again until the file is cut to 0."""
-        file = self._for_change(handle, copy=True)
+        handle.need_writable()
+        file = self._staged(handle, copy=True)
         with file.lock:
             _raise_broken(file)
             staged = self._local.unseal_locked(file)
@@ -211,15 +212,11 @@ class Writer:
 
     def truncate(self, handle: WriteHandle, size: int) -> None:
         """Cut an open file, or extend it with zeros."""
-        if not handle.writable:
-            raise BadHandle("the file is open for reading only")
+        handle.need_writable()
         self._truncate(handle, size)
 
     def _truncate(self, handle: WriteHandle, size: int) -> None:
-        if handle.file is None:
-            self._take(handle, copy=size > 0)
-        file = handle.file
-        assert file is not None
+        file = self._staged(handle, copy=size > 0)
         with file.lock:
             if size:
                 _raise_broken(file)
@@ -528,7 +525,7 @@ class Writer:
         """Log one line a directory of files that the name keeps from the server."""
         path = file.path
         directory = path.rpartition("/")[0]
-        if not file.size or is_scratch(path) or directory in self._told or self.policy.rules.sends_nothing:
+        if not file.size or is_scratch(path) or directory in self._told or self.overlays:
             return
         if len(self._told) < _MAX_TOLD:
             self._told.add(directory)
@@ -546,25 +543,22 @@ class Writer:
             if file.staged is not None:
                 self._local.sync_locked(file)
 
-    def _for_change(self, handle: WriteHandle, *, copy: bool) -> LocalFile:
-        if not handle.writable:
-            raise BadHandle("the file is open for reading only")
+    def _staged(self, handle: WriteHandle, *, copy: bool) -> LocalFile:
+        """Return the file of a handle; a sample becomes one, as it is now, at its first change."""
         if handle.file is None:
-            self._take(handle, copy=copy)
+            if copy and handle.entry is not None and not handle.replaced:
+                handle.entry = self._as_it_is_now(handle.path, handle.entry)
+            self.takeover.take(handle, copy=copy)
         assert handle.file is not None
         return handle.file
 
-    def _take(self, handle: WriteHandle, *, copy: bool) -> None:
-        """Stage a sample as it is now: other programs may have changed it since it was opened."""
-        entry = handle.entry
-        if entry is not None and copy and not handle.replaced:
-            file, listed = self._local.get(handle.path), self._names.catalog.by_id(entry.sample_id)
-            now = None if listed is None else listed[1]
-            if file is not None and file.uploaded and file.record.sample_id == entry.sample_id:
-                now = entry_of_uploaded(file.record)
-            if now is not None:
-                handle.entry = now._replace(name=entry.name, file_name_raw=entry.file_name_raw)
-        self.takeover.take(handle, copy=copy)
+    def _as_it_is_now(self, path: str, entry: SampleEntry) -> SampleEntry:
+        """Return a sample with what other programs have changed of it since it was opened."""
+        file, listed = self._local.get(path), self._names.catalog.by_id(entry.sample_id)
+        now = None if listed is None else listed[1]
+        if file is not None and file.uploaded and file.record.sample_id == entry.sample_id:
+            now = entry_of_uploaded(file.record)
+        return entry if now is None else now._replace(name=entry.name, file_name_raw=entry.file_name_raw)
 
     def _put_back(self, file: LocalFile, before: Record, covered: LocalFile | None) -> None:
         """Undo a rename whose upload failed; nothing is owed unless a create was sent.

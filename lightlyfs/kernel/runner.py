@@ -125,19 +125,17 @@ class Mount:
         """
         if not isinstance(self._session, Fuse3Session):
             return False
-        if paths is not None:
-            paths = tuple(path for path in map(self.part.shown, paths) if path is not None)
-            if not paths:
-                return True
-        if paths is not None and len(paths) == 1:
-            done = threading.Event()
-            self._forgets.put((paths[0], done))
-            return done.wait(_FORGET_WAIT_S)
-        for path in paths or ():
-            self._forgets.put((path, None))
         if paths is None:
             self._forgets.put((None, None))
-        return False
+            return False
+        shown = [path for path in map(self.part.shown, paths) if path is not None]
+        if len(shown) == 1:
+            done = threading.Event()
+            self._forgets.put((shown[0], done))
+            return done.wait(_FORGET_WAIT_S)
+        for path in shown:
+            self._forgets.put((path, None))
+        return not shown
 
     # running
 
@@ -159,20 +157,11 @@ class Mount:
         kind = ReadOnlyOperations if silent else Operations
         operations = kind(filesystem, self._ownership, self.part, noflush=supports_noflush(self._library))
         signal.signal(_WAKE_SIGNAL, lambda *_: None)
-        watcher = threading.Thread(
-            target=self._watch_signals, args=(on_stop, on_reload), name="lightlyfs-signals", daemon=True
-        )
-        watcher.start()
-        for number in range(_FORGETTERS):
-            threading.Thread(target=self._forget_loop, name=f"lightlyfs-forget-{number}", daemon=True).start()
+        _start_thread("lightlyfs-signals", self._watch_signals, on_stop, on_reload)
         if isinstance(self._session, Fuse3Session):
-            giver = threading.Thread(
-                target=self._give_back_loop,
-                args=(self._session, filesystem),
-                name="lightlyfs-names",
-                daemon=True,
-            )
-            giver.start()
+            for number in range(_FORGETTERS):
+                _start_thread(f"lightlyfs-forget-{number}", self._forget_loop, self._session)
+            _start_thread("lightlyfs-names", self._give_back_loop, self._session, filesystem)
 
         def mounted() -> None:
             on_mounted()
@@ -199,15 +188,13 @@ class Mount:
         finally:
             self.stop()
 
-    def _forget_loop(self) -> None:
-        assert isinstance(self._session, Fuse3Session) or self._library.version[0] == 2
+    def _forget_loop(self, session: Fuse3Session) -> None:
         while True:
             path, done = self._forgets.get()
-            if isinstance(self._session, Fuse3Session):
-                if path is None:
-                    self._session.forget_names()
-                else:
-                    self._session.forget_path(path)
+            if path is None:
+                session.forget_names()
+            else:
+                session.forget_path(path)
             if done is not None:
                 done.set()
 
@@ -223,3 +210,7 @@ class Mount:
                 session.give_back(closed)
             except OSError as error:
                 log.debug("the kernel keeps the names of %d files: %s", len(closed), error)
+
+
+def _start_thread(name: str, target: Callable[..., None], *arguments: object) -> None:
+    threading.Thread(target=target, args=arguments, name=name, daemon=True).start()

@@ -3,9 +3,9 @@
 Imports nothing else of lightlyfs, so that the client and the server it is tested on never share a mistake.
 `lightlyfs.testing` adds faults, counts and generated datasets through `Extension`.
 
-    listener > assembly > application > endpoints > served_dataset > state_tables
-    object_endpoint > storage (contract, folder, bucket) > signing
-    request_checks > asgi
+    listener > application > endpoints > served_dataset > state_tables
+    application > object_endpoint > storage (contract, folder, bucket)
+    all of these > request_checks > asgi > serve_options
 """
 
 from .application import Extension

@@ -300,7 +300,7 @@ class TagsApi:
     def _members(self, call: ApiCall) -> list[tuple[str, str]]:
         window = window_of(call, None)
         if boolean(call.query, "previewExample", False):
-            window = type(window)(0, 3)
+            window = Window(0, 3)
         stop = None if window.limit is None else window.offset + window.limit
         indices = indices_of(int(self._tag(call)["bitMaskData"], 16))[window.offset : stop]
         return self._dataset.samples.name_and_id(indices)

@@ -257,7 +257,8 @@ class SampleTable:
     def page(self, column: Column, window: Window) -> list[str]:
         """Return one JSON text per sample of the window, in insertion order or by id."""
         if window.by_id and not self._base:
-            return self._select(column, "1 ORDER BY id", (), window)
+            sql = f"SELECT {_SQL_COLUMNS[column]} FROM samples ORDER BY id LIMIT ? OFFSET ?"
+            return self._state.column(sql, -1 if window.limit is None else window.limit, window.offset)
         end = self.count() if window.limit is None else window.offset + window.limit
         texts = self._computed_page(column, window.offset, min(end, self._base))
         if end > self._base:
@@ -364,11 +365,6 @@ class SampleTable:
             min(size, SIZE_MAX_BYTES),
             document["lastModifiedAt"],
         )
-
-    def _select(self, column: Column, where: str, values: tuple[Any, ...], window: Window) -> list[str]:
-        limit = -1 if window.limit is None else window.limit
-        sql = f"SELECT {_SQL_COLUMNS[column]} FROM samples WHERE {where} LIMIT {limit} OFFSET {window.offset}"
-        return self._state.column(sql, *values)
 
     def _computed_page(self, column: Column, start: int, end: int) -> list[str]:
         if self._computed is None or start >= end:

@@ -334,7 +334,7 @@ class LocalFiles:
         """Leave an uploaded file to the catalogue."""
         with file.lock:
             with self._lock:
-                self._hide_locked(file, file.path)
+                self._hide_locked(file)
             self.journal.remove(file.record.key)
 
     def discard(self, file: LocalFile) -> None:
@@ -342,7 +342,7 @@ class LocalFiles:
         with file.lock:
             file.unlinked = True
             with self._lock:
-                self._hide_locked(file, file.path)
+                self._hide_locked(file)
                 self._aside.pop(file.record.key, None)
             # the bytes first: on a full disk the journal needs the room they free
             self.spool.remove_up_to(file.record.key, file.record.generation)
@@ -371,7 +371,7 @@ class LocalFiles:
     def set_aside_locked(self, file: LocalFile) -> None:
         """Stop showing half of a new image in place of a sample; the file's lock is held."""
         with self._lock:
-            self._hide_locked(file, file.path)
+            self._hide_locked(file)
             self._aside[file.record.key] = file
 
     def note_deleted(self) -> list[str]:
@@ -500,13 +500,13 @@ class LocalFiles:
     def _show_at_locked(self, file: LocalFile, record: Record) -> None:
         """Show a file at the path of another record of it, which it has from then on."""
         if record.path != file.path:
-            self._hide_locked(file, file.path)
+            self._hide_locked(file)
         file.record = record
         self._show_locked(file)
 
-    def _hide_locked(self, file: LocalFile, path: str) -> None:
-        if self._files.by_path.get(path) is file:
-            self._files.remove(path)
+    def _hide_locked(self, file: LocalFile) -> None:
+        if self._files.by_path.get(file.path) is file:
+            self._files.remove(file.path)
             self.generation += 1
 
     # the bytes of one file; its lock is held
