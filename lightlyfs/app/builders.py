@@ -9,33 +9,29 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lightlyfs.api.client import LightlyClient
-from lightlyfs.api.contract import Timeouts, Transport
+from lightlyfs.api.contract import Timeouts
 from lightlyfs.api.redaction import LineFormatter
 from lightlyfs.api.retry import Retrier
 from lightlyfs.app.connections import Connections
 from lightlyfs.catalog.entries import SampleEntry
-from lightlyfs.catalog.sample_catalog import Catalog
 from lightlyfs.desktop.prefill import WORKERS, ThumbnailPrefill, thumbnail_cache
 from lightlyfs.desktop.thumbnails import PictureStore, Thumbnails
 from lightlyfs.errors import NotFound
 from lightlyfs.fetch.fetcher import FirstTry
 from lightlyfs.fetch.prefetcher import Ended
-from lightlyfs.fetch.reader import Reader
 from lightlyfs.fetch.urls import ReadUrls, UrlStore
 from lightlyfs.fs.attributes import SetTimes
-from lightlyfs.fs.namespace import Part
-from lightlyfs.fs.patience import Patience
 from lightlyfs.fs.samples import content_of
 from lightlyfs.fs.views import Views
-from lightlyfs.name_rules import ShownRules
 from lightlyfs.places import DatasetPlace
 from lightlyfs.settings import Settings
-from lightlyfs.staging.facts_process import FactsPool
+
+if TYPE_CHECKING:
+    from lightlyfs.app.dataset import Dataset
 
 # samples looked up at once
 _PAGE = 128
@@ -43,50 +39,30 @@ _PAGE = 128
 _MAX_ORIGINAL_BYTES = 64 << 20
 
 
-@dataclass(frozen=True)
-class DesktopNeeds:
-    """What the pictures of one mount are made with; `mode` is that of the setting `thumbnails`."""
-
-    mode: str
-    client: LightlyClient
-    dataset_id: str
-    transport: Transport
-    catalog: Catalog
-    reader: Reader
-    patience: Patience
-    place: DatasetPlace
-    mountpoint: Path | None
-    part: Part
-    rules: ShownRules
-    owner: int
-    pictures: FactsPool
-    closing: threading.Event
-
-
 class Desktop:
-    """The thumbnails of one mount; `close` once."""
+    """The thumbnails of one mount; `close` once. Built by `Dataset`, of the parts that it made before."""
 
-    def __init__(self, needs: DesktopNeeds) -> None:
-        self._needs = needs
+    def __init__(self, dataset: Dataset, mountpoint: Path | None) -> None:
+        self._dataset = dataset
+        self._mountpoint = mountpoint
+        place = dataset.place
         self._store = PictureStore(
-            needs.place.path / "thumbnails.db",
-            alone=needs.place.alone,
-            make_directory=needs.place.locks.renew,
+            place.path / "thumbnails.db", alone=place.alone, make_directory=place.locks.renew
         )
         self._pool = ThreadPoolExecutor(WORKERS, "lightlyfs-thumbnails")
         self.thumbnails = Thumbnails(
             self._resolve,
-            needs.transport,
+            dataset.connections.storage,
             self._pool,
-            to_png=needs.pictures.png_of,
+            to_png=dataset.pictures.png_of,
             original=self._cached_original,
             store=self._store,
         )
 
     def make_prefill(self, times: SetTimes) -> ThumbnailPrefill | None:
         """Return the part that fills the desktop's thumbnail cache; None if it should not be filled."""
-        needs = self._needs
-        if needs.mode != "prefill" or needs.mountpoint is None or needs.owner != os.getuid():
+        dataset, settings, mountpoint = self._dataset, self._dataset.settings, self._mountpoint
+        if settings.thumbnails != "prefill" or mountpoint is None or settings.uid != os.getuid():
             return None
         try:
             home = Path.home()
@@ -98,18 +74,18 @@ class Desktop:
 
         def samples(directory: str, after: str) -> list[tuple[str, SampleEntry]]:
             path = f"{directory}/{after}" if directory else after
-            while found := needs.catalog.samples_after(path, _PAGE):
-                shown = [(path, times.apply(entry)) for path, entry in found if needs.rules.shows(path)]
+            while found := dataset.catalog.samples_after(path, _PAGE):
+                shown = [(path, times.apply(entry)) for path, entry in found if settings.shown.shows(path)]
                 if shown:
                     return shown
                 path = found[-1][0]
             return []
 
         # a link to the mountpoint makes another URI of each file
-        mountpoints = dict.fromkeys((str(needs.mountpoint), os.path.realpath(needs.mountpoint)))
+        mountpoints = dict.fromkeys((str(mountpoint), os.path.realpath(mountpoint)))
 
         def places(path: str) -> list[str]:
-            shown = needs.part.shown(path)
+            shown = dataset.part.shown(path)
             return [] if shown is None else [f"{mountpoint}/{shown}" for mountpoint in mountpoints]
 
         return ThumbnailPrefill(
@@ -118,7 +94,7 @@ class Desktop:
             samples,
             self._picture,
             self._pool,
-            needs.closing.is_set,
+            dataset.closing.is_set,
             time.monotonic,
         )
 
@@ -128,21 +104,22 @@ class Desktop:
         self._store.close()
 
     def _resolve(self, sample_id: str) -> str:
-        if self._needs.mode == "off":
+        if self._dataset.settings.thumbnails == "off":
             raise NotFound("thumbnails are off")
-        return self._needs.client.get_sample_read_url(self._needs.dataset_id, sample_id, "thumbnail")
+        return self._dataset.client.get_sample_read_url(self._dataset.dataset_id, sample_id, "thumbnail")
 
     def _picture(self, entry: SampleEntry) -> bytes:
         return self.thumbnails.get(entry.sample_id, str(entry.mtime))
 
     def _cached_original(self, sample_id: str) -> bytes | None:
-        found = self._needs.catalog.by_id(sample_id)
-        if self._needs.mode == "off" or found is None or not found[1].verified:
+        dataset = self._dataset
+        found = dataset.catalog.by_id(sample_id)
+        if dataset.settings.thumbnails == "off" or found is None or not found[1].verified:
             return None
         content = content_of(found[1])
-        if not 0 < content.size <= _MAX_ORIGINAL_BYTES or not self._needs.reader.holds(content):
+        if not 0 < content.size <= _MAX_ORIGINAL_BYTES or not dataset.reader.holds(content):
             return None
-        return self._needs.reader.read(content, 0, content.size, self._needs.patience.turn().result)
+        return dataset.reader.read(content, 0, content.size, dataset.patience.turn().result)
 
 
 # the unlisted folder `.lightlyfs/`

@@ -11,12 +11,11 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 from lightlyfs import database, places
 from lightlyfs.api.models import Sample
 from lightlyfs.api.retry import Retrier
-from lightlyfs.app.builders import Desktop, DesktopNeeds, RecentLog, UrlParts, ViewForgetter
+from lightlyfs.app.builders import Desktop, RecentLog, UrlParts, ViewForgetter
 from lightlyfs.app.connections import CONTENT_THREADS, METADATA_THREADS, Connections
 from lightlyfs.app.exported_index import import_index
 from lightlyfs.app.kernel_interface import Kernel, NoKernel, open_files_limit
@@ -110,7 +109,8 @@ class Dataset:
         self._fetching: list[Warming] = []
         self._mountpoint = kernel.mountpoint
         self.part = kernel.part
-        self.desktop = self._make_desktop(kernel.mountpoint)
+        self.pictures = FactsPool()
+        self.desktop = Desktop(self, kernel.mountpoint)
         self.filesystem = self._make_filesystem(kernel, spool_place)
         self._watch = DirectoryWatch(place.path, self._hear_others)
         place.share()
@@ -362,8 +362,12 @@ class Dataset:
         return Catalog(store, remote, refresher, config, Census(store, NO_OBJECT), clock=time.monotonic)
 
     def _make_cache(self, kernel: Kernel) -> BlockCache:
-        path = self.place.path
-        config = CacheConfig(self._budget(), self.settings.cache_min_free_bytes, open_files_limit(kernel))
+        path, budget = self.place.path, self.settings.cache_size_bytes
+        config = CacheConfig(
+            default_budget(path) if budget is None else budget,
+            self.settings.cache_min_free_bytes,
+            open_files_limit(kernel),
+        )
         cache = BlockCache(path, config, locks=self.place.locks, beside=partial(bytes_beside, path))
         if cache.room.is_held_down and cache.room.limit < LEAST_CACHE_BYTES:
             free = free_bytes(path) >> 20
@@ -436,26 +440,6 @@ class Dataset:
             rules=self.settings.shown,
         )
 
-    def _make_desktop(self, mountpoint: Path | None) -> Desktop:
-        self.pictures = FactsPool()
-        needs = DesktopNeeds(
-            mode=self.settings.thumbnails,
-            client=self.client,
-            dataset_id=self.dataset_id,
-            transport=self.connections.storage,
-            catalog=self.catalog,
-            reader=self.reader,
-            patience=self.patience,
-            place=self.place,
-            mountpoint=mountpoint,
-            part=self.part,
-            rules=self.settings.shown,
-            owner=self.settings.uid,
-            pictures=self.pictures,
-            closing=self.closing,
-        )
-        return Desktop(needs)
-
     def _fetch(self, paths: list[str]) -> None:
         """Fetch files in the background; the result shows in the cache."""
         self._fetching = [one for one in self._fetching if not one.wait(0).ended]
@@ -517,10 +501,6 @@ class Dataset:
 
     def _pause(self, seconds: float) -> None:
         self.closing.wait(seconds)
-
-    def _budget(self) -> int:
-        chosen = self.settings.cache_size_bytes
-        return default_budget(self.place.path) if chosen is None else chosen
 
     def _forget_details(self) -> None:
         self._details.forget_all()

@@ -219,7 +219,8 @@ class Refresher:
     def _check_in_background(self) -> None:
         try:
             with self._at_work():
-                if not self._is_checked_elsewhere():
+                self._hear()
+                if not self._freshness.was_checked_elsewhere():  # by another process, recently
                     self._guarded(self._check)
         except LightlyFsError as error:
             # a check that is cut short at the end is no news
@@ -253,11 +254,6 @@ class Refresher:
             self._freshness.hear()
             self._complete = self._complete or self._freshness.is_listed
             self._state.notify_all()
-
-    def _is_checked_elsewhere(self) -> bool:
-        """Return whether another process checked recently, so that this one need not."""
-        self._hear()
-        return self._freshness.was_checked_elsewhere()
 
     def _guarded(self, work: Callable[[], object]) -> None:
         try:

@@ -24,7 +24,7 @@ from lightlyfs.api.models import ListedSample, Sample, is_oid
 from lightlyfs.api.retry import RetryPolicy
 from lightlyfs.catalog.entries import Row, make_row
 from lightlyfs.catalog.store import CatalogStore
-from lightlyfs.catalog.tags import ID_BYTES, TagRecord, Tags
+from lightlyfs.catalog.tags import ID_BYTES, TagRecord, Tags, kept_in
 from lightlyfs.errors import Cancelled, MalformedAnswer, NotFound, RequestError, Retryable, TooLarge
 
 T = TypeVar("T")
@@ -341,7 +341,7 @@ class Details(Generic[T]):
     def get(self, sample_id: str) -> Future[T]:
         """Return the sample, now or soon; the future raises what the API raised."""
         with self._lock:
-            future = self._kept_locked(sample_id)
+            future = kept_in(self._samples, sample_id)
             if future is None:
                 future = self._samples[sample_id] = self._ask(sample_id)
                 future.add_done_callback(lambda done: self._forget_failure(sample_id, done))
@@ -365,17 +365,10 @@ class Details(Generic[T]):
             refused.set_exception(Cancelled("the mount is being taken down", request_sent=False))
             return refused
 
-    def _kept_locked(self, sample_id: str) -> Future[T] | None:
-        try:
-            # not `get`, which looks at the clock twice and fails where the time ends in between
-            return self._samples[sample_id]
-        except KeyError:
-            return None
-
     def _forget_failure(self, sample_id: str, done: Future[T]) -> None:
         if done.cancelled() or done.exception() is not None:
             with self._lock:
-                if self._kept_locked(sample_id) is done:
+                if kept_in(self._samples, sample_id) is done:
                     self._drop_locked(sample_id)
 
     def _drop_locked(self, sample_id: str) -> None:

@@ -77,7 +77,7 @@ class Tags:
     def all(self) -> tuple[TagRecord, ...]:
         """Return every tag."""
         with self._lock:
-            kept = _kept(self._tags)
+            kept = kept_in(self._tags)
         if kept is None:
             kept = tuple(self._source.tags())
             with self._lock:
@@ -95,7 +95,7 @@ class Tags:
         version = tag.version()
         with self._lock:
             kept = self._members.get(version)
-            mapping = _kept(self._mapping)
+            mapping = kept_in(self._mapping)
         if kept is not None:
             return kept
         if mapping is None:
@@ -115,9 +115,10 @@ class Tags:
             self._members.clear()
 
 
-def _kept(cache: TTLCache[str, T]) -> T | None:
+def kept_in(cache: TTLCache[str, T], key: str = "") -> T | None:
+    """Return what a cache keeps under a key, or None."""
     try:
         # not `get`, which looks at the clock twice and fails where the time ends in between
-        return cache[""]
+        return cache[key]
     except KeyError:
         return None
