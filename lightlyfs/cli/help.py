@@ -121,15 +121,13 @@ def _program() -> str:
 
 # the man page, made from the help of the commands and the table of settings
 
-_SECTION = 1
-
 
 def man_page(program: click.Group) -> str:
     """The page in roff's man macros; its date is that of the day it is made."""
     version = metadata.version("lightlyfs")
     date = time.strftime("%Y-%m-%d")
     lines = [
-        f'.TH LIGHTLYFS {_SECTION} {date} "lightlyfs {version}"',
+        f'.TH LIGHTLYFS 1 {date} "lightlyfs {version}"',
         ".SH NAME",
         r"lightlyfs \- mount a Lightly dataset as a folder of images",
         ".SH SYNOPSIS",
@@ -142,7 +140,7 @@ def man_page(program: click.Group) -> str:
     lines += [".SH DESCRIPTION", _text(program.help or ""), ".SH COMMANDS"]
     for name, command in commands.items():
         lines += [".TP", f".B {_plain(name)}", _text(command.help or "")]
-        lines += _options(command, settings=False)
+        lines += _options(command)
     lines += [".SH OPTIONS OF MOUNT", "Each also works as", r".BR \-o \ name=value ,", "as in /etc/fstab."]
     for row in SETTINGS:
         lines += [".TP", f".B {_plain(row.flag)}", _text(_described(row))]
@@ -177,12 +175,12 @@ def _usage(command: click.Command) -> str:
     return " ".join(pieces)
 
 
-def _options(command: click.Command, *, settings: bool) -> list[str]:
+def _options(command: click.Command) -> list[str]:
     """The options of a command, as a nested list; without those of the settings' table."""
     of_table = {row.flag for row in SETTINGS}
     lines = [".RS"]
     for option in command.params:
-        if isinstance(option, click.Option) and option.help and (settings or not of_table & set(option.opts)):
+        if isinstance(option, click.Option) and option.help and not of_table & set(option.opts):
             lines += [".TP", f".B {_plain(', '.join(option.opts))}", _text(option.help)]
     return [*lines, ".RE"] if len(lines) > 1 else []
 

@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 from lightlyfs import app, mountpoints
 from lightlyfs.api.redaction import LineFormatter, redact, visible
 from lightlyfs.app.builders import LOG_FORMAT
-from lightlyfs.app.resolving import FoundDataset, find_dataset
+from lightlyfs.app.resolving import find_dataset
 from lightlyfs.cli import READY_VARIABLE
 from lightlyfs.cli.output import tell
 from lightlyfs.cli.sessions import sessions_of
@@ -167,7 +167,7 @@ def _serve(
         gc.set_threshold(_GC_THRESHOLD)
         try:
             if not settings.no_wait:
-                _wait_for_listing(parts, found)
+                _wait_for_listing(parts, found.name)
             parts.need_folder(found.name)
             if settings.metrics_port is not None:
                 app.serve_metrics(parts, settings.metrics_port)
@@ -332,7 +332,7 @@ _LINE_EVERY_S = 5.0
 _CHECK_S = 2.0
 
 
-def _wait_for_listing(parts: app.Dataset, found: FoundDataset) -> None:
+def _wait_for_listing(parts: app.Dataset, dataset: str) -> None:
     """Wait until the samples are listed, showing the progress; StartError if that fails.
 
     Names of an earlier listing will do where they cannot be checked, or not soon.
@@ -346,12 +346,12 @@ def _wait_for_listing(parts: app.Dataset, found: FoundDataset) -> None:
             refresher.wait_for_check(0.05)
         return
     next_line = time.monotonic() + _LINE_EVERY_S
-    with _Line(found.name) as line:
+    with _Line(dataset) as line:
         while not refresher.complete:
             _stop_if_asked()
             refresher.wait_for_progress(0.2)
             if not refresher.active and not refresher.complete:
-                raise StartError(f"the samples of {found.name} cannot be listed: {refresher.error}")
+                raise StartError(f"the samples of {dataset} cannot be listed: {refresher.error}")
             listed, expected = refresher.progress
             if sys.stderr.isatty():
                 line.show(listed, expected)

@@ -100,11 +100,6 @@ def datasets(as_json: bool, **flags: str | None) -> None:
         click.echo(visible(f"{one.name or one.id:<32}  {one.id}  {files:>11}  {size:>9}  {created}"))
 
 
-def reason_of(error: LightlyFsError | OSError) -> str:
-    """An error of one file, for a line that names the file."""
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-
-
 @click.group(cls=CommandGroup)
 def index() -> None:
     """Share the names of a dataset as one file."""
@@ -410,8 +405,10 @@ def _copy_all(
     def tried(job: Job) -> int | str:
         try:
             return copy(job)
-        except (LightlyFsError, OSError) as error:
-            return reason_of(error)
+        except OSError as error:
+            return error.strerror or str(error)
+        except LightlyFsError as error:
+            return str(error)
 
     with progress_bar(of_bytes=True) as bar, _pool(threads) as pool:
         task = bar.add_task("copying", total=total or None)

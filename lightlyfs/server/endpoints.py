@@ -20,7 +20,7 @@ from .request_checks import (
 )
 from .serve_options import ServeOptions
 from .served_dataset import ServedDataset, now_ms
-from .state_tables import Column, SampleRow, TagTable, Window, indices_of, mask_of
+from .state_tables import INITIAL_TAG, Column, SampleRow, TagTable, Window, indices_of, mask_of
 
 IMAGE_TYPES = ("full", "thumbnail")
 INVALID_SAMPLE = "SAMPLE_CREATE_REQUEST_INVALID_FORMAT"
@@ -270,7 +270,7 @@ class TagsApi:
         document = await call.json()
         if self._tags.root_id() is not None:
             raise ApiError(400, "TAG_INITIAL_EXISTS", "the dataset has its initial tag already")
-        name = document.get("name", "initial-tag") if isinstance(document, dict) else "initial-tag"
+        name = document.get("name", INITIAL_TAG) if isinstance(document, dict) else INITIAL_TAG
         tag = parse_body({"name": name}, TagCreateBody)
         mask = (1 << self._dataset.samples.count()) - 1
         return json_reply({"id": self._tags.add(tag.name, mask, None, now_ms())}, 201)

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 from .asgi import Headers, Receive, Reply, Scope, Send, drain, find_header, send_reply
 from .request_checks import UrlSigner
-from .storage import Blob, BlobStore, Upload
+from .storage import Blob, FolderUpload, LocalStorage
 
 ONE_PIECE_BYTES = 1 << 20
 """Up to this size, one read and one send cost less than a loop."""
@@ -49,7 +49,7 @@ def expired() -> ObjectError:
 class ObjectEndpoint:
     """ASGI application for `/storage/{key}`."""
 
-    def __init__(self, store: BlobStore, signer: UrlSigner) -> None:
+    def __init__(self, store: LocalStorage, signer: UrlSigner) -> None:
         self._store = store
         self._signer = signer
 
@@ -119,7 +119,7 @@ def not_stored(error: OSError) -> ObjectError:
     return ObjectError(503, "SlowDown", text)
 
 
-async def received_whole(upload: Upload, receive: Receive) -> bool:
+async def received_whole(upload: FolderUpload, receive: Receive) -> bool:
     """Write the request body into `upload`; return False if the client disconnects first."""
     while True:
         message = await receive()

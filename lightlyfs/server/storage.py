@@ -122,36 +122,16 @@ def bytes_of(blob: Blob | None) -> bytes | None:
         blob.close()
 
 
-class Upload(Protocol):
-    """An upload in progress; the object is visible only after `commit`."""
-
-    def write(self, data: bytes) -> None:
-        """Append bytes."""
-        ...
-
-    def commit(self) -> str:
-        """Make the object visible atomically and return its ETag."""
-        ...
-
-    def abort(self) -> None:
-        """Discard the bytes; no effect after `commit`."""
-        ...
-
-
-class BlobStore(Protocol):
-    """A storage whose bytes this server sends and receives itself."""
+class LocalStorage(Storage, Protocol):
+    """A storage whose signed URLs refer to this server, which sends and receives the bytes itself."""
 
     def open_blob(self, key: str) -> Blob | None:
         """Open an object, or return None if there is none."""
         ...
 
-    def begin_upload(self, key: str) -> Upload:
+    def begin_upload(self, key: str) -> FolderUpload:
         """Start an upload."""
         ...
-
-
-class LocalStorage(Storage, BlobStore, Protocol):
-    """A storage whose signed URLs refer to this server."""
 
 
 _UPLOADS = f"{RESERVED}/uploads"
@@ -179,7 +159,7 @@ class FolderBlob:
 
 
 class FolderUpload:
-    """A temporary file that becomes the object on commit."""
+    """A temporary file that becomes the object on commit, visible only then."""
 
     def __init__(self, root: ConfinedFolder, key: str) -> None:
         self._root = root
@@ -211,7 +191,7 @@ class FolderUpload:
         return file_etag(facts)
 
     def abort(self) -> None:
-        """Remove the temporary file, if it is still there."""
+        """Remove the temporary file, if it is still there; no effect after `commit`."""
         self._file.close()
         if self._folder < 0:
             return
@@ -225,7 +205,7 @@ class FolderUpload:
 
 
 class FolderStorage:
-    """A folder as `Storage` and `BlobStore`. Any thread may use it."""
+    """A folder as `LocalStorage`. Any thread may use it."""
 
     def __init__(self, root: Path, signer: UrlSigner) -> None:
         if not root.is_dir():

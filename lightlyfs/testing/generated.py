@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from lightlyfs.server.serve_options import SizeReport
-from lightlyfs.server.storage import Blob, ListedObject, LocalStorage, Upload, bytes_of
+from lightlyfs.server.storage import Blob, FolderUpload, ListedObject, LocalStorage, bytes_of
 
 CREATED_MS = 1_700_000_000_000
 """A fixed moment, so that two runs return the same documents."""
@@ -218,7 +218,7 @@ class GeneratedStorage:
             return uploaded
         return GeneratedBlob(index, f"{key}\n".encode(), self._samples.size, self._noise)
 
-    def begin_upload(self, key: str) -> Upload:
+    def begin_upload(self, key: str) -> FolderUpload:
         """Start an upload."""
         return self._uploads.begin_upload(key)
 
