@@ -59,7 +59,7 @@ MOST_MODULES = {
     "cached read over fsspec": 25,
     "new file": 46,
     "warm of one file": 38,
-    "listing of 40": 16,
+    "listing of 40": 15,
 }
 
 
