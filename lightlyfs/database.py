@@ -19,6 +19,7 @@ import shutil
 import sqlite3
 import stat
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -34,6 +35,8 @@ T = TypeVar("T")
 
 # how long a write waits for another process; one that writes for longer is stopped or stuck
 BUSY_S = 1.0
+# how long it waits in all while others end their transactions, as hundreds of workers do one after the other
+_BUSY_IN_ALL_S = 30.0
 # the main file comes last: while it is at its path, the others are what belongs to it
 _SUFFIXES = ("-shm", "-wal", "")
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -322,11 +325,16 @@ def readable_rows(path: Path, table: str, columns: Sequence[str]) -> list[tuple[
 
 
 @contextmanager
-def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Run the block as one transaction: all of it takes effect, or nothing if it raises."""
+def transaction(db: sqlite3.Connection, *, waits: bool = True) -> Iterator[None]:
+    """Run the block as one transaction: all of it takes effect, or nothing if it raises.
+
+    `waits` for other processes, unless one of them does not end its transaction; see `is_busy`.
+    """
     with FORK_GATE, damage_told(), _odd_header_told(db):
-        # at once, for a transaction that begins by reading can come too late to write
-        db.execute("BEGIN IMMEDIATE")
+        if waits:
+            _begin(db)
+        else:
+            _begin_if_free(db)
         try:
             yield
             db.execute("COMMIT")
@@ -334,6 +342,40 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
+
+
+def _begin(db: sqlite3.Connection) -> None:
+    """Begin to write at once, for a transaction that begins by reading can come too late to write."""
+    end, moves = time.monotonic() + _BUSY_IN_ALL_S, _moves_of_others(db)
+    while True:
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or time.monotonic() >= end:
+                raise
+            before, moves = moves, _moves_of_others(db)
+            if moves == before:
+                raise
+
+
+def _begin_if_free(db: sqlite3.Connection) -> None:
+    (timeout_ms,) = db.execute("PRAGMA busy_timeout").fetchone()
+    db.execute("PRAGMA busy_timeout = 0")
+    try:
+        db.execute("BEGIN IMMEDIATE")
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {timeout_ms}")
+
+
+def _moves_of_others(db: sqlite3.Connection) -> int:
+    """Return a number that another one takes when another connection commits."""
+    return int(db.execute("PRAGMA data_version").fetchone()[0])
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Return whether an error means that another process keeps the database locked."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def os_error(error: sqlite3.Error, what: str) -> OSError:

@@ -39,7 +39,7 @@ from lightlyfs.cache.block_files import (
     Overflow,
     Room,
 )
-from lightlyfs.cache.block_index import BlockIndex
+from lightlyfs.cache.block_index import BlockIndex, StillHeld
 from lightlyfs.locks import OPENING, OPENING_PATIENCE_S, SharedLocks, Stripe
 
 log = logging.getLogger(__name__)
@@ -572,7 +572,7 @@ class BlockCache:
     def _count_error(self, error: Exception) -> None:
         self._errors += 1
         self._is_damaged |= database.is_damage(error)
-        # what is still under way after the end finds everything closed
-        level = logging.DEBUG if self._closed else logging.WARNING
+        # what is still under way after the end finds everything closed; a lock was logged when it was found
+        level = logging.DEBUG if self._closed or isinstance(error, StillHeld) else logging.WARNING
         # neither SQLite nor a call on a descriptor says where
         log.log(level, "the cache in %s failed and is bypassed: %s", self._files.directory.parent, error)

@@ -40,6 +40,10 @@ _LET_ALONE_S = 10.0
 _MAX_ABSENT = 1024
 
 
+class StillHeld(sqlite3.OperationalError):
+    """Another process kept the index locked a moment ago, and is not waited for again yet."""
+
+
 class _Batch:
     """Records on their way into the table: blocks by content, and the contents used, the last one last."""
 
@@ -265,20 +269,24 @@ class BlockIndex:
         return int(self._db.execute("SELECT bytes FROM total").fetchone()[0])
 
     def _write_if_nobody_does(self) -> None:
+        """Write what waits, without waiting: the caller may be the network loop."""
         if self._write_lock.acquire(blocking=False):
             try:
-                self._write_locked()
+                self._write_locked(waits=False)
+            except sqlite3.OperationalError as error:
+                if not database.is_busy(error):
+                    raise
             finally:
                 self._write_lock.release()
 
-    def _write_locked(self) -> None:
+    def _write_locked(self, *, waits: bool = True) -> None:
         with self._lock:
             if not self._waiting:
                 return
             batch, self._waiting = self._waiting, _Batch()
             self._writing = batch
         try:
-            total = self._insert_locked(batch)
+            total = self._insert_locked(batch, waits=waits)
         except sqlite3.Error:
             with self._lock:
                 if max(batch.count, len(batch.used)) <= _MAX_WAITING:
@@ -290,10 +298,12 @@ class BlockIndex:
             self._written_bytes = total
             self._writing = _Batch()
 
-    def _insert_locked(self, batch: _Batch) -> int:
+    def _insert_locked(self, batch: _Batch, *, waits: bool) -> int:
         """Write records; how many bytes all blocks have now."""
-        records = [(key, b, *record) for key, blocks in batch.blocks.items() for b, record in blocks.items()]
-        with self._transaction_locked():
+        with self._transaction_locked(waits=waits):
+            records = (
+                (key, b, *record) for key, blocks in batch.blocks.items() for b, record in blocks.items()
+            )
             self._db.executemany("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?)", records)
             (tick,) = self._db.execute("SELECT coalesce(max(used), 0) FROM content").fetchone()
             used = [(key, number) for number, key in enumerate(batch.used, tick + 1)]
@@ -301,15 +311,15 @@ class BlockIndex:
             return self._total_locked()
 
     @contextmanager
-    def _transaction_locked(self) -> Iterator[None]:
+    def _transaction_locked(self, *, waits: bool = True) -> Iterator[None]:
         """A transaction; raises at once where another process did not end its own a moment ago."""
-        if time.monotonic() < self._busy_until:
-            raise sqlite3.OperationalError("another process does not end its transaction")
+        if waits and time.monotonic() < self._busy_until:
+            raise StillHeld("another process does not end its transaction")
         try:
-            with database.transaction(self._db):
+            with database.transaction(self._db, waits=waits):
                 yield
         except sqlite3.OperationalError as error:
-            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+            if waits and database.is_busy(error):
                 self._busy_until = time.monotonic() + _LET_ALONE_S
             raise
 

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -313,6 +314,40 @@ def test_workers_of_each_kind_read_one_listing(server: LocalServer, way: str) ->
     assert server.stats.count("partial") == pages
     assert server.stats.count("dataset") == records
     assert sent(server) <= FILES + SENT_TWICE
+
+
+def read_together(found: LightlyImages, numbers: list[int], begin: Any, answers: Any) -> None:
+    """Once all others are here, too, read labels; and how much memory of its own that takes, in bytes."""
+    begin.wait()
+    before = own_bytes()
+    labels = [label for _, label in found.__getitems__(numbers)]
+    answers.put((labels, own_bytes() - before))
+
+
+def own_bytes() -> int:
+    text = Path("/proc/self/smaps_rollup").read_text(encoding="ascii")
+    return sum(int(kib) << 10 for kib in re.findall(r"Private_\w+: +([0-9]+) kB", text))
+
+
+@pytest.mark.long
+def test_256_workers_share_one_listing_and_each_fetch(server: LocalServer, capfd: Any) -> None:
+    found, workers = images(), 256
+    pages, records = server.stats.count("partial"), server.stats.count("dataset")
+    fork = multiprocessing.get_context("fork")
+    begin, answers = fork.Barrier(workers), fork.SimpleQueue()
+    parts = [[(start + step) % FILES for step in range(8)] for start in range(workers)]
+    running = [fork.Process(target=read_together, args=(found, part, begin, answers)) for part in parts]
+    for process in running:
+        process.start()
+    given = [answers.get() for _ in running]
+    for process in running:
+        process.join()
+    assert sorted(labels for labels, _ in given) == sorted([n // PER_CLASS for n in part] for part in parts)
+    assert max(taken for _, taken in given) < 60 << 20
+    assert server.stats.count("partial") == pages
+    assert server.stats.count("dataset") == records
+    assert sent(server) <= FILES + SENT_TWICE
+    assert "is bypassed" not in capfd.readouterr().err
 
 
 # takes a batch, then says in a file what it took and where it is, as a training that keeps checkpoints does

@@ -134,6 +134,49 @@ def test_a_header_that_lets_nothing_be_written_is_damage_and_a_disk_is_not(
     assert [one.name for one in tmp_path.glob("*.damaged")] == ["x.db.damaged"]
 
 
+class Rival:
+    """Another process, which has a transaction open; it moves each time that `waiting` tries to begin one."""
+
+    def __init__(self, path: Path, waiting: sqlite3.Connection, commits: int) -> None:
+        self.tries, self.commits = 0, commits
+        self.db = database.connect(path)
+        self.db.execute("CREATE TABLE moved (number)")
+        self.db.execute("BEGIN IMMEDIATE")
+        waiting.set_trace_callback(self.move)
+
+    def move(self, statement: str) -> None:
+        if statement != "BEGIN IMMEDIATE":
+            return
+        self.tries += 1
+        if self.tries <= self.commits:
+            self.db.execute("INSERT INTO moved VALUES (?)", (self.tries,))
+            self.db.execute("COMMIT")
+            if self.tries < self.commits:
+                self.db.execute("BEGIN IMMEDIATE")
+
+
+def test_a_transaction_waits_for_others_while_they_end_theirs(tmp_path: Path) -> None:
+    db = database.connect(tmp_path / "x.db", timeout_s=0.0)
+    rival = Rival(tmp_path / "x.db", db, commits=5)
+    with database.transaction(db):
+        db.execute("INSERT INTO moved VALUES (0)")
+    assert rival.tries == 5
+    assert db.execute("SELECT count(*) FROM moved").fetchone() == (6,)
+
+
+@pytest.mark.parametrize(("commits", "longest_s"), [(0, 30.0), (1_000, 0.0)], ids=["stuck", "endless"])
+def test_a_transaction_does_not_wait_for_one_that_is_stuck_nor_without_end(
+    commits: int, longest_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_BUSY_IN_ALL_S", longest_s)
+    db = database.connect(tmp_path / "x.db", timeout_s=0.0)
+    rival = Rival(tmp_path / "x.db", db, commits)
+    with pytest.raises(sqlite3.OperationalError) as caught, database.transaction(db):
+        pass
+    assert database.is_busy(caught.value)
+    assert rival.tries == 1
+
+
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_a_name_means_its_file_and_no_option(name: str, tmp_path: Path) -> None:
     database.connect(tmp_path / name).close()

@@ -213,6 +213,21 @@ def test_records_wait_while_the_disk_is_full_and_come_behind_earlier_ones(bench:
     assert index.oldest(()) == ["b", "a"]
 
 
+def test_a_batch_that_another_process_keeps_from_being_written_waits_and_nobody_with_it(bench: Index) -> None:
+    index = bench.begin()
+    other = sqlite3.connect(bench.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    for block in range(100):
+        index.add("a", block, 1, 10)
+    assert len(index.blocks("a")) == 100
+    assert other.execute("SELECT count(*) FROM block").fetchone() == (0,)
+    other.execute("COMMIT")
+    index.add("a", 100, 1, 10)
+    assert other.execute("SELECT count(*) FROM block").fetchone() == (101,)
+    assert index.bytes == 1010
+    other.close()
+
+
 @pytest.mark.parametrize(("more", "kept"), [(0, True), (1, False)])
 def test_while_the_disk_is_full_a_bounded_number_of_records_waits(
     bench: Index, monkeypatch: pytest.MonkeyPatch, more: int, kept: bool

@@ -331,6 +331,21 @@ def test_an_index_in_the_hands_of_a_stopped_process_costs_its_records_alone(
     assert recorded_bytes(first.cache) == SMALL.size + LARGE.size
 
 
+def test_an_index_that_stays_locked_is_logged_when_it_is_waited_for(
+    impatient: None, two: tuple[Process, Process], caplog: pytest.LogCaptureFixture
+) -> None:
+    first, _ = two
+    held = sqlite3.connect(first.place.path / "blocks.db", isolation_level=None)
+    held.execute("BEGIN IMMEDIATE")
+    for _ in range(3):
+        first.fill(SMALL)
+    assert first.cache.stats().errors > 3
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert [text.rpartition(": ")[2] for text in warnings] == ["database is locked"]
+    held.execute("ROLLBACK")
+    held.close()
+
+
 def test_a_catalogue_in_the_hands_of_a_stopped_process_is_published_to_later(
     impatient: None, worlds: tuple[World, World], tmp_path: Path
 ) -> None:
