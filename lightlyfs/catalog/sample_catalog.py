@@ -53,6 +53,10 @@ _ANSWER_TTL_S = 2.0
 _START: Place = (0, "")
 
 
+# when no census was taken yet
+_NEVER = (-1, -1)
+
+
 class Census:
     """Looks for samples that storage has not reported, or has no object of; any thread may call.
 
@@ -121,7 +125,7 @@ class Catalog:
         self._answers: TTLCache[str, Future[list[Row]]] = TTLCache(10_000, _ANSWER_TTL_S, timer=clock)
         # whether storage ever had another size than a listing said
         self.hints_are_wrong = store.get_meta(_WRONG_HINTS) is not None
-        self._looked_at = (-1, -1)  # what had changed at the last census; used by the flusher
+        self._looked_at = _NEVER  # what had changed at the last census; used by the flusher
         self._generation = 0
         # a number that changes whenever a size that was shown may be outdated
         self.sizes_moved = 0
@@ -392,9 +396,11 @@ class Catalog:
             return
         if news is None:
             return
-        # rows may have gained facts even where nothing that is shown has changed
-        with self._lock:
-            self._recent.outdate()
+        self._looked_at = _NEVER  # they may have reported what was left
+        # facts alone outdate nothing: before storage is asked of a sample, they are looked up
+        if news.changed or news.resized:
+            with self._lock:
+                self._recent.outdate()
         if news.resized:
             self._note_resized()
         if news.changed:

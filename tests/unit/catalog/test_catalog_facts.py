@@ -135,6 +135,27 @@ def test_what_another_process_wrote_of_a_sample_is_told_where_that_is_wanted(
     assert world.catalog.generation > generation
 
 
+def test_facts_that_another_process_wrote_are_read_only_where_they_are_wanted(tmp_path: Path) -> None:
+    world, other = world_of(tmp_path), world_of(tmp_path)
+    entry = shown(world)
+    queries: list[str] = []
+    for db in world.store._idle:
+        db.set_trace_callback(queries.append)
+    other.catalog.record_facts(sample_id(0), entry.published_size or 0, "e1")
+    other.catalog.flush_facts()
+    world.catalog.hear_others()
+    assert shown(world) == entry
+    assert queries == []
+    told = world.catalog.told(entry)
+    assert told is not None
+    assert told.verified
+    assert shown(world).verified
+    other.catalog.record_facts(sample_id(0), entry.published_size or 0, "e2")
+    other.catalog.flush_facts()
+    world.catalog.hear_others()
+    assert shown(world).etag == "e2"
+
+
 def test_a_sample_is_found_by_its_id_with_what_is_known_of_it(world: World) -> None:
     world.catalog.record_facts(sample_id(2), 8, "e1")
     found = world.catalog.by_id(sample_id(2))
