@@ -59,6 +59,7 @@ class FetchOnce:
         self._publish_facts = publish_facts
         self._cancelled = cancelled
         self._thread = threading.Thread(target=self._run, name="lightlyfs-sharing", daemon=True)
+        self._closing = threading.Event()
         self._changed = threading.Condition()
         # guarded by _changed
         self._ended: list[tuple[Release, str | None]] = []
@@ -86,6 +87,7 @@ class FetchOnce:
 
     def close(self) -> None:
         """Publish what is left, and let go of everything."""
+        self._closing.set()
         with self._changed:
             self._is_running = False
             self._changed.notify_all()
@@ -145,8 +147,8 @@ class FetchOnce:
                     self._cache.keep_up()
             except Exception:
                 log.exception("what was fetched cannot be published")
-            with self._changed:
-                self._changed.wait_for(lambda: not self._is_running, _PAUSE_S)
+            # not the condition, which would wake the thread for each file that ends meanwhile
+            self._closing.wait(_PAUSE_S)
         self._publish()
 
     def _wait(self) -> bool:
