@@ -278,7 +278,7 @@ class Filesystem:
         return self._by_path.read(path, offset, size, turn)
 
     def read_whole(self, path: str) -> bytes | None:
-        """Return all bytes of a sample that is in the cache, without an open; None where that has to be."""
+        """Return all bytes of a sample that is small or in the cache; None for what has to be opened."""
         if is_view(path):
             return None
         turn = self._patience.turn()

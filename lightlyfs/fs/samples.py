@@ -280,14 +280,26 @@ class Samples:
         return b"" if not content.has_object else self.read_content(content, offset, size, turn)
 
     def read_whole(self, path: str, entry: SampleEntry, turn: Turn) -> bytes | None:
-        """Return all bytes of a sample that is in the cache, without opening it; None where it has to be."""
-        if not entry.verified or entry.etag == NO_OBJECT:
+        """Return all bytes of a sample that is small or in the cache; None for one that has to be opened.
+
+        Raises as `open` and `read` do.
+        """
+        verified = entry.verified and entry.etag != NO_OBJECT
+        content = content_of(entry) if verified else None
+        size = entry.published_size
+        is_small = size is not None and size <= SMALL_FILE_BYTES
+        is_here = self._reader.has_start if is_small else self._reader.holds
+        if content is not None and is_here(content):
+            if self.prefetcher.expects(path):
+                self.prefetcher.opened(path, content.size)
+        elif is_small:
+            asked = self._ask_unless_known(entry, confirm=verified)
+            if isinstance(asked, Future):
+                self._note_open(path, size or 0)
+            content = self._answer(entry, asked, turn)
+            self._need_image(path, entry, content)
+        else:
             return None
-        content = content_of(entry)
-        if not self._reader.holds(content):
-            return None
-        if self.prefetcher.expects(path):
-            self.prefetcher.opened(path, content.size)
         try:
             return self.read_content(content, 0, content.size, turn)
         except ContentChanged:
@@ -468,15 +480,19 @@ class Samples:
         self._untold.discard(entry.ino)
         return False
 
+    def _need_image(self, path: str, entry: SampleEntry, content: ContentId) -> None:
+        """Raise NoContent where storage has no image; `status` names the file if there should be one."""
+        if not content.has_object and entry.size_hint:
+            self._problems.note_unreadable(content.sample_id, path, "storage has no image of it")
+        need_object(content, path)
+
     def _api_is_away(self) -> bool:
         return isinstance(self._catalog.refresher.error, Retryable)
 
     def _opened(
         self, path: str, entry: SampleEntry, content: ContentId, *, followed: bool = False
     ) -> OpenedSample:
-        if not content.has_object and entry.size_hint:
-            self._problems.note_unreadable(content.sample_id, path, "storage has no image of it")
-        need_object(content, path)
+        self._need_image(path, entry, content)
         key = hash(content)  # the strings of a hundred thousand take 30 MB
         handle = ReadHandle(path, entry, content, followed=followed, used_at=time.monotonic())
         untold = self._is_untold(path, entry)

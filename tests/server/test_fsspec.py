@@ -17,6 +17,7 @@ import pytest
 from fsspec.callbacks import Callback
 from trees import use_here
 
+from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.testing import LocalServer, ServerOptions
 
 FILES = {
@@ -91,6 +92,23 @@ def test_bytes_are_those_of_the_sample(fs: Any, name: str) -> None:
     assert fs.cat_file(path, 2, -2) == data[2:-2]
     assert fs.cat_file(path, -3) == data[-3:]
     assert fs.cat_file(path, 5, 2) == b""
+
+
+def test_a_small_file_is_read_whole_without_an_open(fs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: Filesystem, path: str, flags: int) -> Any:
+        raise AssertionError(f"{path} was opened")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Filesystem, "open", refused)
+        for _ in range(2):
+            assert fs.cat_file("cars/a.bin") == FILES["a.bin"]
+        with pytest.raises(AssertionError, match=r"big\.bin was opened"):
+            fs.cat_file("cars/big.bin")
+    assert fs.cat_file("cars/big.bin") == FILES["big.bin"]
+    with pytest.raises(IsADirectoryError):
+        fs.cat_file("cars/cars")
+    with pytest.raises(FileNotFoundError):
+        fs.cat_file("cars/nothing")
 
 
 def test_ranges_and_files_come_in_parallel(server: LocalServer, fs: Any) -> None:
