@@ -80,8 +80,11 @@ class Reported:
             self._resized |= resized
             if of is None:
                 _put_bounded(self._unlisted, ino, facts)
+                self._facts.pop(ino, None)
             else:
                 _put_bounded(self._facts, ino, facts._replace(of=(of.mtime, of.size_hint)))
+                # or these earlier ones would count again once the store has the later
+                self._unlisted.pop(ino, None)
 
     def note_listing(self, listed: Callable[[int], SampleEntry | None]) -> None:
         """Attach the facts of unlisted samples to the entries that a new listing has for them."""

@@ -148,6 +148,25 @@ def test_later_facts_of_a_listed_sample_stand_against_earlier_ones(bench: Bench)
     assert bench.store.written[0][0][7].size == 10
 
 
+def test_earlier_facts_do_not_come_back_once_later_ones_are_written(bench: Bench) -> None:
+    """The sample was asked about before the first listing had it, and replaced after that."""
+    listed = ENTRY._replace(size_hint=FACTS.size)
+    bench.reported.put(7, FACTS, None)
+    bench.reported.put(7, Facts(12, "e2"), listed)
+    bench.reported.write()
+    written = listed._replace(size=12, etag="e2")
+    assert bench.shown(written) == 12
+    bench.reported.note_listing(lambda ino: written)
+    assert bench.shown(written) == 12
+    assert not bench.reported
+
+
+def test_the_latest_facts_of_a_sample_that_no_listing_holds_any_more_count(bench: Bench) -> None:
+    bench.reported.put(7, FACTS, ENTRY)
+    bench.reported.put(7, Facts(5, "e2"), None)
+    assert bench.reported.apply(ENTRY).etag == "e2"
+
+
 def test_what_is_published_is_what_others_wait_for_and_stays_to_be_written(bench: Bench) -> None:
     for ino in (7, 8):
         bench.reported.put(ino, FACTS, ENTRY)
