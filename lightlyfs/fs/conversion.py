@@ -37,6 +37,8 @@ from lightlyfs.tree import above
 log = logging.getLogger(__name__)
 
 _COPY_BYTES = 4 << 20
+# how soon a writer sees that a file at its path was replaced, or shows again
+_LOOK_AGAIN_S = 0.05
 
 # read a sample's bytes: (entry, offset, size, turn)
 ReadSample = Callable[[SampleEntry, int, int, Turn], bytes]
@@ -91,8 +93,10 @@ class Takeover:
     def take(self, handle: WriteHandle, *, copy: bool) -> None:
         """Stage a sample that is about to change, with its present bytes unless they are cut away.
 
-        All writers of the sample share one staged file; none sees it before its bytes are complete.
+        All writers of the sample share one staged file; none sees it before its bytes are complete. Where a
+        file that is about to be replaced has the path, the call waits, but no longer than any.
         """
+        turn = self._patience.turn()
         while handle.file is None:
             entry = handle.entry
             assert entry is not None
@@ -110,12 +114,14 @@ class Takeover:
             with self._lock:
                 if handle.replaced:
                     handle.file = self._local.nameless(draft, handle.path, ino=self.ino_of(entry))
-                    continue
+                    break
                 # it may have been renamed meanwhile
                 path, name = handle.path, true_name(handle.path, handle.entry or entry)
                 handle.file = self._local.publish(
                     draft, path, name, sample_id=entry.sample_id, ino=self.ino_of(entry)
                 )
+            if handle.file is None:
+                turn.sleep(_LOOK_AGAIN_S)
         self.forget(handle)
 
     def follow(self, renamed: SampleEntry, path: str) -> None:
@@ -149,7 +155,7 @@ class Takeover:
         """Return whether a local file at a sample's path is its own; NotPermitted where it is another."""
         if file.record.sample_id == entry.sample_id:
             return True
-        if not file.uploaded:
+        if not file.uploaded or file.handles:
             raise NotPermitted(f"{file.path} is another file now")
         return False
 

@@ -14,6 +14,9 @@ import pytest
 from test_writing import stored
 from trees import InProcessFile, InProcessTree, in_process, refused, wait_until
 
+from lightlyfs.api.models import SampleUpdate
+from lightlyfs.errors import Cancelled
+from lightlyfs.fs.handles import WriteHandle
 from lightlyfs.staging.journal import Journal
 from lightlyfs.staging.record import State
 from lightlyfs.testing import Latency, LocalServer, Status
@@ -532,6 +535,47 @@ def test_a_sample_is_changed_as_it_is_when_it_is_written_not_when_it_was_opened(
         early.write(0, b"AB")
 
     assert stored(own_server) == {"old.jpg": b"AB23456789appended"}
+
+
+def test_an_open_sample_whose_name_a_new_file_took_changes_nothing_and_does_not_wait(
+    own_server: LocalServer, overwriting: InProcessTree
+) -> None:
+    """Others renamed the sample, and the new file of its name is on the server and still open."""
+    sample_id = overwriting.xattr("old.jpg", "user.lightly.sample_id").decode()
+    client, dataset_id = overwriting.parts.client, overwriting.parts.dataset_id
+    with overwriting.writing("old.jpg", create=False) as first:
+        client.update_sample(dataset_id, sample_id, SampleUpdate(file_name="elsewhere.jpg"))
+        overwriting.refresh()
+        with overwriting.writing("old.jpg") as second:
+            assert isinstance(second, InProcessFile)
+            second.write(0, b"new")
+            second.flush()
+            for change in (lambda: first.write(0, b"X"), lambda: first.truncate(0)):
+                with refused(errno.EPERM):
+                    change()
+
+    assert stored(own_server) == {"elsewhere.jpg": b"0123456789", "old.jpg": b"new"}
+
+
+def test_a_writer_that_meets_a_rename_under_way_waits_no_longer_than_any_call(
+    overwriting: InProcessTree,
+) -> None:
+    overwriting.names()
+    with overwriting.writing("old.jpg", create=False) as emptied:
+        emptied.truncate(0)
+    assert overwriting.parts.uploads is not None
+    local = overwriting.parts.uploads.local.get("old.jpg")
+    assert local is not None
+    assert local.record.sample_id is not None
+    listed = overwriting.parts.catalog.by_id(local.record.sample_id)
+    assert listed is not None
+    writer = overwriting.parts.uploads.writer
+    writer.set_aside(local)  # as a rename does, which then waits for the server
+    handle = WriteHandle("old.jpg", None, listed[1], True, 0)
+    overwriting.parts.stop_waiting()
+
+    with pytest.raises(Cancelled):
+        writer.takeover.take(handle, copy=False)
 
 
 @pytest.mark.parametrize("is_open", [False, True])
