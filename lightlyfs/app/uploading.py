@@ -23,12 +23,10 @@ from lightlyfs.api.contract import Request
 from lightlyfs.api.retry import raise_for_status
 from lightlyfs.app.kernel_interface import Kernel
 from lightlyfs.errors import (
-    DeadlineExceeded,
     LightlyFsError,
     NotFound,
     SettingsError,
     StartError,
-    TooManyWaiting,
 )
 from lightlyfs.fs.attributes import SetTimes
 from lightlyfs.fs.changes import TreeChanges, sample_name
@@ -42,10 +40,10 @@ from lightlyfs.staging.edits import SampleEdits
 from lightlyfs.staging.exactly_once import Once
 from lightlyfs.staging.journal import Journal
 from lightlyfs.staging.local_files import LocalFile, LocalFiles
-from lightlyfs.staging.record import Planned, Record, State
+from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.spool import Spool
 from lightlyfs.staging.upload_steps import Steps, StoredObjects, UploadConfig, UploadedSamples
-from lightlyfs.staging.uploader import MAX_WORKERS, Uploader, is_worth_retrying
+from lightlyfs.staging.uploader import MAX_WORKERS, Uploader
 
 if TYPE_CHECKING:
     from lightlyfs.app.dataset import Dataset
@@ -57,9 +55,6 @@ _DRAIN_STALLED_S = 10.0
 # names in the catalogue are trusted this long when a sample is created
 _NAMES_FRESH_S = 2.0
 _NAMED_FILES = 3
-_WAITS = (DeadlineExceeded, TooManyWaiting)
-# renames of an earlier mount that the server fails for are tried again after this, twice as long each time
-_FIRST_RENAMES_S, _MAX_RENAMES_S = 5.0, 60.0
 _SHOWN_LOCAL = 100
 
 
@@ -91,7 +86,13 @@ class Uploads:
             self._samples, dataset.metadata_pool, self._can_be_read, sole_writer=settings.sole_writer
         )
         self._changes = TreeChanges(
-            self.namespace, self.local, self.writer, self.edits, self.completion, kernel
+            self.namespace,
+            self.local,
+            self.writer,
+            self.edits,
+            self.completion,
+            kernel,
+            dataset.patience,
         )
 
     def _make_uploader(self, once: Path) -> None:
@@ -157,12 +158,7 @@ class Uploads:
         renames = [] if self.policy.rules.sends_nothing else self.journal.renames()
         self.writer.resume(held={planned.file_key for planned in renames})
         self.completion.resume_renames()
-        if renames:
-            # not in a pool: it waits for requests that are made in one
-            target = threading.Thread(
-                target=self._finish_renames, args=(renames,), name="lightlyfs-renames", daemon=True
-            )
-            target.start()
+        self._changes.left.resume(renames)
 
     def drain(self) -> None:
         """Wait for the uploads under way while they make progress; not for those that begin meanwhile."""
@@ -252,58 +248,6 @@ class Uploads:
                 raise_for_status(response, what="the read of a renamed sample", storage=True, reads=True)
 
         self._dataset.storage_retrier.call(attempt, kind="renamed", what=sample_id)
-
-    def _finish_renames(self, left: list[Planned]) -> None:
-        """Finish the renames that an earlier mount was killed in; in a thread of its own."""
-        what = "".join(f" {one.old} to {one.new}," for one in left if one.is_directory)
-        files, pause_s = sum(not one.is_directory for one in left), _FIRST_RENAMES_S
-        refused: list[str] = []
-        while left:
-            left, text, why = self._finish_some(self._in_turn(left))
-            refused += text
-            if left and pause_s == _FIRST_RENAMES_S:
-                log.warning("%d renames that an earlier mount began wait for the server: %s", len(left), why)
-            if left and self._dataset.closing.wait(pause_s):
-                log.warning("%d renames that an earlier mount began are left to the next one", len(left))
-                return
-            pause_s = min(2 * pause_s, _MAX_RENAMES_S)
-        self._dataset.catalog.expect_changes()
-        done = files - len(refused)
-        log.info("finished what an earlier mount was renaming:%s %d files of %d", what, done, files)
-        if refused:
-            log.warning("%d keep their names: %s", len(refused), "; ".join(refused[:_NAMED_FILES]))
-
-    def _finish_some(self, renames: list[Planned]) -> tuple[list[Planned], list[str], str]:
-        """Finish renames up to one that has to wait; what is left, what is given up, and why it waits."""
-        refused: list[str] = []
-        for at, planned in enumerate(renames):
-            try:
-                self._changes.finish_rename(planned, self._dataset.patience.turn())
-            except Exception as error:
-                waits = is_worth_retrying(error) or isinstance(error, _WAITS)
-                if waits or self._dataset.closing.is_set():
-                    for one in renames[at:]:
-                        self._resume_planned(one)
-                    return [*renames[at + 1 :], planned], refused, f"{planned.old}: {error}"
-                if not planned.is_directory:  # which stays for the sake of files that do
-                    refused.append(f"{planned.old} is not {planned.new}: {error}")
-            self._resume_planned(planned)
-            self._changes.forget_renames([planned.key])
-        return [], refused, ""
-
-    def _in_turn(self, renames: list[Planned]) -> list[Planned]:
-        """Return files that wait for their new name to be uploaded, samples, the other files, directories."""
-        held = {file.record.key for file in self.local.all() if file.ticket is None and not file.uploaded}
-        return sorted(
-            renames,
-            key=lambda one: (one.is_directory, bool(one.file_key) and one.file_key not in held),
-        )
-
-    def _resume_planned(self, planned: Planned) -> None:
-        for path in (planned.old, planned.new):
-            file = self.local.get(path)
-            if file is not None and file.record.key == planned.file_key:
-                self.writer.resume_file(file)
 
 
 def uploads_status(uploads: Uploads | None) -> dict[str, Any]:

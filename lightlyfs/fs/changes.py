@@ -12,31 +12,36 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterable
 from typing import Any
 
 from cachetools import TTLCache
 
 from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry, true_name
-from lightlyfs.catalog.names import is_text, join_name, split_name
+from lightlyfs.catalog.names import is_text, join_name
 from lightlyfs.errors import (
     AttributeTooLarge,
     BadName,
+    Cancelled,
+    DeadlineExceeded,
     DirectoryNotEmpty,
     DirectoryTooLarge,
+    FileError,
     FileExists,
+    Interrupted,
     InvalidArgument,
     IsADirectory,
     NoSuchFile,
     NotADirectory,
     NotPermitted,
+    Retryable,
     TooLarge,
     UnknownNamespace,
 )
 from lightlyfs.fs.conversion import Completion
 from lightlyfs.fs.handles import Callers
-from lightlyfs.fs.namespace import HIDDEN_PREFIX, Namespace, Node, entry_of_uploaded
-from lightlyfs.fs.patience import Turn
+from lightlyfs.fs.namespace import HIDDEN_PREFIX, Namespace, Node
+from lightlyfs.fs.patience import Patience, Turn
+from lightlyfs.fs.renames_left import RenamesLeft
 from lightlyfs.fs.views import PREFIX, SHOWN
 from lightlyfs.fs.writer import Writer
 from lightlyfs.name_rules import is_trash
@@ -49,6 +54,8 @@ log = logging.getLogger(__name__)
 RENAME_NOREPLACE = 1  # linux/fs.h
 MAX_RENAMED_SAMPLES = 1_000
 _DIRECTORY_MODE = 0o755
+# the wait for a rename ended before the rename did
+_GIVEN_UP = (Interrupted, Cancelled, DeadlineExceeded)
 # a program that may not link a file renames it at once, or copies it
 _LINK_REFUSED_S, _MAX_LINKS_REFUSED = 1.0, 1_000
 
@@ -80,6 +87,7 @@ class TreeChanges:
         edits: SampleEdits,
         completion: Completion,
         callers: Callers,
+        patience: Patience,
     ) -> None:
         self._names = namespace
         self._local = local
@@ -87,6 +95,7 @@ class TreeChanges:
         self._edits = edits
         self._completion = completion
         self._callers = callers
+        self.left = RenamesLeft(self, namespace, local, writer, edits, patience)
         self._links_lock = threading.Lock()
         # guarded by _links_lock: (process, old, new)
         self._links_refused: TTLCache[tuple[int, str, str], None] = TTLCache(
@@ -229,6 +238,7 @@ class TreeChanges:
             raise FileExists(f"it exists already: {new}")
         if old == new:
             return
+        self.left.supersede(node)
         if isinstance(node, DirectoryEntry):
             self._rename_directory(old, new, target, turn)
         elif isinstance(target, DirectoryEntry):
@@ -237,7 +247,12 @@ class TreeChanges:
             self._rename_local(node, new, target, turn)
         else:
             self._refuse_for_link(old, new)
-            self._rename_sample(node, old, new, target, turn)
+            was = true_name(old, node)
+            try:
+                self._rename_sample(node, old, new, target, turn)
+            except _GIVEN_UP:
+                self.left.undo([Planned(was, self.name_at(new, was), node.sample_id)])
+                raise
 
     def set_attribute(self, path: str, name: str, value: bytes | None, turn: Turn) -> SampleEntry | None:
         """Set, or with None remove, the one extended attribute that can be: the custom metadata.
@@ -370,7 +385,7 @@ class TreeChanges:
         except FileExists:
             self._names.catalog.expect_changes()
             raise
-        self._show_renamed(entry, old, new, name)
+        self.show_renamed(entry, old, new, name)
 
     def _rename_over_local(
         self, entry: SampleEntry, old: str, new: str, target: LocalFile, turn: Turn
@@ -384,7 +399,8 @@ class TreeChanges:
             raise
         self._local.discard(target)
 
-    def _show_renamed(self, entry: SampleEntry, old: str, new: str, name: str) -> None:
+    def show_renamed(self, entry: SampleEntry, old: str, new: str, name: str) -> None:
+        """Show a sample where it was renamed to on the server."""
         renamed = entry.at(new, name)
         # also where a local file shows it: a listing under way may still bring the old name
         self._completion.note_renamed(old, new, renamed)
@@ -411,7 +427,7 @@ class TreeChanges:
             self._writer.replace_image(target, new, entry)
         name = true_name(old, entry)
         away = turn.result(self._edits.put_away(entry.sample_id, name))
-        self._show_renamed(entry, old, away, away)
+        self.show_renamed(entry, old, away, away)
 
     def _rename_directory(self, old: str, new: str, target: Node | None, turn: Turn) -> None:
         if new.startswith(old + "/"):
@@ -439,90 +455,54 @@ class TreeChanges:
             for file in self._local.below(old)
             if file.record.sample_id not in known
         ]
-        self._local.journal.put_renames(plan)
+        self._local.journal.put_renames(plan, forget=self.left.superseded(plan))
+        begun: list[Planned] = []
         try:
-            self._rename_below(old, new, moves, turn)
-        finally:
-            # where it failed the program knows, and no later mount may go on with it
-            self.forget_renames([one.key for one in plan])
+            self._rename_below(plan, moves, turn, begun)
+        except BaseException as error:
+            if isinstance(error, FileError) and not isinstance(error, _GIVEN_UP):
+                del begun[-1:]  # it was refused
+            if begun:
+                log.warning("%s is not %s, and what was renamed is taken back: %s", old, new, error)
+            tried = self.left.undo(begun, forget=[one.key for one in plan])
+            if not isinstance(error, (*_GIVEN_UP, Retryable)):
+                self.left.wait_for(tried, turn)
+            raise
+        self.left.forget([one.key for one in plan])
 
     def _rename_below(
-        self, old: str, new: str, moves: list[tuple[str, str, SampleEntry]], turn: Turn
+        self,
+        plan: list[Planned],
+        moves: list[tuple[str, str, SampleEntry]],
+        turn: Turn,
+        begun: list[Planned],
     ) -> None:
-        for path, moved, entry in moves:
+        """Rename what a directory holds, and then the directory; adds each to `begun` before."""
+        directory, *samples = plan[: len(moves) + 1]
+        old, new = directory.old, directory.new
+        for planned, (path, moved, entry) in zip(samples, moves, strict=True):
+            begun.append(planned)
             self._rename_sample(entry, path, moved, None, turn)
-            self.forget_renames([entry.sample_id])
+            self.left.forget([planned.key])
             turn.restart()
         for file in self._local.below(old):
             planned = Planned.of_file(file.path, new + file.path[len(old) :], file.record)
-            self._move_below(file, planned.new, turn)
-            self.forget_renames([planned.key])
+            begun.append(planned)
+            self.move_below(file, planned.new, turn)
+            self.left.forget([planned.key])
             turn.restart()
+        begun.append(directory)
         self._local.move_directories(old, new)
         self._names.renamed.note_directory(old, new)
         if not self._local.has_directory(new) and self._names.find(new, turn) is None:
             self._local.make_directory(new, _DIRECTORY_MODE)
 
-    def _move_below(self, file: LocalFile, new: str, turn: Turn) -> None:
+    def move_below(self, file: LocalFile, new: str, turn: Turn) -> None:
+        """Rename a local file of a directory that is renamed."""
         if file.record.broken:  # half a file; the program that wrote it got an error
             self._local.move(file, new, name=self.name_at(new))
         else:
             self._rename_local(file, new, None, turn)
-
-    def forget_renames(self, keys: Iterable[str]) -> None:
-        """Have the journal forget planned renames that are done, or given up."""
-        try:
-            self._local.journal.remove_renames(keys)
-        except OSError as error:
-            log.warning("a rename that has ended is looked at again by the next mount: %s", error)
-
-    # what an earlier mount was killed in
-
-    def finish_rename(self, planned: Planned, turn: Turn) -> None:
-        """Finish a rename that an earlier mount began, and show it; raises why it cannot be done.
-
-        Any of its steps may have been taken. What others have changed since stays so: FileExists.
-        """
-        if planned.is_directory:
-            self._finish_directory(planned.old, planned.new)
-            return
-        if not planned.file_key:
-            self._finish_sample(planned.key, planned.old, planned.new)
-            return
-        file = self._local.get(planned.old)
-        if file is None or file.record.key != planned.file_key:
-            moved = self._local.get(planned.new)
-            if moved is None or moved.record.key != planned.file_key:
-                raise FileExists(f"{planned.old} is elsewhere by now")
-        elif file.uploaded:
-            assert file.record.sample_id is not None
-            was = file.record.name
-            self._finish_sample(file.record.sample_id, was, self.name_at(planned.new, was))
-        elif self._names.find(planned.new, turn) is not None:
-            raise FileExists(f"it exists by now: {planned.new}")
-        else:
-            self._move_below(file, planned.new, turn)
-
-    def _finish_sample(self, sample_id: str, old: str, new: str) -> None:
-        shown = self._shown_sample(sample_id)
-        has_object = shown is None or shown[1].published_size != 0
-        self._edits.finish_rename(sample_id, old, new, has_object=has_object)
-        path = "/".join(split_name(new))
-        if shown is not None and shown[0] != path:
-            self._show_renamed(shown[1], shown[0], path, new)
-
-    def _shown_sample(self, sample_id: str) -> tuple[str, SampleEntry] | None:
-        """Return where a sample is shown, by a file that became it or by the catalogue."""
-        for file in self._local.all():
-            if file.uploaded and file.record.sample_id == sample_id:
-                return file.path, entry_of_uploaded(file.record)
-        return self._names.catalog.by_id(sample_id)
-
-    def _finish_directory(self, old: str, new: str) -> None:
-        if self._local.below(old) or not self._names.renamed.leaves_nothing(old, self._names.catalog):
-            raise FileExists(f"{old} has files that keep their names")
-        self._local.move_directories(old, new)
-        self._names.renamed.note_removed(old)
 
     def _settle_below(self, directory: str) -> None:
         """Wait for files that are on their way; NotPermitted where one is a sample that is being changed.

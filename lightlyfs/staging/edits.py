@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from typing import Any
 
 from lightlyfs.api.models import SampleUpdate
@@ -45,6 +47,9 @@ class SampleEdits:
         self._clock = clock
         self._broken_until = float("-inf")
         self._broken_by = ""
+        self._lock = threading.Lock()
+        # guarded by _lock: what is set at the end of a sample's rename that runs
+        self._running: dict[str, threading.Event] = {}
 
     def renames_are_off(self) -> str:
         """Return why samples cannot be renamed for the moment; "" if they can."""
@@ -70,20 +75,48 @@ class SampleEdits:
         update = SampleUpdate(custom_meta_data=value)
         return self._executor.submit(self._samples.update, sample_id, update)
 
-    def finish_rename(self, sample_id: str, old: str, new: str, *, has_object: bool) -> None:
+    def finish_rename(
+        self, sample_id: str, old: str, new: str, *, has_object: bool, stands: Callable[[], bool]
+    ) -> bool:
         """Finish a rename that may have been sent, as `rename` does; in the calling thread.
 
-        FileExists where others have renamed the sample meanwhile: it stays so.
+        False, and nothing is done, where it does not stand any more once its turn has come. FileExists where
+        others have renamed the sample meanwhile: it stays so.
         """
-        name = self._samples.get(sample_id).file_name
-        if name == old:
-            self._rename(sample_id, old, new, has_object)
-        elif name != new:
-            raise FileExists(f"another program has renamed {old} to {name} meanwhile")
-        elif has_object:
-            self._keep_if_readable(sample_id, old)
+        with self._alone(sample_id):
+            if not stands():
+                return False
+            name = self._samples.get(sample_id).file_name
+            if name == old:
+                self._rename_alone(sample_id, old, new, has_object)
+            elif name != new:
+                raise FileExists(f"another program has renamed {old} to {name} meanwhile")
+            elif has_object:
+                self._keep_if_readable(sample_id, old)
+            return True
 
     def _rename(self, sample_id: str, old: str, new: str, has_object: bool) -> None:
+        with self._alone(sample_id):
+            self._rename_alone(sample_id, old, new, has_object)
+
+    @contextmanager
+    def _alone(self, sample_id: str) -> Iterator[None]:
+        """Wait for a rename of the same sample, whose caller may have given it up, and hold up the next."""
+        ended = threading.Event()
+        while True:
+            with self._lock:
+                running = self._running.setdefault(sample_id, ended)
+            if running is ended:
+                break
+            running.wait()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._running[sample_id]
+            ended.set()
+
+    def _rename_alone(self, sample_id: str, old: str, new: str, has_object: bool) -> None:
         if reason := self.renames_are_off():
             raise NotPermitted(f"samples of this dataset are not renamed: {reason}")
         if not self._sole_writer and self._samples.holder_of(new, other_than=sample_id) is not None:

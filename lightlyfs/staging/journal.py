@@ -86,6 +86,9 @@ class _Write:
         self.error: Exception | None = None
 
 
+_FORGET_RENAME = "DELETE FROM rename WHERE sample_id = ?"
+
+
 class Journal:
     """The record in one SQLite file; any thread may call.
 
@@ -250,16 +253,22 @@ class Journal:
         query = "SELECT old, new, sample_id FROM rename"
         return self._rows(query, lambda row: _typed(row, Planned, 0, 1))
 
-    def put_renames(self, renames: Iterable[Planned]) -> None:
-        """Remember what is about to be renamed."""
+    def put_renames(self, renames: Iterable[Planned], forget: Iterable[str] = ()) -> None:
+        """Remember what is about to be renamed, and forget other renames with it, by their keys."""
         rows = [(_bytes(old), _bytes(new), key) for old, new, key in renames]
+        forgotten = [(key,) for key in forget]
         insert = "INSERT OR REPLACE INTO rename (old, new, sample_id) VALUES (?, ?, ?)"
-        self._write(True, lambda db: db.executemany(insert, rows))
+
+        def change(db: sqlite3.Connection) -> None:
+            db.executemany(_FORGET_RENAME, forgotten)
+            db.executemany(insert, rows)
+
+        self._write(True, change)
 
     def remove_renames(self, keys: Iterable[str]) -> None:
         """Forget planned renames that are done, or undone."""
         rows = [(key,) for key in keys]
-        self._write(False, lambda db: db.executemany("DELETE FROM rename WHERE sample_id = ?", rows))
+        self._write(False, lambda db: db.executemany(_FORGET_RENAME, rows))
 
     # renames that no listing showed yet
 

@@ -126,7 +126,7 @@ class SetTime(NamedTuple):
 
 
 # in the key of a planned rename; the id of a sample holds no colon
-_FILE, _DIRECTORY = "file:", "directory:"
+_FILE, _DIRECTORY, _BACK = "file:", "directory:", "back:"
 
 
 class Planned(NamedTuple):
@@ -150,10 +150,25 @@ class Planned(NamedTuple):
         """Return the rename of the directory, which comes last."""
         return cls(old, new, _DIRECTORY + old)
 
+    def back(self) -> Planned:
+        """Return the rename that takes this one back."""
+        return Planned(self.new, self.old, _BACK + self.key)
+
+    @property
+    def is_back(self) -> bool:
+        """Whether it takes another one back, so that the new name is one that it had."""
+        return self.key.startswith(_BACK)
+
+    @property
+    def sample_id(self) -> str:
+        """The id of the sample; of other renames it means nothing."""
+        return self.key.removeprefix(_BACK)
+
     @property
     def file_key(self) -> str:
         """The key of the local file, "" for other renames."""
-        return self.key.removeprefix(_FILE) if self.key.startswith(_FILE) else ""
+        key = self.key.removeprefix(_BACK)
+        return key.removeprefix(_FILE) if key.startswith(_FILE) else ""
 
     @property
     def is_directory(self) -> bool:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from test_writing import stored
 from trees import InProcessTree, in_process, refused, wait_until
 
-from lightlyfs.errors import Forbidden, Unreachable
+from lightlyfs.errors import Forbidden, ServerFault, Unreachable
 from lightlyfs.staging.edits import SampleEdits
 from lightlyfs.staging.journal import Journal
 from lightlyfs.staging.record import Planned
@@ -121,29 +123,186 @@ def test_an_empty_directory_is_replaced_and_another_is_not(tree: InProcessTree) 
         tree.rename("empty", "empty/below")
 
 
-def test_a_failure_in_the_middle_shows_what_the_server_has(
+def after_two(tree: InProcessTree, monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]) -> None:
+    """Have the third of the renames that a directory takes, and those after it, do something else first."""
+    renamed, original = itertools.count(), tree.parts.client.update_sample
+
+    def update(*args: Any) -> None:
+        if next(renamed) >= 2:
+            then()
+        original(*args)
+
+    monkeypatch.setattr(tree.parts.client, "update_sample", update)
+
+
+def fail_once(error: Exception) -> Callable[[], None]:
+    errors = [error]
+
+    def fail() -> None:
+        if errors:
+            raise errors.pop()
+
+    return fail
+
+
+def test_a_rename_that_is_refused_in_the_middle_changes_nothing(
     own_server: LocalServer, tree: InProcessTree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    renamed = iter(range(100))
-
-    def update(*args: object) -> None:
-        if next(renamed) == 2:
-            raise Forbidden("no", status=403)
-        original(*args)  # type: ignore[arg-type]
-
-    original = tree.parts.client.update_sample
-    monkeypatch.setattr(tree.parts.client, "update_sample", update)
+    tree.write("a/x.tmp", b"x")
+    after_two(tree, monkeypatch, fail_once(Forbidden("no", status=403)))
 
     with refused(errno.EACCES):
         tree.rename("a", "b")
 
-    held = stored(own_server)
-    assert len([name for name in held if name.startswith("b/")]) == 2
-    assert shown(tree) == held
+    assert stored(own_server) == FILES
+    assert shown(tree) == {**FILES, "a/x.tmp": b"x"}
+    assert tree.names() == ["a"]
+    wait_until(lambda: is_finished(tree), 5)
     tree.refresh()
-    assert shown(tree) == held
+    assert shown(tree) == {**FILES, "a/x.tmp": b"x"}
+
+
+def test_a_rename_whose_last_step_fails_takes_local_files_back_too(
+    own_server: LocalServer, tree: InProcessTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.mkdir("a/made")
+    tree.write("a/made/x.tmp", b"x")
     assert tree.parts.uploads is not None
-    assert tree.parts.uploads.journal.renames() == []
+    full = Mock(side_effect=OSError(errno.ENOSPC, "no room"))
+    monkeypatch.setattr(tree.parts.uploads.local, "move_directories", full)
+
+    with refused(errno.ENOSPC):
+        tree.rename("a", "b")
+
+    assert stored(own_server) == FILES
+    assert shown(tree) == {**FILES, "a/made/x.tmp": b"x"}
+    assert tree.names() == ["a"]
+
+
+def test_a_rename_that_is_interrupted_is_taken_back_behind(
+    own_server: LocalServer,
+    tree: InProcessTree,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With the request that was under way, which the server handles all the same."""
+    caplog.set_level(logging.INFO)
+    given_up, interrupted = threading.Event(), threading.Event()
+
+    def interrupt() -> None:
+        interrupted.set()
+        assert given_up.wait(10)
+
+    after_two(tree, monkeypatch, interrupt)
+    monkeypatch.setattr(tree.parts.patience, "interrupted", interrupted.is_set)
+
+    with refused(errno.EINTR):
+        tree.rename("a", "b")
+    interrupted.clear()
+    assert tree.parts.uploads is not None
+    assert len(tree.parts.uploads.journal.renames()) == 3
+    given_up.set()
+
+    wait_until(lambda: is_finished(tree), 10)
+    assert shown(tree) == FILES == stored(own_server)
+    wait_until(lambda: "took back what a rename that failed had renamed: 3 files of 3" in caplog.text, 5)
+
+
+def test_a_rename_of_one_sample_that_is_interrupted_is_taken_back(
+    own_server: LocalServer, tree: InProcessTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up, original = threading.Event(), tree.parts.client.update_sample
+
+    def update(*args: Any) -> None:
+        original(*args)
+        interrupted.append(True)
+        assert given_up.wait(10)
+
+    interrupted: list[bool] = []
+    monkeypatch.setattr(tree.parts.client, "update_sample", update)
+    monkeypatch.setattr(tree.parts.patience, "interrupted", lambda: len(interrupted) == 1)
+
+    with refused(errno.EINTR):
+        tree.rename("a/0.jpg", "a/new.jpg")
+    given_up.set()
+
+    wait_until(lambda: is_finished(tree), 10)
+    assert shown(tree) == FILES == stored(own_server)
+
+
+def test_a_rename_that_the_server_fails_in_the_middle_is_taken_back_once_it_answers(
+    own_server: LocalServer, tree: InProcessTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = threading.Event()
+
+    def fail() -> None:
+        if away.is_set():
+            raise ServerFault("away", status=503)
+
+    away.set()
+    after_two(tree, monkeypatch, fail)
+    monkeypatch.setattr("lightlyfs.fs.renames_left._FIRST_PAUSE_S", 0.01)
+
+    with refused(errno.EIO):
+        tree.rename("a", "b")
+    assert not is_finished(tree)
+    away.clear()
+
+    wait_until(lambda: is_finished(tree), 10)
+    assert shown(tree) == FILES == stored(own_server)
+
+
+def test_a_rename_that_the_end_of_the_mount_cuts_off_is_taken_back_by_the_next(
+    own_server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program was told of a failure, unlike one whose mount was killed."""
+    for name, data in FILES.items():
+        own_server.add_sample(name, data)
+    with monkeypatch.context() as patched, in_process(own_server, tmp_path / "tree") as tree:
+        tree.names("a")
+
+        def end() -> None:
+            tree.parts.stop_waiting()
+            raise ServerFault("away", status=503)
+
+        after_two(tree, patched, end)
+        with refused(errno.EIO):
+            tree.rename("a", "b")
+    assert set(stored(own_server)) == {"b/0.jpg", "b/1.jpg", "a/2.jpg", "a/3.jpg"}
+    with in_process(own_server, tmp_path / "tree", upload="none") as tree:
+        tree.refresh()
+        assert tree.names() == ["a", "b"]
+
+    own_server.faults.add(Status(status=503, target="partial"))
+    with in_process(own_server, tmp_path / "tree", sole_writer="on") as tree:
+        wait_until(lambda: is_finished(tree), 10)
+        assert shown(tree) == FILES == stored(own_server)
+        wait_until(lambda: tree.names() == ["a"], 5)
+
+
+def test_a_rename_that_is_asked_for_again_is_not_taken_back(
+    own_server: LocalServer, tree: InProcessTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = threading.Event()
+
+    def fail() -> None:
+        if away.is_set():
+            raise ServerFault("away", status=503)
+
+    away.set()
+    after_two(tree, monkeypatch, fail)
+    with refused(errno.EIO):
+        tree.rename("a", "b")
+    wait_until(lambda: "lightlyfs-renames" in {thread.name for thread in threading.enumerate()}, 5)
+    away.clear()
+
+    tree.rename("b", "c")
+    tree.rename("a/2.jpg", "c/2.jpg")
+
+    assert tree.parts.uploads is not None
+    left = {planned.old for planned in tree.parts.uploads.journal.renames()}
+    assert left <= {"b/2.jpg"}  # which may have been sent, and was not asked for again
+    assert set(stored(own_server)) == {"c/0.jpg", "c/1.jpg", "c/2.jpg", "a/3.jpg"}
 
 
 def test_too_large_a_directory_is_refused_before_anything_is_changed(
@@ -339,13 +498,13 @@ def test_a_rename_waits_in_the_next_mount_for_a_server_that_is_away(
     cut_off(own_server, tmp_path)
     finish, fails = SampleEdits.finish_rename, iter([True, True, False])
 
-    def away_at_first(*args: Any, **options: Any) -> None:
+    def away_at_first(*args: Any, **options: Any) -> bool:
         if next(fails, False):
             raise Unreachable("no network")
-        finish(*args, **options)
+        return finish(*args, **options)
 
     monkeypatch.setattr(SampleEdits, "finish_rename", away_at_first)
-    monkeypatch.setattr("lightlyfs.app.uploading._FIRST_RENAMES_S", 0.01)
+    monkeypatch.setattr("lightlyfs.fs.renames_left._FIRST_PAUSE_S", 0.01)
 
     with in_process(own_server, tmp_path / "tree") as tree:
         wait_until(lambda: is_finished(tree), 10)

@@ -108,7 +108,7 @@ def test_a_rename_that_a_crash_cut_off_is_finished_unless_the_name_moved_since(
     subject.client.names[A] = name
     moved = name not in ("old.jpg", "new.jpg")
     with pytest.raises(FileExists, match=f"to {name}") if moved else nullcontext():
-        subject.edits.finish_rename(A, "old.jpg", "new.jpg", has_object=True)
+        subject.edits.finish_rename(A, "old.jpg", "new.jpg", has_object=True, stands=lambda: True)
     assert subject.client.names == {A: finished}
 
 
@@ -175,7 +175,7 @@ def test_a_rename_that_is_finished_later_is_taken_back_where_it_loses_the_image(
     made.client.names[A] = "new.jpg" if sent else "old.jpg"
 
     with pytest.raises(NotPermitted):
-        made.edits.finish_rename(A, "old.jpg", "new.jpg", has_object=True)
+        made.edits.finish_rename(A, "old.jpg", "new.jpg", has_object=True, stands=lambda: True)
 
     assert made.client.names[A] == "old.jpg"
     assert "unreadable" in made.edits.renames_are_off()
@@ -186,6 +186,6 @@ def test_a_rename_that_is_finished_later_gives_no_name_twice() -> None:
     made.client.names[B] = "new.jpg"
 
     with pytest.raises(FileExists):
-        made.edits.finish_rename(A, "old.jpg", "new.jpg", has_object=True)
+        made.edits.finish_rename(A, "old.jpg", "new.jpg", has_object=True, stands=lambda: True)
 
     assert made.client.names == {A: "old.jpg", B: "new.jpg"}
