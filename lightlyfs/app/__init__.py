@@ -8,7 +8,7 @@ from lightlyfs.app.dataset import Dataset, list_once, open_place, open_spool
 from lightlyfs.app.exported_index import export_index, import_for_later
 from lightlyfs.app.kernel_interface import fit_descriptors
 from lightlyfs.app.metrics import serve_metrics, status_of
-from lightlyfs.app.uploading import OwedFile, discard_owed, owed_files
+from lightlyfs.app.uploading import OwedFile, discard_owed, owed_at_the_end, owed_files
 from lightlyfs.fetch.prefetcher import Announcement
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "list_once",
     "open_place",
     "open_spool",
+    "owed_at_the_end",
     "owed_files",
     "quick_policy",
     "serve_metrics",

@@ -160,6 +160,11 @@ class Uploads:
         self.completion.resume_renames()
         self._changes.left.resume(renames)
 
+    @property
+    def staged_in(self) -> Path:
+        """The directory that holds what is owed."""
+        return self._staged.path
+
     def drain(self) -> None:
         """Wait for the uploads under way while they make progress; not for those that begin meanwhile."""
         self.uploader.drain(_DRAIN_STALLED_S)
@@ -173,9 +178,9 @@ class Uploads:
         """Try everything that waits or failed now; returns how many files that are."""
         return self.uploader.retry_all()
 
-    def wait_idle(self, seconds: float) -> tuple[int, int]:
+    def wait_idle(self, seconds: float, last: int | None = None) -> tuple[int, int]:
         """Wait until nothing is under way; see `Uploader.wait_idle`."""
-        return self.uploader.wait_idle(seconds)
+        return self.uploader.wait_idle(seconds, last)
 
     def send(self, paths: list[str]) -> dict[str, str]:
         """Upload local files because a person says so; returns why, by path, for those that are not."""
@@ -255,7 +260,7 @@ def uploads_status(uploads: Uploads | None) -> dict[str, Any]:
     if uploads is None:
         empty: dict[str, Any] = {"files": [], "local": 0, "kept": [], "leftovers": []}
         zeros = {"pending": 0, "failed": 0, "under_way": 0, "uploaded": 0, "moved": 0}
-        return zeros | {"offline": "", "renames_off": ""} | empty
+        return zeros | {"offline": "", "renames_off": "", "staged_in": None} | empty
     uploads.name_lost()
     stats = uploads.uploader.stats()
     shown = uploads.local.all()
@@ -272,6 +277,7 @@ def uploads_status(uploads: Uploads | None) -> dict[str, Any]:
         "uploaded": stats.uploaded,
         "offline": stats.offline,
         "renames_off": uploads.edits.renames_are_off(),
+        "staged_in": str(uploads.staged_in),
         "files": [_file_status(record) for record in owed + local[:_SHOWN_LOCAL]],
         "local": len(here) - sum(record.owed for record in here),
         "kept": kept_lines(shown, uploads.policy),
@@ -318,6 +324,11 @@ class Staged:
         self.spool = Spool(place.path / "files", on_deleted=self._renew)
         self.journal = Journal(place.path / "journal.db", on_deleted=self._renew, rescue=True)
         self.local = LocalFiles(self.spool, self.journal, name_of=sample_name, counts=counts)
+
+    @property
+    def path(self) -> Path:
+        """The directory."""
+        return self._place.path
 
     def close(self) -> None:
         """Close the journal, and let go of the directory."""
@@ -451,6 +462,13 @@ def _owed_in(spool: Path, server: str, dataset_id: str) -> list[OwedFile]:
         OwedFile(server, dataset_id, spool, in_use, record, name)
         for record, name in [*((record, "") for record in records), *put_away]
     ]
+
+
+def owed_at_the_end(staged_in: Path) -> list[dict[str, Any]]:
+    """Return what a mount that has ended owes, as `status` shows it."""
+    if not (staged_in / "journal.db").exists():
+        return []
+    return [_file_status(owed.record) for owed in _owed_in(staged_in, "", "") if owed.record.owed]
 
 
 def discard_owed(owed: OwedFile) -> None:

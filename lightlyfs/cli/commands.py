@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lightlyfs import mountpoints
 from lightlyfs.api.redaction import visible
 from lightlyfs.cli.options import complete_mount, given_path
 from lightlyfs.cli.output import progress_bar, size_text
-from lightlyfs.control import NoAnswer, ask, process_state, request
+from lightlyfs.control import NoAnswer, process_state, request, session
 from lightlyfs.errors import StartError, counted
 from lightlyfs.mountpoints import MountEntry, mount_at, other_places, our_mounts
 from lightlyfs.places import mount_above, socket_of
@@ -100,6 +101,7 @@ def _umount(mountpoint: Path, lazy: bool) -> None:
             click.echo(f"lightlyfs: the same mount is still at {visible(place)}", err=True)
     else:
         _wait_for_end(int(answer["pid"]), device)
+        _note_owed(answer["uploads"])
     _tell_left(answer["uploads"], answer["cache_dir"])
 
 
@@ -163,16 +165,38 @@ def refresh(mountpoint: Path) -> None:
 
 
 def _drain(mountpoint: Path, expected: int) -> None:
-    """Wait for the uploads under way, as long as they move."""
-    with progress_bar() as shown:
+    """Wait for the uploads under way, as long as they move; not for those that begin meanwhile."""
+    with progress_bar() as shown, suppress(StartError):  # a mount that hung up has ended, or is told of below
         task = shown.add_task("uploading", total=expected)
-        left, moved, since = expected, -1, time.monotonic()
-        while left and time.monotonic() - since < _DRAIN_STALLED_S:
-            answer = ask(socket_of(mountpoint), "drain") or {}
-            left, now = int(answer.get("under_way", 0)), int(answer.get("moved", 0))
-            if now != moved:
-                moved, since = now, time.monotonic()
-                shown.update(task, completed=max(0, expected - left))
+        moved, since = -1, time.monotonic()
+        answers = session(mountpoint, {"command": "drain"}, (), timeout_s=_DRAIN_STALLED_S)
+        with closing(answers):
+            for answer in answers:
+                left, now = int(answer["under_way"]), int(answer["moved"])
+                if now != moved:
+                    moved, since = now, time.monotonic()
+                    shown.update(task, completed=max(0, expected - left))
+                if not left or time.monotonic() - since >= _DRAIN_STALLED_S:
+                    return
+
+
+def _note_owed(uploads: dict[str, Any]) -> None:
+    """Take what is owed from the journal of a mount that has ended: it went on after it was asked."""
+    staged_in, known = uploads["staged_in"], [file for file in uploads["files"] if file["owed"]]
+    if staged_in is None or not (known or _has_files(Path(staged_in, "files"))):
+        return
+    from lightlyfs.app import owed_at_the_end  # most ends of a mount owe nothing
+
+    uploads["files"] = owed_at_the_end(Path(staged_in)) + [
+        file for file in uploads["files"] if not file["owed"]
+    ]
+
+
+def _has_files(directory: Path) -> bool:
+    try:
+        return bool(os.listdir(directory))
+    except OSError:
+        return False
 
 
 def _tell_left(uploads: dict[str, Any], cache_dir: str | None) -> None:

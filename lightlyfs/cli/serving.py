@@ -50,7 +50,6 @@ log = logging.getLogger("lightlyfs")
 _dataset_log = logging.getLogger(app.Dataset.__module__)
 _early_log = logging.handlers.MemoryHandler(1_000, logging.CRITICAL + 1)
 
-_DRAIN_STEP_S = 1.0
 # allocations between two runs of the cyclic garbage collector
 _GC_THRESHOLD = 20_000
 
@@ -228,14 +227,10 @@ def _commands(parts: app.Dataset) -> Mapping[str, Any]:
         changes = parts.refresh()
         return {"added": changes.added, "changed": changes.changed, "gone": changes.gone}
 
-    def drain() -> Mapping[str, Any]:
-        left, moved = (0, 0) if parts.uploads is None else parts.uploads.wait_idle(_DRAIN_STEP_S)
-        return {"under_way": left, "moved": moved}
-
     def retry() -> Mapping[str, Any]:
         return {"retried": 0 if parts.uploads is None else parts.uploads.retry_all()}
 
-    return {"status": lambda: app.status_of(parts), "refresh": refresh, "drain": drain, "retry": retry}
+    return {"status": lambda: app.status_of(parts), "refresh": refresh, "retry": retry}
 
 
 def _tell_owed(settings: Settings, dataset_id: str, spool_place: SpoolPlace | None) -> None:

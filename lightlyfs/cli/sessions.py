@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 # how often a warming reports its progress, so that a bar moves steadily
 _TELL_EVERY_S = 0.2
+_DRAIN_STEP_S = 1.0
 _FAILURES_AT_ONCE = 100
 _TELL_CACHE_S = 5.0
 # of the cache; the rest is for what is read beside the pinned files
@@ -63,6 +64,9 @@ def sessions_of(parts: Dataset) -> Mapping[str, Session]:
             refused = {parts.part.shown(path): why for path, why in parts.uploads.send(names).items()}
             channel.send({"ok": True, "refused": refused})
 
+    def drain(_: Mapping[str, Any], channel: Channel) -> None:
+        _drain(parts, channel)
+
     def cache(message: Mapping[str, Any], channel: Channel) -> None:
         warming = parts.warming(names_of(channel), 1, message["tag"])
         try:
@@ -73,7 +77,19 @@ def sessions_of(parts: Dataset) -> Mapping[str, Session]:
     def ahead(_: Mapping[str, Any], channel: Channel) -> None:
         _fetch_ahead(parts, channel)
 
-    return {"warm": warm, "open_cached": open_cached, "send": send, "ahead": ahead, "cache": cache}
+    by_name = {"warm": warm, "open_cached": open_cached, "send": send, "drain": drain}
+    return by_name | {"ahead": ahead, "cache": cache}
+
+
+def _drain(parts: Dataset, channel: Channel) -> None:
+    """Tell how many uploads are under way of those that began by now, until none is."""
+    list(_names(channel))  # none
+    uploads = parts.uploads
+    last = 0 if uploads is None else uploads.uploader.submitted()
+    left = -1
+    while left and not channel.has_ended():
+        left, moved = (0, 0) if uploads is None else uploads.wait_idle(_DRAIN_STEP_S, last)
+        channel.send({"ok": True, "under_way": left, "moved": moved})
 
 
 def _of_cache(parts: Dataset, warming: Warming, do: str, channel: Channel) -> dict[str, int]:

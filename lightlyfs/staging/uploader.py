@@ -248,18 +248,27 @@ class Uploader:
                 self._start_locked(job)
         return len(idle)
 
-    def wait_idle(self, seconds: float) -> tuple[int, int]:
-        """Wait at most that long until nothing is under way.
+    def submitted(self) -> int:
+        """Return how many generations were submitted so far, for `wait_idle`."""
+        with self._state:
+            return self._submitted
+
+    def wait_idle(self, seconds: float, last: int | None = None) -> tuple[int, int]:
+        """Wait at most that long until nothing is under way, of what was submitted up to `last`.
 
         Returns how many files still are (none while the server cannot be reached), and a number that moves
         while they do.
         """
         with self._state:
-            self._is_idle.wait_for(lambda: not self._running_locked(), seconds)
-            moved = self._moved + sum(job.ticket.moved for job in self._jobs.values())
+            self._is_idle.wait_for(lambda: not self._running_locked(last), seconds)
+            jobs = [job for job in self._jobs.values() if last is None or job.number <= last]
+            left, moved = self._running_locked(last), sum(job.ticket.moved for job in jobs)
+            if last is not None:
+                return left, moved - left
+            moved += self._moved
             if moved != self._seen_moved:
                 self._seen_moved, self._seen_at = moved, self._clock()
-            return self._running_locked(), moved
+            return left, moved
 
     def drain(self, stalled_s: float) -> None:
         """Wait until nothing is under way of what was submitted by now, or does not move for that long.

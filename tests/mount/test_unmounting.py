@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -130,3 +131,49 @@ def test_a_mount_ends_although_programs_go_on_writing(own_server: LocalServer, t
         assert tree.process.wait(60) == 0
         writing.result(10)
         os.close(directory)
+
+
+def test_umount_waits_for_no_file_that_is_closed_meanwhile_and_says_what_is_owed_in_the_end(
+    own_server: LocalServer, tmp_path: Path
+) -> None:
+    own_server.faults.add(Latency(target="storage.put", delay_s=0.5))
+    with (
+        ThreadPoolExecutor(1) as pool,
+        mounted(own_server, tmp_path / "tree", "3", "--write-back") as tree,
+    ):
+        tree.mkdir("d")  # gone with the mount, so that nothing is written beside it
+
+        def write_on() -> None:
+            with suppress(FileNotFoundError):
+                for number in itertools.count():
+                    time.sleep(0.05)  # slower than uploads
+                    (tree.mountpoint / "d" / f"{number:05d}.jpg").write_bytes(b"new")
+
+        writing = pool.submit(write_on)
+        wait_until(lambda: own_server.stats.count("storage.put") > 1, 20)
+
+        for _ in range(20):
+            done = tree.run("umount", str(tree.mountpoint), check=False)
+            if "a program still uses it" not in done.stderr:
+                break
+
+        tree.ended = True
+        assert tree.process.wait(60) == 0
+        writing.result(10)
+        owed = tree.run("uploads", "list").stdout.splitlines()
+        assert done.returncode == bool(owed)
+        assert ("not on the server yet" in done.stderr) == bool(owed)
+
+
+def test_umount_names_what_the_server_refuses(own_server: LocalServer, tmp_path: Path) -> None:
+    own_server.faults.add(Status(target="storage.put", status=500))
+    with mounted(own_server, tmp_path / "tree", "3", "--write-back") as tree:
+        tree.write("new.jpg", b"new")
+        wait_until(lambda: own_server.stats.count("storage.put") > 1, 20)
+
+        done = tree.run("umount", str(tree.mountpoint), check=False)
+
+        tree.ended = True
+        assert done.returncode == 1
+        assert "  new.jpg: pending" in done.stderr
+        assert "1 file is not on the server yet" in done.stderr
