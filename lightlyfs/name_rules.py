@@ -15,8 +15,10 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 # of docs.lightly.ai "cloud storage", `lightly/data/_helpers.py`, Pillow and cameras
 _IMAGES = """
@@ -193,6 +195,8 @@ class WritePolicy:
     rules: UploadRules
     allow_overwrite: bool = False
     write_back: bool = False
+    # where images were to be replaced that may not be, the last few
+    refused: deque[str] = field(default_factory=partial(deque, maxlen=3), compare=False)
 
 
 @dataclass(frozen=True)

@@ -258,7 +258,7 @@ class Uploads:
 def uploads_status(uploads: Uploads | None) -> dict[str, Any]:
     """Return what `status` shows of uploads, as plain values."""
     if uploads is None:
-        empty: dict[str, Any] = {"files": [], "local": 0, "kept": [], "leftovers": []}
+        empty: dict[str, Any] = {"files": [], "local": 0, "kept": [], "leftovers": [], "refused": []}
         zeros = {"pending": 0, "failed": 0, "under_way": 0, "uploaded": 0, "moved": 0}
         return zeros | {"offline": "", "renames_off": "", "staged_in": None} | empty
     uploads.name_lost()
@@ -281,6 +281,7 @@ def uploads_status(uploads: Uploads | None) -> dict[str, Any]:
         "files": [_file_status(record) for record in owed + local[:_SHOWN_LOCAL]],
         "local": len(here) - sum(record.owed for record in here),
         "kept": kept_lines(shown, uploads.policy),
+        "refused": list(dict.fromkeys(uploads.policy.refused)),
         "leftovers": [leftover._asdict() for leftover in uploads.journal.leftovers()],
     }
 

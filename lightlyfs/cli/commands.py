@@ -370,6 +370,8 @@ def _uploads_lines(answer: dict[str, Any]) -> list[str]:
         lines.append(f"the server cannot be reached: {uploads['offline']}")
     if uploads["renames_off"]:
         lines.append(f"samples are not renamed: {uploads['renames_off']}")
+    if uploads["refused"]:
+        lines.append(f"not replaced, for want of --allow-overwrite: {', '.join(uploads['refused'])}")
     lines += [
         f"{file['path']}: {file['error']}" for file in uploads["files"] if file["owed"] and file["error"]
     ]

@@ -132,9 +132,8 @@ class Writer:
     def need_overwrite(self, path: str) -> None:
         """NotPermitted unless the mount may replace the image of a sample."""
         if not (self.policy.allow_overwrite or self.overlays):
-            raise NotPermitted(
-                f"{path} is on the server already; mount with --allow-overwrite to replace images"
-            )
+            self.policy.refused.append(path)
+            raise NotPermitted(f"{path} is on the server; mount with --allow-overwrite to replace images")
 
     def release(self, handle: WriteHandle) -> None:
         """Close a handle; what is dirty goes up with the last that may write."""

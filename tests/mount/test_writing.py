@@ -168,6 +168,10 @@ def test_a_sample_is_not_replaced_without_leave(own_server: LocalServer, tree: W
     assert stored(own_server) == {"a.jpg": b"first"}
     assert tree.read("a.jpg") == b"first"
     assert tree.read("b.tmp") == b"second"
+    if isinstance(tree, MountedTree):
+        why = "not replaced, for want of --allow-overwrite: a.jpg\n"
+        assert why in tree.run("status", str(tree.mountpoint)).stdout
+        assert "mount with --allow-overwrite to replace images" in tree.log.read_text()
 
 
 def test_a_sample_is_renamed_on_the_server(own_server: LocalServer, tree: WritableTree) -> None:
