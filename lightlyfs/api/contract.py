@@ -283,6 +283,26 @@ def wire_url(url: str) -> str:
     return _NEEDS_QUOTING.sub(lambda match: quote(match[0], errors="surrogatepass"), url)
 
 
+def put_headers(url: str, s3_sse_kms_key: str) -> dict[str, str]:
+    """Return the headers a storage wants with a PUT, by whose URL it is; anything more would be refused.
+
+    Azure wants the kind of blob; S3 is asked for encryption where that is set: `true` for its own keys,
+    anything else names a key (as the official client does with LIGHTLY_S3_SSE_KMS_KEY).
+    """
+    parts = urlsplit(url)
+    host, query = parts.hostname or "", parts.query.lower()
+    if host.endswith((".windows.net", ".chinacloudapi.cn", ".usgovcloudapi.net")):
+        return {"x-ms-blob-type": "BlockBlob"}
+    if not s3_sse_kms_key or "x-amz-signature=" not in query:
+        return {}
+    if s3_sse_kms_key.lower() == "true":
+        return {"x-amz-server-side-encryption": "AES256"}
+    return {
+        "x-amz-server-side-encryption": "aws:kms",
+        "x-amz-server-side-encryption-aws-kms-key-id": s3_sse_kms_key,
+    }
+
+
 def wire_target(url: str, proxy: str | None) -> str:
     """Return the request target: the whole URL for a plain request through a proxy, else from the path on."""
     if proxy and url[:5].lower() == "http:" and not proxy.lower().startswith("socks"):

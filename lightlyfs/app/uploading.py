@@ -104,7 +104,10 @@ class Uploads:
             allow_overwrite=dataset.settings.allow_overwrite,
             sole_writer=dataset.settings.sole_writer,
         )
-        self._samples = UploadedSamples(client, dataset_id, retrier, config.policy, self.journal.put_leftover)
+        journal = self.journal
+        self._samples = UploadedSamples(
+            client, dataset_id, retrier, config.policy, journal.put_leftover, journal.leftovers
+        )
         objects = StoredObjects(client, dataset_id, dataset.connections.uploads, retrier, config)
 
         def steps(path_of: Callable[[str, int], Path], config: UploadConfig) -> Steps:

@@ -11,17 +11,16 @@ import base64
 import itertools
 import logging
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from lightlyfs.api.client import Kind, LightlyClient
-from lightlyfs.api.contract import BodyFile, BodyReader, Request, Response, Timeouts, Transport
+from lightlyfs.api.contract import BodyFile, BodyReader, Request, Response, Timeouts, Transport, put_headers
 from lightlyfs.api.models import Sample, SampleCreate, SampleMetaData, SampleUpdate
 from lightlyfs.api.retry import Retrier, RetryPolicy, raise_for_status
 from lightlyfs.errors import (
@@ -89,7 +88,8 @@ class UploadConfig:
 class UploadedSamples:
     """The samples of one dataset as uploads need them: found by name or mark, created, renamed.
 
-    Any thread may call. `on_leftover` is called before a sample is renamed out of the way.
+    Any thread may call. `on_leftover` is called before a sample is renamed out of the way; `leftovers` are
+    those that were, or were about to be.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class UploadedSamples:
         retrier: Retrier,
         policy: RetryPolicy,
         on_leftover: Callable[[Leftover], None],
+        leftovers: Callable[[], Iterable[Leftover]] = tuple,
     ) -> None:
         self.client = client
         self.dataset_id = dataset_id
@@ -107,6 +108,7 @@ class UploadedSamples:
         # a refused create is noted before it is sent again, so that its caller repeats it
         self._create_policy = replace(policy, doubt_s=0.0)
         self._on_leftover = on_leftover
+        self._leftovers = leftovers
 
     # by name
 
@@ -151,6 +153,10 @@ class UploadedSamples:
         log.warning("%s: the sample %s cannot be deleted; it is called %s now", name, sample_id, away)
         self.update(sample_id, SampleUpdate(file_name=away))
         return away
+
+    def is_put_away(self, sample_id: str) -> bool:
+        """Return whether a sample was renamed out of the way, or was about to be."""
+        return any(leftover.sample_id == sample_id for leftover in self._leftovers())
 
     def get(self, sample_id: str) -> Sample:
         """Return one sample."""
@@ -376,6 +382,8 @@ class Steps:
         or FileExists where another sample has the name; the last noted changes say where to go on.
         """
         path = self._path_of(record.key, record.generation)
+        if record.sample_id and not record.replaces and self._samples.is_put_away(record.sample_id):
+            record = self._put_away(record, note)
         taken: Future[Sample | None] | None = None
         if record.sample_id is None and not record.create_sent and not self._is_free(record.path):
             taken = self._side.submit(self._samples.holder_of, record.name)
@@ -445,13 +453,15 @@ class Steps:
 
     def _give_way(self, record: Record, rival: Sample, note: Note) -> Record:
         """Rename our sample, whose name another one had first, out of the way, and take that one over."""
+        return self._take_over(self._put_away(record, note), rival, note)
+
+    def _put_away(self, record: Record, note: Note) -> Record:
+        """Rename our sample out of the way, where that is not done yet; the file has none from here on."""
         assert record.sample_id is not None
         self._samples.put_away(record.sample_id, record.name)
-        note(durable=True, sample_id=None, mark="", create_sent=False, replaces=False)
-        record = record.changed(
-            sample_id=None, mark="", create_sent=False, replaces=False, thumbnail_done=False
-        )
-        return self._take_over(record, rival, note)
+        fresh: dict[str, Any] = {"sample_id": None, "mark": "", "create_sent": False, "replaces": False}
+        note(durable=True, **fresh)
+        return record.changed(**fresh, thumbnail_done=False)
 
     def _update(self, record: Record, image: Image, urls: WriteUrls) -> None:
         """Confirm an overwrite; what others keep in the metadata stays, the old thumbnail does not."""
@@ -571,26 +581,6 @@ class _CountedReader(BodyReader):
 def _precedence(sample: Sample) -> tuple[int, str]:
     """Return the order in which samples of one name were created."""
     return sample.created_at or 0, sample.id
-
-
-def put_headers(url: str, s3_sse_kms_key: str) -> dict[str, str]:
-    """Return the headers a storage wants with a PUT, by whose URL it is; anything more would be refused.
-
-    Azure wants the kind of blob; S3 is asked for encryption where that is set: `true` for its own keys,
-    anything else names a key (as the official client does with LIGHTLY_S3_SSE_KMS_KEY).
-    """
-    parts = urlsplit(url)
-    host, query = parts.hostname or "", parts.query.lower()
-    if host.endswith((".windows.net", ".chinacloudapi.cn", ".usgovcloudapi.net")):
-        return {"x-ms-blob-type": "BlockBlob"}
-    if not s3_sse_kms_key or "x-amz-signature=" not in query:
-        return {}
-    if s3_sse_kms_key.lower() == "true":
-        return {"x-amz-server-side-encryption": "AES256"}
-    return {
-        "x-amz-server-side-encryption": "aws:kms",
-        "x-amz-server-side-encryption-aws-kms-key-id": s3_sse_kms_key,
-    }
 
 
 def mark_of(sample: Sample) -> str | None:

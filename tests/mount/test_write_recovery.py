@@ -8,16 +8,20 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_writing import stored
 from trees import InProcessTree, in_process, refused, wait_until
 
 from lightlyfs import places
+from lightlyfs.api.client import LightlyClient
 from lightlyfs.app.uploading import _take_over
+from lightlyfs.errors import Forbidden
 from lightlyfs.staging.journal import Journal
 from lightlyfs.staging.record import Planned, Record, State
 from lightlyfs.staging.spool import Spool
+from lightlyfs.staging.upload_steps import StoredObjects
 from lightlyfs.testing import LocalServer, Status
 
 REFUSED = Status(status=403, target="withWriteUrls")
@@ -341,3 +345,122 @@ def lose_the_reply(machine: Machine) -> None:
     assert record.create_sent
     journal.put(record.changed(sample_id=None))
     journal.close()
+
+
+class Killed:
+    """A mount that is killed once the server has handled a request, before anything is noted of it."""
+
+    def __init__(self, machine: Machine, patched: pytest.MonkeyPatch) -> None:
+        self._machine = machine
+        self._patched = patched
+        self._left = machine.directory.with_name("left")
+        self._kind: type = object
+        self._method = ""
+        for kind, methods in (
+            (LightlyClient, ("create_sample_with_write_urls", "update_sample", "get_sample_write_urls")),
+            (StoredObjects, ("put",)),
+        ):
+            for method in methods:
+                self._watch(kind, method)
+
+    def after(self, kind: type, method: str) -> None:
+        """Choose the request; what the mount sends after it reaches no server."""
+        self._kind, self._method = kind, method
+
+    def _watch(self, kind: type, method: str) -> None:
+        original = getattr(kind, method)
+
+        def call(*args: Any, **options: Any) -> Any:
+            if self._left.exists():
+                raise Forbidden("the mount is dead", status=403)
+            answer = original(*args, **options)
+            if (kind, method) == (self._kind, self._method):
+                shutil.copytree(self._machine.directory, self._left, ignore=shutil.ignore_patterns("*-shm"))
+                raise Forbidden("the mount is dead", status=403)
+            return answer
+
+        self._patched.setattr(kind, method, call)
+
+    def leave(self) -> None:
+        """Put what the killed mount left in its place."""
+        self._patched.undo()
+        shutil.rmtree(self._machine.directory)
+        self._left.rename(self._machine.directory)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [(LightlyClient, "create_sample_with_write_urls"), (StoredObjects, "put")]
+)
+@pytest.mark.parametrize("sole", ["on", "off"])
+def test_a_kill_before_a_step_is_noted_loses_and_doubles_no_new_file(
+    machine: Machine, kind: type, method: str, sole: str
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        killed = Killed(machine, patched)
+        killed.after(kind, method)
+        with machine.mount(sole_writer=sole) as tree, refused(errno.EACCES):
+            tree.write("x.jpg", b"content")
+        killed.leave()
+    assert len(machine.server.samples()) == 1
+
+    with machine.mount(sole_writer=sole) as tree:
+        wait_until(lambda: tree.xattr("x.jpg", "user.lightly.upload") == b"uploaded", 10)
+        assert stored(machine.server) == {"x.jpg": b"content"}
+        assert tree.names() == ["x.jpg"]
+        assert tree.read("x.jpg") == b"content"
+    assert len(machine.server.samples()) == 1
+
+
+@pytest.mark.parametrize(("kind", "method"), [(StoredObjects, "put"), (LightlyClient, "update_sample")])
+def test_a_kill_before_a_step_is_noted_leaves_the_new_image(
+    machine: Machine, kind: type, method: str
+) -> None:
+    sample_id = machine.server.add_sample("x.jpg", b"before")
+    with pytest.MonkeyPatch.context() as patched:
+        killed = Killed(machine, patched)
+        killed.after(kind, method)
+        with machine.mount(allow_overwrite="on") as tree, refused(errno.EACCES):
+            tree.write("x.jpg", b"content")
+        killed.leave()
+
+    with machine.mount(allow_overwrite="on") as tree:
+        wait_until(lambda: tree.xattr("x.jpg", "user.lightly.upload") == b"uploaded", 10)
+        assert stored(machine.server) == {"x.jpg": b"content"}
+        assert tree.read("x.jpg") == b"content"
+    (sample,) = machine.server.samples()
+    assert sample["id"] == sample_id
+    assert sample["metaData"]["sizeInBytes"] == len(b"content")
+
+
+@pytest.mark.parametrize("overwrite", ["on", "off"])
+def test_a_kill_while_a_sample_gives_way_to_an_earlier_one_loses_no_byte(
+    machine: Machine, overwrite: str
+) -> None:
+    """Its empty sample was renamed out of the way, and the journal still has it for the file's."""
+    with pytest.MonkeyPatch.context() as patched:
+        killed = Killed(machine, patched)
+        create = LightlyClient.create_sample_with_write_urls
+
+        def create_second(*args: Any, **options: Any) -> Any:
+            machine.server.add_sample("x.jpg", b"of others")
+            return create(*args, **options)
+
+        patched.setattr(LightlyClient, "create_sample_with_write_urls", create_second)
+        killed.after(LightlyClient, "update_sample")
+        with machine.mount(allow_overwrite=overwrite) as tree, refused(errno.EACCES):
+            tree.write("x.jpg", b"content")
+        killed.leave()
+    assert len(machine.server.samples()) == 2
+
+    with machine.mount(allow_overwrite=overwrite) as tree:
+        assert tree.parts.uploads is not None
+        tree.parts.uploads.uploader.wait_idle(10)
+        tree.refresh()
+        held = {name: data for name, data in stored(machine.server).items() if "replaced/" not in name}
+        if overwrite == "on":
+            assert held == {"x.jpg": b"content"}
+            assert tree.read("x.jpg") == b"content"
+        else:
+            assert held == {"x.jpg": b"of others"}
+            assert [tree.read(name) for name in tree.names()] == [b"of others", b"content"]
+    assert len(machine.server.samples()) == 2

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from contentkit import Clock
 
-from lightlyfs.api.contract import Request, Response
+from lightlyfs.api.contract import Request, Response, put_headers
 from lightlyfs.api.models import (
     CreatedSampleWithWriteUrls,
     DatasetRecord,
@@ -43,7 +43,6 @@ from lightlyfs.staging.upload_steps import (
     StoredObjects,
     UploadConfig,
     UploadedSamples,
-    put_headers,
 )
 
 SAMPLE = "a" * 24
