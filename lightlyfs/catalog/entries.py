@@ -91,13 +91,14 @@ class Facts(NamedTuple):
 
     `of` is the time and the size hint the sample had then, for it counts no longer once they move; None
     where the sample was not listed yet: they count unless the listing tells another size. Facts that are not
-    `certain` are shown, but verify nothing.
+    `certain` are shown, but verify nothing. `before` is the version that the store had then.
     """
 
     size: int
     etag: str
     of: tuple[int, int | None] | None = None
     certain: bool = True
+    before: str | None = None
 
     def hold_for(self, entry: SampleEntry) -> bool:
         """Return whether the sample is still what storage was asked about."""

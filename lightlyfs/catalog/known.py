@@ -82,7 +82,7 @@ class Reported:
                 _put_bounded(self._unlisted, ino, facts)
                 self._facts.pop(ino, None)
             else:
-                _put_bounded(self._facts, ino, facts._replace(of=(of.mtime, of.size_hint)))
+                _put_bounded(self._facts, ino, _of_listed(facts, of))
                 # or these earlier ones would count again once the store has the later
                 self._unlisted.pop(ino, None)
 
@@ -96,15 +96,18 @@ class Reported:
                 with self._lock:
                     facts = self._unlisted.pop(ino, None)
                     if facts is not None and facts.hold_for(entry):
-                        of = entry.mtime, entry.size_hint
-                        self._facts.setdefault(ino, facts._replace(of=of))
+                        self._facts.setdefault(ino, _of_listed(facts, entry))
 
     def publish(self, inos: Iterable[int]) -> None:
         """Write some of them for other processes to see; here they count from memory until `write`."""
         with self._lock:
             facts = {ino: self._facts[ino] for ino in inos if ino in self._facts}
         if facts:
-            self._store.publish_facts(facts)
+            in_doubt = self._store.publish_facts(facts)
+            with self._lock:
+                for ino in in_doubt:
+                    if self._facts.get(ino) is facts[ino]:
+                        self._facts[ino] = facts[ino]._replace(certain=False)
 
     def doubt(self) -> None:
         """Have storage asked again for all of it; until then it is shown."""
@@ -121,7 +124,7 @@ class Reported:
                 return
             resized, self._resized = self._resized, False
         try:
-            self._store.record_facts(facts, resized=resized)
+            in_doubt = self._store.record_facts(facts, resized=resized)
         except sqlite3.Error as error:
             with self._lock:
                 self._resized |= resized
@@ -131,11 +134,15 @@ class Reported:
             return
         self._fails = False
         with self._lock:
-            self._on_written(facts)
+            self._on_written(facts | {ino: facts[ino]._replace(certain=False) for ino in in_doubt})
             self._moves += 1
             for ino, fact in facts.items():
                 if self._facts.get(ino) is fact:
                     del self._facts[ino]
+
+
+def _of_listed(facts: Facts, entry: SampleEntry) -> Facts:
+    return facts._replace(of=(entry.mtime, entry.size_hint), before=entry.etag)
 
 
 def _put_bounded(facts: dict[int, Facts], ino: int, fact: Facts) -> None:
@@ -148,37 +155,41 @@ def _put_bounded(facts: dict[int, Facts], ino: int, fact: Facts) -> None:
 MOMENT_S = 0.5
 _LET_ALONE_S = 10.0
 
+# what is reported waits to be written: where another process has written another version since, nobody knows
+# which of them is the later, and storage is asked again
 _RECORD = """
-UPDATE sample SET size = ?, etag = ?, verified = ?
-WHERE ino = ? AND (? IS NULL OR mtime = ? AND hint IS ?)
+UPDATE sample SET size = ?1, etag = ?2,
+    verified = ?3 AND (?5 IS NULL OR etag IS NULL OR etag = ?2 OR etag IS ?7)
+WHERE ino = ?4 AND (?5 IS NULL OR mtime = ?5 AND hint IS ?6)
 """
 _ARE_REPLACED = """
-SELECT EXISTS (
-    SELECT 1 FROM json_each(?) AS said JOIN main.sample ON ino = CAST(said.key AS INTEGER)
-    WHERE etag != said.value
-)
+SELECT ino, etag FROM json_each(?) AS said JOIN main.sample ON ino = CAST(said.key AS INTEGER)
+WHERE etag != said.value
 """
-Values = tuple[int, str, bool, int, int | None, int | None, int | None]
+Values = tuple[int, str, bool, int, int | None, int | None, str | None]
 
 
 def record_values(ino: int, facts: Facts) -> Values:
     """Return what `record` takes, to keep facts of a sample that did not change since."""
     mtime, hint = facts.of or (None, None)
-    return facts.size, facts.etag, facts.certain, ino, mtime, mtime, hint
+    return facts.size, facts.etag, facts.certain, ino, mtime, hint, facts.before
 
 
-def record(db: sqlite3.Connection, rows: Sequence[Values]) -> bool:
-    """Keep what storage reported, within a transaction; return whether any object had another version before.
+def record(db: sqlite3.Connection, rows: Sequence[Values]) -> tuple[bool, list[int]]:
+    """Keep what storage reported, within a transaction.
 
-    Only the store knows: another process may have reported the earlier version a moment ago.
+    Returns whether any object had another version before, and of which objects another process has written
+    another version since: storage has to be asked. Only the store knows.
     """
     inos = [ino for _, _, _, ino, *_ in rows]
     before = tables.sums_of(db, inos)
     said = json.dumps({ino: etag for _, etag, _, ino, *_ in rows})
-    (replaced,) = db.execute(_ARE_REPLACED, (said,)).fetchone()
+    replaced = db.execute(_ARE_REPLACED, (said,)).fetchall()
+    expected = {ino: known for _, _, _, ino, mtime, _, known in rows if mtime is not None}
+    in_doubt = [ino for ino, etag in replaced if ino in expected and etag != expected[ino]]
     db.executemany(_RECORD, rows)
     tables.move_totals(db, tables.sums_of(db, inos) - before)
-    return bool(replaced)
+    return bool(replaced), in_doubt
 
 
 class Publisher:
@@ -191,22 +202,25 @@ class Publisher:
         self._db: sqlite3.Connection | None = None
         self._let_alone_until = float("-inf")
 
-    def publish(self, rows: Sequence[Values]) -> None:
-        """Write what storage reported of samples, unless that takes more than a moment."""
+    def publish(self, rows: Sequence[Values]) -> list[int]:
+        """Write what storage reported of samples, unless that takes more than a moment; see `record`."""
         with self._lock:
             if time.monotonic() < self._let_alone_until:
-                return
+                return []
             if self._db is None:
                 self._db = self._connect()
                 # a caller is waiting: the other connections do the checkpoints
                 self._db.execute("PRAGMA wal_autocheckpoint = 0")
             try:
                 with database.transaction(self._db):
-                    if record(self._db, rows):
+                    replaced, in_doubt = record(self._db, rows)
+                    if replaced:
                         tables.count(self._db, tables.CHANGES)
+                return in_doubt
             except sqlite3.OperationalError:
                 # a listing that is written down, or a process that is stopped within its transaction
                 self._let_alone_until = time.monotonic() + _LET_ALONE_S
+                return []
 
     def renew(self) -> None:
         """Use another connection from now on: the catalogue is another file."""

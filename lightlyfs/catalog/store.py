@@ -327,22 +327,26 @@ class CatalogStore:
         with self._transaction() as db:
             db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
-    def record_facts(self, facts: dict[int, Facts], *, resized: bool = False) -> None:
+    def record_facts(self, facts: dict[int, Facts], *, resized: bool = False) -> list[int]:
         """Keep what storage reported, by inode number, of samples that did not change since.
 
         Other processes hear of it where an object was replaced by another version, or `resized`: one that
-        was shown with another size or none.
+        was shown with another size or none. Returns those of which others have told another version since.
         """
         with self._transaction() as db:
-            replaced = record(db, [record_values(ino, fact) for ino, fact in facts.items()])
+            replaced, in_doubt = record(db, [record_values(ino, fact) for ino, fact in facts.items()])
             if replaced:
                 self._count_locked(CHANGES)
             if resized:
                 self._count_locked(RESIZED)
+        return in_doubt
 
-    def publish_facts(self, facts: dict[int, Facts]) -> None:
-        """Let other processes see what storage reported of samples, unless that takes more than a moment."""
-        self._publisher.publish([record_values(ino, fact) for ino, fact in facts.items()])
+    def publish_facts(self, facts: dict[int, Facts]) -> list[int]:
+        """Let other processes see what storage reported of samples, unless that takes more than a moment.
+
+        Returns what `record_facts` does.
+        """
+        return self._publisher.publish([record_values(ino, fact) for ino, fact in facts.items()])
 
     def forget_facts(self) -> None:
         """Make every size and version unverified; they stay as the best guess."""

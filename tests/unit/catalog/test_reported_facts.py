@@ -25,16 +25,19 @@ class Store:
         self.written: list[tuple[dict[int, Facts], bool]] = []
         self.published: list[dict[int, Facts]] = []
         self.full = False
+        self.in_doubt: list[int] = []
         self.during = lambda: None
 
-    def record_facts(self, facts: dict[int, Facts], *, resized: bool) -> None:
+    def record_facts(self, facts: dict[int, Facts], *, resized: bool) -> list[int]:
         if self.full:
             raise sqlite3.OperationalError("database or disk is full")
         self.written.append((facts, resized))
         self.during()
+        return self.in_doubt
 
-    def publish_facts(self, facts: dict[int, Facts]) -> None:
+    def publish_facts(self, facts: dict[int, Facts]) -> list[int]:
         self.published.append(facts)
+        return self.in_doubt
 
 
 class Bench:
@@ -175,6 +178,25 @@ def test_what_is_published_is_what_others_wait_for_and_stays_to_be_written(bench
     assert bench.store.published == [{8: FACTS._replace(of=(100, 5))}]
     bench.reported.write()
     assert bench.store.written[0][0].keys() == {7, 8}
+
+
+def test_what_others_have_told_otherwise_since_is_asked_for_again(bench: Bench) -> None:
+    known = ENTRY._replace(etag="e0")
+    bench.reported.put(7, FACTS, known)
+    assert bench.reported.apply(known).verified
+    bench.store.in_doubt = [7]
+
+    bench.reported.publish([7])
+
+    assert bench.store.published == [{7: FACTS._replace(of=(100, 5), before="e0")}]
+    assert not bench.reported.apply(known).verified
+
+    bench.reported.put(7, FACTS, known)
+    bench.reported.write()
+
+    (told,) = bench.told
+    assert not told[7].certain
+    assert not bench.reported
 
 
 def test_a_read_is_repeated_where_facts_move_into_the_store_meanwhile(bench: Bench) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -129,3 +129,50 @@ def test_a_damaged_catalogue_is_put_aside_and_begun_again_without_rows(
     assert mine.totals().samples == 0
     mine.set_meta({"a": "2"})
     assert lost == ["mine"]
+
+
+LISTED = (7, 5)  # time and hint of what `list_all` lists
+
+
+def verified(store: CatalogStore, number: int) -> tuple[str | None, bool]:
+    entry = store.sample(ino(number))
+    assert entry is not None
+    return entry.etag, bool(entry.verified)
+
+
+@pytest.mark.parametrize("write", [CatalogStore.record_facts, CatalogStore.publish_facts])
+def test_what_was_reported_before_others_wrote_another_version_verifies_nothing(
+    two: tuple[CatalogStore, CatalogStore], write: Callable[..., list[int]]
+) -> None:
+    """It waited to be written, and would bring the old image back for both."""
+    mine, other = two
+    other.record_facts({ino(0): Facts(5, "e2", LISTED, before="e1")})
+
+    assert write(mine, {ino(0): Facts(5, "e0", LISTED, before="e1")}) == [ino(0)]
+
+    assert verified(mine, 0) == verified(other, 0) == ("e0", False)
+    assert other.news() == News(changed=True, resized=False)
+
+
+@pytest.mark.parametrize("before", ["e1", None])
+def test_two_that_report_one_version_verify_it(
+    two: tuple[CatalogStore, CatalogStore], before: str | None
+) -> None:
+    mine, other = two
+    other.record_facts({ino(0): Facts(5, "e2", LISTED, before="e1"), ino(1): Facts(5, "e1", LISTED)})
+
+    facts = {ino(0): Facts(5, "e2", LISTED, before=before), ino(1): Facts(5, "e1", LISTED)}
+
+    assert mine.record_facts(facts) == []
+    assert verified(mine, 0) == ("e2", True)
+    assert verified(mine, 1) == ("e1", True)
+
+
+def test_a_version_that_follows_the_one_that_others_wrote_is_verified(
+    two: tuple[CatalogStore, CatalogStore],
+) -> None:
+    mine, other = two
+    other.record_facts({ino(0): Facts(5, "e2", LISTED, before="e1")})
+
+    assert mine.record_facts({ino(0): Facts(5, "e3", LISTED, before="e2")}) == []
+    assert verified(mine, 0) == ("e3", True)
