@@ -52,6 +52,44 @@ class BlockTaker(Protocol):
         """Take a whole block that is wanted."""
 
 
+class HeldBlocks:
+    """Keeps blocks back until they are proven; those of an answer that begins at the first byte are."""
+
+    def __init__(self, taker: BlockTaker) -> None:
+        self._taker = taker
+        self._blocks: list[tuple[int, bytes]] = []
+        self.is_whole = False
+
+    def identified(self, content: ContentId, first: int, last: int) -> Span | None:
+        """Return what is wanted; of an answer with more than the first block, at once."""
+        wanted = self._taker.identified(content, first, last)
+        self.is_whole = wanted is not None and not first and last > 0
+        return wanted
+
+    def block(self, index: int, data: bytes) -> None:
+        """Keep a block, or pass it on."""
+        if self.is_whole:
+            self._taker.block(index, data)
+        else:
+            self._blocks.append((index, data))
+
+    def hand_over(self) -> None:
+        """Pass on the blocks that were kept: they are proven."""
+        for index, data in self._blocks:
+            self._taker.block(index, data)
+
+
+class NoBlocks:
+    """Wants no block."""
+
+    def identified(self, content: ContentId, first: int, last: int) -> None:
+        """Want none."""
+
+    def block(self, index: int, data: bytes) -> None:
+        """Never called."""
+        raise AssertionError("no block was wanted")
+
+
 class BlockSink:
     """Takes the answer to a GET for the bytes from `start` on, which is a block's first byte.
 

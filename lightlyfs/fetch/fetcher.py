@@ -39,7 +39,16 @@ from lightlyfs.errors import (
     Retryable,
     ShortBody,
 )
-from lightlyfs.fetch.answers import BlockSink, BlockTaker, Doubt, Known, RangeUnusable, is_web_page
+from lightlyfs.fetch.answers import (
+    BlockSink,
+    BlockTaker,
+    Doubt,
+    HeldBlocks,
+    Known,
+    NoBlocks,
+    RangeUnusable,
+    is_web_page,
+)
 from lightlyfs.fetch.urls import ReadUrls
 from lightlyfs.readahead.within_file import HEAD_BYTES
 
@@ -51,6 +60,8 @@ _UNKNOWN = ("SAMPLE_UNKNOWN", "DATASET_UNKNOWN")
 # equal answers in a row that confirm a doubted one, and how many are requested without a pause
 _ENOUGH = 3
 _MAX_AT_ONCE = 6
+# blocks that are kept back, by each of the threads that fetch, until it is known of which version they are
+_UNPROVEN_BLOCKS = 8
 # after this many wrong hints, the hints of a dataset are no reason to doubt storage
 _WRONG_HINTS = 3
 
@@ -91,14 +102,39 @@ class Fetcher:
 
     def fetch_blocks(self, content: ContentId, span: Span, taker: BlockTaker) -> None:
         """Fetch blocks of a known content; raises ContentChanged where storage has another version."""
-        start, end = byte_range(span, content.size)
-        progress = _Progress(taker, content, start, end)
         try:
-            self._fetch(content.sample_id, progress)
+            if content.is_named:
+                self._fetch(content.sample_id, _Progress(taker, content, *byte_range(span, content.size)))
+            else:
+                self._fetch_unnamed(content, span, taker)
         except NotFound as error:
             if not _names_no_object(error):
                 raise
             raise ContentChanged("the stored object is gone") from error
+
+    def _fetch_unnamed(self, content: ContentId, span: Span, taker: BlockTaker) -> None:
+        """Fetch blocks of a content whose storage names no version, a few at a time.
+
+        An answer from its middle does not tell what it is of: it counts once the first bytes, asked for after
+        it, are still those of the content.
+        """
+        first = span.first
+        while first <= span.last:
+            # an answer from the beginning names itself
+            last = first if not first else min(span.last, first + _UNPROVEN_BLOCKS - 1)
+            held = HeldBlocks(taker)
+            part = byte_range(Span(first, last), content.size)
+            self._fetch(content.sample_id, _Progress(held, content, *part))
+            if held.is_whole:
+                return
+            if (
+                first
+                and self.fetch_head(content.sample_id, VERSION_BYTES, NoBlocks(), Known(None, content))
+                != content
+            ):
+                raise ContentChanged("the stored object changed while it was being read")
+            held.hand_over()
+            first = last + 1
 
     def fetch_head(
         self,

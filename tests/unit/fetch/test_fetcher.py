@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import contentkit
 import pytest
 from contentkit import MIB, NOISE, Answer, Content, Style, sample_id
 
-from lightlyfs.api.contract import Request
-from lightlyfs.blocks import NO_OBJECT, ContentId, Span
+from lightlyfs.api.contract import Request, Response
+from lightlyfs.blocks import NO_OBJECT, VERSION_BYTES, ContentId, Span
 from lightlyfs.errors import ContentChanged, NotFound, ServerFault, ShortBody, Unreachable
 from lightlyfs.fetch.answers import Known
 
@@ -235,3 +236,56 @@ def test_answers_that_name_one_version_after_the_other_are_asked_for_with_patien
         content.fetcher.fetch_blocks(ContentId(A, "ev1", len(NOISE)), Span(1, 1), Taker())
     assert asked_at.count(1_000) == 6
     assert 1_000 < asked_at[6] < 1_010
+
+
+OTHER = NOISE[::-1]
+
+
+def unnamed(content: Content, data: bytes = NOISE) -> ContentId:
+    """What storage has, of which it names no version."""
+    content.storage.put(A, data)
+    return content.fetcher.fetch_head(A, 2 * MIB, Taker(), Known())
+
+
+def test_a_part_counts_once_the_first_bytes_are_seen_to_be_the_same(content: Content) -> None:
+    """Storage names no version, so that a part does not tell what it is of."""
+    known = unnamed(content)
+    content.storage.requests.clear()
+    taker = Taker()
+    content.fetcher.fetch_blocks(known, Span(0, 6), taker)
+    assert taker.blocks == list(range(7))
+    assert all(body == NOISE[block * MIB :][:MIB] for block, body in taker.bytes.items())
+    last = len(NOISE) - 1
+    first_bytes = f"bytes=0-{VERSION_BYTES - 1}"
+    assert content.storage.requests == [f"bytes=0-{MIB - 1}", f"bytes={MIB}-{last}", first_bytes]
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_no_block_of_another_object_is_handed_over_whenever_it_was_replaced(
+    content: Content, after: int
+) -> None:
+    """By one of the same length; a part of it was asked for before, or broke off in between."""
+    known = unnamed(content)
+    taker = Taker()
+    send, sent = content.storage.send, itertools.count()
+    content.storage.faults = [1.5 * MIB]
+
+    def replace_then_send(request: Request) -> Response:
+        if next(sent) == after:
+            content.storage.put(A, OTHER)
+        return send(request)
+
+    content.storage.send = replace_then_send  # type: ignore[method-assign]
+    with pytest.raises(ContentChanged):
+        content.fetcher.fetch_blocks(known, Span(1, 6), taker)
+    assert taker.blocks == []
+
+
+def test_where_ranges_are_ignored_an_unnamed_object_comes_once(content: Content) -> None:
+    known = unnamed(content)
+    content.storage.style = contentkit.whole
+    content.storage.requests.clear()
+    taker = Taker()
+    content.fetcher.fetch_blocks(known, Span(2, 6), taker)
+    assert taker.blocks == list(range(7))
+    assert len(content.storage.requests) == 1
