@@ -158,38 +158,35 @@ _LET_ALONE_S = 10.0
 # what is reported waits to be written: where another process has written another version since, nobody knows
 # which of them is the later, and storage is asked again
 _RECORD = """
-UPDATE sample SET size = ?1, etag = ?2,
-    verified = ?3 AND (?5 IS NULL OR etag IS NULL OR etag = ?2 OR etag IS ?7)
-WHERE ino = ?4 AND (?5 IS NULL OR mtime = ?5 AND hint IS ?6)
+UPDATE sample SET size = :size, etag = :etag,
+    verified = :certain AND (:mtime IS NULL OR etag IS NULL OR etag = :etag OR etag IS :before)
+WHERE ino = :ino AND (:mtime IS NULL OR mtime = :mtime AND hint IS :hint)
 """
 _ARE_REPLACED = """
 SELECT ino, etag FROM json_each(?) AS said JOIN main.sample ON ino = CAST(said.key AS INTEGER)
 WHERE etag != said.value
 """
-Values = tuple[int, str, bool, int, int | None, int | None, str | None]
 
 
-def record_values(ino: int, facts: Facts) -> Values:
-    """Return what `record` takes, to keep facts of a sample that did not change since."""
-    mtime, hint = facts.of or (None, None)
-    return facts.size, facts.etag, facts.certain, ino, mtime, hint, facts.before
-
-
-def record(db: sqlite3.Connection, rows: Sequence[Values]) -> tuple[bool, list[int]]:
-    """Keep what storage reported, within a transaction.
+def record(db: sqlite3.Connection, facts: Mapping[int, Facts]) -> tuple[bool, list[int]]:
+    """Keep what storage reported of samples that did not change since, by inode number; within a transaction.
 
     Returns whether any object had another version before, and of which objects another process has written
     another version since: storage has to be asked. Only the store knows.
     """
-    inos = [ino for _, _, _, ino, *_ in rows]
-    before = tables.sums_of(db, inos)
-    said = json.dumps({ino: etag for _, etag, _, ino, *_ in rows})
+    sums = tables.sums_of(db, facts)
+    said = json.dumps({ino: reported.etag for ino, reported in facts.items()})
     replaced = db.execute(_ARE_REPLACED, (said,)).fetchall()
-    expected = {ino: known for _, _, _, ino, mtime, _, known in rows if mtime is not None}
-    in_doubt = [ino for ino, etag in replaced if ino in expected and etag != expected[ino]]
-    db.executemany(_RECORD, rows)
-    tables.move_totals(db, tables.sums_of(db, inos) - before)
+    listed = {ino: reported for ino, reported in facts.items() if reported.of is not None}
+    in_doubt = [ino for ino, etag in replaced if ino in listed and etag != listed[ino].before]
+    db.executemany(_RECORD, [_values(ino, reported) for ino, reported in facts.items()])
+    tables.move_totals(db, tables.sums_of(db, facts) - sums)
     return bool(replaced), in_doubt
+
+
+def _values(ino: int, facts: Facts) -> dict[str, object]:
+    mtime, hint = facts.of or (None, None)
+    return {**facts._asdict(), "ino": ino, "mtime": mtime, "hint": hint, "of": None}
 
 
 class Publisher:
@@ -202,7 +199,7 @@ class Publisher:
         self._db: sqlite3.Connection | None = None
         self._let_alone_until = float("-inf")
 
-    def publish(self, rows: Sequence[Values]) -> list[int]:
+    def publish(self, facts: Mapping[int, Facts]) -> list[int]:
         """Write what storage reported of samples, unless that takes more than a moment; see `record`."""
         with self._lock:
             if time.monotonic() < self._let_alone_until:
@@ -213,7 +210,7 @@ class Publisher:
                 self._db.execute("PRAGMA wal_autocheckpoint = 0")
             try:
                 with database.transaction(self._db):
-                    replaced, in_doubt = record(self._db, rows)
+                    replaced, in_doubt = record(self._db, facts)
                     if replaced:
                         tables.count(self._db, tables.CHANGES)
                 return in_doubt

@@ -25,7 +25,7 @@ from pathlib import Path
 from lightlyfs import database
 from lightlyfs.catalog import tables
 from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, News, Place, Row, SampleEntry, Totals
-from lightlyfs.catalog.known import MOMENT_S, Publisher, record, record_values
+from lightlyfs.catalog.known import MOMENT_S, Publisher, record
 from lightlyfs.catalog.listing_writer import ListingWriter, directory_path
 from lightlyfs.catalog.tables import CHANGES, RESIZED, SCHEMA, count, counted, create_schema
 from lightlyfs.forks import FORK_GATE
@@ -334,7 +334,7 @@ class CatalogStore:
         was shown with another size or none. Returns those of which others have told another version since.
         """
         with self._transaction() as db:
-            replaced, in_doubt = record(db, [record_values(ino, fact) for ino, fact in facts.items()])
+            replaced, in_doubt = record(db, facts)
             if replaced:
                 self._count_locked(CHANGES)
             if resized:
@@ -346,7 +346,7 @@ class CatalogStore:
 
         Returns what `record_facts` does.
         """
-        return self._publisher.publish([record_values(ino, fact) for ino, fact in facts.items()])
+        return self._publisher.publish(facts)
 
     def forget_facts(self) -> None:
         """Make every size and version unverified; they stay as the best guess."""

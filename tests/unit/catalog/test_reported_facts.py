@@ -10,7 +10,7 @@ import pytest
 from contentkit import sample_id
 
 from lightlyfs.catalog.entries import Facts, SampleEntry, make_row
-from lightlyfs.catalog.known import Publisher, Reported, record_values
+from lightlyfs.catalog.known import Publisher, Reported
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.tree import sample_ino
 
@@ -248,8 +248,8 @@ def publisher(
     return Publisher(connect), made, store
 
 
-def row(etag: str = "e1") -> tuple[Any, ...]:
-    return record_values(INO, Facts(9, etag))
+def said(etag: str = "e1") -> dict[int, Facts]:
+    return {INO: Facts(9, etag)}
 
 
 def test_what_is_published_is_seen_and_a_busy_catalogue_is_let_alone_for_a_while(
@@ -257,28 +257,28 @@ def test_what_is_published_is_seen_and_a_busy_catalogue_is_let_alone_for_a_while
 ) -> None:
     now = [100.0]
     subject, made, store = publisher(tmp_path, now, monkeypatch)
-    subject.publish([row()])
+    subject.publish(said())
     assert store.sample(INO).size == 9
-    subject.publish([row()])
+    subject.publish(said())
     assert len(made) == 1
 
     store._writer.execute("BEGIN IMMEDIATE")
-    subject.publish([row("e2")])
+    subject.publish(said("e2"))
     store._writer.execute("COMMIT")
     now[0] += 9.9
-    subject.publish([row("e2")])
+    subject.publish(said("e2"))
     assert store.sample(INO).etag == "e1"
     now[0] += 0.2
-    subject.publish([row("e2")])
+    subject.publish(said("e2"))
     assert store.sample(INO).etag == "e2"
 
     subject.renew()
     subject.renew()
-    subject.publish([row("e3")])
+    subject.publish(said("e3"))
     assert len(made) == 2
     subject.close()
     subject.close()
-    subject.publish([row("e4")])
+    subject.publish(said("e4"))
     assert store.sample(INO).etag == "e3"
     store.close()
 
@@ -286,11 +286,11 @@ def test_what_is_published_is_seen_and_a_busy_catalogue_is_let_alone_for_a_while
 def test_only_another_version_is_news_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject, _, store = publisher(tmp_path, [100.0], monkeypatch)
     store.news()
-    subject.publish([row()])
+    subject.publish(said())
     news = store.news()
     assert news is not None
     assert not news.changed
-    subject.publish([row("e2")])
+    subject.publish(said("e2"))
     news = store.news()
     assert news is not None
     assert news.changed
