@@ -402,6 +402,7 @@ _REQUEST_ID_HEADERS = ("x-request-id", "x-amz-request-id", "x-ms-request-id", "x
 _WAYS_OUT = {
     401: "check LIGHTLY_TOKEN, or the file of --token-file",
     403: "the token may not do this: ask the owner of the dataset, or use another token",
+    407: "check the user name and the password in HTTPS_PROXY and HTTP_PROXY",
 }
 
 
@@ -431,7 +432,7 @@ def raise_for_status(
     for name in _REQUEST_ID_HEADERS:
         request_id = request_id or response.headers.get(name, "")
     line = f"{what}: {status}" + (f" {code}" if code else "") + (f": {text}" if text else "")
-    if not storage and status in _WAYS_OUT:
+    if status in _WAYS_OUT and (status == 407 or not storage):
         line += f"; {_WAYS_OUT[status]}"
     if 300 <= status < 400 and "location" in response.headers:
         line += f"; it redirects{_target_of(response.headers)}, which is not followed"

@@ -148,6 +148,11 @@ def _start_error(error: LightlyFsError, settings: Settings, wanted: str) -> Star
 def _start_text(error: LightlyFsError, settings: Settings, wanted: str) -> str:
     if isinstance(error, Unauthorized):
         return f"{settings.server} does not accept the token; check LIGHTLY_TOKEN (or --token-file)"
+    if "response 407" in str(error) or (isinstance(error, RequestError) and error.status == 407):
+        return (
+            "the proxy does not accept its user name and password (407); check them in HTTPS_PROXY and "
+            "HTTP_PROXY"
+        )
     if isinstance(error, Forbidden):
         what = f"dataset {wanted!r}" if wanted else "datasets"
         return f"the token may not read {what}; ask its owner to share it, or use another token"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import socketserver
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -86,6 +89,42 @@ def test_a_server_that_is_something_else_is_told_apart(own_server: LocalServer, 
     assert done.returncode == 1
     assert "does not answer like the Lightly API" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+class RefusingProxy(socketserver.StreamRequestHandler):
+    """Answers each request, and each CONNECT, with 407."""
+
+    def handle(self) -> None:
+        while self.rfile.readline() not in (b"\r\n", b""):
+            pass
+        head = b'HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm="x"\r\n'
+        self.wfile.write(head + b"Content-Length: 0\r\nConnection: close\r\n\r\n")
+
+
+@pytest.fixture
+def refusing_proxy() -> Iterator[str]:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), RefusingProxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        yield f"http://user:secret-password@127.0.0.1:{proxy.server_address[1]}"
+        proxy.shutdown()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_refuses_its_user_is_told_apart(
+    server: LocalServer, tmp_path: Path, refusing_proxy: str, scheme: str
+) -> None:
+    environ = environment(server, tmp_path / "cache") | {
+        "LIGHTLY_SERVER_LOCATION": f"{scheme}://api.example.org",
+        "HTTP_PROXY": refusing_proxy,
+        "HTTPS_PROXY": refusing_proxy,
+    }
+    (tmp_path / "mnt").mkdir()
+    for command in (["datasets"], ["mount", "own", str(tmp_path / "mnt")]):
+        done = lightlyfs(*command, environ=environ, check=False)
+        assert done.returncode == 1
+        assert "the proxy does not accept its user name and password (407)" in done.stderr
+        assert "secret-password" not in done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 def test_a_mountpoint_that_is_used_already_is_refused(server: LocalServer, tmp_path: Path) -> None:
