@@ -245,16 +245,17 @@ _MAX_DIRECTORIES = 256
 class RecentLookups:
     """Entries from memory where the store was asked recently; any thread may call.
 
-    Call `outdate` when the store may answer differently, and `written` when facts went into it. Single
-    operations on the tables are atomic, and a lost update costs a query.
+    Call `outdate` when the store may answer differently, `written` when facts went into it, and `heard` when
+    another process wrote facts. Single operations on the tables are atomic, and a lost update costs a query.
     """
 
     def __init__(self, store: CatalogStore) -> None:
         self._store = store
         self.version = 0
         self.writes = 0  # how often facts went into the store
+        self._heard = 0  # how often another process wrote facts
         # samples by inode number, and what is at a path: a sample's number, anything else itself
-        self._samples: dict[int, tuple[int, SampleEntry]] = {}
+        self._samples: dict[int, tuple[int, int, SampleEntry]] = {}
         self._paths: dict[str, tuple[int, int | Entry | None]] = {}
         self._lock = threading.Lock()
         # guarded by _lock, for a lookup moves entries: by directory the name that comes next where names are
@@ -277,11 +278,21 @@ class RecentLookups:
         for ino, reported in facts.items():
             kept = self._samples.get(ino)
             if kept is not None:
-                self._samples[ino] = kept[0], reported.applied_to(kept[1])
+                self._samples[ino] = kept[0], kept[1], reported.applied_to(kept[2])
+
+    def heard(self) -> None:
+        """Note that another process wrote facts, which entries kept here may lack; for one thread at a time."""
+        self._heard += 1
+
+    def may_lack_facts(self, ino: int) -> bool:
+        """Whether another process may have written facts of a sample since its entry was read."""
+        kept = self._samples.get(ino)
+        return kept is None or kept[:2] != (self.version, self._heard)
 
     def lookup(self, path: str) -> Entry | None:
         """Return the entry of a path, or None where there is none; may raise sqlite3.Error."""
-        version, writes = self.version, self.writes  # before the query, so that changes meanwhile are noticed
+        as_of = self._as_of()  # before the query, so that changes meanwhile are noticed
+        version = as_of[0]
         is_kept, kept = self._kept(path, version)
         if is_kept:
             return kept
@@ -291,26 +302,27 @@ class RecentLookups:
         count = min(_MAX_AHEAD, count * 2) if name == expected else 1
         entry, behind = self._store.lookup_with_next(path, count)
         prefix = directory + "/" if directory else ""
-        self._keep(((prefix + other.name, other) for other in behind[:-1]), version, writes)
+        self._keep(((prefix + other.name, other) for other in behind[:-1]), as_of)
         if behind:
             with self._lock:
                 self._ahead[directory] = (behind[-1].name, count)
         if isinstance(entry, SampleEntry):
-            self._keep(((path, entry),), version, writes)
+            self._keep(((path, entry),), as_of)
         else:
             self._paths[path] = version, entry
         return entry
 
     def samples_at(self, paths: Sequence[str]) -> list[tuple[str, SampleEntry]]:
         """Return the samples at some paths, in their order; may raise sqlite3.Error."""
-        version, writes = self.version, self.writes
+        as_of = self._as_of()
+        version = as_of[0]
         found: dict[str, Entry | None] = {}
         for path in paths:
             is_kept, kept = self._kept(path, version)
             if is_kept:
                 found[path] = kept
         others = self._store.samples_at([path for path in paths if path not in found])
-        self._keep(others, version, writes)
+        self._keep(others, as_of)
         found.update(others)
         entries = ((path, found.get(path)) for path in paths)
         return [(path, entry) for path, entry in entries if isinstance(entry, SampleEntry)]
@@ -324,40 +336,45 @@ class RecentLookups:
         if not isinstance(found, int):
             return True, found
         row = self._samples.get(found)
-        return (True, row[1]) if row is not None and row[0] == version else (False, None)
+        return (True, row[2]) if row is not None and row[0] == version else (False, None)
 
     def sample(self, ino: int, *, reread: bool = False) -> SampleEntry | None:
         """Return the sample with this inode number, or None; may raise sqlite3.Error.
 
         `reread` queries the store even where the row is kept, because other processes write to it, too.
         """
-        version, writes = self.version, self.writes
+        as_of = self._as_of()
+        version = as_of[0]
         kept = self._samples.get(ino)
         if kept is not None and kept[0] == version and not reread:
-            return kept[1]
+            return kept[2]
         entry = self._store.sample(ino)
         if entry is not None:
-            self._keep((("", entry),), version, writes)
+            self._keep((("", entry),), as_of)
         return entry
 
     def samples_after(self, path: str, count: int) -> list[tuple[str, SampleEntry]]:
         """Return samples as the store does, with their paths, and keep them; may raise sqlite3.Error."""
-        version, writes = self.version, self.writes
+        as_of = self._as_of()
         directory = path.rpartition("/")[0]
         prefix = directory + "/" if directory else ""
         found = [(prefix + entry.name, entry) for entry in self._store.samples_after(path, count)]
-        self._keep(found, version, writes)
+        self._keep(found, as_of)
         return found
 
-    def _keep(self, found: Iterable[tuple[str, SampleEntry]], version: int, writes: int) -> None:
-        """Keep rows of the store; one without a path is found by its number alone."""
+    def _as_of(self) -> tuple[int, int, int]:
+        return self.version, self._heard, self.writes
+
+    def _keep(self, found: Iterable[tuple[str, SampleEntry]], as_of: tuple[int, int, int]) -> None:
+        """Keep rows of the store as of then; one without a path is found by its number alone."""
+        version, heard, writes = as_of
         if max(len(self._paths), len(self._samples)) > _MAX_KEPT:
             self._paths, self._samples = {}, {}
         samples = self._samples
         inos = []
         for path, entry in found:
             inos.append(entry.ino)
-            samples[entry.ino] = version, entry
+            samples[entry.ino] = version, heard, entry
             if path:
                 self._paths[path] = version, entry.ino
         if self.writes != writes:  # the rows may lack the facts that were written meanwhile

@@ -363,6 +363,10 @@ class Catalog:
             return None
         return shown
 
+    def may_lack_facts(self, entry: SampleEntry) -> bool:
+        """Whether another process may have written facts of a sample since it was looked up; no query."""
+        return self._recent.may_lack_facts(entry.ino)
+
     def publish_facts(self, sample_ids: Iterable[str]) -> None:
         """Let other processes see what storage reported of samples."""
         self._reported.publish(sample_ino(bytes.fromhex(sample_id)) for sample_id in sample_ids)
@@ -398,6 +402,7 @@ class Catalog:
             return
         self._looked_at = _NEVER  # they may have reported what was left
         # facts alone outdate nothing: before storage is asked of a sample, they are looked up
+        self._recent.heard()
         if news.changed or news.resized:
             with self._lock:
                 self._recent.outdate()

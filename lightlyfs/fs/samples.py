@@ -459,7 +459,11 @@ class Samples:
         """
         told: SampleEntry | None = entry if entry.verified else self._catalog.with_facts(entry)
         if entry.verified or (told is not None and not told.verified):
-            told = self._catalog.told(entry) if by_others and self._reader.has_company() else None
+            if self._reader.has_company():
+                may_be_told = by_others
+            else:  # they may have ended since
+                may_be_told = not by_others and not entry.verified and self._catalog.may_lack_facts(entry)
+            told = self._catalog.told(entry) if may_be_told else None
         if told is None or not told.verified or told.etag == NO_OBJECT:
             return None
         content = content_of(told)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from trees import environment, wait_until
+from trees import environment, in_process, wait_until
 
 from lightlyfs.locks import SharedLocks
 from lightlyfs.testing import LocalServer, ServerOptions
@@ -169,6 +169,24 @@ def test_a_process_that_is_stopped_holds_nobody_up_for_long(
     (read,) = workers.read_all("sorted")
 
     assert read == digests(served)
+
+
+def test_what_a_process_fetched_that_has_ended_is_not_fetched_again(
+    workers: Workers, server: LocalServer, served: Path, tmp_path: Path
+) -> None:
+    """Its facts are newer than the entries that this process has looked up."""
+    names = sorted(path.name for path in served.iterdir())
+    with in_process(server, tmp_path / "here", cache_dir=workers.cache, read_ahead="off") as tree:
+        for name in names:
+            tree.stat(name)
+        workers.read_all("sorted")
+        wait_until(lambda: not tree.parts.place.locks.has_company(), 10)
+        tree.parts.catalog.hear_others()
+        before = server.stats.count("storage.get"), server.stats.count("readurl")
+
+        assert all(tree.read(name) == (served / name).read_bytes() for name in names)
+
+        assert (server.stats.count("storage.get"), server.stats.count("readurl")) == before
 
 
 # forks a child that stays, and says so

@@ -146,10 +146,12 @@ def test_facts_that_another_process_wrote_are_read_only_where_they_are_wanted(tm
     world.catalog.hear_others()
     assert shown(world) == entry
     assert queries == []
+    assert world.catalog.may_lack_facts(entry)
     told = world.catalog.told(entry)
     assert told is not None
     assert told.verified
     assert shown(world).verified
+    assert not world.catalog.may_lack_facts(entry)
     other.catalog.record_facts(sample_id(0), entry.published_size or 0, "e2")
     other.catalog.flush_facts()
     world.catalog.hear_others()
