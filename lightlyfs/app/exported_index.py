@@ -176,6 +176,7 @@ _META = {
     "missing": _COUNT,
     "changes": _COUNT,
     "resized": _COUNT,
+    "refreshes": _COUNT,
     "verified_rows": _COUNT,
     "totals": re.compile(r"[0-9]{1,24}( [0-9]{1,24}){3}"),
     "tail": re.compile(r"([0-9a-f]{24})?"),

@@ -150,7 +150,10 @@ class Totals(NamedTuple):
 class News(NamedTuple):
     """What other processes wrote: names, or versions of what is shown (`changed`), sizes (`resized`), or
     only what was not announced before.
+
+    `refreshed`: storage is to be asked again for what it said before.
     """
 
     changed: bool
     resized: bool
+    refreshed: bool = False

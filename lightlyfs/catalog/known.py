@@ -117,7 +117,10 @@ class Reported:
                     table[ino] = facts._replace(certain=False)
 
     def write(self) -> None:
-        """Write them down; where the disk fails they stay in memory, and count from there."""
+        """Write them down; where the disk fails they stay in memory, and count from there.
+
+        After a refresh by another process they are doubtful, in the store and here.
+        """
         with self._lock:
             facts = dict(self._facts)
             if not facts:
@@ -168,12 +171,16 @@ WHERE etag != said.value
 """
 
 
-def record(db: sqlite3.Connection, facts: Mapping[int, Facts]) -> tuple[bool, list[int]]:
+def record(db: sqlite3.Connection, facts: Mapping[int, Facts], heeded: int) -> tuple[bool, list[int]]:
     """Keep what storage reported of samples that did not change since, by inode number; within a transaction.
 
     Returns whether any object had another version before, and of which objects another process has written
-    another version since: storage has to be asked. Only the store knows.
+    another version since: storage has to be asked. Only the store knows. `heeded` is the number of refreshes
+    that this process has heard of: what it was told before a later one is in doubt, too.
     """
+    is_refreshed = tables.counted(db, tables.REFRESHES) != heeded
+    if is_refreshed:
+        facts = {ino: reported._replace(certain=False) for ino, reported in facts.items()}
     sums = tables.sums_of(db, facts)
     said = json.dumps({ino: reported.etag for ino, reported in facts.items()})
     replaced = db.execute(_ARE_REPLACED, (said,)).fetchall()
@@ -181,7 +188,7 @@ def record(db: sqlite3.Connection, facts: Mapping[int, Facts]) -> tuple[bool, li
     in_doubt = [ino for ino, etag in replaced if ino in listed and etag != listed[ino].before]
     db.executemany(_RECORD, [_values(ino, reported) for ino, reported in facts.items()])
     tables.move_totals(db, tables.sums_of(db, facts) - sums)
-    return bool(replaced), in_doubt
+    return bool(replaced), list(facts) if is_refreshed else in_doubt
 
 
 def _values(ino: int, facts: Facts) -> dict[str, object]:
@@ -199,7 +206,7 @@ class Publisher:
         self._db: sqlite3.Connection | None = None
         self._let_alone_until = float("-inf")
 
-    def publish(self, facts: Mapping[int, Facts]) -> list[int]:
+    def publish(self, facts: Mapping[int, Facts], heeded: int) -> list[int]:
         """Write what storage reported of samples, unless that takes more than a moment; see `record`."""
         with self._lock:
             if time.monotonic() < self._let_alone_until:
@@ -210,7 +217,7 @@ class Publisher:
                 self._db.execute("PRAGMA wal_autocheckpoint = 0")
             try:
                 with database.transaction(self._db):
-                    replaced, in_doubt = record(self._db, facts)
+                    replaced, in_doubt = record(self._db, facts, heeded)
                     if replaced:
                         tables.count(self._db, tables.CHANGES)
                 return in_doubt
@@ -281,7 +288,7 @@ class RecentLookups:
                 self._samples[ino] = kept[0], kept[1], reported.applied_to(kept[2])
 
     def heard(self) -> None:
-        """Note that another process wrote facts, which entries kept here may lack; for one thread at a time."""
+        """Note that another process wrote facts, which rows kept here may lack; for one thread at a time."""
         self._heard += 1
 
     def may_lack_facts(self, ino: int) -> bool:

@@ -386,8 +386,7 @@ class Catalog:
             self._store.forget_facts()
         except sqlite3.Error as error:
             raise LightlyFsError(f"the catalogue on disk cannot be written: {error}") from error
-        # what was reported meanwhile was told to the kernel, and is shown on
-        self._reported.doubt()
+        self._heed_refresh()
         self.note_changes()
         return changes
 
@@ -403,6 +402,8 @@ class Catalog:
         self._looked_at = _NEVER  # they may have reported what was left
         # facts alone outdate nothing: before storage is asked of a sample, they are looked up
         self._recent.heard()
+        if news.refreshed:
+            self._heed_refresh()
         if news.changed or news.resized:
             with self._lock:
                 self._recent.outdate()
@@ -410,6 +411,11 @@ class Catalog:
             self._note_resized()
         if news.changed:
             self.refresher.changed_elsewhere()
+
+    def _heed_refresh(self) -> None:
+        # what was reported meanwhile was told to the kernel, and is shown on
+        self._reported.doubt()
+        self._store.heed_refreshes()
 
     # asking the API
 

@@ -27,7 +27,7 @@ from lightlyfs.catalog import tables
 from lightlyfs.catalog.entries import DirectoryEntry, Entry, Facts, News, Place, Row, SampleEntry, Totals
 from lightlyfs.catalog.known import MOMENT_S, Publisher, record
 from lightlyfs.catalog.listing_writer import ListingWriter, directory_path
-from lightlyfs.catalog.tables import CHANGES, RESIZED, SCHEMA, count, counted, create_schema
+from lightlyfs.catalog.tables import CHANGES, REFRESHES, RESIZED, SCHEMA, count, counted, create_schema
 from lightlyfs.forks import FORK_GATE
 from lightlyfs.tree import ROOT_INO, directory_ino, sample_ino
 
@@ -82,6 +82,8 @@ class CatalogStore:
             self._anchor = database.Anchor.of(path)
             # guarded by _write_lock: what was counted by this process, or noticed
             self._seen = {what: counted(self._writer, what) for what in (CHANGES, RESIZED)}
+            self._refreshes = counted(self._writer, REFRESHES)  # guarded by _write_lock
+        self._heeded = self._refreshes
         self._version = -1
         self._publisher = Publisher(lambda: self._connect(_READER_CACHE_KIB, timeout_s=MOMENT_S))
 
@@ -291,7 +293,7 @@ class CatalogStore:
         old, self._writer = self._writer, writer
         self._publisher.renew()
         # what another process wrote may differ from what is remembered here
-        self._seen, self._version = dict.fromkeys(self._seen, -1), -1
+        self._seen, self._version, self._heeded = dict.fromkeys(self._seen, -1), -1, -1
         self._idle, idle = [], self._idle
         for db in (old, *idle):
             db.close()
@@ -308,9 +310,19 @@ class CatalogStore:
                 return None
             self._version = version
             found = {what: counted(self._writer, what) for what in self._seen}
-            news = News(found[CHANGES] != self._seen[CHANGES], found[RESIZED] != self._seen[RESIZED])
+            self._refreshes = counted(self._writer, REFRESHES)
+            news = News(
+                found[CHANGES] != self._seen[CHANGES],
+                found[RESIZED] != self._seen[RESIZED],
+                self._refreshes != self._heeded,
+            )
             self._seen = found
         return news
+
+    def heed_refreshes(self) -> None:
+        """Take what is recorded from now on for what storage said after the last refresh that is known."""
+        with self._write_lock:
+            self._heeded = self._refreshes
 
     def _count_locked(self, what: str) -> None:
         self._note_own_locked(what, count(self._writer, what))
@@ -331,10 +343,11 @@ class CatalogStore:
         """Keep what storage reported, by inode number, of samples that did not change since.
 
         Other processes hear of it where an object was replaced by another version, or `resized`: one that
-        was shown with another size or none. Returns those of which others have told another version since.
+        was shown with another size or none. Returns those in doubt: of which others have told another version
+        since, or all after a refresh that was not heeded yet.
         """
         with self._transaction() as db:
-            replaced, in_doubt = record(db, facts)
+            replaced, in_doubt = record(db, facts, self._heeded)
             if replaced:
                 self._count_locked(CHANGES)
             if resized:
@@ -346,14 +359,15 @@ class CatalogStore:
 
         Returns what `record_facts` does.
         """
-        return self._publisher.publish(facts)
+        return self._publisher.publish(facts, self._heeded)
 
     def forget_facts(self) -> None:
-        """Make every size and version unverified; they stay as the best guess."""
+        """Make every size and version unverified; they stay as the best guess. Heed it then."""
         with self._transaction() as db:
             db.execute("UPDATE sample SET verified = 2 WHERE verified = 1")
             kept = tables.stored_totals(db)
             tables.keep_totals(db, kept._replace(unverified=kept.samples))
+            self._refreshes = count(db, REFRESHES)
             self._count_locked(CHANGES)
 
     @contextmanager

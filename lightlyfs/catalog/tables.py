@@ -37,9 +37,10 @@ CREATE UNIQUE INDEX sample_by_ino ON sample (ino);
 """
 
 # counted in the catalogue, so that processes sharing it notice each other's: changes after which anything may
-# be another, and those of sizes that directories show
+# be another, those of sizes that directories show, and refreshes, before which storage is to be asked again
 CHANGES = "changes"
 RESIZED = "resized"
+REFRESHES = "refreshes"
 
 
 _KEY = "totals"

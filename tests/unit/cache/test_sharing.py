@@ -478,6 +478,36 @@ def test_a_replaced_object_is_news_also_where_its_first_version_was_not_heard_of
     assert known.etag == "e2"
 
 
+@pytest.mark.parametrize("publishes", [False, True])
+def test_what_storage_said_before_a_refresh_by_another_is_asked_again(
+    worlds: tuple[World, World], publishes: bool
+) -> None:
+    first, second = worlds
+    second.catalog.record_facts(sample_id(1), 10, "e1")
+    first.catalog.refresh()
+    if publishes:
+        second.catalog.publish_facts([sample_id(1)])
+    else:
+        second.catalog.flush_facts()
+    assert not lookup(first).verified
+    second.catalog.hear_others()
+    assert not lookup(second).verified
+    second.catalog.flush_facts()
+    assert not lookup(first).verified
+    assert lookup(second).etag == "e1"
+
+    second.catalog.record_facts(sample_id(1), 10, "e2")
+    second.catalog.publish_facts([sample_id(1)])
+    assert lookup(first).verified
+    second.catalog.flush_facts()
+    assert (lookup(first).verified, lookup(second).verified) == (True, True)
+    first.catalog.record_facts(sample_id(2), 10, "e1")
+    first.catalog.flush_facts()
+    other = second.catalog.by_id(sample_id(2))
+    assert other is not None
+    assert other[1].verified
+
+
 def test_a_size_that_one_found_shows_in_listings_of_the_other(worlds: tuple[World, World]) -> None:
     first, second = worlds
     second.catalog.hear_others()

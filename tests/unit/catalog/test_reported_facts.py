@@ -257,28 +257,28 @@ def test_what_is_published_is_seen_and_a_busy_catalogue_is_let_alone_for_a_while
 ) -> None:
     now = [100.0]
     subject, made, store = publisher(tmp_path, now, monkeypatch)
-    subject.publish(said())
+    subject.publish(said(), 0)
     assert store.sample(INO).size == 9
-    subject.publish(said())
+    subject.publish(said(), 0)
     assert len(made) == 1
 
     store._writer.execute("BEGIN IMMEDIATE")
-    subject.publish(said("e2"))
+    subject.publish(said("e2"), 0)
     store._writer.execute("COMMIT")
     now[0] += 9.9
-    subject.publish(said("e2"))
+    subject.publish(said("e2"), 0)
     assert store.sample(INO).etag == "e1"
     now[0] += 0.2
-    subject.publish(said("e2"))
+    subject.publish(said("e2"), 0)
     assert store.sample(INO).etag == "e2"
 
     subject.renew()
     subject.renew()
-    subject.publish(said("e3"))
+    subject.publish(said("e3"), 0)
     assert len(made) == 2
     subject.close()
     subject.close()
-    subject.publish(said("e4"))
+    subject.publish(said("e4"), 0)
     assert store.sample(INO).etag == "e3"
     store.close()
 
@@ -286,11 +286,11 @@ def test_what_is_published_is_seen_and_a_busy_catalogue_is_let_alone_for_a_while
 def test_only_another_version_is_news_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject, _, store = publisher(tmp_path, [100.0], monkeypatch)
     store.news()
-    subject.publish(said())
+    subject.publish(said(), 0)
     news = store.news()
     assert news is not None
     assert not news.changed
-    subject.publish(said("e2"))
+    subject.publish(said("e2"), 0)
     news = store.news()
     assert news is not None
     assert news.changed

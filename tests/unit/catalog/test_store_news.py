@@ -43,6 +43,7 @@ def test_own_changes_are_no_news(two: tuple[CatalogStore, CatalogStore]) -> None
     mine.record_facts({ino(0): Facts(5, "e2")})
     mine.record_facts({ino(1): Facts(6, "e1")}, resized=True)
     mine.forget_facts()
+    mine.heed_refreshes()
     assert mine.news() in (None, News(changed=False, resized=False))
 
 
@@ -59,7 +60,8 @@ def test_names_versions_and_sizes_of_others_are_news_once(two: tuple[CatalogStor
     other.record_facts({ino(2): Facts(5, "e1")})
     assert mine.news() == News(changed=False, resized=False)
     other.forget_facts()
-    assert mine.news() == News(changed=True, resized=False)
+    assert mine.news() == News(changed=True, resized=False, refreshed=True)
+    mine.heed_refreshes()
     list_all(other, 4)  # the same again
     assert mine.news() == News(changed=False, resized=False)
 
@@ -90,7 +92,7 @@ def test_a_catalogue_that_was_deleted_is_written_again_and_may_be_news(
     mine, _ = two
     for path in tmp_path.glob("catalog.db*"):
         path.unlink()
-    assert mine.news() == News(changed=True, resized=True)
+    assert mine.news() == News(changed=True, resized=True, refreshed=True)
     assert (tmp_path / "catalog.db").exists()
     found = mine.sample(ino(0))
     assert found is not None
