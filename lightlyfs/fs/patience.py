@@ -78,6 +78,12 @@ class Turn:
                     self.check()
         return future.result()
 
+    def piece(self, future: Future[T]) -> T:
+        """Return the result of one of several futures, as `result`; the time limit starts again with it."""
+        found = self.result(future)
+        self.restart()
+        return found
+
 
 # waiting for uploads, by a bounded number of calls
 

@@ -261,9 +261,12 @@ class Samples:
         return self.read_content(content, 0, size, turn)
 
     def read_content(self, content: ContentId, offset: int, size: int, turn: Turn) -> bytes:
-        """Bytes of a content, short only at its end; ContentChanged once storage has another version."""
+        """Bytes of a content, short only at its end; ContentChanged once storage has another version.
+
+        May take as long as blocks keep coming.
+        """
         try:
-            return self._reader.read(content, offset, size, turn.result)
+            return self._reader.read(content, offset, size, turn.piece)
         except RequestError as error:
             self._note_unreadable(content.sample_id, error)
             raise
