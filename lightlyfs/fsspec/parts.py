@@ -80,6 +80,12 @@ class _Running:
             one.drain()
             one.close()
 
+    def end_reads(self) -> None:
+        """End what is being fetched; nothing more can be once the interpreter has ended the pools."""
+        for one in list(self._parts.values()):
+            if not _is_uploading(one):
+                one.connections.storage.close()
+
     def leave_locks(self) -> None:
         """In a forked child: the locks are the parent's, and end with it alone."""
         for one in self._parts.values():
@@ -103,10 +109,24 @@ os.register_at_fork(after_in_child=_forget_parents)
 atexit.register(lambda: _running.close())
 
 # the interpreter waits for the threads of pools before it runs `atexit`: a check that gets no answer would
-# keep the program for its minute
+# keep the program for its minute, and a large file on a slow line for hours
 _ending = threading.Event()
+
+
+def _begin_end() -> None:
+    _ending.set()
+    if not any(map(_is_waited_for, threading.enumerate())):
+        _running.end_reads()
+
+
+def _is_waited_for(thread: threading.Thread) -> bool:
+    """Whether the interpreter waits for a thread of the program, which may be reading."""
+    ours = thread is threading.main_thread() or thread.name.startswith("lightlyfs-")
+    return not ours and not thread.daemon
+
+
 with suppress(AttributeError):  # it is private; without it such a program ends later
-    threading._register_atexit(_ending.set)  # type: ignore[attr-defined]
+    threading._register_atexit(_begin_end)  # type: ignore[attr-defined]
 
 
 def parts_of(dataset: str, flags: dict[str, str], token: Token | None = None) -> app.Dataset:

@@ -18,12 +18,12 @@ from typing import Any
 
 import fsspec
 import pytest
-from trees import use_here
+from trees import environment, use_here, wait_until
 
 from lightlyfs import database
 from lightlyfs.forks import FORK_GATE
 from lightlyfs.fsspec import parts as fsspec_parts
-from lightlyfs.testing import LocalServer, ServerOptions
+from lightlyfs.testing import LocalServer, ServerOptions, Stall
 
 GUEST = Path(__file__).parents[1] / "guest.py"
 FILES = {"a.bin": os.urandom(100_000)} | {f"{number}.jpg": os.urandom(20_000) for number in range(30)}
@@ -205,6 +205,38 @@ import fsspec
 fs = fsspec.filesystem("lightly", metadata_ttl="0.001", read_ahead="off")
 print(fs.ls("fleet", detail=False))
 """
+
+
+_LEAVES_A_READ = """
+import threading, time
+import fsspec
+fs = fsspec.filesystem("lightly")
+fs.ls("cars")
+threading.Thread(target=fs.cat_file, args=("cars/large.bin",), daemon=True).start()
+input()
+"""
+
+
+def test_a_program_ends_while_a_large_file_is_still_coming(tmp_path: Path) -> None:
+    (tmp_path / "served").mkdir()
+    with (tmp_path / "served/large.bin").open("wb") as file:
+        file.truncate(9 << 20)
+    with LocalServer(ServerOptions(source=tmp_path / "served", dataset_name="cars")) as server:
+        server.faults.add(Stall(target="storage.get", at="half"))
+        program = subprocess.Popen(
+            [sys.executable, "-c", _LEAVES_A_READ],
+            env=environment(server, tmp_path / "home"),
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_until(lambda: server.stats.count("storage.get") > 0, 30)
+        try:
+            # a stalled transfer is given up after 20 s, and begun again
+            program.communicate(b"\n", timeout=15)
+        finally:
+            program.kill()
+            program.wait()
+    assert program.returncode == 0
 
 
 def test_without_a_server_a_program_ends_with_its_last_line(
