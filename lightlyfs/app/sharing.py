@@ -82,6 +82,7 @@ class DirectoryWatch:
         self._on_change = on_change
         self._closing = threading.Event()
         self._inotify = self._wake = -1
+        self._watched = (0, 0)  # device and inode number
         self._thread = threading.Thread(target=self._run, name="lightlyfs-watch", daemon=True)
 
     def start(self) -> None:
@@ -118,9 +119,17 @@ class DirectoryWatch:
 
     def _watch(self) -> None:
         try:
+            self._watched = _identity(self._directory)
             self._inotify = _watch(self._directory)
         except OSError as error:
             log.debug("what others write to %s is looked for each second: %s", self._directory, error)
+
+    def _is_in_place(self) -> bool:
+        """Whether the path names what is watched; while a file in it is open, the system does not tell."""
+        try:
+            return _identity(self._directory) == self._watched
+        except OSError:
+            return False
 
     def _take_events(self) -> None:
         """Forget what was told; where the directory itself was deleted, watch the one that took its place."""
@@ -133,10 +142,15 @@ class DirectoryWatch:
                 _, mask, _, length = _EVENT.unpack_from(data)
                 data = data[_EVENT.size + length :]
                 ended |= bool(mask & _IN_IGNORED)
-        if ended:
+        if ended or not self._is_in_place():
             os.close(self._inotify)
             self._inotify = -1
             self._watch()
+
+
+def _identity(directory: Path) -> tuple[int, int]:
+    found = os.stat(directory)
+    return found.st_dev, found.st_ino
 
 
 def _read_some(descriptor: int) -> bytes:

@@ -63,6 +63,23 @@ def test_a_directory_that_took_the_place_of_a_deleted_one_is_watched(heard: Hear
     assert heard.again()
 
 
+def test_a_directory_whose_files_are_still_open_is_watched_no_longer_than_it_is_there(
+    heard: Heard, directory: Path
+) -> None:
+    """The system says that it is gone only once they are closed, as other processes do when they please."""
+    with (directory / "old").open("wb"):
+        assert heard.again()
+        shutil.rmtree(directory)
+        assert heard.again()
+        directory.mkdir()
+        while heard.again(0.5):
+            pass
+
+        (directory / "new").write_bytes(b"1")
+
+        assert heard.again()
+
+
 def test_without_inotify_it_calls_now_and_then(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none_left(_directory: Path) -> int:
         raise OSError("no inotify left")
