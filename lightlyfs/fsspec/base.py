@@ -7,6 +7,7 @@ that does not answer would look like an empty dataset, and an image called `a[1]
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,7 +40,7 @@ def opening(path: str) -> Iterator[None]:
     """What keeps a dataset from being opened, as what a user of `open` expects.
 
     A token that is refused is a PermissionError, a dataset that is not there a FileNotFoundError, a server
-    that cannot be reached a ConnectionError.
+    that cannot be reached a ConnectionError. What is missing on this machine is no answer about the path.
     """
     try:
         yield
@@ -52,6 +53,10 @@ def opening(path: str) -> Iterator[None]:
             kind = ConnectionError
         number, _ = errno_of(cause if isinstance(cause, Unauthorized | Forbidden) else error)
         raise kind(number, f"{os.strerror(number)} ({error})", path) from error
+    except (FileNotFoundError, NotADirectoryError, sqlite3.Error) as error:
+        # a cleaner deletes what is being opened on this machine
+        number, _ = errno_of(StartError())
+        raise OSError(number, f"{os.strerror(number)} ({error})", path) from error
 
 
 class AskingFileSystem(AbstractFileSystem):  # type: ignore[misc]

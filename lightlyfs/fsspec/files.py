@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import sqlite3
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def as_os_error(path: str) -> Iterator[None]:
     """What the layers below raise, as what a user of `open` expects."""
     try:
         yield
-    except LightlyFsError as error:
+    except (LightlyFsError, sqlite3.Error) as error:
         number, _ = errno_of(error)
         raise OSError(number, f"{os.strerror(number)} ({error})", path) from error
 

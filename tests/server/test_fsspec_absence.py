@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -194,3 +196,39 @@ def test_what_is_not_there_is_said_not_to_be(served: LocalServer) -> None:
     assert fs.exists("")
     with pytest.raises(FileNotFoundError):
         fs.ls("cars/blue")
+
+
+@pytest.mark.parametrize(
+    "failure", [FileNotFoundError(2, "swept"), sqlite3.OperationalError("disk I/O error")]
+)
+def test_what_is_missing_on_this_machine_is_no_absence(
+    served: LocalServer, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    """As a cleaner deletes the files of a cache that is being opened, or used."""
+
+    def fails(*_: object, **_options: object) -> Any:
+        raise failure
+
+    fs = fsspec.filesystem("lightly", skip_instance_cache=True)
+    with monkeypatch.context() as swept:
+        swept.setattr("lightlyfs.app.uploading.Spool", fails)
+        with pytest.raises(OSError, match=r"swept|disk I/O error") as refused:
+            fs.exists("cars/red/0.jpg")
+    assert refused.value.errno == errno.EIO
+    assert fs.exists("cars/red/0.jpg")
+
+
+def test_a_catalogue_that_cannot_be_read_is_an_oserror(
+    served: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = fsspec.filesystem("lightly", skip_instance_cache=True)
+    assert fs.ls("cars", detail=False) == ["cars/red"]
+
+    def fails(*_: object) -> Any:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr("lightlyfs.catalog.store.CatalogStore.lookup_with_next", fails)
+    for call in (fs.exists, fs.cat_file, fs.open):
+        with pytest.raises(OSError, match="disk I/O error") as refused:
+            call("cars/red/0.jpg")
+        assert refused.value.errno == errno.EIO
