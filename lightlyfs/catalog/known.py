@@ -211,18 +211,19 @@ class Publisher:
         with self._lock:
             if time.monotonic() < self._let_alone_until:
                 return []
-            if self._db is None:
-                self._db = self._connect()
-                # a caller is waiting: the other connections do the checkpoints
-                self._db.execute("PRAGMA wal_autocheckpoint = 0")
             try:
+                if self._db is None:
+                    self._db = self._connect()
+                    # a caller is waiting: the other connections do the checkpoints
+                    self._db.execute("PRAGMA wal_autocheckpoint = 0")
                 with database.transaction(self._db):
                     replaced, in_doubt = record(self._db, facts, heeded)
                     if replaced:
                         tables.count(self._db, tables.CHANGES)
                 return in_doubt
             except sqlite3.OperationalError:
-                # a listing that is written down, or a process that is stopped within its transaction
+                # a listing that is written down, a process that is stopped within its transaction, or a
+                # catalogue that was deleted, which the next facts that are written down bring back
                 self._let_alone_until = time.monotonic() + _LET_ALONE_S
                 return []
 

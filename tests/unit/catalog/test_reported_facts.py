@@ -283,6 +283,19 @@ def test_what_is_published_is_seen_and_a_busy_catalogue_is_let_alone_for_a_while
     store.close()
 
 
+def test_a_catalogue_that_cannot_be_opened_is_let_alone(tmp_path: Path) -> None:
+    calls: list[None] = []
+
+    def connect() -> sqlite3.Connection:
+        calls.append(None)
+        return sqlite3.connect(tmp_path / "deleted" / "catalog.db")
+
+    subject = Publisher(connect)
+    subject.publish(said(), 0)
+    subject.publish(said(), 0)
+    assert len(calls) == 1
+
+
 def test_only_another_version_is_news_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject, _, store = publisher(tmp_path, [100.0], monkeypatch)
     store.news()
