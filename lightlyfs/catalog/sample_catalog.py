@@ -119,6 +119,7 @@ class Catalog:
         self._census = census
         self.refresher = refresher
         self._ask_always = config.ttl_s == 0
+        self._hearing = threading.Lock()  # taken before all others
         self._lock = threading.Lock()
         self._reported = Reported(store, on_written=lambda facts: self._recent.written(facts))
         # guarded by _lock: what the API said, or is being asked, of single names
@@ -204,6 +205,13 @@ class Catalog:
             self._recent.outdate()
         self._reported.note_listing(self._stored)
         self._due.set()
+        # the listing was committed over a connection of its own, as if by another process: heard of later, it
+        # would have all facts looked up again
+        if self._hearing.acquire(blocking=False):
+            try:
+                self._take_news()
+            finally:
+                self._hearing.release()
 
     def age_s(self) -> float | None:
         """Return the seconds since the catalogue was last known to be true, over mounts; None if never."""
@@ -392,6 +400,10 @@ class Catalog:
 
     def hear_others(self) -> None:
         """Take note of what other processes wrote into the store."""
+        with self._hearing:
+            self._take_news()
+
+    def _take_news(self) -> None:
         try:
             news = self._store.news()
         except sqlite3.Error as error:

@@ -80,11 +80,11 @@ class CatalogStore:
             # the catalogue is a copy of what the API knows: losing it costs one listing
             self._writer = database.opened_or_begun(path, self._open_writer, may_begin=alone)
             self._anchor = database.Anchor.of(path)
-            # guarded by _write_lock: what was counted by this process, or noticed
+            # guarded by _write_lock: what is known of the writes of others; what was counted here, or noticed
+            (self._version,) = self._writer.execute("PRAGMA data_version").fetchone()
             self._seen = {what: counted(self._writer, what) for what in (CHANGES, RESIZED)}
             self._refreshes = counted(self._writer, REFRESHES)  # guarded by _write_lock
         self._heeded = self._refreshes
-        self._version = -1
         self._publisher = Publisher(lambda: self._connect(_READER_CACHE_KIB, timeout_s=MOMENT_S))
 
     def close(self) -> None:

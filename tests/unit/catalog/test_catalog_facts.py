@@ -158,6 +158,17 @@ def test_facts_that_another_process_wrote_are_read_only_where_they_are_wanted(tm
     assert shown(world).etag == "e2"
 
 
+def test_a_listing_of_its_own_is_no_news_of_others(world: World, tmp_path: Path) -> None:
+    entry = shown(world)
+    world.catalog.hear_others()
+    assert not world.catalog.may_lack_facts(entry)
+    other = world_of(tmp_path)
+    other.catalog.record_facts(sample_id(0), entry.published_size or 0, "e1")
+    other.catalog.flush_facts()
+    world.catalog.hear_others()
+    assert world.catalog.may_lack_facts(entry)
+
+
 def test_a_sample_is_found_by_its_id_with_what_is_known_of_it(world: World) -> None:
     world.catalog.record_facts(sample_id(2), 8, "e1")
     found = world.catalog.by_id(sample_id(2))
