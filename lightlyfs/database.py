@@ -328,7 +328,8 @@ def readable_rows(path: Path, table: str, columns: Sequence[str]) -> list[tuple[
 def transaction(db: sqlite3.Connection, *, waits: bool = True) -> Iterator[None]:
     """Run the block as one transaction: all of it takes effect, or nothing if it raises.
 
-    `waits` for other processes, unless one of them does not end its transaction; see `is_busy`.
+    If another process is writing, it waits as long as others end their transactions; without `waits`, not at
+    all. Then it raises an error for which `is_busy` is true.
     """
     with FORK_GATE, damage_told(), _odd_header_told(db):
         if waits:

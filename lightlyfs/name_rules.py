@@ -15,10 +15,8 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import re
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 
 # of docs.lightly.ai "cloud storage", `lightly/data/_helpers.py`, Pillow and cameras
 _IMAGES = """
@@ -195,8 +193,6 @@ class WritePolicy:
     rules: UploadRules
     allow_overwrite: bool = False
     write_back: bool = False
-    # where images were to be replaced that may not be, the last few
-    refused: deque[str] = field(default_factory=partial(deque, maxlen=3), compare=False)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,9 @@ from lightlyfs.api.contract import (
     wire_target,
     wire_url,
 )
-from lightlyfs.api.network import Silent, Slots, Watch, guard
+from lightlyfs.api.network import guard
 from lightlyfs.api.redaction import redact
+from lightlyfs.api.watch import Silent, Slots, Watch
 from lightlyfs.forks import FORK_GATE
 
 # Connections one handle keeps: the API, a bucket or two, a proxy.

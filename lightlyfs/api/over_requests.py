@@ -41,8 +41,9 @@ from lightlyfs.api.contract import (
     wire_target,
     wire_url,
 )
-from lightlyfs.api.network import SLICE_S, Silent, Slots, Watch, guard
+from lightlyfs.api.network import guard
 from lightlyfs.api.redaction import Redacting, redact
+from lightlyfs.api.watch import SLICE_S, Silent, Slots, Watch
 from lightlyfs.forks import FORK_GATE
 
 if TYPE_CHECKING:

@@ -2,8 +2,6 @@
 
 `DirectoryWatch` is a thread that sleeps in inotify(7) until a file of the directory is written. It reports
 the writes of this process too; the callback has to recognize that they are no news.
-
-`kept_datasets` tells what all of them hold, and `clear_unused` empties one that no process uses.
 """
 
 from __future__ import annotations
@@ -12,16 +10,13 @@ import ctypes
 import logging
 import os
 import select
-import shutil
 import sqlite3
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
-from lightlyfs import database, places
 from lightlyfs.errors import StartError
 from lightlyfs.locks import OPENING, OPENING_PATIENCE_S
 from lightlyfs.places import DatasetPlace
@@ -171,40 +166,3 @@ def _watch(directory: Path) -> int:
         os.close(descriptor)
         raise OSError(number, os.strerror(number))
     return int(descriptor)
-
-
-# what is kept, by dataset
-
-
-class KeptDataset(NamedTuple):
-    """The cache of one dataset: its directory, and the files and bytes in it."""
-
-    directory: Path
-    files: int
-    bytes: int
-
-
-def kept_datasets(cache_dir: Path | None) -> list[KeptDataset]:
-    """Return the caches below a cache directory, without one the user's; a damaged one counts nothing."""
-    found = []
-    for index in sorted(places.cache_root(cache_dir).glob("*/*/blocks.db")):
-        files = size = 0
-        try:
-            with closing(database.connect(index)) as db:
-                (files,) = db.execute("SELECT count(DISTINCT key) FROM block").fetchone()
-                (size,) = db.execute("SELECT bytes FROM total").fetchone()
-        except sqlite3.Error:
-            pass  # the next mount begins it again
-        found.append(KeptDataset(index.parent, files, size))
-    return found
-
-
-def clear_unused(kept: KeptDataset) -> bool:
-    """Delete the blocks of a cache; False where a mount or a program uses it."""
-    with DatasetPlace(kept.directory.parent, kept.directory.name) as place:
-        if place.temporary or not place.alone:
-            return False
-        for file in place.path.glob("blocks.db*"):
-            file.unlink(missing_ok=True)
-        shutil.rmtree(place.path / "blocks", ignore_errors=True)
-    return True

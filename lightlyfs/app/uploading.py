@@ -284,7 +284,7 @@ def uploads_status(uploads: Uploads | None) -> dict[str, Any]:
         "files": [_file_status(record) for record in owed + local[:_SHOWN_LOCAL]],
         "local": len(here) - sum(record.owed for record in here),
         "kept": kept_lines(shown, uploads.policy),
-        "refused": list(dict.fromkeys(uploads.policy.refused)),
+        "refused": list(dict.fromkeys(uploads.writer.refused)),
         "leftovers": [leftover._asdict() for leftover in uploads.journal.leftovers()],
     }
 

@@ -158,8 +158,8 @@ def _put_bounded(facts: dict[int, Facts], ino: int, fact: Facts) -> None:
 MOMENT_S = 0.5
 _LET_ALONE_S = 10.0
 
-# what is reported waits to be written: where another process has written another version since, nobody knows
-# which of them is the later, and storage is asked again
+# Reports wait before they are written. If another process wrote a different version in the meantime, the
+# order of the two is unknown, and storage is asked again.
 _RECORD = """
 UPDATE sample SET size = :size, etag = :etag,
     verified = :certain AND (:mtime IS NULL OR etag IS NULL OR etag = :etag OR etag IS :before)

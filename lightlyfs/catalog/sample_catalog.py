@@ -205,8 +205,8 @@ class Catalog:
             self._recent.outdate()
         self._reported.note_listing(self._stored)
         self._due.set()
-        # the listing was committed over a connection of its own, as if by another process: heard of later, it
-        # would have all facts looked up again
+        # The listing was committed over another connection, so it counts as the write of another process. If
+        # it were noted later, each row that is looked up from here on would be read again.
         if self._hearing.acquire(blocking=False):
             try:
                 self._take_news()
@@ -412,7 +412,7 @@ class Catalog:
         if news is None:
             return
         self._looked_at = _NEVER  # they may have reported what was left
-        # facts alone outdate nothing: before storage is asked of a sample, they are looked up
+        # facts alone outdate nothing: they are looked up again before storage is asked about a sample
         self._recent.heard()
         if news.refreshed:
             self._heed_refresh()

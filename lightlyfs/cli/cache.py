@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import click
 
 from lightlyfs.api.redaction import visible
-from lightlyfs.app.sharing import clear_unused, kept_datasets
+from lightlyfs.app.kept import clear_unused, kept_datasets
 from lightlyfs.cli.commands import need_answer
 from lightlyfs.cli.options import CommandGroup, cache_dir_of, complete_mount, given_path
 from lightlyfs.cli.output import progress_bar, size_text

@@ -166,7 +166,8 @@ def refresh(mountpoint: Path) -> None:
 
 def _drain(mountpoint: Path, expected: int) -> None:
     """Wait for the uploads under way, as long as they move; not for those that begin meanwhile."""
-    with progress_bar() as shown, suppress(StartError):  # a mount that hung up has ended, or is told of below
+    # a mount that closes the connection is ending; the caller waits for the end, and reports a failure
+    with progress_bar() as shown, suppress(StartError):
         task = shown.add_task("uploading", total=expected)
         moved, since = -1, time.monotonic()
         answers = session(mountpoint, {"command": "drain"}, (), timeout_s=_DRAIN_STALLED_S)
@@ -181,7 +182,7 @@ def _drain(mountpoint: Path, expected: int) -> None:
 
 
 def _note_owed(uploads: dict[str, Any]) -> None:
-    """Take what is owed from the journal of a mount that has ended: it went on after it was asked."""
+    """Read what is owed from the journal: the mount went on uploading after it answered, and has ended."""
     staged_in, known = uploads["staged_in"], [file for file in uploads["files"] if file["owed"]]
     if staged_in is None or not (known or _has_files(Path(staged_in, "files"))):
         return

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Container
 from typing import Any
 
@@ -29,6 +30,8 @@ from lightlyfs.staging.record import Record, State
 from lightlyfs.staging.uploader import Uploader
 
 log = logging.getLogger(__name__)
+
+_SHOWN_REFUSED = 3
 
 _KILLED = "the program that wrote it was killed"
 _NEVER_CLOSED = "the program that wrote it never closed it"
@@ -57,6 +60,8 @@ class Writer:
         self._waits = waits
         self._callers = callers
         self._told: set[str] = set()
+        # the last paths whose images may not be replaced; single operations on it are atomic
+        self.refused: deque[str] = deque(maxlen=_SHOWN_REFUSED)
 
     def resume(self, held: Container[str] = ()) -> None:
         """Resume what an earlier mount left; new files of the keys in `held` wait for `resume_file`."""
@@ -132,7 +137,7 @@ class Writer:
     def need_overwrite(self, path: str) -> None:
         """NotPermitted unless the mount may replace the image of a sample."""
         if not (self.policy.allow_overwrite or self.overlays):
-            self.policy.refused.append(path)
+            self.refused.append(path)
             raise NotPermitted(f"{path} is on the server; mount with --allow-overwrite to replace images")
 
     def release(self, handle: WriteHandle) -> None:

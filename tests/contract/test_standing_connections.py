@@ -60,6 +60,7 @@ def test_a_server_that_is_slow_is_asked_twice_at_most_once(
 ) -> None:
     """A new connection is not doubted, and an answer that took long makes patient."""
     monkeypatch.setattr("lightlyfs.api.network.SILENCE_S", 0.3)
+    monkeypatch.setattr("lightlyfs.api.watch.SILENCE_S", 0.3)
     slow_s = 0.0
 
     def reply(connection: Connection, received: Received) -> None:
@@ -80,6 +81,7 @@ def test_a_request_that_may_take_long_is_not_doubted(
 ) -> None:
     """A page of thousands of samples: asking twice would cost the server as much again."""
     monkeypatch.setattr("lightlyfs.api.network.SILENCE_S", 0.2)
+    monkeypatch.setattr("lightlyfs.api.watch.SILENCE_S", 0.2)
 
     def reply(connection: Connection, received: Received) -> None:
         time.sleep(1.5 if received.target == "/page" else 0)

@@ -135,6 +135,19 @@ def after_two(tree: InProcessTree, monkeypatch: pytest.MonkeyPatch, then: Callab
     monkeypatch.setattr(tree.parts.client, "update_sample", update)
 
 
+def away_after_two(tree: InProcessTree, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Have the server fail from the third rename of a directory on, until the event is cleared."""
+    away = threading.Event()
+    away.set()
+
+    def fail() -> None:
+        if away.is_set():
+            raise ServerFault("away", status=503)
+
+    after_two(tree, monkeypatch, fail)
+    return away
+
+
 def fail_once(error: Exception) -> Callable[[], None]:
     errors = [error]
 
@@ -233,14 +246,7 @@ def test_a_rename_of_one_sample_that_is_interrupted_is_taken_back(
 def test_a_rename_that_the_server_fails_in_the_middle_is_taken_back_once_it_answers(
     own_server: LocalServer, tree: InProcessTree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    away = threading.Event()
-
-    def fail() -> None:
-        if away.is_set():
-            raise ServerFault("away", status=503)
-
-    away.set()
-    after_two(tree, monkeypatch, fail)
+    away = away_after_two(tree, monkeypatch)
     monkeypatch.setattr("lightlyfs.fs.renames_left._FIRST_PAUSE_S", 0.01)
 
     with refused(errno.EIO):
@@ -283,14 +289,7 @@ def test_a_rename_that_the_end_of_the_mount_cuts_off_is_taken_back_by_the_next(
 def test_a_rename_that_is_asked_for_again_is_not_taken_back(
     own_server: LocalServer, tree: InProcessTree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    away = threading.Event()
-
-    def fail() -> None:
-        if away.is_set():
-            raise ServerFault("away", status=503)
-
-    away.set()
-    after_two(tree, monkeypatch, fail)
+    away = away_after_two(tree, monkeypatch)
     with refused(errno.EIO):
         tree.rename("a", "b")
     wait_until(lambda: "lightlyfs-renames" in {thread.name for thread in threading.enumerate()}, 5)
