@@ -1,4 +1,4 @@
-"""Files of 100 KB that are nowhere near yet: one reader in order, 8 in any order, over 20 and 80 ms.
+"""Files of 100 KB that are not here yet: one reader in order, 8 in any order, a training; 20 and 80 ms away.
 
 One server answers all, late and at 0.1 ms of CPU a request (`object_server.py`); ours, and the downloads, ask
 for a URL first. Ours runs with its defaults, rclone mount with the flags that serve it best
@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from harness import Bench, Mount, read_files, run_script
+from harness import LOCAL, Bench, Mount, read_files, run_script
 from mounts import RCLONE_SMALL, fsspec_mount, lightlyfs_mount, other_peers, rclone_mount
 from object_server import key_of
 from servers import object_served
@@ -31,6 +31,10 @@ SHUFFLED = "cold, shuffled, 8 readers"
 SHUFFLED_FAR = f"{SHUFFLED}, 80 ms"
 CLASSES_FAR = f"cold, shuffled over {CLASSES} folders, 80 ms"
 URLS_KNOWN = f"{SHUFFLED}, URLs known"
+# 4 workers that decode, batches of 32, and an accelerator that takes so many images/s
+WORKERS, BATCH, IMAGES_PER_S = 4, 32, 500
+TRAINING = f"cold, training loop, {WORKERS} workers, decoded, 80 ms"
+TRAINING_TOLD = f"{TRAINING}, its order announced"
 DOWNLOAD = "all downloaded first, 32 threads"
 CLIENTS = ("requests", "urllib3")
 # files a folder
@@ -68,6 +72,7 @@ def run(bench: Bench) -> None:
                 one_round(bench, opener, SHUFFLED, shuffled(FLAT)[:FEW_FILES], READERS)
     far(bench, SHUFFLED_FAR, FLAT)
     far(bench, CLASSES_FAR, CLASSED)
+    training(bench)
     bench.keep_claims(OURS)
 
 
@@ -78,6 +83,37 @@ def far(bench: Bench, what: str, per_folder: int) -> None:
         for _ in range(ROUNDS):
             one_round(bench, lambda place: lightlyfs_mount(exported, place), what, names, READERS)
             one_round(bench, theirs(port), what, names[:FEW_FILES], READERS)
+
+
+def training(bench: Bench) -> None:
+    """An epoch of a training loop: over the mounts, and over the local disk, which leaves decoding alone."""
+    with object_served(bench.place("far"), FILES, FILE_BYTES, FAR_S, FLAT) as (port, exported):
+        place = bench.place("downloaded")
+        run_script("download.py", place, THREADS, CLIENTS[-1], environ=exported)
+        local = [path.name for path in place.iterdir()]
+        for _ in range(ROUNDS):
+            bench.note(TRAINING, LOCAL, train(bench, place, local), "files/s")
+            for what, words in ((TRAINING, ()), (TRAINING_TOLD, ("announce",))):
+                with lightlyfs_mount(exported, bench.place("cold")) as mount:
+                    per_s = train(bench, mount.path, names_in(FLAT), *words, environ=mount.environ())
+                bench.note(what, mount.subject, per_s, "files/s")
+            with theirs(port)(bench.place("cold")) as mount:
+                bench.note(
+                    TRAINING, mount.subject, train(bench, mount.path, names_in(FLAT, FEW_FILES)), "files/s"
+                )
+
+
+def train(
+    bench: Bench, directory: Path, names: list[str], *words: str, environ: dict[str, str] | None = None
+) -> float:
+    """Images a second of an epoch, its start included."""
+    listed = bench.directory / "names"
+    listed.write_text("\n".join(names))
+    numbers = [7, WORKERS, BATCH, IMAGES_PER_S, "decoded", *words]
+    share, total = run_script("trainer.py", directory, listed, *numbers, environ=environ)
+    if total != FILE_BYTES * len(names):
+        raise SystemExit(f"{directory}: an epoch read {total} bytes")
+    return share * IMAGES_PER_S
 
 
 def theirs(port: int) -> Opener:

@@ -81,7 +81,7 @@ def note(bench: Bench, mount: Mount, names_file: str, *epochs: str) -> None:
 def train(bench: Bench, directory: object, names_file: str, seed: int) -> float:
     """Utilisation of an epoch in %."""
     listed = bench.directory / names_file
-    share, total = run_script("trainer.py", directory, listed, seed, READERS, BATCH, IMAGES_PER_S)
+    share, total = run_script("trainer.py", directory, listed, seed, READERS, BATCH, IMAGES_PER_S, "plain")
     expected = FILE_BYTES * len(listed.read_text().splitlines())
     if total != expected:
         raise SystemExit(f"{directory}: an epoch read {total} bytes, not {expected}")
