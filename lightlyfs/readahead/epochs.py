@@ -3,9 +3,9 @@
 A program that opens many uncached files below a directory in random order usually reads all of them, each
 once: a training epoch. So the rest is fetched ahead of it, in the order of the catalogue, where the cache has
 room for it; otherwise only the read URLs are. What was fetched and not read yet is bounded by what was read,
-so a program that stops early costs little. Beyond that bound, too, the read URLs are fetched: a file that is
-opened before its contents were fetched then costs one request, not two. Times are seconds of any monotonic
-clock, sizes bytes.
+so a program that stops early costs little. Before the contents, and beyond that bound, the read URLs are
+fetched: a file that is opened before its contents were fetched then costs one request, not two. Times are
+seconds of any monotonic clock, sizes bytes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-# a user who looks at a few pictures opens fewer files
-OPENS_TO_START = 32
+# random opens after which read URLs are fetched, and after which contents are too: a user who looks at a few
+# pictures opens fewer files
+OPENS_FOR_URLS, OPENS_FOR_CONTENTS = 16, 32
 # how many random opens one open in order cancels: by chance one in twenty of a shuffled epoch is in order,
 # and nearly all of an ordered one are
 _IN_ORDER_COSTS = 2
@@ -66,8 +67,11 @@ class Epoch(Generic[T]):
     there are no more. `coming` are those of them whose contents are still to be fetched.
     """
 
-    def __init__(self, directory: str = "", opens: int = 0, read_bytes: int = 0) -> None:
+    def __init__(
+        self, directory: str = "", opens: int = 0, read_bytes: int = 0, random_opens: int = 0
+    ) -> None:
         self.directory = directory
+        self.random_opens = random_opens  # less those in order; counted until contents are fetched
         self.below: Below | None = None
         self.fits = False
         self.files: Iterator[tuple[str, T, int]] | None = None
@@ -81,8 +85,10 @@ class Epoch(Generic[T]):
         self._hits = 0
         self._chances = 0.0
 
-    def opened(self, size: int, *, hit: bool) -> None:
+    def opened(self, size: int, *, hit: bool, in_order: bool) -> None:
         """Note an open: whether the file was fetched ahead, and whether chance would have it so."""
+        if self.random_opens < OPENS_FOR_CONTENTS:
+            self.random_opens = _counted_with(self.random_opens, in_order=in_order)
         if self.fits and self.below is not None:
             left = max(1, self.below.files - self.opens)
             self._chances += min(1.0, self.unread_files / left)
@@ -100,12 +106,16 @@ class Epoch(Generic[T]):
         """Whether the contents of one more file should be fetched."""
         if not self.fits or self.is_missed or (self.files is None and not self.coming):
             return False
+        if self.random_opens < OPENS_FOR_CONTENTS:
+            return False
         return self.unread_bytes < self.read_bytes * _AHEAD_PER_READ + _AHEAD_BYTES
 
     @property
     def wants_urls(self) -> bool:
         """Whether the read URL of one more file should be fetched."""
         if self.files is None or self.is_missed or len(self.coming) >= _MAX_URLS_AHEAD:
+            return False
+        if self.random_opens < OPENS_FOR_URLS:
             return False
         return self.urls < min(self.opens * _URLS_PER_OPEN, self.opens + _FIRST_URLS)
 
@@ -142,7 +152,7 @@ class EpochTable(Generic[T]):
             epoch.seen_at = now
             if self._epochs.get(epoch.directory) is epoch:
                 self._epochs.move_to_end(epoch.directory)
-            epoch.opened(size, hit=hit)
+            epoch.opened(size, hit=hit, in_order=in_order)
             return None
         return self._counted(path, size, now, in_order=in_order)
 
@@ -193,10 +203,10 @@ class EpochTable(Generic[T]):
             count, read_bytes, seen_at = self._counts.pop(directory, (0, 0, now))
             if now - seen_at > _OVER_S:
                 count = read_bytes = 0
-            count = max(0, count - _IN_ORDER_COSTS) if in_order else count + 1
+            count = _counted_with(count, in_order=in_order)
             read_bytes = read_bytes + size if count else 0
             self._counts[directory] = count, read_bytes, now
-            if count >= OPENS_TO_START and found is None:
+            if count >= OPENS_FOR_URLS and found is None:
                 found = directory
         while len(self._counts) > _MAX_DIRECTORIES:
             self._counts.popitem(last=False)
@@ -204,13 +214,19 @@ class EpochTable(Generic[T]):
 
     def _begin(self, directory: str, now: float) -> Epoch[T]:
         opens, read_bytes, _ = self._counts.pop(directory)
+        # an epoch over more begins by what is opened outside of this one
+        for above in _above(directory):
+            count, bytes_above, seen_at = self._counts.get(above, (0, 0, now))
+            self._counts[above] = max(0, count - opens), max(0, bytes_above - read_bytes), seen_at
+        epoch = Epoch[T](directory, opens, read_bytes, opens)
+        epoch.seen_at = now
         prefix = f"{directory}/" if directory else ""
         for other in [epoch for name, epoch in self._epochs.items() if name.startswith(prefix)]:
-            opens += other.opens
-            read_bytes += other.read_bytes
+            epoch.opens += other.opens
+            epoch.read_bytes += other.read_bytes
+            epoch.random_opens += other.random_opens
             self._end(other)
-        epoch = self._epochs[directory] = Epoch[T](directory, opens, read_bytes)
-        epoch.seen_at = now
+        self._epochs[directory] = epoch
         while len(self._epochs) > _MAX_DIRECTORIES:
             self._end(next(iter(self._epochs.values())))
         return epoch
@@ -218,6 +234,10 @@ class EpochTable(Generic[T]):
     def _end(self, epoch: Epoch[T]) -> None:
         del self._epochs[epoch.directory]
         self.forget(epoch)
+
+
+def _counted_with(random_opens: int, *, in_order: bool) -> int:
+    return max(0, random_opens - _IN_ORDER_COSTS) if in_order else random_opens + 1
 
 
 def _above(path: str) -> Iterator[str]:

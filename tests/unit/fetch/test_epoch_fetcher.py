@@ -12,7 +12,13 @@ import pytest
 
 from lightlyfs.fetch.prefetcher import Ended, EpochFetcher, Prefetcher
 from lightlyfs.fetch.urls import AskedOnce, ReadUrls
-from lightlyfs.readahead.epochs import IDLE_S, OPENS_TO_START, EpochTable, Pace
+from lightlyfs.readahead.epochs import (
+    IDLE_S,
+    OPENS_FOR_CONTENTS,
+    OPENS_FOR_URLS,
+    EpochTable,
+    Pace,
+)
 
 SIZE = 100_000
 FILES = [f"d/{number:04d}.jpg" for number in range(2000)]
@@ -115,8 +121,39 @@ def shuffled(count: int, seed: int = 1, files: Sequence[str] = FILES) -> list[st
 
 def test_nothing_is_fetched_for_those_who_look_at_a_few_files() -> None:
     bench = Bench()
-    bench.open(shuffled(OPENS_TO_START - 1))
+    bench.open(shuffled(OPENS_FOR_URLS - 1))
     assert bench.fetched == bench.urls == []
+
+
+def test_before_contents_the_urls_are_asked_a_few_for_each_open() -> None:
+    bench = Bench()
+    bench.open(shuffled(OPENS_FOR_CONTENTS - 1))
+    assert bench.fetched == []
+    assert 100 < len(bench.urls) <= 8 * (OPENS_FOR_CONTENTS - 1)
+    asked = list(bench.urls)
+    bench.open(shuffled(OPENS_FOR_CONTENTS + 1)[-2:])
+    opened = set(shuffled(OPENS_FOR_CONTENTS + 1))
+    wanted = [name for name in asked if name not in opened]
+    assert bench.fetched[: len(wanted)] == wanted
+
+
+def test_who_goes_on_in_order_has_no_contents_fetched() -> None:
+    bench = Bench()
+    bench.open(shuffled(OPENS_FOR_URLS + 4))
+    asked = len(bench.urls)
+    bench.open(FILES[:400], in_order=True)
+    assert bench.fetched == []
+    assert len(bench.urls) < asked + 40
+
+
+def test_one_file_elsewhere_begins_no_epoch_over_both_folders() -> None:
+    files = [f"{folder}/{number:04d}.jpg" for folder in ("train", "val") for number in range(1000)]
+    bench = Bench(files)
+    bench.open([*shuffled(200, files=files[:1000]), files[1500]])
+    assert bench.fetched
+    assert not [name for name in bench.fetched + bench.urls if name.startswith("val/")]
+    bench.open(shuffled(OPENS_FOR_CONTENTS, files=files[1000:]))
+    assert [name for name in bench.fetched if name.startswith("val/")]
 
 
 def test_an_epoch_finds_most_files_here() -> None:
@@ -128,7 +165,7 @@ def test_an_epoch_finds_most_files_here() -> None:
 
 def test_what_begins_needs_no_further_open() -> None:
     bench = Bench()
-    bench.open(shuffled(OPENS_TO_START))
+    bench.open(shuffled(OPENS_FOR_CONTENTS))
     assert len(bench.fetched) > 600
 
 
@@ -139,7 +176,7 @@ def test_an_open_while_the_mount_is_taken_down_is_no_error() -> None:
 
     bench = Bench()
     bench.ahead._executor = Closed()
-    bench.open(shuffled(OPENS_TO_START + 10))
+    bench.open(shuffled(OPENS_FOR_CONTENTS + 10))
     assert bench.fetched == bench.urls == []
 
 
