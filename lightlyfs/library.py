@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Literal, Protocol, TypedDict, Unpack
 
 from lightlyfs.control import Channel, ask, dial, session
-from lightlyfs.errors import LightlyFsError, Retryable, SettingsError, StartError, counted
+from lightlyfs.errors import Cancelled, LightlyFsError, Retryable, SettingsError, StartError, counted
 from lightlyfs.mountpoints import mount_at
 from lightlyfs.places import mount_above, socket_of
 from lightlyfs.settings import BY_NAME, SETTINGS
@@ -498,6 +498,8 @@ class OrderOverSocket:
                 if self._closed.is_set():
                     return
                 self._hand_over([path_in_mount(self._mountpoint, os.path.abspath(name)) for name in some])
+        except Cancelled:
+            pass  # nobody reads it any more
         except (OSError, ValueError, LightlyFsError) as error:
             if not self._closed.is_set():
                 log.warning("the mount on %s takes no more of the order: %s", self._mountpoint, error)

@@ -359,7 +359,7 @@ class EpochFetcher(Generic[T]):
                 if not self._wait_for_few(announcement, few):
                     break
         except Cancelled:
-            pass  # the mount ends
+            self.close(announcement)  # the mount ends, or nobody reads it any more
         except Exception:
             # the program reads what it needs itself
             log.exception("what was announced cannot be fetched")

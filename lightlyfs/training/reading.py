@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from lightlyfs.cores import with_our_threads
-from lightlyfs.errors import LightlyFsError, Retryable, StartError, may_pass
+from lightlyfs.errors import Cancelled, LightlyFsError, Retryable, StartError, may_pass
 from lightlyfs.library import SIGN_OF_LIFE_S, Closable, OrderOverSocket, mountpoint_of, open_cached
 
 log = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ class Announcer:
             self._added = SimpleQueue()
 
     def __del__(self) -> None:
-        # the thread that asks for more ends; nothing else, for a finaliser must take no lock
+        # the thread that asks for more stops the fetching: a finaliser must take no lock
         self._added.put(None)
 
     def __enter__(self) -> Announcer:
@@ -194,14 +194,14 @@ class Announcer:
 
 
 def _taken(added: SimpleQueue[list[str] | None]) -> Iterator[list[str]]:
-    """What is added, until the end; now and then nothing, which shows that there may be more."""
+    """Yield what is added, now and then nothing, which shows that there may be more; Cancelled at its end."""
     while True:
         try:
             names = added.get(timeout=SIGN_OF_LIFE_S)
         except Empty:
             names = []
         if names is None:
-            return
+            raise Cancelled("what was announced is read no more")
         yield names
 
 

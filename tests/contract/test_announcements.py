@@ -239,3 +239,14 @@ def test_an_order_that_breaks_off_costs_what_is_behind_it_alone(
         wait_until(lambda: ended(bench), WITHIN_S)
     assert bench.fetched == FILES[:2]
     assert ("cannot be fetched" in caplog.text) == is_said
+
+
+def test_an_order_that_is_read_no_more_is_given_up(bench: Bench) -> None:
+    def dropped() -> Iterator[tuple[str, str, int]]:
+        yield from announced(FILES[:5])
+        raise Cancelled("dropped")
+
+    bench.fetcher.announce(dropped(), limit_bytes=1 << 30)
+    wait_until(lambda: ended(bench), WITHIN_S)
+    assert bench.fetcher.stats().unread == 5
+    assert not bench.fetcher.unread

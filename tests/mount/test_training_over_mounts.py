@@ -63,6 +63,19 @@ def test_images_below_a_mount_are_read_in_an_announced_order(tree: MountedTree, 
     assert status["ahead"]["files_read"] > FILES * 3 // 4
 
 
+def test_images_of_a_mount_that_are_dropped_leave_no_thread(tree: MountedTree) -> None:
+    before = set(threading.enumerate())
+    images = LightlyImages(tree.mountpoint, decode=len, labels=None)
+    order = EpochOrder(FILES, 32, seed=1)
+    images.__getitems__(next(iter(with_announcements(order.begin(), 1, 4, epoch_run=1))))
+    begun = {one for one in set(threading.enumerate()) - before if one.name == "lightlyfs-announcing"}
+    assert len(begun) == 1
+    del images
+    wait_until(lambda: not begun & set(threading.enumerate()), 20)
+    # and what was announced and not read is given up
+    wait_until(lambda: files_ahead(tree, "unread") > 0, 20)
+
+
 def test_tags_of_a_mount_choose_images(tree: MountedTree, server: LocalServer) -> None:
     ids = [one["id"] for one in sorted(server.samples(), key=lambda one: one["fileName"])]
     server.add_tag("few", ids[98:103])

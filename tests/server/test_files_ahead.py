@@ -161,15 +161,18 @@ def test_what_is_announced_and_cached_is_passed_over_where_it_is_looked_up(
         paths = paths_in(tree)
         for path in paths[:20]:
             read(tree, path)
-        entries = [tree.parts.catalog.known(path) for path in paths[:40]]
-        wait_until(lambda: all(tree.parts.samples.is_cached(entry) for entry in entries[:20]), 10)
-        assert not any(tree.parts.samples.is_cached(entry) for entry in entries[20:])
+
+        def is_cached(path: str) -> bool:
+            return tree.parts.samples.is_cached(tree.parts.catalog.known(path))
+
+        wait_until(lambda: all(map(is_cached, paths[:20])), 10)
+        assert not any(map(is_cached, paths[20:40]))
         tree.parts.cache.drop(content_at(tree, paths[3]))
         before = sent(server)
         with tree.parts.ahead([paths[:20], [], ["no such file", *paths[:10]]]):
             assert settled(lambda: sent(server)) == before + 1
         tree.parts.catalog.refresh()
-        assert not any(tree.parts.samples.is_cached(tree.parts.catalog.known(path)) for path in paths[:20])
+        assert not any(map(is_cached, paths[:20]))
 
 
 def test_what_is_announced_comes_in_its_order_up_to_a_limit(server: LocalServer, tmp_path: Path) -> None:
