@@ -38,6 +38,8 @@ SCHEMA_VERSION = 4
 _LAST_VERSION = 1_000
 _TEXTS = ("path", "name")
 _FLAGS = ("create_sent", "replaces", "thumbnail_done")
+# what decoding a row that cannot be raises; msgspec's own error is a ValueError in its later versions only
+_NO_ROW = (msgspec.ValidationError, ValueError, TypeError, AttributeError)
 # a journal is its mount's own; only `uploads` commands look in meanwhile
 _BUSY_S = 60.0
 _SCHEMA = f"""
@@ -295,7 +297,7 @@ class Journal:
             with self._lock:
                 rows = self._db.execute(query).fetchall()
             return [decode(row) for row in rows]
-        except (sqlite3.Error, ValueError, TypeError, AttributeError) as error:
+        except (sqlite3.Error, *_NO_ROW) as error:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> StartError:
@@ -405,7 +407,7 @@ def _is_sound(row: tuple[Any, ...]) -> bool:
         return bool(checksum == _checksum(values))
     try:
         _record(row)
-    except (ValueError, TypeError, AttributeError):
+    except _NO_ROW:
         return False
     return True
 
