@@ -20,6 +20,8 @@ _TOKEN_FLAGS = {"--token", "--api-token", "--bearer-token", "--public-token"}
 _MOUNT_HELPER = "mount.fuse.lightlyfs"
 # flags that mount(8) hands on to its helper: sloppy, no mtab, verbose
 _MOUNT_FLAGS = {"-s", "-n", "-v"}
+# its message is the help; click 8.1 shows that by itself
+_NO_ARGUMENTS: type[click.UsageError] | tuple[()] = getattr(click.exceptions, "NoArgsIsHelpError", ())
 # where each command is; most need little of what the others import
 _COMMANDS = {
     "mount": "mount:mount",
@@ -116,7 +118,7 @@ def _is_form_of_mount(words: Sequence[str]) -> bool:
 
 
 def _show_usage_error(error: click.UsageError) -> None:
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+    if isinstance(error, _NO_ARGUMENTS):
         error.show()
         return
     text = _plain(error.format_message())
