@@ -98,6 +98,8 @@ def test_nothing_looks_empty_where_it_cannot_start(
     fs = fsspec.filesystem("lightly", skip_instance_cache=True, **options)
     wrong = {}
     for name, call in CALLS.items():
+        if name == "tree" and not hasattr(fs, "tree"):
+            continue  # this fsspec has none yet
         try:
             wrong[name] = call(fs, "lorries" if cause == "no such dataset" else "cars", tmp_path)
         except CAUSES[cause] as error:
@@ -126,7 +128,9 @@ def test_a_mapper_by_its_address_asks_nothing_and_a_key_of_no_dataset_says_why(s
     assert served.stats.snapshot()["requests"] == {}
     with pytest.raises(KeyError) as missing:
         mapper["0.jpg"]
-    assert isinstance(missing.value.__cause__, DatasetNotFoundError)
+    year, month = map(int, fsspec.__version__.split(".")[:2])
+    if (year, month) >= (2024, 12):  # earlier ones do not pass the cause on
+        assert isinstance(missing.value.__cause__, DatasetNotFoundError)
 
 
 @pytest.mark.parametrize("early", ["check", "create"])

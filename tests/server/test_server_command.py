@@ -68,7 +68,7 @@ def test_a_taken_port_and_a_bad_folder_are_one_line_and_a_code(folder: Path) -> 
         port = exported["LIGHTLY_SERVER_LOCATION"].rpartition(":")[2]
         for arguments, words in (
             ([str(folder), "--port", port], port),
-            (["/nonexistent"], "/nonexistent"),
+            ([str(folder / "absent")], "absent"),
             ([str(folder), "--port", "99999"], "99999"),
             ([], "folder"),
         ):
