@@ -26,7 +26,7 @@ from lightlyfs.blocks import BLOCK_BYTES, NO_OBJECT
 from lightlyfs.cache.block_cache import BlockCache
 from lightlyfs.cache.block_files import CacheConfig, bytes_beside, default_budget, free_bytes, shed
 from lightlyfs.cache.fetch_once import FetchOnce
-from lightlyfs.catalog.entries import Changes, SampleEntry
+from lightlyfs.catalog.entries import Changes, SampleEntry, Totals
 from lightlyfs.catalog.freshness import Freshness, FreshnessConfig
 from lightlyfs.catalog.listing import Lister
 from lightlyfs.catalog.refresher import Refresher
@@ -274,6 +274,10 @@ class Dataset:
         self.filesystem.getattr(directory)
         for path, entry in self._namespace.samples_below(directory, _LISTED_AT_ONCE):
             yield path, entry.id
+
+    def totals(self) -> Totals:
+        """Return sums over all samples, with what this mount uploaded and renamed since the listing."""
+        return self._namespace.totals()
 
     def cached_files(self) -> CachedFiles:
         """Return the cached files of samples, for programs that read them by themselves."""

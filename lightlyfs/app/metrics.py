@@ -106,7 +106,7 @@ def status_of(parts: Dataset) -> dict[str, Any]:
     """Return what `lightlyfs status` shows, as plain values."""
     refresher = parts.catalog.refresher
     record = parts.catalog.dataset()
-    totals = parts.catalog.totals()
+    totals = parts.totals()
     cache = parts.cache.stats()
     reader = parts.reader.stats()
     return {

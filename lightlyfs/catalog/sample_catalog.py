@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as futures_wait
 from typing import Protocol, TypeVar
@@ -221,9 +221,9 @@ class Catalog:
         """Return the dataset's record as of the last listing."""
         return stored_dataset(self._store)
 
-    def totals(self) -> Totals:
-        """Return sums over all samples; not for a hot path."""
-        return self._store.totals()
+    def totals(self, without: Collection[int] = ()) -> Totals:
+        """Return sums over all samples but those of these inode numbers; not for a hot path."""
+        return self._store.totals(without)
 
     # names
 

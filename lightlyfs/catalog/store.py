@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -241,10 +241,19 @@ class CatalogStore:
                 ino = parents.get(ino, ROOT_INO)
         return frozenset(above)
 
-    def totals(self) -> Totals:
-        """Return sums over all samples, as they are kept."""
-        with self._reader() as db:
-            return tables.stored_totals(db)
+    def totals(self, without: Collection[int] = ()) -> Totals:
+        """Return sums over all samples but those of these inode numbers, as they are kept."""
+        with self._snapshot() as db:
+            kept = tables.stored_totals(db)
+            if not without:
+                return kept
+            left = tables.sums_of(db, without)
+        return Totals(
+            kept.samples - left.samples,
+            kept.directories,
+            kept.bytes - left.bytes,
+            kept.unverified - left.unverified,
+        )
 
     # a file that was deleted
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from cachetools import LRUCache
 
-from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry, name_beside
+from lightlyfs.catalog.entries import DirectoryEntry, SampleEntry, Totals, name_beside
 from lightlyfs.catalog.sample_catalog import Catalog
 from lightlyfs.desktop.programs import is_probe
 from lightlyfs.errors import NoSuchFile, NotADirectory
@@ -24,7 +24,7 @@ from lightlyfs.fs.patience import Turn
 from lightlyfs.name_rules import REPLACED_FOLDER, ShownRules
 from lightlyfs.staging.local_files import LocalFile, LocalFiles
 from lightlyfs.staging.record import Record
-from lightlyfs.tree import PathTable, directory_ino, sample_ino
+from lightlyfs.tree import PathTable, above, directory_ino, sample_ino
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +104,10 @@ class RenamedSamples:
                 return True
             path = path.rpartition("/")[0]
         return False
+
+    def gone(self) -> list[str]:
+        """Return the directories of `is_gone`, without those below another one."""
+        return [path for path in self._gone if not self.is_gone(path.rpartition("/")[0])]
 
     def at(self, path: str) -> SampleEntry | None:
         """Return the sample that was renamed to this path."""
@@ -422,6 +426,30 @@ class Namespace:
         """Yield the samples below a directory that are shown, at any depth; looks up a page at once."""
         found = self.catalog.samples_below(directory, page)
         return found if self.rules.show_all else (pair for pair in found if self.rules.shows(pair[0]))
+
+    def totals(self) -> Totals:
+        """Return sums over all samples, where this mount has changed what is listed as it has it now."""
+        if self._local is None:
+            return self.catalog.totals()
+        shown = ((file.path, file.record) for file in self._local.all())
+        here = {sample_ino(bytes.fromhex(one.sample_id)): (path, one) for path, one in shown if one.sample_id}
+        listed = self.catalog.totals(without=here)
+        paths = {path for path, _ in here.values()} | self.renamed.paths()
+        new = {directory for path in paths for directory in above(path) if self.listed_at(directory) is None}
+        return listed._replace(
+            samples=listed.samples + len(here),
+            directories=listed.directories + len(new) - self._count_gone(),
+            bytes=listed.bytes + sum(record.size for _, record in here.values()),
+        )
+
+    def _count_gone(self) -> int:
+        """Count the directories that the catalogue has still, and that were renamed or removed here."""
+        count, waiting = 0, self.renamed.gone()
+        while waiting:
+            path = waiting.pop()
+            count += 1
+            waiting += [f"{path}/{name}" for name in self.catalog.directories_in(path)]
+        return count
 
     def sample_attr(self, entry: SampleEntry) -> Attr:
         """Return the attributes of a sample with its time and inode number on this mount."""
