@@ -385,6 +385,54 @@ def os_error(error: sqlite3.Error, what: str) -> OSError:
     return OSError(errno.ENOSPC if full else errno.EIO, f"{what}: {error}")
 
 
+# a full disk takes this and that: failures are over once something is written so long after the last
+_OVER_AFTER_S = 60.0
+_WHAT_TO_DO = "; free some of that disk, or choose another one with --cache-dir"
+
+
+class Failures:
+    """Logs that the work on some file fails, and that it is over, once each; any thread may call.
+
+    `began` and `over` are what it says; another kind of error while some go on is worth another line.
+    """
+
+    def __init__(
+        self, log: logging.Logger, began: str, over: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._log = log
+        self._began, self._over = began, over
+        self._clock = clock
+        self._lock = threading.Lock()
+        # guarded by _lock
+        self._kinds: set[object] = set()
+        self._count = 0
+        self._last_at = 0.0
+
+    def note(self, error: Exception) -> None:
+        """Note a failure, which is logged where it is the first of its kind."""
+        is_full = isinstance(error, sqlite3.Error) and os_error(error, "").errno == errno.ENOSPC
+        kind = errno.ENOSPC if is_full else getattr(error, "errno", None) or str(error)
+        with self._lock:
+            self._count += 1
+            self._last_at = self._clock()
+            known = kind in self._kinds
+            self._kinds.add(kind)
+        what_to_do = _WHAT_TO_DO if kind == errno.ENOSPC else ""
+        level = logging.DEBUG if known else logging.WARNING
+        self._log.log(level, "%s: %s%s", self._began, error, what_to_do)
+
+    def note_success(self) -> None:
+        """Note that something was written, which may end the failures."""
+        if not self._count:
+            return
+        with self._lock:
+            if not self._count or self._clock() - self._last_at < _OVER_AFTER_S:
+                return
+            count, self._count = self._count, 0
+            self._kinds.clear()
+        self._log.info("%s; it had failed %s", self._over, "once" if count == 1 else f"{count:,} times")
+
+
 def user_version(db: sqlite3.Connection) -> int:
     """Return the number that a database keeps for its users."""
     return int(db.execute("PRAGMA user_version").fetchone()[0])

@@ -75,6 +75,10 @@ class BlockCache:
         self._files = BlockFiles(directory / "blocks")
         self._index = BlockIndex(directory / "blocks.db", alone=self._locks.alone)
         self._overflow = Overflow()
+        # neither SQLite nor a call on a descriptor says where
+        self._failures = database.Failures(
+            log, f"the cache in {directory} failed and is bypassed", f"the cache in {directory} works again"
+        )
         self._lock = threading.Lock()
         self._renewing = threading.Lock()  # taken before all others
         self._content_locks = [self._locks.stripe(f"content {number}") for number in range(_CONTENT_LOCKS)]
@@ -518,6 +522,7 @@ class BlockCache:
     # room
 
     def _note_grown(self, key: str) -> None:
+        self._failures.note_success()
         if not self._is_used:
             self._note_use()
         if self.room.is_over:
@@ -573,6 +578,7 @@ class BlockCache:
         self._errors += 1
         self._is_damaged |= database.is_damage(error)
         # what is still under way after the end finds everything closed; a lock was logged when it was found
-        level = logging.DEBUG if self._closed or isinstance(error, StillHeld) else logging.WARNING
-        # neither SQLite nor a call on a descriptor says where
-        log.log(level, "the cache in %s failed and is bypassed: %s", self._files.directory.parent, error)
+        if self._closed or isinstance(error, StillHeld):
+            log.debug("the cache in %s: %s", self._files.directory.parent, error)
+        else:
+            self._failures.note(error)

@@ -49,7 +49,11 @@ class Reported:
         # guarded by _lock: what other processes are to hear of with the next write
         self._resized = False
         self._moves = 0  # how often facts went from here into the store
-        self._fails = False  # used by the thread that writes
+        self._failures = database.Failures(
+            log,
+            "what storage reports cannot be written to the catalogue",
+            "what storage reports is written to the catalogue again",
+        )
 
     def __bool__(self) -> bool:
         return bool(self._facts or self._unlisted)
@@ -131,11 +135,9 @@ class Reported:
         except sqlite3.Error as error:
             with self._lock:
                 self._resized |= resized
-            if not self._fails:
-                log.warning("what storage reports cannot be written to the catalogue: %s", error)
-            self._fails = True
+            self._failures.note(error)
             return
-        self._fails = False
+        self._failures.note_success()
         with self._lock:
             self._on_written(facts | {ino: facts[ino]._replace(certain=False) for ino in in_doubt})
             self._moves += 1

@@ -38,6 +38,7 @@ from lightlyfs.catalog.names import join_name
 from lightlyfs.catalog.refresher import Refresher
 from lightlyfs.catalog.remote import DatasetState, Remote, stored_dataset
 from lightlyfs.catalog.store import CatalogStore
+from lightlyfs.database import Failures
 from lightlyfs.errors import Cancelled, LightlyFsError, NotFound, RequestError, Unreachable
 from lightlyfs.tree import directory_ino, sample_ino
 
@@ -131,6 +132,9 @@ class Catalog:
         # a number that changes whenever a size that was shown may be outdated
         self.sizes_moved = 0
         self._recent = RecentLookups(store)
+        self._unlisted_fails = Failures(
+            log, "the next mount may show old names for a moment", "the next mount will list first"
+        )
         self._closing = threading.Event()
         self._due = threading.Event()  # the flusher has something to do
         self._flusher = threading.Thread(target=self._flush_loop, name="lightlyfs-facts", daemon=True)
@@ -162,8 +166,9 @@ class Catalog:
         try:
             if not self._store.get_meta(UNLISTED):
                 self._store.set_meta({UNLISTED: "1"})
+            self._unlisted_fails.note_success()
         except sqlite3.Error as error:
-            log.warning("the next mount may show old names for a moment: %s", error)
+            self._unlisted_fails.note(error)
 
     def wake(self) -> None:
         """Soon read what other processes wrote, and write down what storage reported."""

@@ -129,6 +129,9 @@ class PictureStore:
         self._path = path
         self._make_directory = make_directory
         self._max_bytes = max_bytes
+        self._failures = database.Failures(
+            log, "thumbnails cannot be kept on disk", "thumbnails are kept on disk again"
+        )
         self._lock = database.Lock()
         with self._lock:
             # guarded by _lock
@@ -167,8 +170,9 @@ class PictureStore:
                 self._bytes += len(png)
                 if self._bytes > self._max_bytes:
                     self._shrink_locked(self._db)
+                self._failures.note_success()
             except sqlite3.Error as error:
-                log.warning("a thumbnail cannot be kept on disk: %s", error)
+                self._failures.note(error)
 
     def _look_locked(self) -> None:
         """See which file it is that is open, and how much is in it."""

@@ -283,6 +283,9 @@ class UrlStore:
         self._waiting: dict[str, KeptUrl] = {}
         self._write_due = False
         self.errors = 0
+        self._failures = database.Failures(
+            log, f"the URLs in {path} failed and are bypassed", f"the URLs in {path} are kept again"
+        )
         with self._db_lock:
             self._open_locked()
 
@@ -356,6 +359,7 @@ class UrlStore:
                 [(self._fingerprint, *row) for row in rows],
             )
             self._make_room_locked(db)
+        self._failures.note_success()
         with self._lock:
             for sample, *stored in rows:
                 if self._waiting.get(sample) == tuple(stored):
@@ -450,4 +454,4 @@ class UrlStore:
 
     def _count_error(self, error: Exception) -> None:
         self.errors += 1
-        log.warning("the URLs in %s failed and are bypassed: %s", self._path, error)
+        self._failures.note(error)

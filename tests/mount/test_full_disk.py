@@ -125,6 +125,29 @@ def test_a_full_disk_costs_the_cache_and_no_byte(server: LocalServer, tmp_path: 
     print(f"\n{filled:,} bytes of blocks became {kept:,}; every byte right, nothing owed lost")  # noqa: T201
 
 
+def test_what_a_full_disk_costs_is_said_once_and_not_for_each_file(
+    own_server: LocalServer, tmp_path: Path
+) -> None:
+    """Its caches, read URLs, and what the next mount has to know."""
+    for number in range(150):
+        own_server.add_sample(f"a/{number:03d}.jpg", os.urandom(20_000 + number))
+    with small_disk(tmp_path / "disk", LARGER_BYTES) as disk:
+        environ = environment(own_server, tmp_path / "home") | {
+            "XDG_CACHE_HOME": str(disk / "cache"),
+            "LIGHTLYFS_CACHE_MIN_FREE": "0",
+        }
+        with on_disk(own_server, tmp_path, environ) as tree:
+            for third in range(3):
+                fill_up(disk)
+                for number in range(third, 150, 3):
+                    tree.read(f"a/{number:03d}.jpg")
+                tree.write(f"{third}.jpg", OWED)
+            lines = [line for line in tree.log.read_text().splitlines() if " WARNING " in line]
+    said = [line.partition(" WARNING ")[2] for line in lines]
+    assert said
+    assert len(said) == len(set(said))
+
+
 def test_the_writer_gets_enospc_and_the_rest_goes_on(own_server: LocalServer, tree: MountedTree) -> None:
     small = os.urandom(100_000)
     tree.write("before.bin", small)

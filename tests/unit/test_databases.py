@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import re
 import sqlite3
 from collections.abc import Callable
@@ -200,3 +202,37 @@ def test_no_query_has_numbered_parameters() -> None:
         if re.search(r"[ (=]\?[0-9]", line)
     ]
     assert found == []
+
+
+def test_failures_are_logged_by_kind_and_over_once_none_came_for_long(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    now = [0.0]
+    failures = database.Failures(database.log, "it fails", "it works", lambda: now[0])
+
+    def said() -> list[str]:
+        texts = [record.getMessage().partition(";")[0] for record in caplog.records]
+        caplog.clear()
+        return texts
+
+    failures.note_success()
+    assert said() == []
+    for _ in range(3):
+        failures.note(OSError(errno.ENOSPC, "no space"))
+        failures.note(sqlite3.OperationalError("database or disk is full"))
+        failures.note(OSError(errno.EIO, "worn out"))
+    assert said() == ["it fails: [Errno 28] no space", "it fails: [Errno 5] worn out"]
+
+    now[0] = 59.0
+    failures.note_success()
+    failures.note(OSError(errno.EIO, "worn out"))
+    now[0] = 61.0
+    failures.note_success()
+    assert said() == []
+
+    now[0] = 120.0
+    failures.note_success()
+    failures.note_success()
+    failures.note(OSError(errno.EIO, "worn out"))
+    assert said() == ["it works", "it fails: [Errno 5] worn out"]

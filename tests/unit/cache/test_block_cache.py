@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import random
 import sqlite3
@@ -796,6 +797,34 @@ def test_a_failure_names_the_cache_it_is_of(tmp_path: Path, caplog: pytest.LogCa
     cache._index.close()
     fill(cache, SMALL)
     assert f"the cache in {tmp_path} failed and is bypassed: " in caplog.text
+
+
+def test_a_full_disk_is_said_once_with_what_to_do_and_so_is_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    now = [0.0]
+    cache = make(tmp_path)
+    cache._failures._clock = lambda: now[0]
+
+    def no_space(self: CachedFile, offset: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CachedFile, "write", no_space)
+        for number in range(20):
+            fill(cache, numbered(number))
+    began = [record.getMessage() for record in caplog.records]
+    assert len(began) == 1
+    assert began[0].startswith(f"the cache in {tmp_path} failed and is bypassed: ")
+    assert "--cache-dir" in began[0]
+
+    fill(cache, numbered(30))  # a full disk takes this and that
+    now[0] += 100
+    for number in range(40, 45):
+        fill(cache, numbered(number))
+    over = [record.getMessage() for record in caplog.records][1:]
+    assert over == [f"the cache in {tmp_path} works again; it had failed 20 times"]
 
 
 def closed_after(tmp_path: Path, *contents: ContentId) -> BlockCache:

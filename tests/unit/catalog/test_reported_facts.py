@@ -96,6 +96,8 @@ def test_others_are_told_of_a_size_that_moved_once_it_is_written(bench: Bench) -
 
 
 def test_a_full_disk_is_said_once_and_loses_nothing(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    bench.reported._failures._clock = lambda: now[0]
     bench.store.full = True
     bench.reported.put(7, FACTS, ENTRY)
     for _ in range(3):
@@ -104,6 +106,7 @@ def test_a_full_disk_is_said_once_and_loses_nothing(bench: Bench, caplog: pytest
     assert bench.shown() == 9
     assert bench.told == []
     bench.store.full = False
+    now[0] += 100
     bench.reported.write()
     assert len(bench.store.written) == 1
     bench.store.full = True
