@@ -23,6 +23,7 @@ from lightlyfs.errors import (
     InvalidArgument,
     IsADirectory,
     NameTooLong,
+    NotADirectory,
     NotPermitted,
     OpenNotNeeded,
     ReadOnly,
@@ -39,6 +40,7 @@ from lightlyfs.fs.samples import Samples
 from lightlyfs.fs.views import ExtendedAttributes, Views
 from lightlyfs.fs.writer import Writer
 from lightlyfs.staging.local_files import LocalFile
+from lightlyfs.tree import above
 
 # shown as free; tools refuse to copy to a full disk, and what the account allows is not known
 _FREE_BYTES = 1 << 50
@@ -195,6 +197,14 @@ class Filesystem:
         """Return the sample at a path; None where there is something else."""
         node = self._names.lookup(path, self._patience.turn())
         return node if isinstance(node, SampleEntry) else None
+
+    def need_directories_above(self, path: str) -> None:
+        """Raise NotADirectory where a file is above a path; on a mount the kernel sees to that."""
+        turn = self._patience.turn()
+        for directory in above(path):
+            node = self._names.find(directory, turn)
+            if node is not None and not isinstance(node, DirectoryEntry):
+                raise NotADirectory(f"a file, not a directory: {directory}")
 
     # open files
 

@@ -31,7 +31,7 @@ from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr
 from lightlyfs.fs.changes import sample_name
 from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.fsspec.base import AskingFileSystem, opening
-from lightlyfs.fsspec.files import COPY_BYTES, ReadFile, WriteFile, as_os_error, let_go_of_dropped
+from lightlyfs.fsspec.files import COPY_BYTES, ReadFile, WriteFile, as_os_error, let_go_of_dropped, looking_up
 from lightlyfs.fsspec.parts import dataset_names, parts_of
 from lightlyfs.settings import BY_NAME
 
@@ -82,7 +82,7 @@ class LightlyFileSystem(AskingFileSystem):
             found = self._datasets()
         else:
             parts, inside = self._at(path)
-            with as_os_error(path):
+            with looking_up(parts.filesystem, path, inside):
                 found = self._listed(parts.filesystem, path, inside)
         return found if detail else [one["name"] for one in found]
 
@@ -117,7 +117,7 @@ class LightlyFileSystem(AskingFileSystem):
         if not path:
             return {"name": "", "size": 0, "type": "directory"}
         parts, inside = self._at(path)
-        with as_os_error(path):
+        with looking_up(parts.filesystem, path, inside):
             described = self._described(path, parts.filesystem.getattr(inside))
             sample = parts.filesystem.sample(inside)
         if sample is not None:
@@ -173,11 +173,11 @@ class LightlyFileSystem(AskingFileSystem):
         """The bytes of a file, or [start, end) of them; negative numbers count from its end."""
         path = self._strip_protocol(path)
         parts, inside = self._at(path)
-        with as_os_error(path):
+        with looking_up(parts.filesystem, path, inside):
             whole = parts.filesystem.read_whole(inside) if start is None and end is None else None
         if whole is not None:
             return whole
-        with as_os_error(path), _opened(parts, inside) as handle:
+        with looking_up(parts.filesystem, path, inside), _opened(parts, inside) as handle:
             size = parts.filesystem.getattr_open(handle).size
             lo, hi, _ = slice(start, end).indices(size)
             return parts.filesystem.read(handle, lo, max(0, hi - lo))
@@ -291,6 +291,7 @@ class LightlyFileSystem(AskingFileSystem):
             name = sample_name(inside)
             if not name:
                 raise BadName(f"no new sample can be called so: {inside}")
+            parts.filesystem.need_directories_above(inside)
             sent = parts.uploads.put_once(Path(lpath), name)
             if sent:
                 parts.catalog.expect_changes()
@@ -303,13 +304,14 @@ class LightlyFileSystem(AskingFileSystem):
         (parts, old), (other, new) = (self._at(self._strip_protocol(path)) for path in (path1, path2))
         if parts is not other:
             raise OSError(f"from one dataset to another nothing is moved, only copied: {path1} to {path2}")
-        with as_os_error(path1):
+        with looking_up(parts.filesystem, path1, old):
+            parts.filesystem.need_directories_above(new)
             parts.filesystem.rename(old, new, 0)
 
     def rm_file(self, path: str) -> None:
         """Remove a file that is not on the server; PermissionError for a sample, which has no delete."""
         parts, inside = self._at(self._strip_protocol(path))
-        with as_os_error(path):
+        with looking_up(parts.filesystem, path, inside):
             parts.filesystem.unlink(inside)
 
     def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
@@ -334,12 +336,13 @@ class LightlyFileSystem(AskingFileSystem):
             raise FileExistsError(path)
         parts, inside = self._at(path)
         with as_os_error(path):
+            parts.filesystem.need_directories_above(inside)
             parts.filesystem.make_directory(inside)
 
     def rmdir(self, path: str) -> None:
         """Remove an empty directory."""
         parts, inside = self._at(self._strip_protocol(path))
-        with as_os_error(path):
+        with looking_up(parts.filesystem, path, inside):
             parts.filesystem.remove_directory(inside)
 
     def _at(self, path: str) -> tuple[app.Dataset, str]:

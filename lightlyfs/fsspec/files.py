@@ -20,7 +20,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.spec import AbstractBufferedFile
 
-from lightlyfs.errors import BadHandle, ContentChanged, LightlyFsError, errno_of
+from lightlyfs.errors import BadHandle, ContentChanged, LightlyFsError, NoSuchFile, errno_of
 from lightlyfs.fs.filesystem import Filesystem
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,17 @@ def as_os_error(path: str) -> Iterator[None]:
     except (LightlyFsError, sqlite3.Error) as error:
         number, _ = errno_of(error)
         raise OSError(number, f"{os.strerror(number)} ({error})", path) from error
+
+
+@contextmanager
+def looking_up(files: Filesystem, path: str, inside: str) -> Iterator[None]:
+    """What the layers below raise of a path in a dataset; below a file it is not that nothing is there."""
+    with as_os_error(path):
+        try:
+            yield
+        except NoSuchFile:
+            files.need_directories_above(inside)
+            raise
 
 
 # what finalisers handed over; appending to it takes no lock
@@ -96,7 +107,7 @@ class _File(AbstractBufferedFile):  # type: ignore[misc]
         self._inside = inside
         self._handle: int | None = None
         self._process = os.getpid()
-        with as_os_error(path):
+        with looking_up(files, path, inside):
             self._handle = self._open_handle(mode)
             self._attr = files.getattr_open(self._handle)
         super().__init__(fs, path, mode, block_size, size=self._attr.size, **kwargs)
@@ -185,6 +196,7 @@ class WriteFile(_File):
         self.loc = self._attr.size if mode == "ab" else 0
 
     def _open_handle(self, mode: str) -> int:
+        self._files.need_directories_above(self._inside)
         return self._files.create(self._inside, _WRITE_FLAGS[mode] | os.O_WRONLY).handle
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:

@@ -236,3 +236,68 @@ def test_a_catalogue_that_cannot_be_read_is_an_oserror(
         with pytest.raises(OSError, match="disk I/O error") as refused:
             call("cars/red/0.jpg")
         assert refused.value.errno == errno.EIO
+
+
+# what is asked of a path below a file
+BELOW: dict[str, Call] = {
+    "info": lambda fs, at, _: fs.info(at),
+    "info deeper": lambda fs, at, _: fs.info(f"{at}/deeper"),
+    "ls": lambda fs, at, _: fs.ls(at),
+    "open": lambda fs, at, _: fs.open(at),
+    "cat": lambda fs, at, _: fs.cat(at),
+    "cat_file": lambda fs, at, _: fs.cat_file(at),
+    "cat_file of a part": lambda fs, at, _: fs.cat_file(at, 0, 1),
+    "modified": lambda fs, at, _: fs.modified(at),
+    "write": lambda fs, at, _: fs.pipe_file(at, b"x"),
+    "write anew": lambda fs, at, _: fs.open(at, "xb"),
+    "append": lambda fs, at, _: fs.open(at, "ab"),
+    "touch": lambda fs, at, _: fs.touch(at),
+    "put": lambda fs, at, to: fs.put_file(str(to), at),
+    "mkdir": lambda fs, at, _: fs.mkdir(at),
+    "makedirs": lambda fs, at, _: fs.makedirs(f"{at}/deeper", exist_ok=True),
+    "rmdir": lambda fs, at, _: fs.rmdir(at),
+    "rm_file": lambda fs, at, _: fs.rm_file(at),
+    "mv": lambda fs, at, _: fs.mv(at, at.rpartition("/")[0] + "2"),
+    "mv below itself": lambda fs, at, _: fs.mv(at.rpartition("/")[0], at),
+    "exists": lambda fs, at, _: fs.exists(at),
+    "isfile": lambda fs, at, _: fs.isfile(at),
+    "isdir": lambda fs, at, _: fs.isdir(at),
+    "find": lambda fs, at, _: fs.find(at),
+    "glob": lambda fs, at, _: fs.glob(f"{at}*"),
+    "walk": lambda fs, at, _: list(fs.walk(at)),
+}
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["sample", "local file"])
+def test_below_a_file_every_call_answers_as_on_the_local_disk(
+    served: LocalServer, tmp_path: Path, local: bool
+) -> None:
+    """A write below a sample would be a sample that no directory can hold."""
+    source = tmp_path / "source"
+    source.write_bytes(b"x")
+    lightly, disk = fsspec.filesystem("lightly", skip_instance_cache=True), fsspec.filesystem("file")
+    (tmp_path / "disk/red").mkdir(parents=True)
+    (tmp_path / "disk/red/0.jpg").write_bytes(b"image")
+    name = "notes.txt" if local else "red/0.jpg"
+    if local:
+        for fs, root in ((lightly, "cars"), (disk, str(tmp_path / "disk"))):
+            fs.pipe_file(f"{root}/{name}", b"x")
+    before = [one["fileName"] for one in served.samples()]
+
+    def answer(call: Call, fs: Any, root: str) -> object:
+        try:
+            return call(fs, f"{root}/{name}/below", source)
+        except OSError as error:
+            return type(error)
+
+    answers = {what: answer(call, lightly, "cars") for what, call in BELOW.items()}
+    assert answers == {what: answer(call, disk, str(tmp_path / "disk")) for what, call in BELOW.items()}
+    assert [one["fileName"] for one in served.samples()] == before
+
+
+def test_a_task_puts_nothing_below_a_file(served: LocalServer, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"x")
+    with pytest.raises(NotADirectoryError):
+        fsspec.filesystem("lightly", skip_instance_cache=True).put_once(
+            tmp_path / "source", "cars/red/0.jpg/below.jpg"
+        )
