@@ -143,7 +143,12 @@ class MalformedAnswer(RequestError):
 
 
 class OddAnswer(MalformedAnswer):
-    """An answer that speaks against what is known, and is asked for again before it counts."""
+    """An answer that speaks against what is known, and is asked for again before it counts.
+
+    `anew` is set where the answer before said something else, so that this one is doubted from now on.
+    """
+
+    anew = False
 
 
 class UnsafeUrl(RequestError):

@@ -263,6 +263,10 @@ class Retrier:
             if name == _QUOTA:
                 self._full[key[0]] = None
 
+    def _disbelieve(self, key: tuple[str, str]) -> None:
+        with self._lock:
+            self._believed.pop(key, None)
+
     # waiting
 
     def _wait_or_raise(self, exc: Failure, pause_s: float | None, tries: _Tries) -> None:
@@ -329,11 +333,14 @@ class _Tries:
             return None
         name = type(exc).__name__
         key = _ANY if isinstance(exc, errors.Unauthorized) else (self._kind, self._what)
-        if not self.policy.doubt_s or self._retrier._is_believed(key, name):
+        anew = isinstance(exc, errors.OddAnswer) and exc.anew
+        if not self.policy.doubt_s or (not anew and self._retrier._is_believed(key, name)):
             return None
         now = self._retrier.clock()
-        if self._doubted_since is None:
-            self._doubted_since = now
+        if anew:
+            self._retrier._disbelieve(key)
+        if anew or self._doubted_since is None:
+            self._doubted_since, self._refusals = now, 0
         share = _SHORT_DOUBT if self._retrier._is_common(key[0], name) else 1.0
         left_s = self._doubted_since + self.policy.doubt_s * share - now
         if left_s <= 0:

@@ -60,6 +60,8 @@ _UNKNOWN = ("SAMPLE_UNKNOWN", "DATASET_UNKNOWN")
 # equal answers in a row that confirm a doubted one, and how many are requested without a pause
 _ENOUGH = 3
 _MAX_AT_ONCE = 6
+# an object that is replaced under a reader may say something else so often; each is doubted for some seconds
+_MAX_CHANGES = 3
 # blocks that are kept back, by each of the threads that fetch, until it is known of which version they are
 _UNPROVEN_BLOCKS = 8
 # after this many wrong hints, the hints of a dataset are no reason to doubt storage
@@ -153,14 +155,7 @@ class Fetcher:
         admission = _Admission(known, trust_hint=self.trusts_hints)
         progress = _Progress(taker, None, 0, length, admission)
         try:
-            content = self._fetch(sample_id, progress)
-        except OddAnswer:
-            if admission.last is None or not admission.agree:
-                raise
-            if not admission.last.is_named:
-                on_doubtful()
-            admission.accept()
-            content = self._fetch(sample_id, progress)
+            content = self._fetch_doubting(sample_id, progress, admission, on_doubtful)
         except NotFound as error:
             if not _names_no_object(error):
                 raise
@@ -170,6 +165,23 @@ class Fetcher:
             taker.identified(content, 0, -1)
         self._wrong_hints += admission.hint_was_wrong
         return content
+
+    def _fetch_doubting(
+        self,
+        sample_id: str,
+        progress: _Progress,
+        admission: _Admission,
+        on_doubtful: Callable[[], None],
+    ) -> ContentId:
+        while True:
+            try:
+                return self._fetch(sample_id, progress)
+            except OddAnswer:
+                if admission.last is None or not admission.agree:
+                    raise
+                if not admission.last.is_named:
+                    on_doubtful()
+                admission.accept()
 
     def _fetch(self, sample_id: str, progress: _Progress) -> ContentId:
         while True:
@@ -264,10 +276,15 @@ class _Admission:
         self.last: ContentId | None = None
         self._times = 0
         self.doubt = Doubt.NONE
-        self.agree = True  # whether all doubted answers said the same
+        self._changes = 0  # how often a doubted answer said something else than the one before
         self.hint_was_wrong = False
         self._trust_hint = trust_hint
         self._accepted: ContentId | None = None
+
+    @property
+    def agree(self) -> bool:
+        """Whether the answers may be those of an object that was replaced now and then."""
+        return self._changes <= _MAX_CHANGES
 
     def accept(self) -> None:
         """Doubt the last answer no longer."""
@@ -281,9 +298,12 @@ class _Admission:
         if self.doubt is Doubt.NONE or enough or said == self._accepted:
             self.hint_was_wrong = self.doubt is not Doubt.NONE and self.known.content is None
             return
-        self.agree = self.agree and self.last in (None, said)
+        odd = OddAnswer(f"storage says that it has {said.size} bytes, which speaks against what is known")
+        if self.last not in (None, said):
+            self._changes += 1
+            odd.anew = self.agree
         self.last = said
-        raise OddAnswer(f"storage says that it has {said.size} bytes, which speaks against what is known")
+        raise odd
 
 
 class _Progress:

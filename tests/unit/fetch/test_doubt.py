@@ -10,7 +10,7 @@ import pytest
 from contentkit import NOISE, Answer, Content, Style, sample_id
 
 from lightlyfs.blocks import NO_OBJECT, ContentId
-from lightlyfs.errors import ContentChanged
+from lightlyfs.errors import ContentChanged, OddAnswer
 from lightlyfs.fetch.answers import Doubt, Known
 
 A = sample_id(1)
@@ -147,3 +147,41 @@ def test_a_version_that_passes_under_a_reader_is_no_change(content: Content) -> 
     content.storage.style = contentkit.honest
     with pytest.raises(ContentChanged):
         content.read(found, 3 << 20, 100)
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 2.0, 5.9])
+def test_an_object_without_version_that_gets_shorter_twice_is_the_last_one(
+    content: Content, pause_s: float
+) -> None:
+    """Each of them is doubted: a proxy that cuts answers looks the same."""
+    content.storage.put(A, NOISE[:SIZE])
+    known = content.identify(A, SIZE)
+    content.cache.drop(known)
+    content.storage.put(A, NOISE[1:SIZE])
+    replaced_at = content.clock.now + pause_s
+
+    def once_more(data: bytes, start: int, end: int) -> Answer:
+        if content.clock.now >= replaced_at and len(content.storage.requests) > 2:
+            content.storage.put(A, NOISE[10:SIZE])
+        return contentkit.honest(data, start, end)
+
+    content.storage.style = once_more
+    found = content.identify(A, SIZE, known=known)
+
+    assert found.size == SIZE - 10
+    assert content.read(found, 0, SIZE) == NOISE[10:SIZE]
+
+
+def test_answers_that_never_agree_are_believed_none_and_end_soon(content: Content) -> None:
+    content.storage.put(A, NOISE[:SIZE])
+    known = content.identify(A, SIZE)
+    content.cache.drop(known)
+    content.storage.style = lambda data, start, end: contentkit.honest(
+        data[len(content.storage.requests) :], start, end
+    )
+
+    with pytest.raises(OddAnswer):
+        content.identify(A, SIZE, known=known)
+
+    assert content.clock.now < 1_010
+    assert content.facts == [known]
