@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import quote
 
 from lightlyfs.forks import FORK_GATE
@@ -37,6 +37,8 @@ T = TypeVar("T")
 BUSY_S = 1.0
 # how long it waits in all while others end their transactions, as hundreds of workers do one after the other
 _BUSY_IN_ALL_S = 30.0
+# between tries to begin, as SQLite itself waits
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.1
 # the main file comes last: while it is at its path, the others are what belongs to it
 _SUFFIXES = ("-shm", "-wal", "")
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -54,6 +56,8 @@ class Damaged(sqlite3.DatabaseError):
 
 class Connection(sqlite3.Connection):
     """A connection that a forked child can find, to close it."""
+
+    patience_ms = 0  # how long it waits for another process; changed by `set_patience` alone
 
     def close(self) -> None:
         """Close it; idempotent."""
@@ -75,26 +79,33 @@ os.register_at_fork(after_in_child=_close_inherited)
 
 
 class Lock:
-    """A lock for a database that one thread uses at a time; no process is forked while it is held."""
+    """A lock for a database that one thread uses at a time.
+
+    No process is forked while it is held, but where its holder waits for another process, so a forked child
+    takes none of its parent's.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
 
     def acquire(self, *, blocking: bool = True) -> bool:
         """Take it; whether it was taken."""
-        FORK_GATE.__enter__()
+        FORK_GATE.enter_leavable()
         taken = False
         try:
-            taken = self._lock.acquire(blocking=blocking)
+            taken = self._lock.acquire(blocking=False)
+            if blocking and not taken:
+                with FORK_GATE.outside():
+                    taken = self._lock.acquire()
         finally:
             if not taken:
-                FORK_GATE.__exit__()
+                FORK_GATE.exit_leavable()
         return taken
 
     def release(self) -> None:
         """Let go of it."""
         self._lock.release()
-        FORK_GATE.__exit__()
+        FORK_GATE.exit_leavable()
 
     def __enter__(self) -> None:
         self.acquire()
@@ -119,7 +130,14 @@ def open_file(path: Path, timeout_s: float, query: str = "") -> Connection:
             uri=bool(query),
         )
         _connections.add(db)
+        db.patience_ms = int(timeout_s * 1000)
     return db
+
+
+def set_patience(db: sqlite3.Connection, patience_ms: int) -> None:
+    """Change how long a connection waits for another process."""
+    db.execute(f"PRAGMA busy_timeout = {patience_ms}")
+    cast(Connection, db).patience_ms = patience_ms
 
 
 def open_foreign(path: Path) -> Connection:
@@ -331,42 +349,53 @@ def transaction(db: sqlite3.Connection, *, waits: bool = True) -> Iterator[None]
     If another process is writing, it waits as long as others end their transactions; without `waits`, not at
     all. Then it raises an error for which `is_busy` is true.
     """
-    with FORK_GATE, damage_told(), _odd_header_told(db):
-        if waits:
-            _begin(db)
-        else:
-            _begin_if_free(db)
-        try:
-            yield
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            raise
+    FORK_GATE.enter_leavable()
+    try:
+        with damage_told(), _odd_header_told(db):
+            _begin(cast(Connection, db), waits=waits)
+            with FORK_GATE:
+                try:
+                    yield
+                    db.execute("COMMIT")
+                except BaseException:
+                    if db.in_transaction:
+                        db.execute("ROLLBACK")
+                    raise
+    finally:
+        FORK_GATE.exit_leavable()
 
 
-def _begin(db: sqlite3.Connection) -> None:
+def _begin(db: Connection, *, waits: bool) -> None:
     """Begin to write at once, for a transaction that begins by reading can come too late to write."""
-    end, moves = time.monotonic() + _BUSY_IN_ALL_S, _moves_of_others(db)
+    db.execute("PRAGMA busy_timeout = 0")  # SQLite would wait inside
+    try:
+        if waits:
+            _begin_waiting(db, db.patience_ms / 1000)
+        else:
+            db.execute("BEGIN IMMEDIATE")
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {db.patience_ms}")
+
+
+def _begin_waiting(db: Connection, patience_s: float) -> None:
+    started, moves = time.monotonic(), -1
+    until, pause_s = started, _FIRST_PAUSE_S
     while True:
         try:
             db.execute("BEGIN IMMEDIATE")
             return
         except sqlite3.OperationalError as error:
-            if not is_busy(error) or time.monotonic() >= end:
+            now = time.monotonic()
+            if not is_busy(error):
                 raise
-            before, moves = moves, _moves_of_others(db)
-            if moves == before:
-                raise
-
-
-def _begin_if_free(db: sqlite3.Connection) -> None:
-    (timeout_ms,) = db.execute("PRAGMA busy_timeout").fetchone()
-    db.execute("PRAGMA busy_timeout = 0")
-    try:
-        db.execute("BEGIN IMMEDIATE")
-    finally:
-        db.execute(f"PRAGMA busy_timeout = {timeout_ms}")
+            if now >= until:
+                before, moves = moves, _moves_of_others(db)
+                if moves == before or now >= started + _BUSY_IN_ALL_S:
+                    raise
+                until, pause_s = now + patience_s, _FIRST_PAUSE_S
+        with FORK_GATE.outside():
+            time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 def _moves_of_others(db: sqlite3.Connection) -> int:

@@ -397,7 +397,7 @@ class CatalogStore:
             )
             with FORK_GATE:
                 # else the log keeps as much of the disk as the catalogue; its readers are not waited for
-                db.execute(f"PRAGMA busy_timeout = {_SHRINK_TIMEOUT_MS}")
+                database.set_patience(db, _SHRINK_TIMEOUT_MS)
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextmanager
@@ -491,7 +491,7 @@ class CatalogStore:
             db.execute(f"PRAGMA cache_size = -{_FACTS_CACHE_KIB}")
             create_schema(db)
             database.check_tables(db, SCHEMA)
-            db.execute(f"PRAGMA busy_timeout = {_FACTS_TIMEOUT_MS}")
+            database.set_patience(db, _FACTS_TIMEOUT_MS)
         except BaseException:
             db.close()
             raise

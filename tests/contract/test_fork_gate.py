@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -104,3 +107,103 @@ def test_a_lock_that_is_not_to_be_had_keeps_no_fork_waiting() -> None:
         assert taken == [False]
     assert not FORK_GATE.entered()
     assert in_child(lambda: None) == 0
+
+
+class Held:
+    """A database that another process writes to until `end`, and a thread that waits for that with a lock."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.db = database.connect(path, timeout_s=WAIT_S)
+        self.db.execute("CREATE TABLE t (x)")
+        self.lock = database.Lock()
+        self._rival = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._rival.execute("BEGIN IMMEDIATE")
+        self.waits = threading.Event()
+        pause = time.sleep
+
+        def sleep(seconds: float) -> None:
+            self.waits.set()
+            pause(seconds)
+
+        monkeypatch.setattr(database.time, "sleep", sleep)
+        self._thread = threading.Thread(target=self._write)
+        self._thread.start()
+        assert self.waits.wait(WAIT_S)
+
+    def _write(self) -> None:
+        with self.lock, database.transaction(self.db):
+            self.db.execute("INSERT INTO t VALUES (1)")
+
+    def end(self) -> None:
+        """End the transaction of the other process, and then that of the thread, which has not given up."""
+        self._rival.execute("COMMIT")
+        self._rival.close()
+        self._thread.join()
+        assert self.db.execute("SELECT x FROM t").fetchall() == [(1,)]
+        self.db.close()
+        assert not FORK_GATE.entered()
+
+
+@pytest.fixture
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Held:
+    return Held(tmp_path / "db", monkeypatch)
+
+
+def test_a_fork_does_not_wait_for_the_transaction_of_another_process(held: Held, tmp_path: Path) -> None:
+    def child() -> None:
+        own = database.connect(tmp_path / "db")
+        assert own.execute("SELECT count(*) FROM t").fetchone() == (0,)
+        own.close()
+
+    assert in_child(child) == 0
+    held.end()
+
+
+def test_a_fork_does_not_wait_for_those_that_wait_for_such_a_transaction(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside, queued = FORK_GATE.outside, threading.Event()
+
+    @contextmanager
+    def noted() -> Iterator[None]:
+        with outside():
+            queued.set()
+            yield
+
+    def enter() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(FORK_GATE, "outside", noted)
+            with held.lock:
+                pass
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    assert queued.wait(WAIT_S)
+    assert in_child(lambda: None) == 0
+    held.end()
+    thread.join()
+
+
+def test_who_waits_for_another_process_comes_back_though_a_fork_waits(held: Held) -> None:
+    """The fork waits for a thread inside, which waits for the lock of the one outside."""
+    inside, forked = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with FORK_GATE:
+            inside.set()
+            with held.lock:
+                pass
+
+    def end_once_the_fork_waits() -> None:
+        while not FORK_GATE._shut:
+            assert not forked.wait(0.01)
+        held.end()
+
+    threads = [threading.Thread(target=target) for target in (work, end_once_the_fork_waits)]
+    threads[0].start()
+    assert inside.wait(WAIT_S)
+    threads[1].start()
+    assert in_child(lambda: None) == 0
+    forked.set()
+    for thread in threads:
+        thread.join()

@@ -428,6 +428,7 @@ def test_records_that_the_disk_refused_are_written_later(tmp_path: Path) -> None
 
     class Full:
         in_transaction = False
+        patience_ms = 0
 
         def execute(self, *args: Any) -> Any:
             if args[0] == "BEGIN IMMEDIATE":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lightlyfs import database
 from lightlyfs.cache.block_index import BlockIndex
 
 
@@ -36,6 +37,7 @@ class Full:
     """A connection to a disk that takes nothing."""
 
     in_transaction = False
+    patience_ms = 0
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
@@ -276,7 +278,7 @@ def test_a_process_that_holds_the_index_is_let_alone_for_a_while(
     now = [100.0]
     monkeypatch.setattr("lightlyfs.cache.block_index.time.monotonic", lambda: now[0])
     index, other = bench.begin(), bench.begin(alone=False)
-    index._db.execute("PRAGMA busy_timeout = 0")
+    database.set_patience(index._db, 0)
     other._db.execute("BEGIN IMMEDIATE")
     index.add("a", 0, 1, 10)
     with pytest.raises(sqlite3.OperationalError, match="locked"):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from contentkit import sample_id
 
+from lightlyfs import database
 from lightlyfs.catalog.entries import Facts, SampleEntry, make_row
 from lightlyfs.catalog.known import Publisher, Reported
 from lightlyfs.catalog.store import CatalogStore
@@ -245,7 +246,7 @@ def publisher(
     made: list[sqlite3.Connection] = []
 
     def connect() -> sqlite3.Connection:
-        made.append(sqlite3.connect(directory / "catalog.db", timeout=0, isolation_level=None))
+        made.append(database.open_file(directory / "catalog.db", 0))
         return made[-1]
 
     return Publisher(connect), made, store
