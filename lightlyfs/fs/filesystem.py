@@ -157,7 +157,7 @@ class Filesystem:
         """
         opened = self._handles.get(handle)
         if isinstance(opened, ViewHandle):
-            return self.getattr(opened.path)
+            return self.getattr(opened.path)._replace(size=len(opened.data))
         if isinstance(opened, ReadHandle):
             if opened.content is None or opened.outdated:
                 entry = self._names.catalog.told(opened.entry) or opened.entry
@@ -284,7 +284,7 @@ class Filesystem:
             raise InvalidArgument("negative offset or size")
         turn = self._patience.turn()
         if is_view(path):
-            return self._views.content(path, turn)[offset : offset + size]
+            return self._views.content(path, turn, as_shown=True)[offset : offset + size]
         return self._by_path.read(path, offset, size, turn)
 
     def read_whole(self, path: str) -> bytes | None:

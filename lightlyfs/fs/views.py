@@ -15,6 +15,7 @@ generated on access and cached for a moment, so that its size and its bytes agre
 from __future__ import annotations
 
 import codecs
+import math
 import re
 import threading
 import time
@@ -48,9 +49,11 @@ from lightlyfs.tree import view_ino
 
 _PREFETCH = "prefetch"
 _ID = re.compile(r"[a-f0-9]{24}")
-# how long a generated file is kept: from a program's `stat` to the end of its reading
 _MAX_SHOWN = 100_000
-_SNAPSHOT_S = 2.0
+# how old a generated file may be whose size is shown
+_FRESH_S = 1.0
+# how long it is kept for reads by path: the kernel cuts them at the size it was shown, and holds that so long
+_SNAPSHOT_S = 60.0
 _MAX_SNAPSHOTS = 256
 
 
@@ -100,13 +103,22 @@ class Views:
     `metadata/`, `thumbnails/` and `tags/TAG/` the paths are those of the mount, which shows `part`.
     """
 
-    def __init__(self, namespace: Namespace, catalog: Catalog, sources: ViewSources, part: Part) -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        catalog: Catalog,
+        sources: ViewSources,
+        part: Part,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._names = namespace
         self._catalog = catalog
         self._sources = sources
         self._part = part
-        self._snapshots: TTLCache[str, bytes] = TTLCache(_MAX_SNAPSHOTS, _SNAPSHOT_S)
+        self._clock = clock
         self._lock = threading.Lock()
+        # guarded by _lock: what was made last of each file, and when
+        self._snapshots: TTLCache[str, tuple[float, bytes]] = TTLCache(_MAX_SNAPSHOTS, _SNAPSHOT_S, clock)
         # guarded by _lock: the directories that hold samples of a tag, by its version and the generation
         self._holding: tuple[tuple[str, int], frozenset[int]] | None = None
         # guarded by _lock: paths of which the kernel may hold an answer that is soon outdated
@@ -148,12 +160,12 @@ class Views:
             raise InvalidArgument(f"not a link: {path}")
         return node.target
 
-    def content(self, path: str, turn: Turn) -> bytes:
-        """Return the bytes of a file in the folder, as they were shown if that was a moment ago."""
+    def content(self, path: str, turn: Turn, *, as_shown: bool = False) -> bytes:
+        """Return the bytes of a file in the folder; `as_shown`, those whose size was shown last."""
         node = self._find(path, turn)
         if not isinstance(node, ViewFile):
             raise IsADirectory(f"not a file: {path}")
-        return self._content(path, node, turn)
+        return self._content(path, node, turn, _SNAPSHOT_S if as_shown else _FRESH_S)
 
     def need_writable(self, path: str) -> None:
         """NotPermitted unless this is the one file that may be written to."""
@@ -172,15 +184,14 @@ class Views:
             shown, self._shown = self._shown, set()
         return sorted(shown)
 
-    def _content(self, path: str, node: ViewFile, turn: Turn) -> bytes:
+    def _content(self, path: str, node: ViewFile, turn: Turn, max_age_s: float = _FRESH_S) -> bytes:
         with self._lock:
-            try:
-                return self._snapshots[path]
-            except KeyError:
-                pass
+            made_at, made = self._snapshots.get(path, (-math.inf, b""))
+        if self._clock() - made_at < max_age_s:
+            return made
         made = node.make(turn)
         with self._lock:
-            self._snapshots[path] = made
+            self._snapshots[path] = self._clock(), made
         return made
 
     # what is at a path
