@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import repeat
 
 from lightlyfs import database, places
 from lightlyfs.api.models import Sample
@@ -201,14 +202,18 @@ class Dataset:
         most = self.cache.room.ahead_bytes
         return self._epochs.announce(self._samples_at(batches), most if limit is None else min(limit, most))
 
-    def _samples_at(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[str, SampleEntry, int]]:
+    def _samples_at(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[str, SampleEntry, int] | None]:
+        """Yield what is to be fetched of an order, and None for each path of which nothing is."""
         self.catalog.wait_until_listed(self._own_patience().turn())
         for paths in batches:
             for start in range(0, len(paths), _ANNOUNCED_AT_ONCE):
-                for path, entry in self.catalog.known_samples(paths[start : start + _ANNOUNCED_AT_ONCE]):
-                    if not self.samples.is_cached(entry):
-                        size = entry.published_size
-                        yield path, entry, BLOCK_BYTES if size is None else size
+                some = paths[start : start + _ANNOUNCED_AT_ONCE]
+                known = self.catalog.known_samples(some)
+                left = [(path, entry) for path, entry in known if not self.samples.is_cached(entry)]
+                yield from repeat(None, len(some) - len(left))
+                for path, entry in left:
+                    size = entry.published_size
+                    yield path, entry, BLOCK_BYTES if size is None else size
 
     def epoch_stats(self) -> dict[str, int]:
         """What was fetched ahead for readers without order, and how much of it was read."""

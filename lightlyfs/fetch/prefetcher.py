@@ -191,6 +191,9 @@ _LOOK_S = 0.25
 # files of an order that are looked up before they may be fetched; further ones once half of them are under
 # way, so that the thread wakes up once in so many files
 _LOOKED_UP_AHEAD = 64
+# an order without end, of files that are all here, must not be looked through without end: after the first
+# files, so many in each `_LOOK_S`
+_PASSED_FREELY, _PASSED_AT_ONCE = 20_000, 1_000
 
 # called with whether the fetch succeeded (None: another process does it), and after how many seconds to try
 # again if it failed
@@ -337,8 +340,11 @@ class EpochFetcher(Generic[T]):
                 self._is_going = True
         self._submit((lambda: self._begin(begun)) if begun is not None else self._go_on)
 
-    def announce(self, files: Iterable[tuple[str, T, int]], limit_bytes: int) -> Announcement:
-        """Fetch files in this order, at most `limit_bytes` ahead of the reader, until it is closed."""
+    def announce(self, files: Iterable[tuple[str, T, int] | None], limit_bytes: int) -> Announcement:
+        """Fetch files in this order, at most `limit_bytes` ahead of the reader, until it is closed.
+
+        None stands for one that need not be fetched.
+        """
         announcement = Announcement(self, limit_bytes)
         with self._lock:
             self._announced[announcement] = None
@@ -348,11 +354,18 @@ class EpochFetcher(Generic[T]):
         thread.start()
         return announcement
 
-    def _follow(self, files: Iterable[tuple[str, T, int]], announcement: Announcement) -> None:
+    def _follow(self, files: Iterable[tuple[str, T, int] | None], announcement: Announcement) -> None:
         """Look up an order some files ahead of the fetches, until all of it is under way."""
         coming = announcement.epoch.coming
+        passed = 0
         try:
             for file in files:
+                if file is None:
+                    passed += 1
+                    if not self._may_pass(announcement, passed):
+                        break
+                    continue
+                passed = 0
                 with self._lock:
                     coming.append(file)
                 few = _LOOKED_UP_AHEAD // 2 if len(coming) >= _LOOKED_UP_AHEAD else _LOOKED_UP_AHEAD
@@ -367,6 +380,13 @@ class EpochFetcher(Generic[T]):
             self._wait_for_few(announcement, 0)
             with self._lock:
                 self._announced.pop(announcement, None)
+
+    def _may_pass(self, announcement: Announcement, passed: int) -> bool:
+        """Return whether to look further, after so many files of which none need be fetched; may wait."""
+        with self._changed:
+            if not passed % _PASSED_AT_ONCE and passed > _PASSED_FREELY and not announcement.is_closed:
+                self._changed.wait(_LOOK_S)
+            return not (announcement.is_closed or self._is_closed)
 
     def _wait_for_few(self, announcement: Announcement, few: int) -> bool:
         """Have an order fetched until so few of its files are not under way; False once it is closed."""

@@ -10,6 +10,7 @@ from contentkit import Inline
 from trees import wait_until
 
 from lightlyfs.errors import Cancelled
+from lightlyfs.fetch import prefetcher
 from lightlyfs.fetch.prefetcher import Announcement, Ended, EpochFetcher
 
 SIZE = 100
@@ -250,3 +251,27 @@ def test_an_order_that_is_read_no_more_is_given_up(bench: Bench) -> None:
     wait_until(lambda: ended(bench), WITHIN_S)
     assert bench.fetcher.stats().unread == 5
     assert not bench.fetcher.unread
+
+
+def test_an_order_without_end_of_files_that_are_here_is_not_looked_through_without_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took a core, for good: also after it was closed."""
+    monkeypatch.setattr(prefetcher, "_PASSED_FREELY", 10)
+    monkeypatch.setattr(prefetcher, "_PASSED_AT_ONCE", 5)
+    monkeypatch.setattr(prefetcher, "_LOOK_S", 1_000.0)
+    taken, let_go_of = [0], threading.Event()
+
+    def order() -> Iterator[None]:
+        try:
+            while True:
+                taken[0] += 1
+                yield None
+        finally:
+            let_go_of.set()
+
+    with bench.fetcher.announce(order(), limit_bytes=SIZE):
+        wait_until(lambda: taken == [15], WITHIN_S)
+        assert not let_go_of.is_set()
+    assert let_go_of.wait(WITHIN_S)
+    assert taken == [15]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -234,3 +235,26 @@ def test_readers_of_what_comes_do_not_wait_for_what_does_not(server: LocalServer
             assert read(tree, path) == SIZE
         server.faults.clear()
         assert [one.result(60) for one in waiting] == [SIZE] * stuck
+
+
+def test_an_announced_order_without_end_is_let_go_of_where_all_of_it_is_cached(
+    server: LocalServer, tmp_path: Path
+) -> None:
+    ended = threading.Event()
+
+    def order(paths: list[str]) -> Iterator[list[str]]:
+        try:
+            while True:
+                yield paths
+        finally:
+            ended.set()
+
+    with in_process(server, tmp_path, read_ahead="off") as tree:
+        paths = paths_in(tree)[:20]
+        for path in paths:
+            read(tree, path)
+        known, is_cached = tree.parts.catalog.known, tree.parts.samples.is_cached
+        wait_until(lambda: all(is_cached(known(path)) for path in paths), 10)
+        with tree.parts.ahead(order(["no such file", *paths])):
+            assert not ended.is_set()
+        wait_until(ended.is_set, 10)
