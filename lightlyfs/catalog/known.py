@@ -250,6 +250,7 @@ _MAX_KEPT = 8_000
 # a caller that looks up names in directory order has the next ones read ahead, at most this many at once
 _MAX_AHEAD = 64
 _MAX_DIRECTORIES = 256
+_NO_ROW, _NOTHING = (-1, -1, None), (-1, None)  # of no version
 
 
 class RecentLookups:
@@ -264,7 +265,7 @@ class RecentLookups:
         self.version = 0
         self.writes = 0  # how often facts went into the store
         self._heard = 0  # how often another process wrote facts
-        # samples by inode number, and what is at a path: a sample's number, anything else itself
+        # behind `version` and `_heard`: samples by number; what is at a path: a sample's number, or itself
         self._samples: dict[int, tuple[int, int, SampleEntry]] = {}
         self._paths: dict[str, tuple[int, int | Entry | None]] = {}
         self._lock = threading.Lock()
@@ -286,9 +287,9 @@ class RecentLookups:
         # counted first: a thread that read its row before this, and keeps it after this, drops it again
         self.writes += 1
         for ino, reported in facts.items():
-            kept = self._samples.get(ino)
-            if kept is not None:
-                self._samples[ino] = kept[0], kept[1], reported.applied_to(kept[2])
+            version, heard, entry = self._samples.get(ino, _NO_ROW)
+            if entry is not None:
+                self._samples[ino] = version, heard, reported.applied_to(entry)
 
     def heard(self) -> None:
         """Note that another process wrote facts, which rows kept here may lack; for one thread at a time."""
@@ -296,8 +297,8 @@ class RecentLookups:
 
     def may_lack_facts(self, ino: int) -> bool:
         """Whether another process may have written facts of a sample since its entry was read."""
-        kept = self._samples.get(ino)
-        return kept is None or kept[:2] != (self.version, self._heard)
+        version, heard, _ = self._samples.get(ino, _NO_ROW)
+        return version != self.version or heard != self._heard
 
     def lookup(self, path: str) -> Entry | None:
         """Return the entry of a path, or None where there is none; may raise sqlite3.Error."""
@@ -339,14 +340,13 @@ class RecentLookups:
 
     def _kept(self, path: str, version: int) -> tuple[bool, Entry | None]:
         """Return whether memory holds what is at a path, and the entry that it holds."""
-        kept = self._paths.get(path)
-        if kept is None or kept[0] != version:
+        found_in, found = self._paths.get(path, _NOTHING)
+        if found_in != version:
             return False, None
-        found = kept[1]
         if not isinstance(found, int):
             return True, found
-        row = self._samples.get(found)
-        return (True, row[2]) if row is not None and row[0] == version else (False, None)
+        read_in, _, entry = self._samples.get(found, _NO_ROW)
+        return (True, entry) if read_in == version else (False, None)
 
     def sample(self, ino: int, *, reread: bool = False) -> SampleEntry | None:
         """Return the sample with this inode number, or None; may raise sqlite3.Error.
@@ -355,9 +355,9 @@ class RecentLookups:
         """
         as_of = self._as_of()
         version = as_of[0]
-        kept = self._samples.get(ino)
-        if kept is not None and kept[0] == version and not reread:
-            return kept[2]
+        read_in, _, kept = self._samples.get(ino, _NO_ROW)
+        if read_in == version and not reread:
+            return kept
         entry = self._store.sample(ino)
         if entry is not None:
             self._keep((("", entry),), as_of)
