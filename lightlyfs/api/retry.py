@@ -156,7 +156,8 @@ class Retrier:
                 self._note_failure(exc)
                 if may_retry is not None and not may_retry(exc):
                     raise
-                self._wait_or_raise(exc, tries.pause_after_failure(exc), tries)
+                pause_s = tries.pause_after_failure(exc)
+                self._wait_or_raise(exc if pause_s is not None else tries.told_by(exc), pause_s, tries)
             except DOUBTED as exc:
                 if exc.settled:
                     raise
@@ -299,6 +300,7 @@ class _Tries:
         self._started = retrier.clock()
         self._failures = 0
         self._refusals = 0
+        self._refusal: Failure | None = None
         self._doubted_since: float | None = None
         self.last_try_at = self._started + policy.budget_s - min(_LAST_TRY_S, policy.budget_s / 10)
 
@@ -321,6 +323,11 @@ class _Tries:
             return None
         pause_s = self.policy.delay_s(self._failures - 1, self._retrier.random)
         return min(pause_s, self.last_try_at - now)
+
+    def told_by(self, exc: errors.Retryable) -> Failure:
+        """Return what a call ends with: the doubted refusal, where its own bound cut off the last try."""
+        is_over = isinstance(exc, errors.TimedOut) and self._retrier.clock() >= self.last_try_at
+        return self._refusal if is_over and self._refusal is not None else exc
 
     def pause_after_refusal(self, exc: Failure) -> float | None:
         """Return the pause before the request is sent again, None where its refusal is to be believed."""
@@ -347,6 +354,7 @@ class _Tries:
             self._retrier._believe(key, name)
             return None
         self._refusals += 1
+        self._refusal = exc
         return min(left_s, share * min(_MAX_DOUBT_S, _FIRST_DOUBT_S * 2.0 ** (self._refusals - 1)))
 
 

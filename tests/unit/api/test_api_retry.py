@@ -132,6 +132,28 @@ def test_a_refusal_that_stays_is_believed_after_some_seconds(kind: type[errors.R
     assert caught.value.settled
 
 
+@pytest.mark.parametrize("kind", REFUSALS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("policy", [RetryPolicy(attempts=1, budget_s=0.5, doubt_s=0.5), RetryPolicy()])
+def test_a_refusal_that_is_doubted_to_the_bound_of_the_call_is_what_it_ends_with(
+    kind: type[errors.RequestError], policy: RetryPolicy
+) -> None:
+    time = Time()
+    end_s = time.now_s + policy.budget_s
+    answers_after = [policy.budget_s - 0.5]
+
+    def refused_or_cut_off() -> str:
+        time.now_s = min(end_s, time.now_s + (answers_after.pop() if answers_after else 0.08))
+        raise errors.TimedOut("1 ms") if time.now_s >= end_s else kind("x")
+
+    with pytest.raises(kind):
+        run(policy, refused_or_cut_off, time)
+
+
+def test_a_time_out_with_time_left_is_told_as_such() -> None:
+    with pytest.raises(errors.TimedOut):
+        run(RetryPolicy(attempts=1), failing(errors.Unauthorized("x"), errors.TimedOut("y")), Time())
+
+
 def test_a_foreign_exception_is_not_repeated() -> None:
     with pytest.raises(OSError, match="x"):
         run(RetryPolicy(), failing(OSError("x")), Time())
