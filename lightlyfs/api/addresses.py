@@ -14,13 +14,14 @@ import ipaddress
 import os
 import re
 import socket
+import string
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import certifi
 
@@ -130,7 +131,8 @@ class Proxies:
     def from_environ(cls, environ: Mapping[str, str]) -> Proxies:
         """Read HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, lower case before upper case.
 
-        An empty variable counts as unset. A proxy without a scheme is taken as `http://`.
+        An empty variable counts as unset. A proxy without a scheme is taken as `http://`. A password may
+        hold any character; only `%` has to be written `%25`.
         """
 
         def value(name: str) -> str:
@@ -138,9 +140,7 @@ class Proxies:
 
         def proxy(name: str) -> str | None:
             url = value(name) or value("all_proxy")
-            if not url:
-                return None
-            return url if "://" in url else f"http://{url}"
+            return _as_url(url) if url else None
 
         entries = value("no_proxy").replace(",", " ").split()
         return cls(proxy("http_proxy"), proxy("https_proxy"), tuple(entries))
@@ -159,6 +159,15 @@ class Proxies:
         if any(_matches(entry.lower(), host, port) for entry in self.no_proxy):
             return None
         return proxy
+
+
+def _as_url(proxy: str) -> str:
+    """Return a proxy as a URL in ASCII; its user name and password may be given as they are typed."""
+    scheme, _, rest = proxy.partition("://") if "://" in proxy else ("http", "", proxy)
+    user, at, host = rest.rpartition("@")
+    # what would end a password, or hide from the redaction of errors that it is one, is encoded
+    user = quote(user.encode("utf-8", "surrogateescape"), safe="%:!$&()*+,;=")
+    return f"{scheme}://{user}{at}" + quote(host.encode("utf-8", "surrogateescape"), safe=string.punctuation)
 
 
 def _matches(entry: str, host: str, port: int) -> bool:

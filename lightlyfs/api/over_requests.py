@@ -10,6 +10,7 @@ cannot interrupt a wait. `WatchedSocket` ends the time-out below that file.
 
 from __future__ import annotations
 
+import base64
 import io
 import logging
 import socket
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import certifi
 import requests
@@ -272,6 +274,15 @@ class _Adapter(HTTPAdapter):
         if not proxy.lower().startswith("socks"):
             manager.pool_classes_by_scheme = _POOLS
         return manager
+
+    def proxy_headers(self, proxy: str) -> dict[str, str]:
+        given, at, _ = urlsplit(proxy).netloc.rpartition("@")
+        if not at:
+            return {}
+        user, _, password = given.partition(":")
+        # the bytes that libcurl sends: requests would make Latin-1 of them, or fail
+        token = base64.b64encode(unquote_to_bytes(f"{user}:{password}"))
+        return {"Proxy-Authorization": f"Basic {token.decode()}"}
 
     def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
         return _CALL.target

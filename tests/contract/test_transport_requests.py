@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import socket
@@ -534,6 +535,14 @@ def test_a_plain_request_through_a_proxy_keeps_its_address(make_transport: Make,
     assert transport.send(Request("GET", url)).body.decode() == url
     assert proxy.received[0].headers["host"] == "storage.test"
     assert proxy.received[0].headers["proxy-authorization"] == "Basic bWU6cHc="
+
+
+def test_the_password_of_a_proxy_may_be_given_as_it_is_typed(make_transport: Make, serve: Serve) -> None:
+    proxy = serve(answering(echo))
+    proxies = Proxies.from_environ({"HTTP_PROXY": f"http://me:p\u00e9%40 /@w@127.0.0.1:{proxy.port}"})
+    make_transport(proxies=proxies).send(Request("GET", "http://storage.test/"))
+    sent = proxy.received[0].headers["proxy-authorization"].removeprefix("Basic ")
+    assert base64.b64decode(sent).decode() == "me:p\u00e9@ /@w"
 
 
 def test_a_tls_request_through_a_proxy_is_tunnelled(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lightlyfs.api.addresses import Proxies
+from lightlyfs.api.redaction import redact
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,9 @@ from lightlyfs.api.addresses import Proxies
         ({"ALL_PROXY": "p:3"}, "http://p:3", "http://p:3"),
         ({"all_proxy": "http://p:3", "HTTP_PROXY": "http://a:1"}, "http://a:1", "http://p:3"),
         ({"HTTP_PROXY": "", "ALL_PROXY": " "}, None, None),
+        ({"ALL_PROXY": "u%40:p\u00e9 w@a:1"}, "http://u%40:p%C3%A9%20w@a:1", "http://u%40:p%C3%A9%20w@a:1"),
+        ({"HTTP_PROXY": "u:p/?#@w'\"@a:1/"}, "http://u:p%2F%3F%23%40w%27%22@a:1/", None),
+        ({"HTTP_PROXY": "http://u:\udce9@a:1"}, "http://u:%E9@a:1", None),
     ],
 )
 def test_proxies_come_from_the_environment(
@@ -65,3 +69,12 @@ def test_proxies_come_from_the_environment(
 def test_no_proxy_entries(entry: str, url: str, direct: bool) -> None:
     proxies = Proxies.from_environ({"ALL_PROXY": "http://p:1", "NO_PROXY": f"other.test,{entry} x.test"})
     assert (proxies.for_url(url) is None) == direct
+
+
+@pytest.mark.parametrize(
+    "password", ["secret@secret", "secret/secret", "secret'secret", "secret secret", "sécret"]
+)
+def test_no_part_of_a_password_is_shown_with_the_proxy(password: str) -> None:
+    proxies = Proxies.from_environ({"HTTP_PROXY": f"http://user:{password}@proxy.test:x"})
+    shown = redact(f"Unsupported proxy syntax in '{proxies.http}': Bad port")
+    assert shown == "Unsupported proxy syntax in 'http://***@proxy.test:x': Bad port"
