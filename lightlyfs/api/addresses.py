@@ -292,6 +292,7 @@ def _read(name: str, path: Path) -> Iterator[bytes]:
     """Yield the files with certificates at a path."""
     found = False
     try:
+        path.stat()
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
             if file.is_file() and file.stat().st_size <= _MAX_FILE_BYTES:
                 text = file.read_bytes()

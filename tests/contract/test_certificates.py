@@ -139,12 +139,18 @@ class _PortalFirst:
         self._stranger.close()
 
 
-@pytest.mark.parametrize("text", [None, "no certificate"])
-def test_a_variable_that_names_no_authorities_is_told(tmp_path: Path, text: str | None) -> None:
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        ("no certificate", "holds no certificate in PEM form"),
+    ],
+)
+def test_a_variable_that_names_no_authorities_is_told(tmp_path: Path, text: str | None, why: str) -> None:
     path = tmp_path / "ca.pem"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(SettingsError, match=rf"CURL_CA_BUNDLE is {path}"):
+    with pytest.raises(SettingsError, match=rf"CURL_CA_BUNDLE is {path}, which {why}"):
         trust_of({"CURL_CA_BUNDLE": str(path)}, Path(addresses.certifi.where()))
 
 
