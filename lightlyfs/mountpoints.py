@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import threading
@@ -199,7 +200,7 @@ def prepare_mountpoint(mountpoint: Path) -> bool:
     if entry is not None and health is Health.DEAD:
         if entry.type != MOUNT_TYPE:
             raise StartError(
-                f"a dead {entry.type} mount is at {mountpoint}; clear it with: umount -l {mountpoint}"
+                f"a dead {entry.type} mount is at {mountpoint}; clear it with: umount -l {_word(mountpoint)}"
             )
         unmount(mountpoint, lazy=True)
         cleared = True
@@ -208,17 +209,18 @@ def prepare_mountpoint(mountpoint: Path) -> bool:
         if health is Health.HANGS:
             raise StartError(
                 f"{entry.source} is mounted on {mountpoint} already, and does not answer; "
-                f"see: lightlyfs status {mountpoint}"
+                f"see: lightlyfs status {_word(mountpoint)}"
             )
         raise StartError(
-            f"{entry.source} is mounted on {mountpoint} already; end it with: lightlyfs umount {mountpoint}"
+            f"{entry.source} is mounted on {mountpoint} already; "
+            f"end it with: lightlyfs umount {_word(mountpoint)}"
         )
     if health is Health.HANGS:
         raise StartError(f"what is mounted on {mountpoint} does not answer; choose another directory")
     try:
         occupied = next(iter(os.scandir(mountpoint)), None) is not None
     except FileNotFoundError:
-        raise StartError(f"{mountpoint} does not exist; make it with: mkdir -p {mountpoint}") from None
+        raise StartError(f"{mountpoint} does not exist; make it with: mkdir -p {_word(mountpoint)}") from None
     except NotADirectoryError:
         raise StartError(f"{mountpoint} is not a directory; choose an empty one") from None
     except OSError as error:
@@ -228,6 +230,11 @@ def prepare_mountpoint(mountpoint: Path) -> bool:
             f"{mountpoint} is not empty; a mount would hide its files: choose an empty directory"
         )
     return cleared
+
+
+def _word(path: Path) -> str:
+    """Return a path as a shell takes it, for a command that is shown to be copied."""
+    return shlex.quote(str(path))
 
 
 def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
@@ -244,13 +251,13 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
     except subprocess.TimeoutExpired:
         raise StartError(
             f"{mountpoint} cannot be unmounted, for it does not answer; "
-            f"detach it with: lightlyfs umount --lazy {mountpoint}"
+            f"detach it with: lightlyfs umount --lazy {_word(mountpoint)}"
         ) from None
     if done.returncode == 0:
         return
     reason = done.stderr.strip().rpartition(": ")[2] or f"{command[0]} failed"
     if "busy" in reason:
-        reason = f"a program still uses it; find it with: fuser -vm {mountpoint}"
+        reason = f"a program still uses it; find it with: fuser -vm {_word(mountpoint)}"
     raise StartError(f"{mountpoint} cannot be unmounted: {reason}")
 
 

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import stat
 import tempfile
@@ -583,5 +584,5 @@ def _own_directory(path: Path, *, make: bool = True) -> Path:
     if found.st_mode & stat.S_ISVTX:
         raise SettingsError(f"{path} is shared with others; use a folder in it")
     if found.st_mode & 0o022:
-        raise SettingsError(f"others may write to {path}; close it with: chmod 700 {path}")
+        raise SettingsError(f"others may write to {path}; close it with: chmod 700 {shlex.quote(str(path))}")
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import shlex
 import sqlite3
 import threading
 import time
@@ -137,7 +138,7 @@ class Dataset:
             raise StartError(f"{folder!r} is a file of {dataset}; mount the folder that it is in")
         if folder and node is None:
             raise StartError(
-                f"{dataset} has no folder {folder!r}; `lightlyfs ls {dataset}` lists what it has"
+                f"{dataset} has no folder {folder!r}; `lightlyfs ls {shlex.quote(dataset)}` lists what it has"
             )
 
     def drain(self) -> None:

@@ -233,7 +233,7 @@ def _request(mountpoint: Path, command: str, timeout_s: float) -> dict[str, Any]
 
 def _unanswered(mountpoint: Path, pid: int) -> str:
     """What to do about a mount whose process does not answer."""
-    detach = f"detach it with `lightlyfs umount --lazy {mountpoint}`"
+    detach = f"detach it with `lightlyfs umount --lazy {shlex.quote(str(mountpoint))}`"
     if process_state(pid) == "T":
         return (
             f"the mount on {mountpoint} does not answer: process {pid} is stopped; continue it with "
@@ -257,7 +257,7 @@ def _ask(mountpoint: Path, command: str, timeout_s: float = _ANSWER_S) -> dict[s
         raise StartError(
             f"the mount on {mountpoint} "
             + ("is dead, for its process is gone" if dead else "does not answer")
-            + f"; clear it with: lightlyfs umount {mountpoint}"
+            + f"; clear it with: lightlyfs umount {shlex.quote(str(mountpoint))}"
         )
     if not answer.pop("ok"):
         raise StartError(str(answer["error"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -83,3 +84,30 @@ def test_status_is_watched_until_an_interrupt(two: tuple[list[Path], dict[str, s
         assert sum(line.startswith("dataset ") for line in shown) >= 2
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
+
+
+def test_commands_that_are_shown_can_be_copied_where_a_path_has_blanks(
+    server: LocalServer, tmp_path: Path
+) -> None:
+    need_fuse("3")
+    environ = environment(server, tmp_path / "cache")
+    place = tmp_path / "my 'own' images"
+
+    def command_of_failure(*words: str) -> list[str]:
+        done = lightlyfs(*words, environ=environ, check=False)
+        assert done.returncode == 1
+        return shlex.split(done.stderr[done.stderr.rindex("with: ") + 6 :])
+
+    mount = ("mount", server.dataset_id, str(place), "--profile", "train")
+    assert command_of_failure(*mount) == ["mkdir", "-p", str(place)]
+    place.mkdir()
+    lightlyfs(*mount, environ=environ)
+    try:
+        assert command_of_failure(*mount) == ["lightlyfs", "umount", str(place)]
+        with (place / "a.jpg").open("rb"):
+            assert command_of_failure("umount", str(place)) == ["fuser", "-vm", str(place)]
+        os.kill(int(str(rows(environ, [place])[str(place)]["pid"])), signal.SIGKILL)
+        wait_until(lambda: mountpoints.probe(place) is mountpoints.Health.DEAD, 10)
+        assert command_of_failure("status", str(place)) == ["lightlyfs", "umount", str(place)]
+    finally:
+        mountpoints.unmount(place, lazy=True)
