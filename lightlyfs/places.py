@@ -84,6 +84,15 @@ def elsewhere(chosen_cache: Path | None) -> str:
     return ""
 
 
+def wanted_directories(chosen: Path | None) -> list[Path]:
+    """Return where the cache and what is owed would be kept, and make nothing."""
+    if chosen is not None:
+        return [chosen]
+    with suppress(RuntimeError):  # without a home
+        return [Path(platformdirs.user_cache_dir(APP)), Path(platformdirs.user_state_dir(APP))]
+    return []
+
+
 def _root(chosen: Path | None, kind: str) -> Root:
     """Return a usable directory: in the chosen one where others may use that too, or in the user's home.
 

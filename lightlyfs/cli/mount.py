@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
-from lightlyfs import mountpoints
+from lightlyfs import mountpoints, places
 from lightlyfs.cli import READY_VARIABLE
 from lightlyfs.cli.options import (
     GroupedCommand,
@@ -32,7 +32,7 @@ from lightlyfs.cli.options import (
 from lightlyfs.cli.output import tell
 from lightlyfs.errors import StartError
 from lightlyfs.kernel import binding
-from lightlyfs.settings import exposure_of, read_secrets, resolve
+from lightlyfs.settings import Settings, exposure_of, read_secrets, resolve
 
 
 @click.command(cls=GroupedCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,7 +66,7 @@ def mount(dataset: str, mountpoint: Path, foreground: bool, fstab: tuple[str, ..
     binding.find_library(settings.fuse)  # type: ignore[arg-type]
     if mountpoints.prepare_mountpoint(mountpoint):
         click.echo(f"lightlyfs: cleared a dead mount on {mountpoint}, whose process is gone", err=True)
-    _refuse_cache_inside(settings.cache_dir, mountpoint)
+    _refuse_files_inside(settings, mountpoint)
     # never a token, which the environment carries
     words = [
         word for name, text in texts.items() if text is not None for word in ("--setting", f"{name}={text}")
@@ -108,6 +108,15 @@ def _exit_on(number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _refuse_cache_inside(cache_dir: Path | None, mountpoint: Path) -> None:
-    if cache_dir is not None and cache_dir.resolve().is_relative_to(mountpoint):
-        raise StartError(f"the cache directory {cache_dir} lies inside {mountpoint}; choose one outside")
+def _refuse_files_inside(settings: Settings, mountpoint: Path) -> None:
+    """StartError where the mount would keep files below itself, and so wait for its own answer."""
+
+    def is_inside(path: Path) -> bool:
+        return path.resolve().is_relative_to(mountpoint)
+
+    for directory in filter(is_inside, places.wanted_directories(settings.cache_dir)):
+        raise StartError(
+            f"the cache directory {directory} lies inside {mountpoint}; choose one outside with --cache-dir"
+        )
+    if settings.log_file is not None and is_inside(settings.log_file):
+        raise StartError(f"the log file {settings.log_file} lies inside {mountpoint}; choose one outside")

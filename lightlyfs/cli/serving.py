@@ -315,8 +315,13 @@ class _LogFile(logging.handlers.RotatingFileHandler):
 
 
 def file_handler(path: Path, kind: str, dataset: str) -> logging.Handler:
-    """Return a handler for a log file that is rotated before it fills the disk."""
-    handler = _LogFile(path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace")
+    """Return a handler for a log file that is rotated before it fills the disk; StartError without one."""
+    try:
+        handler = _LogFile(
+            path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace"
+        )
+    except OSError as error:
+        raise StartError(f"the log file {path} cannot be written: {error.strerror}") from error
     handler.setFormatter(formatter(kind, dataset))
     return handler
 

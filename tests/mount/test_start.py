@@ -36,6 +36,9 @@ CASES = [
     (["-o", "ro,foo=1"], {}, 2, "-o foo: no such option"),
     (["--token-file", "nofile"], {}, 2, "cannot be read: No such file or directory"),
     (["--cache-dir", "mnt/cache"], {}, 1, "choose one outside"),
+    (["--log-file", "mnt/log"], {}, 1, "mnt/log lies inside"),
+    (["--log-file", "nodir/log"], {}, 1, "nodir/log cannot be written: No such file or directory"),
+    (["--log-file", "full"], {}, 1, "full cannot be written: Is a directory"),
     (["--read-mode", "redirect"], {"LIGHTLY_PUBLIC_TOKEN": ""}, 2, "set LIGHTLY_PUBLIC_TOKEN"),
     ([], {"LIGHTLY_SERVER_LOCATION": "http://127.0.0.1:1"}, 1, "cannot be reached"),
     ([], {"LIGHTLY_SERVER_LOCATION": "http://no.such.host.invalid"}, 1, "Could not resolve host"),
@@ -77,6 +80,22 @@ def test_a_failure_at_start_is_one_line(
     assert done.returncode == code
     assert done.stdout == ""
     assert mountpoints.mount_at(mountpoint) is None
+
+
+@pytest.mark.parametrize("name", ["HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"])
+def test_a_mount_over_the_directories_that_it_would_use_is_refused(
+    server: LocalServer, tmp_path: Path, name: str
+) -> None:
+    """It would wait for itself: without the refusal, nothing ends but by force."""
+    need_fuse("3")
+    place = tmp_path / "mnt"
+    place.mkdir()
+    environ = environment(server, tmp_path / "cache") | {"HOME": str(tmp_path)}
+    environ = {key: text for key, text in environ.items() if not key.startswith("XDG_")} | {name: str(place)}
+    done = lightlyfs("mount", server.dataset_id, str(place), environ=environ, check=False)
+    assert done.returncode == 1
+    assert f"lies inside {place}; choose one outside with --cache-dir" in done.stderr
+    assert list(place.iterdir()) == []
 
 
 def test_a_server_that_is_something_else_is_told_apart(own_server: LocalServer, tmp_path: Path) -> None:
