@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shlex
 import time
 from contextlib import closing, suppress
@@ -109,7 +110,7 @@ def _unmount_unasked(mountpoint: Path, *, lazy: bool) -> None:
     """End a mount that cannot be asked what it owes: its process is gone, or its socket is."""
     from lightlyfs.app import owed_files
 
-    _need_mount(mountpoint)
+    _need_mount(mountpoint, to_end=True)
     before = {owed.spool for owed in owed_files(None) if owed.in_use}
     dead = mountpoints.probe(mountpoint) is mountpoints.Health.DEAD
     mountpoints.unmount(mountpoint, lazy=lazy or dead)
@@ -222,9 +223,21 @@ def _tell_left(uploads: dict[str, Any], cache_dir: str | None) -> None:
         )
 
 
-def _need_mount(mountpoint: Path) -> None:
-    if mountpoint not in our_mounts():
+def _need_mount(mountpoint: Path, *, to_end: bool = False) -> None:
+    entry = our_mounts().get(mountpoint)
+    if entry is None:
         raise StartError(f"no dataset is mounted on {mountpoint}; `lightlyfs mounts` lists those that are")
+    # a mount answers its user alone; root may end it all the same
+    may = entry.owner in (None, os.getuid()) or (to_end and os.geteuid() == 0)
+    if entry.owner is not None and not may:
+        raise StartError(f"the mount on {mountpoint} belongs to {_user(entry.owner)}; ask as that user")
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
 
 
 def _request(mountpoint: Path, command: str, timeout_s: float) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import random
 import shlex
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 from lightlyfs.api.retry import RetryPolicy
 from lightlyfs.cli import group
 from lightlyfs.errors import StartError
+from lightlyfs.mountpoints import MOUNT_TYPE, MountEntry
 
 # what a wrong command line is answered with: exit code, and a text that is in the answer
 WRONG = [
@@ -111,6 +113,21 @@ def test_a_wrong_command_line_is_answered(
     assert said.startswith("lightlyfs: ")
     assert len(said.splitlines()) <= 2
     assert "abc" not in said
+
+
+@pytest.mark.parametrize("command", ["status", "refresh", "log", "umount", "umount --lazy"])
+def test_a_mount_of_another_user_is_told_from_one_that_hangs(
+    command: str, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What helps against a hanging one would end theirs, or fail with a reason that is none."""
+    theirs = MountEntry(tmp_path / "theirs", MOUNT_TYPE, "lightly:data", "0:99", 2_000_000_000)
+    monkeypatch.setattr("lightlyfs.mountpoints.mount_table", lambda _process="self": [theirs])
+    monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    found, said = run([*command.split(), str(theirs.mountpoint)], capfd)
+    assert (found, said) == (
+        1,
+        f"lightlyfs: the mount on {theirs.mountpoint} belongs to user 2000000000; ask as that user\n",
+    )
 
 
 def test_the_help_of_a_command_is_that_of_its_option(capfd: pytest.CaptureFixture[str]) -> None:
