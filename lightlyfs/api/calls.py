@@ -6,6 +6,7 @@ token as a header, the public token only to the redirect endpoint.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -262,7 +263,8 @@ def _quoted(text: str) -> str:
 
 def address_in(body: bytes, where: str) -> str:
     """Return the address of an answer that is a JSON string or, from older servers, raw text."""
-    text = body.strip()
+    # a mark that other answers may have too, for json.loads passes over it
+    text = body.removeprefix(codecs.BOM_UTF8).strip()
     found = parse(text, where) if text[:1] == b'"' else text.decode("utf-8", "replace")
     if not isinstance(found, str) or "://" not in found or found[:1] in "<{[":
         raise errors.MalformedAnswer(f"{where} is not an address: {shown(str(found)[:40])}")

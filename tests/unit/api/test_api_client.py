@@ -296,6 +296,8 @@ def test_odd_redirects(answer: Response, kind: type[errors.RequestError]) -> Non
         SIGNED.encode(),
         f" {SIGNED}\n".encode(),
         SIGNED.replace("/", "\\/").join('""').encode(),
+        json.dumps(SIGNED).encode("utf-8-sig"),
+        SIGNED.encode("utf-8-sig"),
     ],
 )
 def test_a_read_url_may_be_quoted_or_raw(body: bytes) -> None:
