@@ -461,12 +461,14 @@ class Secrets:
 def read_token(path: Path) -> str:
     """The token in a file; SettingsError where it cannot be read, or holds none."""
     try:
-        token = path.read_text(encoding="utf-8").strip()
+        token = path.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise SettingsError(f"the token file {path} cannot be read: {reason}") from None
     if not token:
         raise SettingsError(f"the token file {path} is empty; put the API token into it")
+    if len(token.split()) > 1:
+        raise SettingsError(f"the token file {path} holds more than a token; leave the token alone in it")
     return token
 
 

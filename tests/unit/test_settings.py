@@ -193,13 +193,28 @@ def test_a_bearer_token_is_enough() -> None:
     assert read_secrets({"LIGHTLY_BEARER_TOKEN": "b"}, None) == Secrets(None, "b", None)
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe"])
-def test_a_useless_token_file_is_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "is empty"),
+        (b"\n", "is empty"),
+        (b"\xff\xfe", "is not text"),
+        (b"# mine\nabc\n", "holds more than a token"),
+        (b"abc\r\ndef\r\n", "holds more than a token"),
+    ],
+)
+def test_a_useless_token_file_is_refused(tmp_path: Path, content: bytes, why: str) -> None:
     file = tmp_path / "token"
     file.write_bytes(content)
 
-    with pytest.raises(SettingsError, match="token file"):
+    with pytest.raises(SettingsError, match=f"token file .* {why}"):
         read_secrets({}, file)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_token(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_bytes("abc\r\n".encode("utf-8-sig"))
+    assert read_secrets({}, file).token == "abc"
 
 
 def test_secrets_show_nothing() -> None:
