@@ -510,6 +510,7 @@ class EpochFetcher(Generic[T]):
         with self._lock:
             files = epoch.files
             found = epoch.coming.popleft() if contents and epoch.coming else None
+            epoch.urls -= found is not None
         if found is None:
             found = None if files is None else next(files, None)
             if found is None:

@@ -129,11 +129,6 @@ BARS = [
     Bar(f"{cold.CLASSES_FAR}, of rclone mount", 5, lambda t: t.ratio("cold", cold.CLASSES_FAR, OURS, RCLONE)),
     Bar(f"{cold.TRAINING}, of rclone mount", 3, lambda t: t.ratio("cold", cold.TRAINING, OURS, RCLONE)),
     Bar(
-        f"{cold.TRAINING_TOLD}, of the local disk",
-        0.9,
-        lambda t: t.ratio("cold", cold.TRAINING_TOLD, OURS, LOCAL, cold.TRAINING),
-    ),
-    Bar(
         f"{cold.URLS_KNOWN}, of rclone mount",
         2,
         lambda t: t.ratio("cold", cold.URLS_KNOWN, OURS, RCLONE, cold.SHUFFLED),
