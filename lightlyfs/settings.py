@@ -246,10 +246,13 @@ def parse_server(text: str) -> str:
     try:
         parts = urlsplit(address)
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        known = known and not any(map(str.isspace, address))
     except ValueError:  # brackets without an address in them, a port out of range
         known = False
     if not known:
-        raise ValueError("expected an address that starts with https:// or http://")
+        raise ValueError(
+            "expected an address that starts with https:// or http://, then a host, and perhaps a port up to 65535"
+        )
     return address
 
 
