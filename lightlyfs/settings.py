@@ -251,7 +251,8 @@ def parse_server(text: str) -> str:
         known = False
     if not known:
         raise ValueError(
-            "expected an address that starts with https:// or http://, then a host, and perhaps a port up to 65535"
+            "expected an address that starts with https:// or http://, with a host, and perhaps a port "
+            "up to 65535"
         )
     return address
 
