@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -109,6 +111,17 @@ def test_a_lock_that_is_not_to_be_had_keeps_no_fork_waiting() -> None:
     assert in_child(lambda: None) == 0
 
 
+# SQLite in a thread of this process would be outside of the gate
+_RIVAL = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("BEGIN IMMEDIATE")
+print(flush=True)
+sys.stdin.read()
+db.execute("COMMIT")
+"""
+
+
 class Held:
     """A database that another process writes to until `end`, and a thread that waits for that with a lock."""
 
@@ -116,8 +129,10 @@ class Held:
         self.db = database.connect(path, timeout_s=WAIT_S)
         self.db.execute("CREATE TABLE t (x)")
         self.lock = database.Lock()
-        self._rival = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._rival.execute("BEGIN IMMEDIATE")
+        command = [sys.executable, "-c", _RIVAL, path]
+        self._rival = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._rival.stdout is not None
+        assert self._rival.stdout.readline()
         self.waits = threading.Event()
         pause = time.sleep
 
@@ -136,11 +151,11 @@ class Held:
 
     def end(self) -> None:
         """End the transaction of the other process, and then that of the thread, which has not given up."""
-        self._rival.execute("COMMIT")
-        self._rival.close()
+        self._rival.communicate(timeout=WAIT_S)
         self._thread.join()
-        assert self.db.execute("SELECT x FROM t").fetchall() == [(1,)]
-        self.db.close()
+        with FORK_GATE:
+            assert self.db.execute("SELECT x FROM t").fetchall() == [(1,)]
+            self.db.close()
         assert not FORK_GATE.entered()
 
 
