@@ -143,12 +143,12 @@ class MalformedAnswer(RequestError):
 
 
 class OddAnswer(MalformedAnswer):
-    """An answer that speaks against what is known, and is asked for again before it counts.
+    """An answer that contradicts what is known; it counts only once it was confirmed by further requests.
 
-    `anew` is set where the answer before said something else, so that this one is doubted from now on.
+    `differs` is true if the previous answer said something else: the time of doubt starts over then.
     """
 
-    anew = False
+    differs = False
 
 
 class UnsafeUrl(RequestError):

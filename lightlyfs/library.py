@@ -499,7 +499,7 @@ class OrderOverSocket:
                     return
                 self._hand_over([path_in_mount(self._mountpoint, os.path.abspath(name)) for name in some])
         except Cancelled:
-            pass  # nobody reads it any more
+            pass  # the program dropped the order
         except (OSError, ValueError, LightlyFsError) as error:
             if not self._closed.is_set():
                 log.warning("the mount on %s takes no more of the order: %s", self._mountpoint, error)

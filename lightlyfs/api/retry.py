@@ -340,13 +340,13 @@ class _Tries:
             return None
         name = type(exc).__name__
         key = _ANY if isinstance(exc, errors.Unauthorized) else (self._kind, self._what)
-        anew = isinstance(exc, errors.OddAnswer) and exc.anew
-        if not self.policy.doubt_s or (not anew and self._retrier._is_believed(key, name)):
+        starts_over = isinstance(exc, errors.OddAnswer) and exc.differs
+        if not self.policy.doubt_s or (not starts_over and self._retrier._is_believed(key, name)):
             return None
         now = self._retrier.clock()
-        if anew:
+        if starts_over:
             self._retrier._disbelieve(key)
-        if anew or self._doubted_since is None:
+        if starts_over or self._doubted_since is None:
             self._doubted_since, self._refusals = now, 0
         share = _SHORT_DOUBT if self._retrier._is_common(key[0], name) else 1.0
         left_s = self._doubted_since + self.policy.doubt_s * share - now

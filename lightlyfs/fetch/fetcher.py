@@ -60,7 +60,7 @@ _UNKNOWN = ("SAMPLE_UNKNOWN", "DATASET_UNKNOWN")
 # equal answers in a row that confirm a doubted one, and how many are requested without a pause
 _ENOUGH = 3
 _MAX_AT_ONCE = 6
-# an object that is replaced under a reader may say something else so often; each is doubted for some seconds
+# how often answers may change, as of an object that is replaced while it is read; each is doubted for seconds
 _MAX_CHANGES = 3
 # blocks that are kept back, by each of the threads that fetch, until it is known of which version they are
 _UNPROVEN_BLOCKS = 8
@@ -177,7 +177,7 @@ class Fetcher:
             try:
                 return self._fetch(sample_id, progress)
             except OddAnswer:
-                if admission.last is None or not admission.agree:
+                if admission.last is None or not admission.is_plausible:
                     raise
                 if not admission.last.is_named:
                     on_doubtful()
@@ -282,8 +282,8 @@ class _Admission:
         self._accepted: ContentId | None = None
 
     @property
-    def agree(self) -> bool:
-        """Whether the answers may be those of an object that was replaced now and then."""
+    def is_plausible(self) -> bool:
+        """Whether the answers changed so rarely that the object may have been replaced in between."""
         return self._changes <= _MAX_CHANGES
 
     def accept(self) -> None:
@@ -301,7 +301,7 @@ class _Admission:
         odd = OddAnswer(f"storage says that it has {said.size} bytes, which speaks against what is known")
         if self.last not in (None, said):
             self._changes += 1
-            odd.anew = self.agree
+            odd.differs = self.is_plausible
         self.last = said
         raise odd
 

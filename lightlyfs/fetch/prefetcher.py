@@ -372,7 +372,7 @@ class EpochFetcher(Generic[T]):
                 if not self._wait_for_few(announcement, few):
                     break
         except Cancelled:
-            self.close(announcement)  # the mount ends, or nobody reads it any more
+            self.close(announcement)  # the mount is ending, or the program dropped the order
         except Exception:
             # the program reads what it needs itself
             log.exception("what was announced cannot be fetched")

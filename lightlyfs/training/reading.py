@@ -201,7 +201,7 @@ def _taken(added: SimpleQueue[list[str] | None]) -> Iterator[list[str]]:
         except Empty:
             names = []
         if names is None:
-            raise Cancelled("what was announced is read no more")
+            raise Cancelled("the program dropped the order")
         yield names
 
 
