@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -141,12 +142,17 @@ def with_our_threads() -> Iterator[None]:
     if len(allowed) < 2:
         yield
         return
-    core = ctypes.CDLL(None).sched_getcpu()
+    core = _libc().sched_getcpu()
     _set_ours({core} & allowed or allowed)
     try:
         yield
     finally:
         _set_ours(allowed)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)  # which takes some microseconds each time
 
 
 def _set_ours(cores: set[int]) -> None:

@@ -30,8 +30,9 @@ CREATE TRIGGER IF NOT EXISTS block_added AFTER INSERT ON block
 CREATE TRIGGER IF NOT EXISTS block_removed AFTER DELETE ON block
     BEGIN UPDATE total SET bytes = bytes - old.bytes; END;
 """
-# this many records wait in memory before they are written in one transaction
-_BATCH = 64
+# this many blocks, or contents that were used, wait in memory before they are written in one transaction; a
+# crash loses the order of use of so many contents
+_BATCH, _USES_BATCH = 64, 1024
 # while the disk takes no records, this many are kept for later; the blocks of others count as absent then
 _MAX_WAITING = 4096
 # pause before the next attempt after a stopped or stuck process was found to hold the index
@@ -86,7 +87,7 @@ class _Batch:
     @property
     def is_full(self) -> bool:
         """Whether this is worth a transaction."""
-        return max(self.count, len(self.used)) >= _BATCH
+        return self.count >= _BATCH or len(self.used) >= _USES_BATCH
 
     def __bool__(self) -> bool:
         return bool(self.count or self.used)

@@ -140,8 +140,9 @@ class LightlyImages:
         else:
             here.ahead.add(self._names(numbers))
         items: list[Any] = []
-        for start in range(0, len(numbers), _READ_AT_ONCE):
-            some = numbers[start : start + _READ_AT_ONCE]
+        at_once = len(numbers) if self._decode is False else _READ_AT_ONCE
+        for start in range(0, len(numbers), at_once or 1):
+            some = numbers[start : start + at_once]
             paths = [self.paths[number] for number in some]
             with here.source.while_reading():
                 read = [self._read(of_item, here.source) for of_item in paths]

@@ -119,12 +119,12 @@ def test_a_batch_of_64_records_is_written_by_itself(bench: Index) -> None:
     assert other.bytes == 640
 
 
-def test_64_uses_are_written_by_themselves(bench: Index) -> None:
+def test_a_batch_of_1024_uses_is_written_by_itself(bench: Index) -> None:
     index, other = bench.begin(), bench.begin(alone=False)
-    index.note_use([f"k{number:02}" for number in range(63)])
+    index.note_use([f"k{number:04}" for number in range(1023)])
     assert other.oldest(()) == []
-    index.note_use(["k63"])
-    assert len(other.oldest(())) == 64
+    index.note_use(["k1023"])
+    assert len(other.oldest(())) == 100  # as many as it gives at once
 
 
 def test_the_order_of_use_is_that_of_the_last_uses_over_a_remount(bench: Index) -> None:
