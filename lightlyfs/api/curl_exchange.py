@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import pycurl
@@ -162,11 +163,21 @@ def _parsed(lines: list[bytes]) -> tuple[int, dict[str, str]]:
     """The status and the headers, with lower-case names, of the last answer that begins in these lines."""
     status = 0
     headers: dict[str, str] = {}
-    for line in b"".join(lines).decode("latin-1").split("\n"):
-        name, colon, value = line.partition(":")
-        if line[:5] == "HTTP/":
-            status, headers = int(line.split(None, 2)[1]), {}
-        elif colon:
-            name, value = name.strip().lower(), value.strip()
+    for line in lines:
+        name, value = _header(line)
+        if not name:
+            if line[:5] == b"HTTP/":
+                status, headers = int(line.split(None, 2)[1]), {}
+        else:
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return status, headers
+
+
+# most headers are the same in one answer after the other
+@lru_cache(256)
+def _header(line: bytes) -> tuple[str, str]:
+    """The name, in lower case, and the value of a header; an empty name for another line."""
+    name, colon, value = line.decode("latin-1").partition(":")
+    if not colon or line[:5] == b"HTTP/":
+        return "", ""
+    return name.strip().lower(), value.strip()

@@ -465,9 +465,9 @@ class CurlLoop:
             if what in (pycurl.POLL_OUT, pycurl.POLL_INOUT):
                 wanted |= select.EPOLLOUT
             try:
-                self._epoll.modify(descriptor, wanted)
-            except FileNotFoundError:
                 self._epoll.register(descriptor, wanted)
+            except FileExistsError:
+                self._epoll.modify(descriptor, wanted)
         except OSError:
             pass  # libcurl closed it: epoll has dropped it by itself
 
