@@ -590,7 +590,7 @@ def content_in(sample_id: str, answer: Response) -> ContentId | None:
         if part is None or (part.start, part.end) != (0, length) or part.total is None:
             return None
         length = part.total
-    elif "content-length" not in headers:
+    elif headers.get("transfer-encoding", "").lower() != "chunked" and "content-length" not in headers:
         return None
     etag = etag_of(headers)
     if not etag:
