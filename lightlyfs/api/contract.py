@@ -462,8 +462,10 @@ def refused_address(host: str, address: str) -> errors.PrivateAddress:
 
 def content_encoding_of(headers: Mapping[str, str]) -> str:
     """Return the encodings that an answer names, with its lower-case headers; "" where it has none."""
+    if "content-encoding" not in headers:
+        return ""
     # aws-chunked is left behind by uploads and says nothing of the stored bytes
-    named = [part.strip().lower() for part in headers.get("content-encoding", "").split(",")]
+    named = [part.strip().lower() for part in headers["content-encoding"].split(",")]
     return ", ".join(part for part in named if part not in ("", "identity", "aws-chunked"))
 
 

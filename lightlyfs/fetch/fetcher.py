@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from lightlyfs.api.calls import Attempt
-from lightlyfs.api.contract import Request, Response, Timeouts, Transport
+from lightlyfs.api.contract import Request, Response, Timeouts, Transport, content_encoding_of
 from lightlyfs.api.retry import Retrier, RetryPolicy, raise_for_status
 from lightlyfs.blocks import (
     BLOCK_BYTES,
@@ -582,7 +582,7 @@ def content_in(sample_id: str, answer: Response) -> ContentId | None:
     None where something is odd: no length, an encoding, another range than was asked for, a web page.
     """
     headers = answer.headers
-    if "content-encoding" in headers:
+    if content_encoding_of(headers):
         return None
     length = len(answer.body)
     if answer.status == 206 or "content-range" in headers:
