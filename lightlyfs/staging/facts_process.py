@@ -17,7 +17,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lightlyfs.cores import all_cores
 from lightlyfs.errors import MalformedAnswer
@@ -64,12 +64,8 @@ class FactsPool:
     def png_of(self, picture: bytes, side_pixels: int) -> bytes:
         """Return a picture as a PNG of at most `side_pixels` a side; MalformedAnswer if it is no picture."""
         process = self._idle.get()
-        descriptor = os.memfd_create("picture", os.MFD_CLOEXEC)
         try:
-            with open(descriptor, "wb", closefd=False) as file:
-                file.write(picture)
-            path = f"/proc/{os.getpid()}/fd/{descriptor}"
-            answer = process.ask({"picture": path, "side": side_pixels})
+            answer = process.ask_of(picture, side_pixels)
             if "png" in answer:
                 return base64.b64decode(answer["png"])
             raise MalformedAnswer(f"the thumbnail is not a picture: {answer.get('error')}")
@@ -77,7 +73,6 @@ class FactsPool:
             process.stop()
             raise MalformedAnswer(f"the thumbnail could not be decoded: {error}") from error
         finally:
-            os.close(descriptor)
             self._idle.put(process)
 
     def close(self) -> None:
@@ -98,6 +93,19 @@ class _FactsProcess:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        # a picture for the process, which has inherited it; where it has a user namespace of its own, the
+        # kernel lets it open no descriptor of ours by /proc
+        self._picture: BinaryIO | None = None
+
+    def ask_of(self, picture: bytes, side_pixels: int) -> dict[str, Any]:
+        """Ask for a picture as a PNG; raises as `ask` does."""
+        self._running()
+        assert self._picture is not None
+        self._picture.seek(0)
+        self._picture.truncate()
+        self._picture.write(picture)
+        self._picture.flush()
+        return self.ask({"picture": self._picture.fileno(), "side": side_pixels})
 
     def ask(self, question: object) -> dict[str, Any]:
         """Send a question, wait for the answer; OSError or ValueError where there is no good one."""
@@ -121,6 +129,7 @@ class _FactsProcess:
     def stop(self) -> None:
         """End the process; the next question starts another."""
         process, self._process = self._process, None
+        self._close_picture()
         if process is None:
             return
         with suppress(ProcessLookupError):
@@ -133,8 +142,16 @@ class _FactsProcess:
                 except OSError:
                     pass  # what it did not read any more
 
+    def _close_picture(self) -> None:
+        picture, self._picture = self._picture, None
+        if picture is not None:
+            with suppress(OSError):  # what could not be written before
+                picture.close()
+
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
+            self._close_picture()
+            self._picture = open(os.memfd_create("picture", os.MFD_CLOEXEC), "wb")
             with all_cores():
                 self._process = subprocess.Popen(
                     [sys.executable, *_FLAGS, "-c", _PROGRAM, _PACKAGE, *sys.path],
@@ -143,5 +160,6 @@ class _FactsProcess:
                     stderr=subprocess.DEVNULL,
                     env={name: value for name, value in os.environ.items() if not name.endswith("_TOKEN")},
                     start_new_session=True,
+                    pass_fds=[self._picture.fileno()],
                 )
         return self._process

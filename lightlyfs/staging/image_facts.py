@@ -203,7 +203,8 @@ def _picture(question: dict[str, Any]) -> dict[str, str]:
     from lightlyfs.staging import image_decoding
 
     try:
-        with open(question["picture"], "rb") as file:
+        with open(question["picture"], "rb", closefd=False) as file:
+            file.seek(0)
             png = image_decoding.png_of(file, question["side"])
     except MemoryError:
         raise

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,3 +86,27 @@ def test_the_process_has_no_network_and_writes_no_file(pool: FactsPool) -> None:
     assert limits["Max core file size"] == "0"
     if os.geteuid() == 0:
         assert os.readlink(place / "ns" / "net") != os.readlink("/proc/self/ns/net")
+
+
+# a program of a user without rights: its processes get a user namespace of their own with their network
+WITHOUT_RIGHTS = """
+import ctypes, sys
+libc = ctypes.CDLL(None, use_errno=True)
+PR_SET_SECUREBITS, SECBIT_NOROOT, CAPABILITY_VERSION_3 = 28, 1, 0x20080522
+if libc.geteuid() == 0:
+    assert libc.prctl(PR_SET_SECUREBITS, SECBIT_NOROOT) == 0
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+    assert libc.capset(header, (ctypes.c_uint32 * 6)()) == 0
+from lightlyfs.staging.facts_process import FactsPool
+pool = FactsPool(1)
+sys.stdout.buffer.write(pool.png_of(sys.stdin.buffer.read(), 256))
+pool.close()
+"""
+
+
+def test_a_user_without_rights_gets_pictures_too() -> None:
+    command = [sys.executable, "-c", WITHOUT_RIGHTS]
+    done = subprocess.run(command, input=encoded("JPEG"), capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    with Image.open(io.BytesIO(done.stdout)) as image:
+        assert image.size == (256, 192)
