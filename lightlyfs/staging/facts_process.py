@@ -17,7 +17,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from lightlyfs.cores import all_cores
 from lightlyfs.errors import MalformedAnswer
@@ -94,18 +94,17 @@ class _FactsProcess:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         # a picture for the process, which has inherited it; where it has a user namespace of its own, the
-        # kernel lets it open no descriptor of ours by /proc
-        self._picture: BinaryIO | None = None
+        # kernel lets it open no descriptor of ours by /proc; -1 without a process
+        self._picture = -1
 
     def ask_of(self, picture: bytes, side_pixels: int) -> dict[str, Any]:
         """Ask for a picture as a PNG; raises as `ask` does."""
         self._running()
-        assert self._picture is not None
-        self._picture.seek(0)
-        self._picture.truncate()
-        self._picture.write(picture)
-        self._picture.flush()
-        return self.ask({"picture": self._picture.fileno(), "side": side_pixels})
+        os.ftruncate(self._picture, 0)
+        with open(self._picture, "wb", closefd=False) as file:
+            file.seek(0)
+            file.write(picture)
+        return self.ask({"picture": self._picture, "side": side_pixels})
 
     def ask(self, question: object) -> dict[str, Any]:
         """Send a question, wait for the answer; OSError or ValueError where there is no good one."""
@@ -143,15 +142,14 @@ class _FactsProcess:
                     pass  # what it did not read any more
 
     def _close_picture(self) -> None:
-        picture, self._picture = self._picture, None
-        if picture is not None:
-            with suppress(OSError):  # what could not be written before
-                picture.close()
+        picture, self._picture = self._picture, -1
+        if picture >= 0:
+            os.close(picture)
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             self._close_picture()
-            self._picture = open(os.memfd_create("picture", os.MFD_CLOEXEC), "wb")
+            self._picture = os.memfd_create("picture", os.MFD_CLOEXEC)
             with all_cores():
                 self._process = subprocess.Popen(
                     [sys.executable, *_FLAGS, "-c", _PROGRAM, _PACKAGE, *sys.path],
@@ -160,6 +158,6 @@ class _FactsProcess:
                     stderr=subprocess.DEVNULL,
                     env={name: value for name, value in os.environ.items() if not name.endswith("_TOKEN")},
                     start_new_session=True,
-                    pass_fds=[self._picture.fileno()],
+                    pass_fds=[self._picture],
                 )
         return self._process

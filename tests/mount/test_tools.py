@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import subprocess
-import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,8 +179,8 @@ def test_tar_packs_the_same_tree(folder: Path, mount: Path, tmp_path: Path) -> N
     tool("tar", "-cf", archive, "-C", mount, ".")
 
     assert len(tool("tar", "-tf", archive).splitlines()) == 1 + len(list(folder.rglob("*")))
-    with tarfile.open(archive) as opened:
-        opened.extractall(tmp_path / "out", filter="data")
+    (tmp_path / "out").mkdir()
+    tool("tar", "-xf", archive, "-C", tmp_path / "out")
     assert tool("diff", "-r", folder, tmp_path / "out") == ""
 
 
