@@ -32,7 +32,7 @@ MAX_JOBS = 1024
 # blocks of less would be evicted while the files they belong to are read
 LEAST_CACHE_BYTES = 64 << 20
 # what tests set to fill a cache quickly
-_SMALL_CACHE = "LIGHTLYFS_SMALL_CACHE"
+SMALL_CACHE_VARIABLE = "LIGHTLYFS_SMALL_CACHE"
 
 
 @dataclass(frozen=True)
@@ -420,7 +420,7 @@ def resolve(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Sett
             cache = values["cache_dir"] or Path(environ.get("XDG_CACHE_HOME") or Path.home())
             values[name] = share.of_disk_with(cache)
     size = values["cache_size_bytes"]
-    if size is not None and size < LEAST_CACHE_BYTES and not environ.get(_SMALL_CACHE):
+    if size is not None and size < LEAST_CACHE_BYTES and not environ.get(SMALL_CACHE_VARIABLE):
         raise SettingsError(f"--cache-size is {flags.get('cache_size')!r}; expected 64M or more")
     # a new sample is in no tag, so a file that is written there would vanish
     values["read_only"] |= values["tag"] is not None

@@ -18,9 +18,19 @@ from click.shell_completion import CompletionItem
 
 from lightlyfs import profiles
 from lightlyfs.api.redaction import visible
+from lightlyfs.cli import READY_VARIABLE
+from lightlyfs.cli.output import tell
 from lightlyfs.errors import SettingsError
 from lightlyfs.mountpoints import our_mounts
-from lightlyfs.settings import BY_NAME, SETTINGS, Setting, read_secrets, resolve
+from lightlyfs.settings import (
+    BY_NAME,
+    SECRET_VARIABLES,
+    SETTINGS,
+    SMALL_CACHE_VARIABLE,
+    Setting,
+    read_secrets,
+    resolve,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,6 +73,13 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
 CONNECTION = ("server", "token_file", "ca_certs", "allow_private_storage")
 # how similar a word has to be to a command: a dataset may have a similar name
 _ALIKE = 0.8
+_PREFIX = "LIGHTLYFS_"
+_OTHER_VARIABLES = {profiles.VARIABLE, READY_VARIABLE, SMALL_CACHE_VARIABLE}
+# those of the tests, which run commands, and those that Kubernetes makes of a service called lightlyfs
+_NOT_MEANT = re.compile(
+    r"LIGHTLYFS_(REQUIRE_FUSE|(FUZZ|SOAK|REPLACED)_S|(TEST|BENCH)_.*|PICTURES.*"
+    r"|(.*_)?SERVICE_(HOST|PORT).*|(.*_)?PORT(_\d+_.*)?=tcp:.*)"
+)
 _ID = re.compile(r"\b[0-9a-f]{24}\b")
 TOKEN_REFUSAL = (
     "a token is never an argument, because every user of this machine can read arguments; set LIGHTLY_TOKEN "
@@ -203,9 +220,37 @@ def split_fstab_options(texts: tuple[str, ...]) -> tuple[dict[str, str], tuple[s
 
 
 def merge(flags: Mapping[str, str | None], fstab: Mapping[str, str]) -> dict[str, str | None]:
-    """Merge the sources: flags beat the fstab form, which beats the configuration file and the profile."""
+    """Merge the sources: flags beat the fstab form, which beats the configuration file and the profile.
+
+    A variable that looks like one of ours, and is none, is named on stderr.
+    """
+    for line in unknown_variables(os.environ):
+        tell(line)
     given = {**fstab, **{name: text for name, text in flags.items() if text is not None}}
     return profiles.beneath(given, given.pop("profile", None), os.environ)
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Return a line about each variable that begins like ours and has no effect, with the nearest that has.
+
+    Those that are empty count as not set.
+    """
+    known = {row.variable for row in SETTINGS if row.variable} | _OTHER_VARIABLES
+    meant = {row.name.upper(): row.variable or f"{row.flag} ({row.name} in config.toml)" for row in SETTINGS}
+    for name in (*known, *SECRET_VARIABLES):
+        meant.setdefault(name.partition("_")[2], name)
+    lines = []
+    for name, value in sorted(environ.items()):
+        if not (name.startswith(_PREFIX) and value) or name in known:
+            continue
+        if _NOT_MEANT.fullmatch(name) or _NOT_MEANT.fullmatch(f"{name}={value}"):
+            continue
+        close = get_close_matches(name.removeprefix(_PREFIX).upper(), meant, 1)
+        asked = (
+            f"did you mean {meant[close[0]]}?" if close else "`lightlyfs help options` lists those that do"
+        )
+        lines.append(f"the variable {name} has no effect; {asked}")
+    return lines
 
 
 def _joined(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> str | None:

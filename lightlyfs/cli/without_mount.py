@@ -200,9 +200,10 @@ def ls(source: str, long: bool, recursive: bool, as_json: bool, **flags: str | N
 @setting_options(*_READING)
 def cat(sources: tuple[str, ...], **flags: str | None) -> None:
     """Write the bytes of files of a dataset to stdout."""
+    settings, secrets = settings_of(flags, read_only="on")
     for source in sources:
         dataset, inside = split_source(source)
-        with opened(dataset, *settings_of(flags, read_only="on")) as parts:
+        with opened(dataset, settings, secrets) as parts:
             for path, attr in _matches(parts.filesystem, inside):
                 if attr.is_directory:
                     raise StartError(f"{path or dataset} is a directory; `lightlyfs ls` lists it")
