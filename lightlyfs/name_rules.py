@@ -17,6 +17,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 # of docs.lightly.ai "cloud storage", `lightly/data/_helpers.py`, Pillow and cameras
 _IMAGES = """
@@ -27,6 +28,9 @@ _VIDEOS = "mp4 mov avi mkv webm m4v mpg mpeg hevc h264 h265 wmv flv mts m2ts 3gp
 IMAGE_EXTENSIONS = frozenset(_IMAGES.split())
 VIDEO_EXTENSIONS = frozenset(_VIDEOS.split())
 _UPLOADED = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
+# how similar a word without a sign of a pattern has to be to one of these to be a slip
+_KEYWORDS = ("images", "all", "none")
+_ALIKE = 0.8
 
 # folders in which programs keep what they need for themselves; compared in lower case. Those with a leading
 # dot are hidden anyway
@@ -143,11 +147,13 @@ def parse_upload(text: str) -> UploadRules:
     """`images`, `all`, `none`, or glob patterns with commas between them; a leading `!` excludes.
 
     A pattern without a slash is compared with the last part of a path, one with a slash with the whole path.
-    Exclusions alone narrow `images`. Raises ValueError for an empty text or pattern.
+    Exclusions alone narrow `images`. Raises ValueError for an empty text or pattern, and for one that was
+    meant otherwise: `image`, `jpg`, `raw/`.
     """
     items = [item.strip() for item in text.split(",")]
     if not all(item.removeprefix("!") for item in items):
         raise ValueError("expected images, all, none, or patterns such as *.jpg,!raw/*")
+    _refuse_slips([item.removeprefix("!") for item in items])
     if items == ["none"]:
         return UploadRules(text, ())
     if "none" in items:
@@ -155,6 +161,31 @@ def parse_upload(text: str) -> UploadRules:
     if items[0].startswith("!"):
         items.insert(0, "images")
     return UploadRules(text, tuple((item.removeprefix("!"), not item.startswith("!")) for item in items))
+
+
+def _refuse_slips(patterns: list[str]) -> None:
+    """Raise ValueError for a pattern that fits next to nothing where another was meant.
+
+    An exclusion that fits nothing would upload what cannot be deleted.
+    """
+    for pattern in patterns:
+        if pattern not in _KEYWORDS and (meant := _meant_by(pattern)):
+            raise ValueError(f"expected patterns that match paths: for {pattern} write {meant}")
+
+
+def _meant_by(pattern: str) -> str | None:
+    if pattern.endswith("/"):
+        return f"{pattern}*"  # no path of a file ends so
+    if pattern.startswith("./"):
+        return pattern[2:]  # nor begins so
+    if any(sign in pattern for sign in "*?[/"):
+        return None
+    word = pattern.lower()
+    if word.removeprefix(".") in _UPLOADED:
+        return f"*.{pattern.removeprefix('.')}"
+    close = get_close_matches(word, _KEYWORDS, 1, _ALIKE)
+    # `ball` may be a file
+    return close[0] if close and "." not in word and close[0][0] == word[0] else None
 
 
 def matches(pattern: str, path: str) -> bool:
@@ -222,8 +253,9 @@ class ShownRules:
 
 
 def parse_patterns(text: str) -> tuple[str, ...]:
-    """Glob patterns with commas between them; ValueError for an empty one."""
+    """Glob patterns with commas between them; ValueError for an empty one and for a slip, as in `--upload`."""
     patterns = tuple(item.strip() for item in text.split(","))
     if not all(patterns):
         raise ValueError("expected patterns such as *.jpg or raw/*")
+    _refuse_slips(list(patterns))
     return patterns

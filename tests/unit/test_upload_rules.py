@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from lightlyfs.name_rules import is_scratch, looks_temporary, parse_upload
+from lightlyfs.name_rules import is_scratch, looks_temporary, parse_patterns, parse_upload
 
 IMAGES = parse_upload("images")
 ALL = parse_upload("all")
@@ -68,6 +70,35 @@ def test_the_last_pattern_that_matches_counts(text: str, path: str, counts: bool
 def test_a_choice_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         parse_upload(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("image", "images"),
+        ("IMAGES", "images"),
+        ("imgs", "images"),
+        ("nonee", "none"),
+        ("All", "all"),
+        ("jpg", "*.jpg"),
+        ("images,.MP4", "*.MP4"),
+        ("*.jpg,!raw/", "raw/*"),
+        ("all,!image", "images"),
+        ("./cars/*", "cars/*"),
+    ],
+)
+def test_a_pattern_that_was_meant_otherwise_is_refused_with_what_was_meant(text: str, meant: str) -> None:
+    for parse in (parse_upload, parse_patterns):
+        with pytest.raises(ValueError, match=f" write {re.escape(meant)}$"):
+            parse(text.replace("!", "") if parse is parse_patterns else text)
+
+
+@pytest.mark.parametrize(
+    "text", ["README", "ball", "images", "all", "Makefile", "image?", "jpg*", "a/jpg", "x.jpg"]
+)
+def test_a_name_without_a_sign_of_a_pattern_is_one_of_a_file(text: str) -> None:
+    assert parse_patterns(text) == (text,)
+    assert parse_upload(text).text == text
 
 
 @pytest.mark.parametrize(
