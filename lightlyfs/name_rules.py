@@ -253,7 +253,7 @@ class ShownRules:
 
 
 def parse_patterns(text: str) -> tuple[str, ...]:
-    """Glob patterns with commas between them; ValueError for an empty one and for a slip, as in `--upload`."""
+    """Glob patterns with commas between them; ValueError for an empty one and for a slip."""
     patterns = tuple(item.strip() for item in text.split(","))
     if not all(patterns):
         raise ValueError("expected patterns such as *.jpg or raw/*")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
 from lightlyfs.errors import SettingsError
-from lightlyfs.settings import BY_NAME
+from lightlyfs.settings import BY_NAME, Setting, parse_networks, parsed
 
 VARIABLE = "LIGHTLYFS_PROFILE"
 _BUILT_IN: Mapping[str, Mapping[str, object]] = {
@@ -41,9 +42,11 @@ def load(profile: str | None) -> dict[str, tuple[str, str]]:
     path = config_file()
     found = _read(path)
     profiles = found.pop("profiles", {})
+    if not isinstance(profiles, dict) or not all(isinstance(one, dict) for one in profiles.values()):
+        raise SettingsError(f"{path}: profiles are tables; begin each with [profiles.NAME]")
     values = {name: (value, str(path)) for name, value in found.items()}
     if profile is not None:
-        own = profiles.get(profile) if isinstance(profiles, dict) else None
+        own = profiles.get(profile)
         if own is None and profile not in _BUILT_IN:
             known = sorted({*_BUILT_IN, *profiles})
             raise SettingsError(
@@ -58,11 +61,15 @@ def load(profile: str | None) -> dict[str, tuple[str, str]]:
 def beneath(
     given: Mapping[str, str | None], profile: str | None, environ: Mapping[str, str]
 ) -> dict[str, str | None]:
-    """Return the settings that were given, above those of the file and the profile."""
-    stored = load(profile or environ.get(VARIABLE) or None)
-    kept = {
-        name: text for name, (text, _) in stored.items() if not environ.get(BY_NAME[name].variable or "\0")
-    }
+    """Return the settings that were given, above those of the file and the profile.
+
+    Raises SettingsError, which names the file and the key, for a wrong value that nothing else beats.
+    """
+    kept = {}
+    for name, (text, origin) in load(profile or environ.get(VARIABLE) or None).items():
+        if name not in given and not environ.get(BY_NAME[name].variable or "\0"):
+            parsed(BY_NAME[name], text, f"{origin}: {name}")
+            kept[name] = text
     return {**kept, **given}
 
 
@@ -83,10 +90,35 @@ def _text(path: Path, name: str, value: object) -> str:
     """The value of a setting as an option would have it."""
     if "token" in name and name != "token_file":
         raise SettingsError(f"{path}: a token does not belong there; name a file that holds it: token_file")
+    if isinstance(value, dict):
+        raise SettingsError(f"{path}: {name} is a table; profiles begin with [profiles.NAME]")
     if name not in BY_NAME:
-        raise SettingsError(f"{path}: unknown setting {name}; `lightlyfs help options` lists them")
+        close = get_close_matches(name.lower(), BY_NAME, 1)
+        asked = f"did you mean {close[0]}?" if close else "`lightlyfs help options` lists them"
+        raise SettingsError(f"{path}: unknown setting {name}; {asked}")
+    row = BY_NAME[name]
     if isinstance(value, bool):
-        return "on" if value else "off"
+        return _text_of_switch(path, row, value)
     if isinstance(value, list):
-        return ",".join(map(str, value))
+        takes_several = row.repeatable or row.parse is parse_networks
+        if not takes_several or not all(isinstance(one, str) for one in value):
+            expected = "texts in it" if takes_several else "one value"
+            raise SettingsError(f"{path}: {name} is a list; expected {expected}")
+        return ",".join(value)
+    if name == "umask" and isinstance(value, int):
+        # what was written, 77 or 0o77, is not known any more
+        raise SettingsError(f'{path}: umask is a number; write it with quotes, such as "022"')
     return str(value)
+
+
+def _text_of_switch(path: Path, row: Setting, value: bool) -> str:
+    text = "on" if value else "off"
+    if row.is_switch or text in row.choices:
+        return text
+    text = str(value).lower()
+    if row.name == "s3_sse_kms_key":
+        return text if value else ""
+    if row.parse is not str:
+        parsed(row, text, f"{path}: {row.name}")
+    may_be = f"it may be {', '.join(row.choices)}" if row.choices else "expected a text"
+    raise SettingsError(f"{path}: {row.name} is {text}; {may_be}")

@@ -433,8 +433,11 @@ def _value(row: Setting, flags: Mapping[str, str | None], environ: Mapping[str, 
         text, origin = environ.get(row.variable) or None, row.variable
     if text is None:
         text, origin = (None if row.default is None else str(row.default)), row.flag
-    if text is None:
-        return None
+    return None if text is None else parsed(row, text, origin)
+
+
+def parsed(row: Setting, text: str, origin: str) -> Any:
+    """Return the value that a text is; SettingsError, which names `origin`, where it is none."""
     if row.choices and text not in row.choices:
         raise SettingsError(f"{origin} is {text!r}; it may be {', '.join(row.choices)}")
     try:

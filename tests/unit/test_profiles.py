@@ -65,7 +65,17 @@ def test_two_profiles_are_there_without_a_file(write: Callable[[str], None]) -> 
     [
         ("", "wrok", "there is no profile 'wrok'; .*have browse, train"),
         ("a = [", None, "is not TOML"),
-        ("speed = 11", None, "unknown setting speed"),
+        ("speed = 11", None, "unknown setting speed; `lightlyfs help options` lists them"),
+        ("cache-siz = 11", None, "unknown setting cache-siz; did you mean cache_size"),
+        ("[profile.work]", None, r"profile is a table; profiles begin with \[profiles.NAME\]"),
+        ("profiles = 3", "work", "profiles are tables; begin each with"),
+        ("[profiles]\nwork = 3", "work", "profiles are tables; begin each with"),
+        ("jobs = true", None, "jobs is 'true'; expected a whole number"),
+        ("tag = true", None, "tag is true; expected a text"),
+        ("thumbnails = true", None, "thumbnails is true; it may be prefill, on-demand, off"),
+        ("read_only = []", None, "read_only is a list; expected one value"),
+        ('upload = ["*.jpg", 3]', None, "upload is a list; expected texts in it"),
+        ("umask = 0o077", None, 'umask is a number; write it with quotes, such as "022"'),
         ('token = "abc"', None, "a token does not belong there"),
     ],
 )
@@ -94,6 +104,38 @@ def test_show_says_where_each_value_is_from(
     assert origins["server"].endswith("config.toml, profile work")
     assert origins["cache_size"].endswith("config.toml")
     assert origins["gid"] == "default"
+
+
+def test_a_wrong_value_is_named_with_its_file_where_nothing_beats_it(write: Callable[[str], None]) -> None:
+    write('jobs = "many"\nserver = "x"\n[profiles.work]\njobs = "few"')
+    address = {"LIGHTLY_SERVER_LOCATION": "https://other"}
+    with pytest.raises(SettingsError, match=r"config\.toml: jobs is 'many'; expected a whole number"):
+        profiles.beneath({}, None, address)
+    with pytest.raises(SettingsError, match=r"config\.toml, profile work: jobs is 'few'; expected"):
+        profiles.beneath({}, "work", address)
+    assert profiles.beneath({"jobs": "2"}, None, address) == {"jobs": "2"}
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("read_ahead = false", "read_ahead", "off"),
+        ("no_cache = true", "no_cache", "on"),
+        ("s3_sse_kms_key = true", "s3_sse_kms_key", "true"),
+        ("s3_sse_kms_key = false", "s3_sse_kms_key", ""),
+        ("metadata_ttl = inf", "metadata_ttl", "inf"),
+        (
+            'allow_private_storage = ["10.0.0.0/8", "127.0.0.0/8"]',
+            "allow_private_storage",
+            "10.0.0.0/8,127.0.0.0/8",
+        ),
+    ],
+)
+def test_a_value_of_the_file_is_one_of_an_option(
+    write: Callable[[str], None], text: str, name: str, value: str
+) -> None:
+    write(text)
+    assert profiles.beneath({}, None, {}) == {name: value}
 
 
 @pytest.mark.parametrize(
