@@ -159,6 +159,10 @@ _READING = ("server", "token_file", "ca_certs", "allow_private_storage", "cache_
 Job = TypeVar("Job")
 
 
+class _Unchanged(int):
+    """The bytes of a file that was there before it was copied."""
+
+
 class _Found(NamedTuple):
     path: str
     attr: Attr
@@ -366,7 +370,7 @@ def _is_directory(files: Filesystem, path: str) -> bool:
 def _send(parts: Dataset, source: Path, name: str) -> int:
     files = parts.filesystem
     if _holds(files, name, source):
-        return source.stat().st_size  # as an interrupted copy left it
+        return _Unchanged(source.stat().st_size)  # as an interrupted copy left it
     handle = files.create(name, os.O_WRONLY | os.O_TRUNC).handle
     offset = 0
     try:
@@ -398,10 +402,18 @@ def _holds(files: Filesystem, name: str, source: Path) -> bool:
 
 
 def _copy_all(
-    jobs: Sequence[Job], copy: Callable[[Job], int], name: Callable[[Job], str], total: int, threads: int
+    jobs: Sequence[Job],
+    copy: Callable[[Job], int],
+    name: Callable[[Job], str],
+    total: int,
+    threads: int,
 ) -> int:
-    """Copy all, in threads, with progress; return how many failed, after a line about each."""
-    started, done, failed = time.monotonic(), 0, 0
+    """Copy all, in threads, with progress; return how many failed, after a line about each.
+
+    `copy` returns the bytes of a file, as `_Unchanged` where they were there already.
+    """
+    started, failed, unchanged = time.monotonic(), 0, 0
+    copied_bytes = passed_bytes = 0
 
     def tried(job: Job) -> int | str:
         try:
@@ -417,11 +429,16 @@ def _copy_all(
             if isinstance(result, str):
                 failed += 1
                 click.echo(visible(f"{name(job)}: {result}"), err=True)
+                continue
+            if isinstance(result, _Unchanged):
+                unchanged += 1
             else:
-                done += result
-                bar.update(task, completed=done)
-    files = counted(len(jobs) - failed, "file")
-    click.echo(f"{files} copied, {size_text(done)} in {time.monotonic() - started:,.1f} s")
+                copied_bytes += result
+            passed_bytes += result
+            bar.update(task, completed=passed_bytes)
+    files = counted(len(jobs) - failed - unchanged, "file")
+    left = f", {unchanged:,} there already" if unchanged else ""
+    click.echo(f"{files} copied{left}, {size_text(copied_bytes)} in {time.monotonic() - started:,.1f} s")
     return failed
 
 

@@ -101,9 +101,11 @@ def test_files_are_copied_down_and_up(
     assert {one["fileName"] for one in served.samples()} >= {"new/a.jpg", "new/deep/b.jpg"}
     assert len(served.samples()) == 5
     assert "new/deep/b.jpg" in run(served, tmp_path, "ls", "-r", "fleet")
-    # again: what is there is left
-    run(served, tmp_path, "cp", "-r", "new", "fleet/")
-    assert len(served.samples()) == 5
+    # again: what is there is left, and not counted as copied
+    Path("new/c.jpg").write_bytes(jpeg(5))
+    told = run(served, tmp_path, "cp", "-r", "new", "fleet/")
+    assert told.startswith("1 file copied, 2 there already, ")
+    assert len(served.samples()) == 6
     assert "1 file not copied" in run(served, tmp_path, "cp", "new/notes.txt", "fleet", code=1)
     Path("other.jpg").write_bytes(jpeg(9))
     refused = run(served, tmp_path, "cp", "other.jpg", "fleet/top.jpg", code=1)
