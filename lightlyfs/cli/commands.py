@@ -324,7 +324,8 @@ def _status_text(answer: dict[str, Any]) -> str:
     lines = {
         "dataset": f"{answer['dataset']['name']} ({answer['dataset']['id']}) at {answer['server']}"
         + "".join(f", {shown}" for shown in _shown_of_dataset(answer)),
-        "names": f"{counted(samples, 'sample')} in {counted(directories, 'directory')}, {_freshness(names)}"
+        "names": f"{counted(samples, 'sample')} in {counted(directories, 'directory')}"
+        f"{_counted_beyond(answer)}, {_freshness(names)}"
         + (f"; {names['problems']:,} odd or unreadable (--problems)" if names["problems"] else ""),
         "sizes": f"{size_text(names['bytes'])} in all; {counted(unverified, 'file')} not yet confirmed "
         "by storage",
@@ -350,6 +351,13 @@ def _shown_of_dataset(answer: dict[str, Any]) -> list[str]:
     if answer["tag"] is not None:
         shown.insert(0, f"tag {answer['tag']}")
     return [f"its folder {answer['part']}", *shown] if answer["part"] else shown
+
+
+def _counted_beyond(answer: dict[str, Any]) -> str:
+    """What the counts are of where the mount shows only a part of it."""
+    if not (answer["part"] or answer["include"] or answer["exclude"]):
+        return ""
+    return " of the whole dataset" if answer["tag"] is None else " of the whole tag"
 
 
 def _ahead_lines(ahead: dict[str, int]) -> list[str]:

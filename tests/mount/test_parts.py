@@ -168,9 +168,12 @@ def test_only_the_samples_that_the_patterns_choose_are_shown(
         assert sorted(os.listdir(views / "tags" / "all")) == ["5.jpg", "cars"]
         with refused(errno.ENOENT):
             os.readlink(views / "by-id" / ids["boats/4.jpg"])
-        assert "include *.jpg, exclude boats/*, 3.*" in run(tree, "status", str(tree.mountpoint)).stdout
+        shown = run(tree, "status", str(tree.mountpoint)).stdout
+        assert "include *.jpg, exclude boats/*, 3.*" in shown
+        assert "5 samples in 4 directories of the whole dataset, checked" in shown
     with mounted(own_server, tmp_path) as whole:
         assert whole.names("cars/red") == ["1.jpg", "2.png"]
+        assert "5 samples in 4 directories, checked" in run(whole, "status", str(whole.mountpoint)).stdout
 
 
 def test_a_name_that_would_vanish_is_refused_and_what_is_hidden_stays_where_it_is(
