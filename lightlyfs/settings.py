@@ -31,6 +31,10 @@ _FOREVER = ("infinite", "indefinite", "inf", "never")
 MAX_JOBS = 1024
 # blocks of less would be evicted while the files they belong to are read
 LEAST_CACHE_BYTES = 64 << 20
+# what chown and the kernel take for "nobody was named"
+_NO_ID = (1 << 32) - 1
+# of a file on Linux; what has more digits is a slip, and may be too much for a float
+_MAX_BYTES = (1 << 63) - 1
 # what tests set to fill a cache quickly
 SMALL_CACHE_VARIABLE = "LIGHTLYFS_SMALL_CACHE"
 
@@ -133,9 +137,10 @@ def parse_seconds(text: str) -> float:
 def parse_bytes(text: str) -> int:
     """A size such as 512M, 20G or 1.5T (units of 1,024)."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:IB|B)?", text.strip().upper())
-    if match is None:
+    found = 0.0 if match is None else float(match[1]) * _UNITS[match[2]]
+    if match is None or found > _MAX_BYTES:
         raise ValueError("expected a size such as 512M or 20G")
-    return int(float(match[1]) * _UNITS[match[2]])
+    return int(found)
 
 
 def parse_part(text: str) -> int | Share:
@@ -193,7 +198,7 @@ def parse_group(text: str) -> int:
 
 
 def _number_of(text: str, kind: str, by_name: Callable[[str], int]) -> int:
-    if text.isascii() and text.isdigit() and int(text) < 1 << 32:
+    if text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < _NO_ID:
         return int(text)
     try:
         return by_name(text)
@@ -219,9 +224,14 @@ def parse_umask(text: str) -> int:
 
 def parse_path(text: str) -> Path:
     """A path; made absolute, because the mount's working directory becomes `/`."""
-    if not text:
+    if not text or "\0" in text:
         raise ValueError("expected a path")
-    return Path(text).expanduser().absolute()
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(
+            "expected a path; ~ and a name stand for the home of a user of this machine"
+        ) from None
 
 
 def parse_file(text: str) -> Path:
@@ -235,7 +245,7 @@ def parse_file(text: str) -> Path:
 def parse_address(text: str) -> tuple[str, int]:
     """`PORT` or `HOST:PORT`; without a host only this machine is answered."""
     host, _, port = text.rpartition(":")
-    if not port.isdigit() or not 0 < int(port) < 65536:
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise ValueError("expected a port from 1 to 65535, or HOST:PORT")
     return host.strip("[]") or "127.0.0.1", int(port)
 
@@ -246,13 +256,13 @@ def parse_server(text: str) -> str:
     try:
         parts = urlsplit(address)
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        known = known and not any(map(str.isspace, address))
+        known = known and not any(sign.isspace() or sign in "?#" for sign in address)
     except ValueError:  # brackets without an address in them, a port out of range
         known = False
     if not known:
         raise ValueError(
             "expected an address that starts with https:// or http://, with a host, and perhaps a port "
-            "up to 65535"
+            "up to 65535 and a path"
         )
     return address
 

@@ -113,11 +113,22 @@ def test_a_text_becomes_a_value(name: str, text: str, field: str, value: object)
         ("no_cache", "maybe"),
         ("cache_dir", ""),
         ("ca_certs", "/no/such/file"),
+        ("cache_dir", "~no-such-user/x"),
+        ("cache_dir", "a\0b"),
+        ("cache_size", "9" * 400 + "T"),
+        ("cache_min_free", "9999999T"),
+        ("memory_target", "9" * 30),
+        ("uid", str((1 << 32) - 1)),
+        ("gid", str((1 << 32) - 1)),
+        ("metrics_port", "²"),
+        ("server", "https://x.example?y"),
+        ("server", "https://x.example/#y"),
     ],
 )
 def test_a_wrong_text_is_refused_by_name(name: str, text: str) -> None:
-    with pytest.raises(SettingsError, match=f"^{BY_NAME[name].flag} is "):
+    with pytest.raises(SettingsError, match=f"^{BY_NAME[name].flag} is ") as caught:
         resolve({name: text}, {})
+    assert "something else" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["cache_size", "cache_min_free"])
