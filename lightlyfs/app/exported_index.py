@@ -43,7 +43,10 @@ def export_index(catalogue: Path, target: Path, dataset_id: str) -> int:
     """
     if not catalogue.exists():
         raise StartError("the samples were not listed on this machine yet; mount the dataset once")
-    directory = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        directory = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise StartError(f"the index cannot be written to {target}: {error.strerror}") from error
     try:
         copy = directory / "index"
         with contextlib.closing(database.open_file(catalogue, 60.0, "mode=ro")) as db:

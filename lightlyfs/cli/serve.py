@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,21 +16,48 @@ if TYPE_CHECKING:
     from lightlyfs.testing import LocalServer
 
 
+def _seconds(text: str) -> float:
+    """A time that is one: click's own ranges let NaN and infinity through."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found < math.inf:
+        raise click.BadParameter(f"{text!r} is no number of seconds from 0 on")
+    return found
+
+
 @click.command()
 @click.argument("source", required=False)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port; 0 takes any that is free.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--token", help="The API token to ask for [a new one].")
 @click.option("--dataset-name", help="What the dataset is called [after the folder].")
-@click.option("--state", type=click.Path(path_type=Path), help="Directory that remembers samples and tags.")
+@click.option(
+    "--state", type=click.Path(path_type=Path), help="Directory that remembers samples and tags [memory]."
+)
 @click.option("--s3-endpoint", help="Address of the S3 service of an s3:// source.")
 @click.option("--s3-public-endpoint", help="Its address for clients, if that is another one.")
-@click.option("--url-lifetime", type=float, help="Seconds for which signed URLs are good.")
-@click.option("--latency", type=float, default=0.0, help="Seconds to add to every answer.")
-@click.option("--fake", type=click.IntRange(1), metavar="N", help="Make up N samples instead of a source.")
-@click.option("--fake-size", type=click.IntRange(0), default=100_000, help="Bytes of each made-up sample.")
 @click.option(
-    "--fake-per-dir", type=click.IntRange(0), default=1000, help="Files a directory; 0 for one directory."
+    "--url-lifetime", type=_seconds, metavar="SECONDS", help="Seconds for which signed URLs are good [3600]."
+)
+@click.option(
+    "--latency", type=_seconds, default=0.0, metavar="SECONDS", help="Seconds to add to every answer."
+)
+@click.option("--fake", type=click.IntRange(1), metavar="N", help="Make up N samples instead of a source.")
+@click.option(
+    "--fake-size",
+    type=click.IntRange(0),
+    default=100_000,
+    show_default=True,
+    help="Bytes of each made-up sample.",
+)
+@click.option(
+    "--fake-per-dir",
+    type=click.IntRange(0),
+    default=1000,
+    show_default=True,
+    help="Files a directory; 0 for one directory.",
 )
 @click.option("--verbose", is_flag=True, help="Log each request, without its secrets.")
 def serve(

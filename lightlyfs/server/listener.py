@@ -1,5 +1,6 @@
 """The running server: HTTP in a thread of its own, and a blocking call for the command line."""
 
+import shlex
 import signal
 import socket
 import sys
@@ -116,7 +117,9 @@ def bind(options: ServeOptions) -> socket.socket:
         listener.close()
         reason = getattr(error, "strerror", None) or error
         where = f"{options.host}:{options.port}"
-        raise LocalServerError(f"cannot listen on {where}: {reason}; choose another --port") from error
+        raise LocalServerError(
+            f"cannot listen on {where}: {reason}; choose another --port or --host"
+        ) from error
     return listener
 
 
@@ -167,7 +170,7 @@ def serve_until_signal(create: Callable[[], ApiServer]) -> None:
     with create() as server:
         sys.stdout.write(
             f"export LIGHTLY_SERVER_LOCATION={server.url}\n"
-            f"export LIGHTLY_TOKEN={server.token}\n"
+            f"export LIGHTLY_TOKEN={shlex.quote(server.token)}\n"
             f"export LIGHTLY_DATASET_ID={server.dataset_id}\n"
             f"export LIGHTLY_PUBLIC_TOKEN={server.public_token}\n"
         )

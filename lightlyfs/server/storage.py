@@ -210,6 +210,8 @@ class FolderStorage:
     def __init__(self, root: Path, signer: UrlSigner) -> None:
         if not root.is_dir():
             raise LocalServerError(f"{root} is not a folder")
+        if not os.access(root, os.R_OK | os.X_OK, effective_ids=True):
+            raise LocalServerError(f"{root} cannot be read by this user")
         self._root = ConfinedFolder(str(root))
         self._signer = signer
 

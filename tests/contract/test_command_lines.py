@@ -78,6 +78,8 @@ WRONG = [
     ("cp '' here/", 2, "it is empty; name a dataset or a path"),
     ("index export '' out", 2, "it is empty; name a dataset or a path"),
     ("serve", 2, "name one source: a folder"),
+    ("serve . --url-lifetime nan", 2, "'nan' is no number of seconds from 0 on"),
+    ("serve . --latency -1", 2, "'-1' is no number of seconds from 0 on"),
     ("--verbose", 2, "no such option --verbose"),
 ]
 

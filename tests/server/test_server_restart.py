@@ -1,5 +1,6 @@
 """What survives a restart: ids always, everything else with a state folder."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,10 @@ def test_options_that_cannot_work_are_refused_in_one_line(options: ServerOptions
     with pytest.raises(LocalServerError, match=words) as caught:
         LocalServer(options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # root, as which tests may run, reads everything
+    monkeypatch.setattr(os, "access", lambda path, *_, **__: Path(path) != tmp_path)
+    with pytest.raises(LocalServerError, match=f"^{tmp_path} cannot be read by this user$"):
+        LocalServer(ServerOptions(source=tmp_path))

@@ -54,6 +54,14 @@ def test_an_index_of_odd_names_is_taken(index: Path, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "root" / DATASET).iterdir()} == {"catalog.db", "lock"}
 
 
+def test_a_folder_that_is_not_there_is_told_in_one_line(index: Path, tmp_path: Path) -> None:
+    (catalogue,) = (tmp_path / "made").glob("*.db")
+    target = tmp_path / "none/x"
+    with pytest.raises(StartError, match=f"^the index cannot be written to {target}: No such file") as caught:
+        export_index(catalogue, target, DATASET)
+    assert str(caught.value).endswith("directory")
+
+
 SCHEMA = {
     "a view": "DROP TABLE meta; CREATE VIEW meta AS WITH RECURSIVE n (key, value) AS"
     " (SELECT 1, 1 UNION ALL SELECT key + 1, 1 FROM n) SELECT * FROM n",
