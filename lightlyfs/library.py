@@ -26,7 +26,7 @@ from lightlyfs.control import Channel, ask, dial, session
 from lightlyfs.errors import Cancelled, LightlyFsError, Retryable, SettingsError, StartError, counted
 from lightlyfs.mountpoints import mount_at
 from lightlyfs.places import mount_above, socket_of
-from lightlyfs.settings import BY_NAME, SETTINGS
+from lightlyfs.settings import BY_NAME, SETTINGS, text_of
 
 log = logging.getLogger(__name__)
 
@@ -223,11 +223,8 @@ def _words(name: str, value: object) -> Sequence[str]:
     row = BY_NAME.get(name)
     if row is None:
         raise SettingsError(f"unknown setting {name}; it may be {', '.join(BY_NAME)}")
-    if isinstance(value, bool):
-        return [f"-o{name}={'on' if value else 'off'}"]
-    if isinstance(value, (list, tuple)):
-        value = ",".join(map(str, value))
-    return [f"-o{name}={value}"] if row.is_switch else [f"{row.flag}={value}"]
+    text = text_of(row, value, name)
+    return [f"-o{name}={text}"] if row.is_switch else [f"{row.flag}={text}"]
 
 
 @contextmanager

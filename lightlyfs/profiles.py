@@ -16,7 +16,7 @@ from typing import Any
 import platformdirs
 
 from lightlyfs.errors import SettingsError
-from lightlyfs.settings import BY_NAME, Setting, parse_networks, parsed
+from lightlyfs.settings import BY_NAME, parsed, text_of
 
 VARIABLE = "LIGHTLYFS_PROFILE"
 _BUILT_IN: Mapping[str, Mapping[str, object]] = {
@@ -96,29 +96,4 @@ def _text(path: Path, name: str, value: object) -> str:
         close = get_close_matches(name.lower(), BY_NAME, 1)
         asked = f"did you mean {close[0]}?" if close else "`lightlyfs help options` lists them"
         raise SettingsError(f"{path}: unknown setting {name}; {asked}")
-    row = BY_NAME[name]
-    if isinstance(value, bool):
-        return _text_of_switch(path, row, value)
-    if isinstance(value, list):
-        takes_several = row.repeatable or row.parse is parse_networks
-        if not takes_several or not all(isinstance(one, str) for one in value):
-            expected = "texts in it" if takes_several else "one value"
-            raise SettingsError(f"{path}: {name} is a list; expected {expected}")
-        return ",".join(value)
-    if name == "umask" and isinstance(value, int):
-        # what was written, 77 or 0o77, is not known any more
-        raise SettingsError(f'{path}: umask is a number; write it with quotes, such as "022"')
-    return str(value)
-
-
-def _text_of_switch(path: Path, row: Setting, value: bool) -> str:
-    text = "on" if value else "off"
-    if row.is_switch or text in row.choices:
-        return text
-    text = str(value).lower()
-    if row.name == "s3_sse_kms_key":
-        return text if value else ""
-    if row.parse is not str:
-        parsed(row, text, f"{path}: {row.name}")
-    may_be = f"it may be {', '.join(row.choices)}" if row.choices else "expected a text"
-    raise SettingsError(f"{path}: {row.name} is {text}; {may_be}")
+    return text_of(BY_NAME[name], value, f"{path}: {name}")

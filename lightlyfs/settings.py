@@ -457,6 +457,37 @@ def parsed(row: Setting, text: str, origin: str) -> Any:
         raise SettingsError(f"{origin} is {text!r}; {reason}") from None
 
 
+def text_of(row: Setting, value: object, origin: str) -> str:
+    """Return the value of a setting in a program or a file as an option has it.
+
+    SettingsError, which names `origin`, for a value of a kind that the setting cannot have.
+    """
+    if isinstance(value, bool):
+        return _text_of_switch(row, value, origin)
+    if isinstance(value, list | tuple):
+        takes_several = row.repeatable or row.parse is parse_networks
+        if not takes_several or not all(isinstance(one, str) for one in value):
+            expected = "texts in it" if takes_several else "one value"
+            raise SettingsError(f"{origin} is a list; expected {expected}")
+        return ",".join(value)
+    if row.parse is parse_umask and isinstance(value, int):
+        # what was written, 77 or 0o77, is not known any more
+        raise SettingsError(f'{origin} is a number; write it with quotes, such as "022"')
+    return os.fsdecode(value) if isinstance(value, bytes) else str(value)
+
+
+def _text_of_switch(row: Setting, value: bool, origin: str) -> str:
+    text = "on" if value else "off"
+    if row.is_switch or text in row.choices:
+        return text
+    text = str(value).lower()
+    if row.name == "s3_sse_kms_key":
+        return text if value else ""
+    if row.choices or row.parse is not str:
+        parsed(row, text, origin)
+    raise SettingsError(f"{origin} is {text}; expected a text")
+
+
 @dataclass(frozen=True)
 class Secrets:
     """Tokens, from the environment or a file; never shown, never in an argument list."""

@@ -26,14 +26,22 @@ from fsspec.utils import isfilelike, tokenize
 
 from lightlyfs import app
 from lightlyfs.blocks import BLOCK_BYTES
-from lightlyfs.errors import BadName, NotADirectory, NotFound, ReadOnly, SizeUnknown, StartError
+from lightlyfs.errors import (
+    BadName,
+    NotADirectory,
+    NotFound,
+    ReadOnly,
+    SettingsError,
+    SizeUnknown,
+    StartError,
+)
 from lightlyfs.fs.attributes import UNKNOWN_SIZE, Attr
 from lightlyfs.fs.changes import sample_name
 from lightlyfs.fs.filesystem import Filesystem
 from lightlyfs.fsspec.base import AskingFileSystem, opening
 from lightlyfs.fsspec.files import COPY_BYTES, ReadFile, WriteFile, as_os_error, let_go_of_dropped, looking_up
 from lightlyfs.fsspec.parts import dataset_names, parts_of
-from lightlyfs.settings import BY_NAME
+from lightlyfs.settings import BY_NAME, text_of
 
 # reads at once of `cat_ranges` and of `cat` of many files, besides what the mount fetches at once
 _PARALLEL = 32
@@ -67,11 +75,15 @@ class LightlyFileSystem(AskingFileSystem):
         if unknown:
             raise ValueError(f"unknown storage option {unknown[0]}; it may be {', '.join(BY_NAME)}")
         super().__init__(**storage_options)
-        self._flags = {
-            name: _text(value)
-            for name, value in storage_options.items()
-            if (name in BY_NAME or name == "profile") and value is not None
-        }
+        given = {name: value for name, value in storage_options.items() if value is not None}
+        try:
+            self._flags = {
+                name: text_of(BY_NAME[name], value, name) for name, value in given.items() if name in BY_NAME
+            }
+        except SettingsError as error:
+            raise ValueError(str(error)) from None
+        if "profile" in given:
+            self._flags["profile"] = str(given["profile"])
 
     # names
 
@@ -383,13 +395,6 @@ _OF_FSSPEC = {
     "loop",
     "batch_size",
 }
-
-
-def _text(value: object) -> str:
-    """The value of a setting as an option of the command line has it."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _of_another(name: str, value: object) -> bool:

@@ -146,7 +146,11 @@ def opener_of(name: str, storage_options: dict[str, Any]) -> Callable[[], Source
         return partial(AddressedFiles, storage_options)
     if storage_options:
         raise ValueError(f"{min(storage_options)} is an option of lightly:// addresses; a mount has its own")
-    return partial(MountedFiles, mountpoint_of(os.path.join(name, "any")))
+    try:
+        mountpoint = mountpoint_of(os.path.join(name, "any"))
+    except ValueError:
+        raise ValueError(f"{name} is not in a dataset that you have mounted") from None
+    return partial(MountedFiles, mountpoint)
 
 
 class Announcer:

@@ -214,5 +214,5 @@ def test_an_epoch_outlasts_a_server_that_is_away_for_longer_than_its_mount_waits
 def test_a_path_in_no_mount_is_explained(tree: MountedTree, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not in a dataset that you have mounted"):
         LightlyImages(tmp_path)
-    with pytest.raises(ValueError, match="not in a dataset that you have mounted"):
+    with pytest.raises(ValueError, match=f"^{tmp_path} is not in a dataset that you have mounted"):
         next(lightlyfs.batches([tmp_path / "a.jpg"], 2))

@@ -72,7 +72,7 @@ def test_two_profiles_are_there_without_a_file(write: Callable[[str], None]) -> 
         ("[profiles]\nwork = 3", "work", "profiles are tables; begin each with"),
         ("jobs = true", None, "jobs is 'true'; expected a whole number"),
         ("tag = true", None, "tag is true; expected a text"),
-        ("thumbnails = true", None, "thumbnails is true; it may be prefill, on-demand, off"),
+        ("thumbnails = true", None, "thumbnails is 'true'; it may be prefill, on-demand, off"),
         ("read_only = []", None, "read_only is a list; expected one value"),
         ('upload = ["*.jpg", 3]', None, "upload is a list; expected texts in it"),
         ("umask = 0o077", None, 'umask is a number; write it with quotes, such as "022"'),

@@ -11,7 +11,18 @@ import pytest
 
 from lightlyfs.cli.options import GROUPS
 from lightlyfs.errors import SettingsError
-from lightlyfs.settings import BY_NAME, DEFAULT_SERVER, SETTINGS, Secrets, exposure_of, read_secrets, resolve
+from lightlyfs.fsspec.driver import LightlyFileSystem
+from lightlyfs.library import mount
+from lightlyfs.settings import (
+    BY_NAME,
+    DEFAULT_SERVER,
+    SETTINGS,
+    Secrets,
+    exposure_of,
+    read_secrets,
+    resolve,
+    text_of,
+)
 
 OPTIONS = Path(__file__).parents[2] / "lightlyfs/docs/options.md"
 
@@ -230,3 +241,43 @@ def test_a_byte_order_mark_is_no_part_of_a_token(tmp_path: Path) -> None:
 
 def test_secrets_show_nothing() -> None:
     assert "hunter2" not in repr(Secrets("hunter2", "hunter2", None))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("read_only", True, "on"),
+        ("read_only", False, "off"),
+        ("thumbnails", False, "off"),
+        ("s3_sse_kms_key", True, "true"),
+        ("s3_sse_kms_key", False, ""),
+        ("jobs", 8, "8"),
+        ("metadata_ttl", float("inf"), "inf"),
+        ("include", ("*.jpg", "cars/*"), "*.jpg,cars/*"),
+        ("cache_dir", Path("/a b"), "/a b"),
+        ("cache_dir", b"/a b", "/a b"),
+    ],
+)
+def test_a_value_of_a_program_is_the_text_of_an_option(name: str, value: object, text: str) -> None:
+    assert text_of(BY_NAME[name], value, name) == text
+    resolve({name: text}, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("jobs", True, "jobs is 'true'; expected a whole number from 1 to 1024"),
+        ("tag", True, "tag is true; expected a text"),
+        ("thumbnails", True, "thumbnails is 'true'; it may be prefill, on-demand, off"),
+        ("umask", 0o077, 'umask is a number; write it with quotes, such as "022"'),
+        ("cache_dir", ["/a", "/b"], "cache_dir is a list; expected one value"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_name(name: str, value: object, said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        text_of(BY_NAME[name], value, name)
+    assert str(caught.value) == said
+    with pytest.raises(SettingsError, match=f"^{name} is "):
+        mount("my-dataset", "/nowhere", **{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"^{name} is "):
+        LightlyFileSystem(**{name: value}, skip_instance_cache=True)
