@@ -289,6 +289,8 @@ def _download(
             work: list[tuple[_Found, Path]] = []
             for match in matches:
                 _need_recursive(match.path or dataset, match.attr.is_directory, recursive)
+                if into or len(matches) > 1 or match.attr.is_directory:
+                    _need_directory(target)
                 below = os.path.basename(match.path) or dataset if into or len(matches) > 1 else ""
                 work += [
                     (one, Path(target, below, os.path.relpath(one.path or ".", match.path or ".")))
@@ -311,7 +313,15 @@ def _need_recursive(name: str, is_directory: bool, recursive: bool) -> None:
         raise StartError(f"{name} is a directory; copy it with --recursive")
 
 
+def _need_directory(target: str) -> None:
+    if os.path.exists(target) and not os.path.isdir(target):
+        raise StartError(f"{target} is not a directory; name a target that is one")
+
+
 def _fetch(files: Filesystem, path: str, target: Path) -> int:
+    if target.exists() and not target.is_file():
+        # a device or a pipe would be replaced by a file
+        raise StartError(f"{target} is no file; write there with `lightlyfs cat`")
     target.parent.mkdir(parents=True, exist_ok=True)
     # of fixed length, because the name of the target may be as long as names can be; the next try reuses it
     partial = target.with_name(f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.part")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,6 +90,14 @@ def test_files_are_copied_down_and_up(
     assert "is a directory; copy it with --recursive" in run(
         served, tmp_path, "cp", "fleet/cars", "x", code=1
     )
+    Path("file").write_bytes(b"kept")
+    for words in (("fleet/cars/*",), ("-r", "fleet/cars"), ("fleet/cars/0.jpg", "fleet/top.jpg")):
+        told = run(served, tmp_path, "cp", *words, "file", code=1)
+        assert "file is not a directory; name a target that is one" in told
+    assert Path("file").read_bytes() == b"kept"
+    os.mkfifo("pipe")
+    assert "pipe is no file" in run(served, tmp_path, "cp", "fleet/top.jpg", "pipe", code=1)
+    assert Path("pipe").is_fifo()
     run(served, tmp_path, "cp", "-r", "fleet", "all")
     assert sorted(path.name for path in Path("all").rglob("*.jpg")) == ["0.jpg", "1.jpg", "top.jpg"]
 
