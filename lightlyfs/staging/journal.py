@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sqlite3
 import threading
 import zlib
@@ -42,6 +43,8 @@ _FLAGS = ("create_sent", "replaces", "thumbnail_done")
 _NO_ROW = (msgspec.ValidationError, ValueError, TypeError, AttributeError)
 # a journal is its mount's own; only `uploads` commands look in meanwhile
 _BUSY_S = 60.0
+# the index of a log has 32 KiB to begin with
+_ROOM_TO_READ_BYTES = 64 << 10
 _SCHEMA = f"""
 CREATE TABLE file ({", ".join(FIELDS)}, crc, PRIMARY KEY (key)) WITHOUT ROWID;
 CREATE TABLE directory (
@@ -301,6 +304,9 @@ class Journal:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> StartError:
+        if isinstance(error, sqlite3.OperationalError) and _is_full(self._path.parent):
+            # SQLite needs room to read, too; nothing is damaged
+            return StartError(f"{self._path} cannot be read ({error}), for its disk is full; free some of it")
         return StartError(
             f"{self._path} cannot be read ({error}); it says what is owed to the server. "
             f"The files themselves are in {self._path.parent / 'files'}; move both away to start without them"
@@ -354,6 +360,15 @@ class Journal:
                     write.change(self._db)
         for write in batch:
             write.error = None
+
+
+def _is_full(directory: Path) -> bool:
+    """Whether a disk lacks the room for the files that SQLite keeps beside a database while it reads."""
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < _ROOM_TO_READ_BYTES
 
 
 def _checked(path: Path) -> sqlite3.Connection:

@@ -13,7 +13,7 @@ import pytest
 from test_shared_mounts import truth
 from test_swept import contents, status
 from test_writing import stored
-from trees import MountedTree, environment, need_fuse, refused, start_mount, wait_until
+from trees import MountedTree, environment, lightlyfs, need_fuse, refused, start_mount, wait_until
 
 from lightlyfs.testing import LocalServer, Status
 
@@ -226,3 +226,18 @@ def test_discarding_what_is_owed_makes_room_on_a_full_disk(own_server: LocalServ
         assert "large.txt" not in tree.run("uploads", "list").stdout
         with on_disk(own_server, tmp_path, environ, "--upload", "none") as tree:
             (tree.mountpoint / "small.txt").write_bytes(b"there is room")
+
+
+def test_a_journal_that_a_full_disk_keeps_from_being_read_is_not_called_damaged(
+    own_server: LocalServer, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", DISK_BYTES) as disk:
+        environ = environment(own_server, tmp_path / "cache") | {"XDG_STATE_HOME": str(disk)}
+        with on_disk(own_server, tmp_path, environ, "--upload", "none") as tree:
+            tree.write("notes.txt", b"stays here")
+        taken = fill_up(disk)
+        listed = lightlyfs("uploads", "list", environ=environ, check=False)
+        assert "for its disk is full; free some of it" in listed.stderr
+        assert "move both away" not in listed.stderr
+        taken.unlink()
+        assert "notes.txt" in lightlyfs("uploads", "list", environ=environ).stdout
