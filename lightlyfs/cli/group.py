@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -64,6 +65,13 @@ class _Commands(CommandGroup):
         return found
 
 
+class _Line(logging.Formatter):
+    """A warning of the parts below, in the form of the other lines for a person."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return f"lightlyfs: {visible(record.message)}"
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="lightlyfs", message="%(prog)s %(version)s")
 def commands() -> None:
@@ -78,6 +86,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     if _COMPLETING in os.environ:
         # the shell asks for what may come next; click answers, and ends the program
         commands.main([], prog_name="lightlyfs", complete_var=_COMPLETING)
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Line())
     words = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None and os.path.basename(sys.argv[0]) == _MOUNT_HELPER:
         words = _words_of_mount(words)

@@ -238,6 +238,7 @@ def test_a_journal_that_a_full_disk_keeps_from_being_read_is_not_called_damaged(
         taken = fill_up(disk)
         listed = lightlyfs("uploads", "list", environ=environ, check=False)
         assert "for its disk is full; free some of it" in listed.stderr
+        assert listed.stderr.startswith("lightlyfs: ")
         assert "move both away" not in listed.stderr
         taken.unlink()
         assert "notes.txt" in lightlyfs("uploads", "list", environ=environ).stdout
