@@ -431,10 +431,11 @@ class OwedFile(NamedTuple):
         return self.spool / "files" / f"{self.record.key}.{self.record.generation}"
 
 
-def owed_files(cache_dir: Path | None) -> list[OwedFile]:
+def owed_files(cache_dir: Path | None, unreadable: list[StartError] | None = None) -> list[OwedFile]:
     """Return every file on this machine that a server does not have, and samples that were put away.
 
-    Without a directory, those that mounts of this user have used are searched.
+    Without a directory, those that mounts of this user have used are searched. A journal that cannot be read
+    does not hide the others: the error is added to `unreadable`, or logged.
     """
     roots = places.state_roots() if cache_dir is None else [places.state_root(cache_dir)]
     found = []
@@ -443,23 +444,25 @@ def owed_files(cache_dir: Path | None) -> list[OwedFile]:
             for dataset in sorted(path for path in host.iterdir() if path.is_dir()):
                 for spool in places.spools_of(host, dataset.name):
                     if (spool / "journal.db").exists():
-                        found += _owed_in(spool, host.name, dataset.name)
+                        try:
+                            found += _owed_in(spool, host.name, dataset.name)
+                        except StartError as error:
+                            if unreadable is None:
+                                log.warning("%s", error)
+                            else:
+                                unreadable.append(error)
     return found
 
 
 def _owed_in(spool: Path, server: str, dataset_id: str) -> list[OwedFile]:
-    """Return what a journal holds; one that cannot be read is logged, and does not hide the others."""
-    try:
-        journal = Journal(spool / "journal.db")
-    except StartError as error:
-        log.warning("%s", error)
-        return []
-    in_use = not places.is_free(spool)
+    """Return what a journal holds; StartError where it cannot be read."""
+    journal = Journal(spool / "journal.db")
     try:
         records = [record for record in journal.records() if record.state is not State.UPLOADED]
         leftovers = journal.leftovers()
     finally:
         journal.close()
+    in_use = not places.is_free(spool)
     records.sort(key=lambda record: record.path)
     put_away = [(Record("", one.was, one.was, State.UPLOADED), one.name) for one in leftovers]
     return [
@@ -472,7 +475,11 @@ def owed_at_the_end(staged_in: Path) -> list[dict[str, Any]]:
     """Return what a mount that has ended owes, as `status` shows it."""
     if not (staged_in / "journal.db").exists():
         return []
-    return [_file_status(owed.record) for owed in _owed_in(staged_in, "", "") if owed.record.owed]
+    try:
+        return [_file_status(owed.record) for owed in _owed_in(staged_in, "", "") if owed.record.owed]
+    except StartError as error:
+        log.warning("%s", error)
+        return []
 
 
 def discard_owed(owed: OwedFile) -> None:

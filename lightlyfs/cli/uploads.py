@@ -49,14 +49,17 @@ def list_uploads(cache_dir: Path | None, profile: str | None, dataset: str | Non
 
     The age is the time since a file was last changed or renamed here.
     """
-    found = _found(cache_dir, profile, dataset)
+    unreadable: list[StartError] = []
+    found = _found(cache_dir, profile, dataset, unreadable)
     if as_json:
         click.echo(json.dumps([_values(owed) for owed in found], indent=2))
-        return
-    for owed in found:
-        values = _values(owed)
-        shown = [values["path"], values["shown"], values["size"], _age(values["age_s"])]
-        click.echo("\t".join(visible(str(value)) for value in [*shown, owed.dataset_id, owed.server]))
+    else:
+        for owed in found:
+            values = _values(owed)
+            shown = [values["path"], values["shown"], values["size"], _age(values["age_s"])]
+            click.echo("\t".join(visible(str(value)) for value in [*shown, owed.dataset_id, owed.server]))
+    if unreadable:
+        raise StartError("\n".join(map(str, unreadable)))
 
 
 @uploads.command()
@@ -161,13 +164,18 @@ def _need_unique(chosen: list[OwedFile], names: tuple[str, ...], everything: boo
             raise StartError(f"{name} is in several datasets; choose one with --dataset {datasets[0]}")
 
 
-def _found(cache_dir: Path | None, profile: str | None, dataset: str | None) -> list[OwedFile]:
+def _found(
+    cache_dir: Path | None,
+    profile: str | None,
+    dataset: str | None,
+    unreadable: list[StartError] | None = None,
+) -> list[OwedFile]:
     """The files that mounts left: of all mounts, unless a directory or a profile is named."""
     chosen = cache_dir_of(cache_dir, profile) if cache_dir or profile else None
     for socket in sockets():
         # a mount whose state directory a cleaner emptied writes down what it lost
         ask(socket, "status", timeout_s=_LOOK_WAIT_S)
-    found = owed_files(chosen)
+    found = owed_files(chosen, unreadable)
     return [owed for owed in found if dataset in (None, owed.dataset_id)]
 
 

@@ -120,6 +120,20 @@ def test_the_list_as_json_has_all_that_programs_need(machine: Machine) -> None:
     assert json.loads(machine.run("uploads", "list", "--json", "--dataset", "0" * 24)) == []
 
 
+def test_a_list_fails_where_one_of_several_journals_cannot_be_read(machine: Machine) -> None:
+    leave_owed(machine)
+    (journal,) = Path(machine.environ["XDG_STATE_HOME"]).rglob("journal.db")
+    ours = next(path for path in journal.parents if path.name == machine.server.dataset_id)
+    other = shutil.copytree(ours, ours.with_name("0" * 24)) / journal.relative_to(ours)
+    other.write_bytes(b"no database" * 100)
+
+    done = lightlyfs_here("uploads", "list", environ=machine.environ, check=False)
+
+    assert done.returncode == 1
+    assert "owed.jpg" in done.stdout
+    assert f"{other} cannot be read" in done.stderr
+
+
 def test_a_mount_with_a_cache_directory_elsewhere_is_found_by_a_bare_list(
     machine: Machine, tmp_path: Path
 ) -> None:
