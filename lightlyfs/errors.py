@@ -32,6 +32,7 @@
     |   +-- UnreadableSample     an image for a training cannot be read or decoded
     +-- FileError                what was asked makes no sense for this path
         +-- NoSuchFile           no such path
+        +-- StaleName            the kernel knows a name that is gone
         +-- NotADirectory        a file stands where a directory is needed
         +-- IsADirectory         a directory stands where a file is needed
         +-- FileExists           the path exists
@@ -226,6 +227,10 @@ class NoSuchFile(FileError):
     """No such path."""
 
 
+class StaleName(FileError):
+    """The kernel knows a name that is not there any more."""
+
+
 class NotADirectory(FileError):
     """A file stands where a directory is needed."""
 
@@ -330,6 +335,8 @@ TABLE: dict[type[BaseException], tuple[int, int]] = {
     SizeUnknown: (errno.EIO, logging.WARNING),
     UnreadableSample: (errno.EIO, logging.WARNING),
     NoSuchFile: (errno.ENOENT, logging.DEBUG),
+    # Linux looks the name up again (path_openat), and creates the file if the program said so
+    StaleName: (errno.ESTALE, logging.DEBUG),
     NotADirectory: (errno.ENOTDIR, logging.DEBUG),
     IsADirectory: (errno.EISDIR, logging.DEBUG),
     FileExists: (errno.EEXIST, logging.DEBUG),

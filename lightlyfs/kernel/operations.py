@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from lightlyfs.errors import LightlyFsError, errno_of
+from lightlyfs.errors import LightlyFsError, NoSuchFile, StaleName, errno_of
 from lightlyfs.fs.attributes import Attr, Ownership
 from lightlyfs.fs.filesystem import Filesystem, Opened
 from lightlyfs.fs.namespace import Part
@@ -164,7 +164,12 @@ class Operations:
 
     @answers
     def open(self, path: str, fi: FileInfo) -> int:
-        self._tell(fi, self._fs.open(self._inside(path), fi.flags))
+        try:
+            opened = self._fs.open(self._inside(path), fi.flags)
+        except NoSuchFile as error:
+            # the kernel asks for the open of names that it knows alone; of others it asks for the name first
+            raise StaleName(str(error)) from error
+        self._tell(fi, opened)
         return 0
 
     @answers

@@ -175,3 +175,20 @@ def test_a_directory_that_is_read_again_shows_what_is_there_now(
             assert sorted(os.listdir(descriptor)) == ["first.jpg", "second.jpg"]
         finally:
             os.close(descriptor)
+
+
+@pytest.mark.parametrize("how", ["wb", "ab", "xb"])
+def test_a_file_can_be_created_at_a_name_that_others_have_freed(
+    server: LocalServer, tmp_path: Path, how: str
+) -> None:
+    with mount_of(server, tmp_path / "tree", "60") as tree:
+        one = tree.mountpoint / "a/one.jpg"
+        assert one.stat().st_size == 3
+        rename(server, "a/one.jpg", "a/moved.jpg")
+        tree.refresh()
+
+        with open(one, how) as file:
+            file.write(b"another")
+
+        assert one.read_bytes() == b"another"
+        assert tree.read("a/moved.jpg") == b"one"
