@@ -506,6 +506,9 @@ class Secrets:
         return f"Secrets({', '.join(held)})"
 
 
+SECRET_VARIABLES = ("LIGHTLY_TOKEN", "LIGHTLY_BEARER_TOKEN", "LIGHTLY_PUBLIC_TOKEN")
+
+
 def read_token(path: Path) -> str:
     """The token in a file; SettingsError where it cannot be read, or holds none."""
     try:
@@ -515,7 +518,7 @@ def read_token(path: Path) -> str:
         raise SettingsError(f"the token file {path} cannot be read: {reason}") from None
     if not token:
         raise SettingsError(f"the token file {path} is empty; put the API token into it")
-    if len(token.split()) > 1:
+    if len(token.split()) > 1 or token.startswith((*(f"{name}=" for name in SECRET_VARIABLES), '"', "'")):
         raise SettingsError(f"the token file {path} holds more than a token; leave the token alone in it")
     return token
 
@@ -535,9 +538,6 @@ def exposure_of(token_file: Path | None) -> str | None:
     if read_only or not mode & 0o044:
         return None
     return f"others can read the token file; close it with: chmod 600 {shlex.quote(str(token_file))}"
-
-
-SECRET_VARIABLES = ("LIGHTLY_TOKEN", "LIGHTLY_BEARER_TOKEN", "LIGHTLY_PUBLIC_TOKEN")
 
 
 def read_secrets(environ: Mapping[str, str], token_file: Path | None, read_mode: str = "url") -> Secrets:

@@ -223,6 +223,8 @@ def test_a_bearer_token_is_enough() -> None:
         (b"\xff\xfe", "is not text"),
         (b"# mine\nabc\n", "holds more than a token"),
         (b"abc\r\ndef\r\n", "holds more than a token"),
+        (b"LIGHTLY_TOKEN=abc\n", "holds more than a token"),
+        (b'"abc"\n', "holds more than a token"),
     ],
 )
 def test_a_useless_token_file_is_refused(tmp_path: Path, content: bytes, why: str) -> None:
