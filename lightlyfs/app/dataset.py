@@ -141,6 +141,12 @@ class Dataset:
                 f"{dataset} has no folder {folder!r}; `lightlyfs ls {shlex.quote(dataset)}` lists what it has"
             )
 
+    def hides_all(self) -> bool:
+        """Return whether `--include` and `--exclude` leave no sample of what is mounted."""
+        if self.settings.shown.show_all or not self._namespace.totals().samples:
+            return False
+        return next(self._namespace.samples_below(self.part.folder, _LISTED_AT_ONCE), None) is None
+
     def drain(self) -> None:
         """Wait for the uploads under way while they make progress; what is left stays in the journal."""
         if self.uploads is not None:

@@ -167,12 +167,21 @@ def _serve(
         try:
             if not settings.no_wait:
                 _wait_for_listing(parts, found.name)
-            parts.need_folder(found.name)
+            _look_at_chosen(parts, settings, found.name)
             if settings.metrics_port is not None:
                 app.serve_metrics(parts, settings.metrics_port)
             _run(parts, mount, mountpoint, told, found.name)
         finally:
             parts.close()
+
+
+def _look_at_chosen(parts: app.Dataset, settings: Settings, dataset: str) -> None:
+    """StartError where the folder to mount is not there; a line where patterns hide all that is in it."""
+    parts.need_folder(dataset)
+    if not settings.no_wait and parts.hides_all():
+        rules = (("--include", settings.shown.include), ("--exclude", settings.shown.exclude))
+        given = " and ".join(f"{flag} {','.join(patterns)}" for flag, patterns in rules if patterns)
+        tell(f"no sample fits {given}: patterns are such as *.jpg or cars/*")
 
 
 def _run(parts: app.Dataset, mount: Mount, mountpoint: Path, told: int, dataset: str) -> None:

@@ -148,6 +148,19 @@ def test_what_is_no_folder_is_told_in_one_line(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(("patterns", "warns"), [(["cars"], True), (["cars", "*.png"], False)])
+def test_patterns_that_fit_no_sample_are_told_when_it_is_mounted(
+    own_server: LocalServer, ids: dict[str, str], tmp_path: Path, patterns: list[str], warns: bool
+) -> None:
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    environ = environment(own_server, tmp_path / "cache")
+    words = [word for pattern in patterns for word in ("--include", pattern)]
+    said = lightlyfs("mount", own_server.dataset_id, str(mountpoint), *words, environ=environ).stderr
+    lightlyfs("umount", str(mountpoint), environ=environ)
+    assert ("no sample fits --include cars" in said) == warns
+
+
 def test_only_the_samples_that_the_patterns_choose_are_shown(
     own_server: LocalServer, ids: dict[str, str], tmp_path: Path
 ) -> None:
