@@ -163,12 +163,17 @@ def _has_memory(process: int) -> bool:
 
 
 def _shows_exit_code(process: int) -> bool:
-    """Return whether /proc shows the exit code of a process that ends: since Linux 5.17, to its owner."""
+    """Return whether /proc shows the exit code of a process that ends: since Linux 5.17, to who may trace it.
+
+    Its owner may not where its group is another, nor root in a container without CAP_SYS_PTRACE.
+    """
     release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2] if part.isdigit())
     try:
-        return release >= (5, 17) and os.geteuid() in (0, os.stat(f"/proc/{process}").st_uid)
+        # this needs the same permission; unlike `exe` and `cwd` it is there until the process is gone
+        os.readlink(f"/proc/{process}/ns/user")
     except OSError:
         return False
+    return release >= (5, 17)
 
 
 def _stat(path: Path) -> _Stat | None:

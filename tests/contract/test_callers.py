@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import signal
@@ -15,6 +16,7 @@ import pytest
 from lightlyfs.kernel.callers import ProcessEnd, ProgramTable, is_unlinking, program_of, was_killed
 
 WAIT_S = 5.0
+CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 KILLED = "import os, signal, time; os.kill(os.getpid(), signal.{}); time.sleep(60)"
 SLEEPER = "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
 THREADS = f"import os, threading, time; [{SLEEPER} for _ in '1234']; "
@@ -71,6 +73,47 @@ def test_a_program_that_ends_by_itself_was_not_killed(code: str) -> None:
         assert end.was_killed() in known(False)
     finally:
         end.close()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user and another group")
+@pytest.mark.parametrize(
+    ("asker", "asked"),
+    [((54_321, 54_321), (54_321, 54_322)), ((54_321, 54_321), (54_323, 54_321)), ((0, 0), (54_321, 54_322))],
+    ids=["another group of its user", "another user", "root without CAP_SYS_PTRACE"],
+)
+def test_a_killed_program_whose_exit_code_is_not_shown_did_not_end_by_itself(
+    asker: tuple[int, int], asked: tuple[int, int]
+) -> None:
+    process = os.fork()
+    if process == 0:
+        try:
+            become(*asked)
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(3)
+    os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
+    other = os.fork()
+    if other == 0:
+        answer = 3
+        try:
+            become(*asker)
+            answer = {True: 0, False: 1, None: 2}[was_killed(process)]
+        finally:
+            os._exit(answer)
+    try:
+        assert os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) == 0
+    finally:
+        os.waitpid(process, 0)
+
+
+def become(user: int, group: int) -> None:
+    """Give this process a user and a group, and take every right from it that root has."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    os.setgroups([])
+    os.setresgid(group, group, group)
+    os.setresuid(user, user, user)
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+    assert libc.capset(header, (ctypes.c_uint32 * 6)()) == 0
 
 
 def known(killed: bool) -> tuple[bool | None, ...]:
