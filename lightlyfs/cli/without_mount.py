@@ -349,12 +349,13 @@ def _upload(sources: list[Path], target: str, recursive: bool, flags: dict[str, 
             raise StartError("nothing can be uploaded, for what is written cannot be kept on this machine")
         into = target.endswith("/") or len(sources) > 1 or _is_directory(parts.filesystem, inside)
         chosen: list[tuple[Path, str]] = []
+        hidden: list[OSError] = []
         for source in sources:
             if not source.exists():
                 raise StartError(f"there is no {source}")
             _need_recursive(str(source), source.is_dir(), recursive)
             root = f"{inside}/{source.resolve().name}".strip("/") if into else inside
-            below = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
+            below = _files_below(source, hidden) if source.is_dir() else [source]
             chosen += [
                 (path, os.path.normpath(f"{root}/{path.relative_to(source)}")) for path in sorted(below)
             ]
@@ -367,7 +368,23 @@ def _upload(sources: list[Path], target: str, recursive: bool, flags: dict[str, 
         failed = _copy_all(work, lambda job: _send(parts, *job), lambda job: str(job[0]), size, settings.jobs)
         if failed < len(work):
             parts.refresh()  # the next command lists what this one sent
-        return failed if work else left
+        for error in hidden:
+            click.echo(visible(f"{error.filename}: {error.strerror}"), err=True)
+        return (failed if work else left) + len(hidden)
+
+
+def _files_below(directory: Path, hidden: list[OSError]) -> list[Path]:
+    """Return the files below a directory; what this user may not look at goes to `hidden`."""
+    found: list[Path] = []
+    # unlike `rglob`, which passes over directories that cannot be read
+    for above, _, names in os.walk(directory, onerror=hidden.append):
+        for path in (Path(above, name) for name in names):
+            try:
+                if path.is_file():
+                    found.append(path)
+            except OSError as error:
+                hidden.append(error)
+    return found
 
 
 def _is_directory(files: Filesystem, path: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -121,6 +122,45 @@ def test_files_are_copied_down_and_up(
     assert "mount with --allow-overwrite" in refused
     run(served, tmp_path, "cp", "--allow-overwrite", "other.jpg", "fleet/top.jpg")
     assert run(served, tmp_path, "ls", "-l", "fleet/top.jpg").split()[0] == f"{len(jpeg(9)):,}"
+
+
+@pytest.mark.skipif(
+    os.getuid() == 0 and shutil.which("setpriv") is None,
+    reason="root reads all, but by setpriv of util-linux",
+)
+def test_what_this_user_may_not_look_at_is_named_and_the_rest_copied(
+    served: LocalServer, tmp_path: Path
+) -> None:
+    for place in ("a.jpg", "dark/b.jpg", "listed/c.jpg"):
+        (tmp_path / "new" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "new" / place).write_bytes(jpeg(4))
+    command = [sys.executable, "-m", "lightlyfs", "cp", "-r", "new", "fleet/"]
+    if os.getuid() == 0:
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    modes = {"dark": 0o000, "listed": 0o444}
+    for name, mode in modes.items():
+        (tmp_path / "new" / name).chmod(mode)
+    try:
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=environment(served, tmp_path / "cache"),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        for name in modes:
+            (tmp_path / "new" / name).chmod(0o700)
+
+    assert done.stdout.startswith("1 file copied")
+    assert sorted(done.stderr.splitlines()) == [
+        "lightlyfs: 2 files not copied",
+        "new/dark: Permission denied",
+        "new/listed/c.jpg: Permission denied",
+    ]
+    assert done.returncode == 1
+    assert {one["fileName"] for one in served.samples()} & {"new/a.jpg", "new/dark/b.jpg"} == {"new/a.jpg"}
 
 
 def test_a_source_that_is_also_a_local_path_is_told_apart(
