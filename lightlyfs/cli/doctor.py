@@ -163,6 +163,7 @@ def _helper() -> str:
     found = shutil.which("fusermount3") or shutil.which("fusermount")
     if found is None and os.getuid() != 0:
         raise NotFound("not installed; install it with: apt-get install fuse3")
+    binding.check_rights()
     return found or "not needed by root"
 
 

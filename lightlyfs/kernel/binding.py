@@ -9,6 +9,7 @@ import ctypes
 import logging
 import os
 import re
+import shutil
 import stat
 import struct
 import threading
@@ -39,6 +40,9 @@ MAX_BACKGROUND = 64
 READ_AHEAD_BYTES = 1 << 20
 # the line of fuse.conf(5) that lets users give `allow_other`
 _ALLOWS_OTHERS = "user_allow_other"
+# capabilities(7): the right to mount, and where files hold rights
+_CAP_SYS_ADMIN, _FILE_RIGHTS = 21, "security.capability"
+_STATUS = Path("/proc/self/status")
 # names the kernel was told do not exist; other mounts, and the web, may add them
 NEGATIVE_TIMEOUT_S = 2.0
 MAX_KERNEL_TIMEOUT_S = 60.0
@@ -110,6 +114,39 @@ def check_device() -> None:
         raise StartError(f"{device} cannot be opened: {error.strerror}") from None
 
 
+def check_rights() -> None:
+    """StartError where neither this process nor the set-uid helper of libfuse may mount."""
+    known = dict(line.partition(":")[::2] for line in _STATUS.read_text(errors="replace").splitlines())
+    may_gain, may = (bool(int(known[name], 16) >> _CAP_SYS_ADMIN & 1) for name in ("CapBnd", "CapEff"))
+    if not may_gain:
+        raise StartError("this container may not mount; start it with: --cap-add SYS_ADMIN")
+    if may:
+        return
+    if known.get("NoNewPrivs", "").strip() == "1":
+        raise StartError(
+            "programs that are started from here gain no rights (no_new_privs), which fusermount needs; "
+            "mount from a terminal outside (in a container: --security-opt no-new-privileges=false)"
+        )
+    helper = shutil.which("fusermount3") or shutil.which("fusermount")
+    if helper is None or _gains_rights(helper):
+        return
+    raise StartError(
+        f"{helper} is not set-uid root, so only root may mount; mend it with: "
+        f"sudo sh -c 'chown root {helper}; chmod u+s {helper}'"
+    )
+
+
+def _gains_rights(program: str) -> bool:
+    try:
+        found = os.stat(program)
+        # some systems give it the one capability instead
+        return found.st_uid == 0 and bool(
+            found.st_mode & stat.S_ISUID or _FILE_RIGHTS in os.listxattr(program)
+        )
+    except OSError:
+        return True  # what is not known is not said
+
+
 def failed_mount(
     options: MountOptions, code: object, configuration: Path = Path("/etc/fuse.conf")
 ) -> StartError:
@@ -119,6 +156,10 @@ def failed_mount(
             f"--allow-other needs {_ALLOWS_OTHERS} in {configuration}; add it with: "
             f"echo {_ALLOWS_OTHERS} | sudo tee -a {configuration}"
         )
+    try:
+        check_rights()
+    except StartError as error:
+        return error
     return StartError(f"libfuse could not mount {options.mountpoint} (code {code}); its own line is above")
 
 

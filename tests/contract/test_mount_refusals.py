@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,49 @@ def test_other_users_without_the_line_of_the_configuration_are_told_with_it(
         configuration.write_text(text)
     told = str(binding.failed_mount(options(allow_other=True), 4, configuration))
     assert told.startswith(f"--allow-other needs user_allow_other in {configuration};")
+
+
+# a process without the right to mount, which it cannot gain; numbers of linux/prctl.h and linux/capability.h
+WITHOUT_RIGHTS = """
+import ctypes, sys
+from pathlib import Path
+from lightlyfs.kernel import binding
+libc = ctypes.CDLL(None, use_errno=True)
+PR_SET_NO_NEW_PRIVS, PR_CAPBSET_DROP, CAP_SYS_ADMIN, CAPABILITY_VERSION_3 = 38, 24, 21, 0x20080522
+if sys.argv[1] == "no_new_privs":
+    assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+else:
+    assert libc.prctl(PR_CAPBSET_DROP, CAP_SYS_ADMIN, 0, 0, 0) == 0
+assert libc.capset((ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()) == 0
+print(binding.failed_mount(binding.MountOptions(Path("/mnt/images"), "dataset"), 4))
+"""
+
+
+@pytest.mark.parametrize(
+    ("without", "text"),
+    [
+        ("no_new_privs", "gain no rights (no_new_privs), which fusermount needs; mount from"),
+        pytest.param(
+            "CAP_SYS_ADMIN",
+            "this container may not mount; start it with: --cap-add SYS_ADMIN",
+            marks=pytest.mark.skipif(os.getuid() != 0, reason="only root may give up a right for good"),
+        ),
+    ],
+)
+def test_who_may_not_mount_at_all_is_told_the_way_out(without: str, text: str) -> None:
+    command = [sys.executable, "-c", WITHOUT_RIGHTS, without]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert text in done.stdout, done.stderr
+
+
+def test_a_helper_that_is_not_set_uid_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    helper, status = tmp_path / "fusermount3", tmp_path / "status"
+    helper.touch(mode=0o755)
+    status.write_text("NoNewPrivs:\t0\nCapEff:\t0000000000000000\nCapBnd:\t000001ffffffffff\n")
+    monkeypatch.setattr(binding, "_STATUS", status)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    told = str(binding.failed_mount(options(allow_other=False), 4))
+    assert told.startswith(f"{helper} is not set-uid root, so only root may mount; mend it with: sudo")
 
 
 @pytest.mark.parametrize(("allow_other", "user"), [(False, 1000), (True, 1000), (True, 0)])
