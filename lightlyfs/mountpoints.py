@@ -102,7 +102,7 @@ def without_links(path: Path, *, last: bool = False) -> Path:
         found /= part
         if found in mountpoints:
             return found.joinpath(*parts)
-        if (parts or last) and links < _MAX_LINKS and found.is_symlink():
+        if (parts or last) and links < _MAX_LINKS and os.path.islink(found):
             links += 1
             target = Path(os.readlink(found))
             found = Path("/") if target.is_absolute() else found.parent

@@ -137,7 +137,10 @@ def _within(chosen: Path) -> Root:
     except SettingsError as error:
         # what an earlier mount owes is not left behind
         is_shared = (
-            chosen.is_dir() and not chosen.is_symlink() and os.access(chosen, os.W_OK, effective_ids=True)
+            # unlike `Path.is_dir`, which raises below a directory that this user may not search
+            os.path.isdir(chosen)
+            and not chosen.is_symlink()
+            and os.access(chosen, os.W_OK, effective_ids=True)
         )
         if not is_shared or any(chosen.glob("*/*/uploads")):
             raise

@@ -159,7 +159,8 @@ class Share(float):
 
     def of_disk_with(self, path: Path) -> int:
         """Return it in bytes."""
-        while not path.exists():
+        # unlike `Path.exists`, which raises below a directory that this user may not search
+        while not os.path.exists(path):
             path = path.parent
         found = os.statvfs(path)
         return int(self * found.f_blocks * found.f_frsize)
@@ -237,7 +238,8 @@ def parse_path(text: str) -> Path:
 def parse_file(text: str) -> Path:
     """A file that exists."""
     path = parse_path(text)
-    if not path.is_file():
+    # unlike `Path.is_file`, which raises below a directory that this user may not search
+    if not os.path.isfile(path):
         raise ValueError("expected a file that exists")
     return path
 

@@ -232,7 +232,8 @@ def trust_of(environ: Mapping[str, str], ca_certs: Path | None) -> Trust:
     """Return the authorities to trust; SettingsError names the variable whose file has none."""
     sources = [*_sources(environ), *([] if ca_certs is None else [("--ca-certs", ca_certs)])]
     origin = " and ".join(f"{name} ({path})" for name, path in sources)
-    if len(sources) == 1 and sources[0][1].is_file():
+    # unlike `Path.is_file`, which raises below a directory that this user may not search
+    if len(sources) == 1 and os.path.isfile(sources[0][1]):
         return Trust(str(sources[0][1]), origin)
     return Trust(_put_together(tuple(sources)), origin)
 
@@ -263,7 +264,7 @@ def _sources(environ: Mapping[str, str]) -> list[tuple[str, Path]]:
         given = [(name, path) for name in names for path in _paths(name, environ.get(name, ""))]
         if given:
             return given
-    system = next((path for path in map(Path, SYSTEM_BUNDLES) if path.is_file()), None)
+    system = next((path for path in map(Path, SYSTEM_BUNDLES) if os.path.isfile(path)), None)
     return [("certifi", Path(certifi.where()))] if system is None else [("the system's", system)]
 
 

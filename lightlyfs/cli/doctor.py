@@ -143,7 +143,8 @@ def _configuration(broken: SettingsError | None) -> str:
     if broken is not None:
         raise broken
     path = profiles.config_file()
-    return str(path) if path.exists() else f"no {path}"
+    # unlike `Path.exists`, which raises below a home that this user may not search
+    return str(path) if os.path.exists(path) else f"no {path}"
 
 
 def _tls() -> str:

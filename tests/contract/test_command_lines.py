@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -223,6 +224,44 @@ def test_doctor_says_which_package_is_missing(
     row = json.loads(capfd.readouterr().out)[1]
     assert answer in row["answer"]
     assert row["ok"] is (absent == "pycurl")
+
+
+@pytest.mark.skipif(
+    os.getuid() == 0 and shutil.which("setpriv") is None,
+    reason="root reads all, but by setpriv of util-linux",
+)
+@pytest.mark.parametrize(
+    ("line", "variable", "text"),
+    [
+        (
+            "doctor --cache-dir DARK/c",
+            "",
+            "missing  cache      DARK/c cannot be used as a directory: Permission",
+        ),
+        ("doctor", "XDG_CONFIG_HOME", "ok       settings   no DARK/x/lightlyfs/config.toml"),
+        ("doctor", "REQUESTS_CA_BUNDLE", "is DARK/x, which cannot be read: Permission denied"),
+        ("doctor --ca-certs DARK/x", "", "--ca-certs is 'DARK/x'; expected a file that exists"),
+        ("mount my-dataset /nowhere --cache-size 50%", "XDG_CACHE_HOME", "lightlyfs: /"),  # or /dev/fuse
+        ("umount DARK/a/b", "", "no dataset is mounted on DARK/a/b"),
+    ],
+)
+def test_a_path_below_a_directory_that_this_user_may_not_search_is_answered(
+    line: str, variable: str, text: str, tmp_path: Path
+) -> None:
+    """Such as one of root's home, where HOME is still that."""
+    dark = tmp_path / "dark"
+    dark.mkdir()
+    command = [sys.executable, "-m", "lightlyfs", *shlex.split(line.replace("DARK", str(dark)))]
+    if os.getuid() == 0:
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    environ = os.environ | ({variable: f"{dark}/x"} if variable else {})
+    dark.chmod(0)
+    try:
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    finally:
+        dark.chmod(0o700)
+    assert text.replace("DARK", str(dark)) in done.stdout + done.stderr
+    assert "Errno" not in done.stderr
 
 
 @functools.cache
