@@ -213,7 +213,12 @@ class ControlServer:
         elif not self._connections.acquire(blocking=False):
             connection.close()  # the client sees the closed connection, and may connect again
         else:
-            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+            try:
+                threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+            except RuntimeError as error:
+                log.warning("no command can be answered now: %s", error)  # no threads are left
+                connection.close()
+                self._connections.release()
 
     def _answer(self, connection: socket.socket) -> None:
         connection.settimeout(_SILENCE_S)

@@ -5,6 +5,8 @@ several cores, a thread that releases the lock for a short system call finds it 
 thread that woke up on another core, and both cores spend their time on waking each other. On one core no
 other thread runs during a short call: reading a cached file takes half as much CPU, a cold file two thirds.
 A mount stays on its core until other processes need it; a program's threads are released after each read.
+
+`ThreadPool` is for machines that give few threads.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -190,3 +193,31 @@ def _now() -> Moment:
             ticks = int(user) + int(nice) + int(system) + sum(map(int, rest[:3]))  # interrupts, and stolen
             by_core[int(name[3:])] = ticks / _TICKS_A_SECOND
     return Moment(time.monotonic(), by_core, time.process_time())
+
+
+# threads where their number is limited
+
+
+class ThreadPool(ThreadPoolExecutor):
+    """A pool that makes do with the threads it has where the system gives no more (`ulimit -u`, a container).
+
+    `ThreadPoolExecutor` raises there, and runs what it refused all the same, later.
+    """
+
+    def start(self) -> None:
+        """Have the first thread now, before others take all there are; RuntimeError without one."""
+        self.submit(_nothing).result()
+
+    def _adjust_thread_count(self) -> None:
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError:
+            if self._threads:
+                return
+            # put there under the lock of the pool, and there was nobody to take it
+            self._work_queue.get_nowait()
+            raise
+
+
+def _nothing() -> None:
+    """Work for a thread that is only to be there."""

@@ -8,7 +8,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from lightlyfs.api.redaction import LineFormatter
 from lightlyfs.api.retry import Retrier
 from lightlyfs.app.connections import Connections
 from lightlyfs.catalog.entries import SampleEntry
+from lightlyfs.cores import ThreadPool
 from lightlyfs.desktop.prefill import WORKERS, ThumbnailPrefill, thumbnail_cache
 from lightlyfs.desktop.thumbnails import PictureStore, Thumbnails
 from lightlyfs.errors import NotFound
@@ -49,7 +49,7 @@ class Desktop:
         self._store = PictureStore(
             place.path / "thumbnails.db", alone=place.alone, make_directory=place.locks.renew
         )
-        self._pool = ThreadPoolExecutor(WORKERS, "lightlyfs-thumbnails")
+        self._pool = ThreadPool(WORKERS, "lightlyfs-thumbnails")
         self.thumbnails = Thumbnails(
             self._resolve,
             dataset.connections.storage,

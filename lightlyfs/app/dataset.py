@@ -10,7 +10,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import repeat
 
@@ -36,6 +35,7 @@ from lightlyfs.catalog.remote import ApiRemote, Details, Remote, TaggedRemote
 from lightlyfs.catalog.sample_catalog import Catalog, Census
 from lightlyfs.catalog.store import CatalogStore
 from lightlyfs.catalog.tags import Tags
+from lightlyfs.cores import ThreadPool
 from lightlyfs.desktop.programs import CrawlBudget
 from lightlyfs.errors import (
     DeadlineExceeded,
@@ -99,9 +99,9 @@ class Dataset:
         self.connections = connections
         self.closing = closing or threading.Event()
         self.client = connections.client
-        self.metadata_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-metadata")
-        self._page_pool = ThreadPoolExecutor(METADATA_THREADS, "lightlyfs-pages")
-        self._content_pool = ThreadPoolExecutor(min(settings.jobs, CONTENT_THREADS), "lightlyfs-content")
+        self.metadata_pool = ThreadPool(METADATA_THREADS, "lightlyfs-metadata")
+        self._page_pool = ThreadPool(METADATA_THREADS, "lightlyfs-pages")
+        self._content_pool = ThreadPool(min(settings.jobs, CONTENT_THREADS), "lightlyfs-content")
         self._open_stores(kernel)
         self.reader = self._make_reader()
         self.uploads: Uploads | None = None
@@ -121,6 +121,8 @@ class Dataset:
         """Start the threads of the parts, and the first listing where there is none stored."""
         if self.connections.token_file is not None:
             self.connections.token_file.on_change = self._go_on
+        for pool in (self.metadata_pool, self._page_pool, self._content_pool):
+            pool.start()
         self.catalog.start()
         self._once.start()
         if self._forgets_views is not None:

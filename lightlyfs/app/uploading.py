@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from lightlyfs import places
 from lightlyfs.api.contract import Request
 from lightlyfs.api.retry import raise_for_status
 from lightlyfs.app.kernel_interface import Kernel
+from lightlyfs.cores import ThreadPool
 from lightlyfs.errors import (
     LightlyFsError,
     NotFound,
@@ -75,7 +76,7 @@ class Uploads:
         self.times = SetTimes(self.journal)
         self.namespace = Namespace(dataset.catalog, self.local, self.times, settings.shown, kernel.forget)
         # thumbnail, image and the search for a rival are sent at the same time
-        self._side = ThreadPoolExecutor(2 * MAX_WORKERS, "lightlyfs-upload-side")
+        self._side = ThreadPool(2 * MAX_WORKERS, "lightlyfs-upload-side")
         adoption = Adoption(dataset.catalog, dataset.reader, dataset.cache, self.spool, self.times)
         self.completion = Completion(
             self.local, self.namespace, self.times, adoption, self._is_gone, kernel.forget, time.monotonic
@@ -157,6 +158,7 @@ class Uploads:
 
     def start(self) -> None:
         """Resume what an earlier mount left."""
+        self._side.start()
         self.uploader.start()
         renames = [] if self.policy.rules.sends_nothing else self.journal.renames()
         self.writer.resume(held={planned.file_key for planned in renames})

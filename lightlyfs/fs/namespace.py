@@ -253,7 +253,11 @@ class Removed:
         timer.daemon = True
         with self._lock:
             self._removals[path] = _Removal(entry, timer)
-        timer.start()
+        try:
+            timer.start()
+        except RuntimeError:  # no threads are left
+            self._show_again(path)
+            raise
 
     def is_removed(self, path: str) -> bool:
         """Return whether the sample at a path is out of view."""

@@ -16,10 +16,10 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 from lightlyfs.api.client import ServerState
+from lightlyfs.cores import ThreadPool
 from lightlyfs.errors import (
     Cancelled,
     FileExists,
@@ -138,7 +138,7 @@ class Uploader:
         self._closing = closing
         self._outcome = outcome
         self._server = server
-        self._pool = ThreadPoolExecutor(MAX_WORKERS, "lightlyfs-upload")
+        self._pool = ThreadPool(MAX_WORKERS, "lightlyfs-upload")
         self._state = threading.RLock()
         self._is_idle = threading.Condition(self._state)  # perhaps; what `wait_idle` waits for
         self._is_due = threading.Condition(self._state)  # perhaps; what the thread that tries again waits for
@@ -159,6 +159,7 @@ class Uploader:
 
     def start(self) -> None:
         """Start the thread that tries again."""
+        self._pool.start()
         self._retrier.start()
 
     def close(self) -> None:

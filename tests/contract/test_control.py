@@ -202,3 +202,16 @@ def test_a_path_that_is_too_long_for_a_socket_is_reached_all_the_same(tmp_path: 
         server.close()
     assert ask(directory / "a.sock", "status") is None
     assert ask(tmp_path / ("z" * 200) / "a.sock", "status") is None
+
+
+def test_a_server_without_a_thread_answers_again_once_there_is_one(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(control._MAX_CONNECTIONS + 1):
+            assert ask(mount.path, "hello") is None
+    assert ask(mount.path, "hello") == {"ok": True, "n": 1}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lightlyfs.cores import Moment, OneCore, fast_cores, with_our_threads
+from lightlyfs.cores import Moment, OneCore, ThreadPool, fast_cores, with_our_threads
 
 START = Moment(100.0, {0: 50.0, 1: 70.0, 2: 10.0, 3: 0.0}, 5.0)
 
@@ -81,3 +81,36 @@ def test_a_program_shares_a_core_with_our_threads_for_a_while() -> None:
         end.set()
         ours.join()
         other.join()
+
+
+def no_threads(patch: pytest.MonkeyPatch) -> None:
+    """Have the system give no more threads, as at the limit of a user or of a container."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    patch.setattr(threading.Thread, "start", refuse)
+
+
+def test_a_pool_does_with_one_thread_what_was_meant_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadPool(8) as pool:
+        pool.start()
+        begin, done = threading.Event(), []
+        pool.submit(begin.wait)
+        no_threads(monkeypatch)
+        waiting = [pool.submit(done.append, number) for number in range(20)]
+        begin.set()
+        for job in waiting:
+            job.result(timeout=10)
+    assert done == list(range(20))
+
+
+def test_what_a_pool_without_a_thread_refuses_is_not_done_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[int] = []
+    with ThreadPool(8) as pool:
+        with monkeypatch.context() as patch:
+            no_threads(patch)
+            with pytest.raises(RuntimeError):
+                pool.submit(done.append, 1)
+        pool.submit(done.append, 2).result(timeout=10)
+    assert done == [2]

@@ -42,7 +42,7 @@ ALLOWED = {
     "control": {"places", "errors"},
     "app": {
         *("kernel", "fs", "desktop", "catalog", "fetch", "cache", "staging", "blocks", "api"),
-        *("forks", "database", "tree", "places", "locks"),
+        *("forks", "database", "tree", "places", "locks", "cores"),
         *("settings", "name_rules", "errors"),
     },
     "cli": {

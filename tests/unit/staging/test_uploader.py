@@ -331,3 +331,20 @@ def test_files_that_the_server_fails_for_do_not_keep_others_waiting(failing: Ben
     late = failing.add("late.jpg")
     late.result.result(WAIT_S)
     assert len(steps.waiting) <= MAX_WORKERS
+
+
+def test_with_one_thread_each_file_is_uploaded_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of a user or of a container leaves no more."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    bench.uploader.start()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for number in range(5):
+        bench.add(f"{number}.jpg")
+    bench.begin()
+    bench.uploader.retry_all()
+    bench.steps.leave.release(20)
+    wait_for(lambda: len(bench.done) >= 5 and not bench.uploader.stats().under_way)
+    assert len(bench.steps.begun) == 5
