@@ -44,9 +44,8 @@ MARK = "lightlyfs_upload"
 # put in place of the thumbnail of an image that is none any more, for an object cannot be deleted: a WebP of
 # one transparent pixel, which readers take for no thumbnail
 BLANK_THUMBNAIL = base64.b64decode("UklGRhoAAABXRUJQVlA4TA0AAAAvAAAAEAcQERGIiP4HAA==")
-# a reply that was lost may belong to a create that is still being worked on, and so may that of a gateway;
-# and lists may lag. Looks for 10 s, for a sample too many stays for ever, and an upload that waits does not
-_LOOKS = 5
+# a reply that was lost may belong to a create that is still being worked on, and so may that of a gateway
+_LOOKS = 3
 _GATEWAY_GAVE_UP = (408, 502, 504)
 _LOOK_AGAIN_S = 1.0
 # samples at the end of the list among which a created one is looked for, newest last
