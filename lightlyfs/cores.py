@@ -6,7 +6,7 @@ thread that woke up on another core, and both cores spend their time on waking e
 other thread runs during a short call: reading a cached file takes half as much CPU, a cold file two thirds.
 A mount stays on its core until other processes need it; a program's threads are released after each read.
 
-`ThreadPool` is for machines that give few threads.
+`ThreadPool` works where the number of threads is limited.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def with_our_threads() -> Iterator[None]:
 
 @cache
 def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)  # which takes some microseconds each time
+    return ctypes.CDLL(None)  # each call takes some microseconds
 
 
 def _set_ours(cores: set[int]) -> None:
@@ -195,17 +195,14 @@ def _now() -> Moment:
     return Moment(time.monotonic(), by_core, time.process_time())
 
 
-# threads where their number is limited
-
-
 class ThreadPool(ThreadPoolExecutor):
-    """A pool that makes do with the threads it has where the system gives no more (`ulimit -u`, a container).
+    """A pool that works with the threads it has if the system refuses more (`ulimit -u`, a container).
 
-    `ThreadPoolExecutor` raises there, and runs what it refused all the same, later.
+    `ThreadPoolExecutor.submit` raises RuntimeError then, but runs the refused work later all the same.
     """
 
     def start(self) -> None:
-        """Have the first thread now, before others take all there are; RuntimeError without one."""
+        """Start the first thread, before others use up the limit; RuntimeError if there is none."""
         self.submit(_nothing).result()
 
     def _adjust_thread_count(self) -> None:
@@ -214,10 +211,10 @@ class ThreadPool(ThreadPoolExecutor):
         except RuntimeError:
             if self._threads:
                 return
-            # put there under the lock of the pool, and there was nobody to take it
+            # `submit` queued the work item, under the pool's lock, before it asked for this thread
             self._work_queue.get_nowait()
             raise
 
 
 def _nothing() -> None:
-    """Work for a thread that is only to be there."""
+    """Do nothing: the first work item, which starts a thread."""

@@ -170,7 +170,7 @@ def _refuse_slips(patterns: list[str]) -> None:
     """
     for pattern in patterns:
         if pattern not in _KEYWORDS and (meant := _meant_by(pattern)):
-            raise ValueError(f"expected patterns that match paths: for {pattern} write {meant}")
+            raise ValueError(f"expected {meant} instead of {pattern}, which matches no path")
 
 
 def _meant_by(pattern: str) -> str | None:

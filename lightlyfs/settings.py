@@ -31,9 +31,9 @@ _FOREVER = ("infinite", "indefinite", "inf", "never")
 MAX_JOBS = 1024
 # blocks of less would be evicted while the files they belong to are read
 LEAST_CACHE_BYTES = 64 << 20
-# what chown and the kernel take for "nobody was named"
+# -1 as an unsigned number, which chown(2) reserves for "leave unchanged"
 _NO_ID = (1 << 32) - 1
-# of a file on Linux; what has more digits is a slip, and may be too much for a float
+# the largest file on Linux; a float may not hold a number of hundreds of digits
 _MAX_BYTES = (1 << 63) - 1
 # what tests set to fill a cache quickly
 SMALL_CACHE_VARIABLE = "LIGHTLYFS_SMALL_CACHE"
@@ -231,7 +231,7 @@ def parse_path(text: str) -> Path:
         return Path(text).expanduser().absolute()
     except RuntimeError:
         raise ValueError(
-            "expected a path; ~ and a name stand for the home of a user of this machine"
+            "expected a path; ~NAME stands for the home of a user, and this machine has no user of that name"
         ) from None
 
 

@@ -30,8 +30,8 @@ CREATE TRIGGER IF NOT EXISTS block_added AFTER INSERT ON block
 CREATE TRIGGER IF NOT EXISTS block_removed AFTER DELETE ON block
     BEGIN UPDATE total SET bytes = bytes - old.bytes; END;
 """
-# this many blocks, or contents that were used, wait in memory before they are written in one transaction; a
-# crash loses the order of use of so many contents
+# this many blocks, or uses of contents, wait in memory for one transaction; a crash may lose the uses, which
+# only decide what is evicted first
 _BATCH, _USES_BATCH = 64, 1024
 # while the disk takes no records, this many are kept for later; the blocks of others count as absent then
 _MAX_WAITING = 4096

@@ -354,7 +354,7 @@ def _shown_of_dataset(answer: dict[str, Any]) -> list[str]:
 
 
 def _counted_beyond(answer: dict[str, Any]) -> str:
-    """What the counts are of where the mount shows only a part of it."""
+    """Return what the counts cover if the mount shows only a part of that."""
     if not (answer["part"] or answer["include"] or answer["exclude"]):
         return ""
     return " of the whole dataset" if answer["tag"] is None else " of the whole tag"

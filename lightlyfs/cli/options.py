@@ -71,15 +71,11 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 # the settings that commands without a mount need to reach a dataset
 CONNECTION = ("server", "token_file", "ca_certs", "allow_private_storage")
-# how similar a word has to be to a command: a dataset may have a similar name
+# how similar a word has to be to a command, or a variable to one of ours: a dataset may have a similar name,
+# and Kubernetes sets variables for a service called lightlyfs
 _ALIKE = 0.8
 _PREFIX = "LIGHTLYFS_"
 _OTHER_VARIABLES = {profiles.VARIABLE, READY_VARIABLE, SMALL_CACHE_VARIABLE}
-# those of the tests, which run commands, and those that Kubernetes makes of a service called lightlyfs
-_NOT_MEANT = re.compile(
-    r"LIGHTLYFS_(REQUIRE_FUSE|(FUZZ|SOAK|REPLACED)_S|(TEST|BENCH)_.*|PICTURES.*"
-    r"|(.*_)?SERVICE_(HOST|PORT).*|(.*_)?PORT(_\d+_.*)?=tcp:.*)"
-)
 _ID = re.compile(r"\b[0-9a-f]{24}\b")
 TOKEN_REFUSAL = (
     "a token is never an argument, because every user of this machine can read arguments; set LIGHTLY_TOKEN "
@@ -222,34 +218,28 @@ def split_fstab_options(texts: tuple[str, ...]) -> tuple[dict[str, str], tuple[s
 def merge(flags: Mapping[str, str | None], fstab: Mapping[str, str]) -> dict[str, str | None]:
     """Merge the sources: flags beat the fstab form, which beats the configuration file and the profile.
 
-    A variable that looks like one of ours, and is none, is named on stderr.
+    A variable that is probably misspelt is named on stderr.
     """
-    for line in unknown_variables(os.environ):
+    for line in misspelt_variables(os.environ):
         tell(line)
     given = {**fstab, **{name: text for name, text in flags.items() if text is not None}}
     return profiles.beneath(given, given.pop("profile", None), os.environ)
 
 
-def unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """Return a line about each variable that begins like ours and has no effect, with the nearest that has.
-
-    Those that are empty count as not set.
-    """
+def misspelt_variables(environ: Mapping[str, str]) -> list[str]:
+    """Return a line about each variable without effect whose name is close to that of a setting."""
     known = {row.variable for row in SETTINGS if row.variable} | _OTHER_VARIABLES
     meant = {row.name.upper(): row.variable or f"{row.flag} ({row.name} in config.toml)" for row in SETTINGS}
     for name in (*known, *SECRET_VARIABLES):
         meant.setdefault(name.partition("_")[2], name)
     lines = []
     for name, value in sorted(environ.items()):
-        if not (name.startswith(_PREFIX) and value) or name in known:
+        # Kubernetes gives the address of a service as LIGHTLYFS_METRICS_PORT=tcp://...
+        if not (name.startswith(_PREFIX) and value) or name in known or value.startswith("tcp://"):
             continue
-        if _NOT_MEANT.fullmatch(name) or _NOT_MEANT.fullmatch(f"{name}={value}"):
-            continue
-        close = get_close_matches(name.removeprefix(_PREFIX).upper(), meant, 1)
-        asked = (
-            f"did you mean {meant[close[0]]}?" if close else "`lightlyfs help options` lists those that do"
-        )
-        lines.append(f"the variable {name} has no effect; {asked}")
+        close = get_close_matches(name.removeprefix(_PREFIX).upper(), meant, 1, _ALIKE)
+        if close:
+            lines.append(f"the variable {name} has no effect; did you mean {meant[close[0]]}?")
     return lines
 
 

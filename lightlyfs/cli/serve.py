@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def _seconds(text: str) -> float:
-    """A time that is one: click's own ranges let NaN and infinity through."""
+    """Return a number of seconds; click's FloatRange accepts NaN."""
     try:
         found = float(text)
     except ValueError:
         found = math.nan
     if not 0 <= found < math.inf:
-        raise click.BadParameter(f"{text!r} is no number of seconds from 0 on")
+        raise click.BadParameter(f"{text!r} is not a number of seconds, 0 or more")
     return found
 
 

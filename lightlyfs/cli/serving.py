@@ -176,12 +176,12 @@ def _serve(
 
 
 def _look_at_chosen(parts: app.Dataset, settings: Settings, dataset: str) -> None:
-    """StartError where the folder to mount is not there; a line where patterns hide all that is in it."""
+    """Raise StartError if there is no such folder; print a line if patterns hide all that is in it."""
     parts.need_folder(dataset)
     if not settings.no_wait and parts.hides_all():
         rules = (("--include", settings.shown.include), ("--exclude", settings.shown.exclude))
         given = " and ".join(f"{flag} {','.join(patterns)}" for flag, patterns in rules if patterns)
-        tell(f"no sample fits {given}: patterns are such as *.jpg or cars/*")
+        tell(f"no sample matches {given}; patterns look like *.jpg or cars/*")
 
 
 def _run(parts: app.Dataset, mount: Mount, mountpoint: Path, told: int, dataset: str) -> None:

@@ -160,7 +160,7 @@ Job = TypeVar("Job")
 
 
 class _Unchanged(int):
-    """The bytes of a file that was there before it was copied."""
+    """The size in bytes of a file that the target held already."""
 
 
 class _Found(NamedTuple):
@@ -321,7 +321,7 @@ def _need_directory(target: str) -> None:
 def _fetch(files: Filesystem, path: str, target: Path) -> int:
     if target.exists() and not target.is_file():
         # a device or a pipe would be replaced by a file
-        raise StartError(f"{target} is no file; write there with `lightlyfs cat`")
+        raise StartError(f"{target} is not a regular file; write to it with `lightlyfs cat`")
     target.parent.mkdir(parents=True, exist_ok=True)
     # of fixed length, because the name of the target may be as long as names can be; the next try reuses it
     partial = target.with_name(f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.part")
@@ -374,7 +374,7 @@ def _upload(sources: list[Path], target: str, recursive: bool, flags: dict[str, 
 
 
 def _files_below(directory: Path, hidden: list[OSError]) -> list[Path]:
-    """Return the files below a directory; what this user may not look at goes to `hidden`."""
+    """Return the files below a directory; errors of what this user may not read go to `hidden`."""
     found: list[Path] = []
     # unlike `rglob`, which passes over directories that cannot be read
     for above, _, names in os.walk(directory, onerror=hidden.append):

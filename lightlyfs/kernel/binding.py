@@ -124,7 +124,7 @@ def check_rights() -> None:
         return
     if known.get("NoNewPrivs", "").strip() == "1":
         raise StartError(
-            "programs that are started from here gain no rights (no_new_privs), which fusermount needs; "
+            "no_new_privs is set, so fusermount gets no right to mount; "
             "mount from a terminal outside (in a container: --security-opt no-new-privileges=false)"
         )
     helper = shutil.which("fusermount3") or shutil.which("fusermount")

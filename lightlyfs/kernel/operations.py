@@ -167,7 +167,7 @@ class Operations:
         try:
             opened = self._fs.open(self._inside(path), fi.flags)
         except NoSuchFile as error:
-            # the kernel asks for the open of names that it knows alone; of others it asks for the name first
+            # the kernel opens only names that it knows; it looks an unknown name up first
             raise StaleName(str(error)) from error
         self._tell(fi, opened)
         return 0

@@ -93,8 +93,8 @@ class _FactsProcess:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        # a picture for the process, which has inherited it; where it has a user namespace of its own, the
-        # kernel lets it open no descriptor of ours by /proc; -1 without a process
+        # the descriptor of the picture to convert, which the process inherits; in a user namespace of its own
+        # it may not open /proc/PID/fd of this process. -1 without a process
         self._picture = -1
 
     def ask_of(self, picture: bytes, side_pixels: int) -> dict[str, Any]:

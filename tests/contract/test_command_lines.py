@@ -79,8 +79,8 @@ WRONG = [
     ("cp '' here/", 2, "it is empty; name a dataset or a path"),
     ("index export '' out", 2, "it is empty; name a dataset or a path"),
     ("serve", 2, "name one source: a folder"),
-    ("serve . --url-lifetime nan", 2, "'nan' is no number of seconds from 0 on"),
-    ("serve . --latency -1", 2, "'-1' is no number of seconds from 0 on"),
+    ("serve . --url-lifetime nan", 2, "'nan' is not a number of seconds, 0 or more"),
+    ("serve . --latency -1", 2, "'-1' is not a number of seconds, 0 or more"),
     ("--verbose", 2, "no such option --verbose"),
 ]
 

@@ -68,7 +68,7 @@ print(binding.failed_mount(binding.MountOptions(Path("/mnt/images"), "dataset"),
 @pytest.mark.parametrize(
     ("without", "text"),
     [
-        ("no_new_privs", "gain no rights (no_new_privs), which fusermount needs; mount from"),
+        ("no_new_privs", "no_new_privs is set, so fusermount gets no right to mount; mount from"),
         pytest.param(
             "CAP_SYS_ADMIN",
             "this container may not mount; start it with: --cap-add SYS_ADMIN",

@@ -158,7 +158,7 @@ def test_patterns_that_fit_no_sample_are_told_when_it_is_mounted(
     words = [word for pattern in patterns for word in ("--include", pattern)]
     said = lightlyfs("mount", own_server.dataset_id, str(mountpoint), *words, environ=environ).stderr
     lightlyfs("umount", str(mountpoint), environ=environ)
-    assert ("no sample fits --include cars" in said) == warns
+    assert ("no sample matches --include cars" in said) == warns
 
 
 def test_only_the_samples_that_the_patterns_choose_are_shown(

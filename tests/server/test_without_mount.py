@@ -97,7 +97,7 @@ def test_files_are_copied_down_and_up(
         assert "file is not a directory; name a target that is one" in told
     assert Path("file").read_bytes() == b"kept"
     os.mkfifo("pipe")
-    assert "pipe is no file" in run(served, tmp_path, "cp", "fleet/top.jpg", "pipe", code=1)
+    assert "pipe is not a regular file" in run(served, tmp_path, "cp", "fleet/top.jpg", "pipe", code=1)
     assert Path("pipe").is_fifo()
     run(served, tmp_path, "cp", "-r", "fleet", "all")
     assert sorted(path.name for path in Path("all").rglob("*.jpg")) == ["0.jpg", "1.jpg", "top.jpg"]

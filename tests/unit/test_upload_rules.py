@@ -89,7 +89,7 @@ def test_a_choice_that_makes_no_sense_is_refused(text: str) -> None:
 )
 def test_a_pattern_that_was_meant_otherwise_is_refused_with_what_was_meant(text: str, meant: str) -> None:
     for parse in (parse_upload, parse_patterns):
-        with pytest.raises(ValueError, match=f" write {re.escape(meant)}$"):
+        with pytest.raises(ValueError, match=f"^expected {re.escape(meant)} instead of "):
             parse(text.replace("!", "") if parse is parse_patterns else text)
 
 
